@@ -1,0 +1,113 @@
+"""Classify a JSON lines file: one line out per line in, in the same order, with label, score and exit layer.
+
+    python examples/predict.py --model runs/mine --input in.jsonl --output out.jsonl --policy threshold:0.3
+
+The output appears only when it is whole. A bad line (no JSON object, no text, empty or too long a text) stops the run
+with its number; with --skip-bad-lines it is reported and becomes a line {"error": ...} of the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from geep_triton import Engine
+from geep_triton.data import BadLine, BadSample, Row, read_json_lines
+from geep_triton.outputs import Predictions
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a trained MultiExitBert, or hub id")
+    parser.add_argument("--input", required=True, type=Path, help="JSON lines with text and optionally text_pair")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ...")
+    parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
+    parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
+    parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
+    return parser.parse_args()
+
+
+def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, skip: bool) -> Iterator[dict]:
+    """One result per row of a window; rows that cannot be answered become errors, or stop the run."""
+    errors = {index: row["error"] for index, row in enumerate(rows) if isinstance(row.get("error"), BadLine)}
+    results: Predictions | None = None
+    good: list[int] = []
+    while results is None:
+        good = [index for index in range(len(rows)) if index not in errors]
+        if not good:
+            break
+        try:
+            results = engine.predict([rows[index] for index in good])
+        except BadSample as error:
+            bad_line = BadLine(path, first_line + good[error.index], error.reason)
+            if not skip:
+                raise bad_line from None
+            errors[good[error.index]] = bad_line
+    answers = iter(describe(results)) if results is not None else iter(())
+    for index in range(len(rows)):
+        if index in errors:
+            print(errors[index], file=sys.stderr)
+            yield {"error": str(errors[index])}
+        else:
+            yield next(answers)
+
+
+def describe(results: Predictions) -> list[dict]:
+    """label (a regression has none), score and exit_layer of each sample."""
+    exits = results.exit_layers.tolist()
+    if results.is_regression:
+        return [{"score": s, "exit_layer": e} for s, e in zip(results.logits[:, 0].tolist(), exits, strict=True)]
+    scores = results.probabilities.amax(-1).tolist()
+    return [
+        {"label": label, "score": score, "exit_layer": layer}
+        for label, score, layer in zip(results.labels, scores, exits, strict=True)
+    ]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if not arguments.input.is_file():
+        raise SystemExit(f"no such file: {arguments.input}")
+    engine = Engine.from_pretrained(
+        arguments.model, arguments.policy, truncation=arguments.truncate, window=arguments.window
+    )
+    on_bad_line = (lambda error: {"error": error}) if arguments.skip_bad_lines else None
+    rows = read_json_lines(arguments.input, ("text",), on_bad_line)
+    with arguments.input.open("rb") as file:
+        total = sum(1 for _ in file)
+    partial = arguments.output.with_name(f"{arguments.output.name}.{os.getpid()}.partial")
+    exits: Counter[int] = Counter()
+    line = 1
+    try:
+        with partial.open("w", encoding="utf-8") as file, tqdm(total=total, unit="line") as bar:
+            while window := list(islice(rows, arguments.window)):
+                for result in answer_window(engine, arguments.input, window, line, arguments.skip_bad_lines):
+                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
+                    if "exit_layer" in result:
+                        exits[result["exit_layer"]] += 1
+                line += len(window)
+                bar.update(len(window))
+        if line == 1:
+            raise SystemExit(f"{arguments.input} has no lines")
+        partial.replace(arguments.output)
+    except BadLine as error:
+        raise SystemExit(str(error)) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    answered = sum(exits.values())
+    if answered:
+        mean = sum(layer * count for layer, count in exits.items()) / answered
+        print(f"{answered} of {line - 1} lines answered, mean exit layer {mean:.2f}: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

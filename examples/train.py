@@ -1,0 +1,120 @@
+"""Give a BERT exits and train them in one step; evaluate every exit each epoch; build the exit table.
+
+    python examples/train.py --model google-bert/bert-base-uncased --train train.jsonl --dev dev.jsonl --output runs/mine
+
+The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. A run that was
+killed goes on from its last checkpoint when it is started again with the same --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from geep_triton import MultiExitBert, MultiExitTrainer, build_exit_table
+from geep_triton.data import Encoder, read_rows
+from geep_triton.training.dataset import TextDataset, label_names
+from geep_triton.training.recipes import RECIPES
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="hub id or folder of a BERT with safetensors weights")
+    parser.add_argument("--train", required=True, help="JSON lines, CSV or hub id, with text, label, maybe text_pair")
+    parser.add_argument("--dev", required=True, help="the same, for evaluation; a hub id's split 'validation'")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
+    parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
+    parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
+    parser.add_argument("--head", default="attention", choices=["attention", "pooler", "linear"])
+    parser.add_argument("--pooling", default="cls", choices=["cls", "mean"], help="'mean' for sentence-transformers models")
+    parser.add_argument("--head-dropout", type=float, default=0.5)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--max-length", type=int, default=128, help="most tokens a sample may have")
+    parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
+    parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
+    parser.add_argument("--ngram", type=int, default=1, help="highest order of the exit table's n-grams")
+    parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    train_rows = read_rows(arguments.train, "train", ("text", "label"))
+    dev_rows = read_rows(arguments.dev, "validation", ("text", "label"))
+    names = label_names(train_rows)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = MultiExitBert.from_pretrained(
+        arguments.model,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+        exit_layers=arguments.exit_layers,
+        head=arguments.head,
+        pooling=arguments.pooling,
+        head_dropout=arguments.head_dropout,
+    )
+    encoder = Encoder(tokenizer, arguments.max_length, arguments.truncate, model.config.vocab_size)
+    train_set = TextDataset(train_rows, encoder, model.config.label2id)
+    dev_set = TextDataset(dev_rows, encoder, model.config.label2id)
+    if encoder.truncated:
+        print(f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
+
+    checkpoints = arguments.output / "checkpoints"
+    trainer = MultiExitTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=arguments.epochs,
+            per_device_train_batch_size=arguments.batch_size,
+            per_device_eval_batch_size=128,
+            learning_rate=arguments.learning_rate,
+            warmup_steps=0.06,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            eval_strategy="epoch",
+            save_steps=arguments.save_steps,
+            save_total_limit=2,
+            logging_steps=100,
+            report_to=[],
+            seed=arguments.seed,
+            bf16=arguments.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=train_set,
+        eval_dataset=dev_set,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        recipe=arguments.recipe,
+    )
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last:
+        print(f"resuming from {last}")
+    trainer.train(resume_from_checkpoint=last)
+    metrics = trainer.evaluate()
+
+    settings = {"threshold": arguments.threshold, "ngram": arguments.ngram}
+    model.exit_table = build_exit_table(
+        model, tokenizer, train_rows, **settings, max_length=arguments.max_length, truncation=arguments.truncate
+    )
+    model.config.exit_thresholds = arguments.threshold
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+    report = {"arguments": vars(arguments) | {"output": str(arguments.output)}, "metrics": metrics}
+    report["seconds"] = sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history)
+    (arguments.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    for layer in model.config.exit_layers:
+        print(f"exit {layer}: accuracy {metrics[f'eval_accuracy_exit_{layer}']:.4f}")
+    print(f"model, tokenizer and exit table: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

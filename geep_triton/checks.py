@@ -1,0 +1,47 @@
+"""Checks of what a user can get wrong: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """`repr(value)`, cut to `limit` characters so that an error stays readable."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def check_choice(name: str, value: Any, known: Collection[str]) -> None:
+    """Raise ValueError unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {shorten(value)}; known: {', '.join(sorted(known))}")
+
+
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
+    """Raise TypeError unless `value` is an int, ValueError unless minimum <= value <= maximum."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {shorten(value)} of type {type(value).__name__}")
+    if value < minimum or (maximum is not None and value > maximum):
+        bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name} must be {bound}, got {value}")
+
+
+def check_number(name: str, value: Any, minimum: float, maximum: float) -> None:
+    """Raise TypeError unless `value` is a real number, ValueError unless minimum <= value <= maximum."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {shorten(value)} of type {type(value).__name__}")
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{name} must be between {minimum} and {maximum}, got {value}")
+
+
+def check_tensor(name: str, value: Any, ndim: int, dtype: torch.dtype | None = None) -> None:
+    """Raise TypeError unless `value` is a tensor (of `dtype`, where given), ValueError unless it has `ndim` dimensions."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(value.shape)}")
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(f"{name} must be of dtype {dtype}, got {value.dtype}")

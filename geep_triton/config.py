@@ -1,0 +1,98 @@
+"""Configuration of MultiExitBert: a BertConfig plus where the exits are and what their heads look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import BertConfig
+
+from geep_triton.checks import check_choice, check_int, check_number, shorten
+
+HEADS = ("attention", "pooler", "linear")
+POOLINGS = ("cls", "mean")
+
+
+class MultiExitBertConfig(BertConfig):
+    """Everything of `transformers.BertConfig`, and the exits.
+
+    Args:
+        exit_layers: layers (1..num_hidden_layers) after which an exit head answers, ascending; the last layer is always
+            one of them. None: every layer.
+        head: kind of the exit heads: "attention" (FastBERT/GEEP), "pooler" (BERT's own) or "linear".
+        pooling: what a head reads: "cls" (the first token) or "mean" (mean over the real tokens).
+        last_head: kind of the last exit's head where it differs, as in a fine-tuned BertForSequenceClassification.
+        last_pooling: pooling of the last exit's head where it differs.
+        head_size: width of the "attention" head (128 in FastBERT and GEEP).
+        head_attention_heads: attention heads of the "attention" head (2 in GEEP, 4 in SmartBERT).
+        head_dropout: dropout inside the exit heads while training (.5 in GEEP).
+        exit_thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number for every
+            exit, or one per exit but the last.
+
+    Raises:
+        ValueError, TypeError: for exits outside the model, unknown heads or poolings, thresholds that do not fit.
+    """
+
+    model_type = "multi_exit_bert"
+
+    exit_layers: list[int] | None = None
+    head: str = "attention"
+    pooling: str = "cls"
+    last_head: str | None = None
+    last_pooling: str | None = None
+    head_size: int = 128
+    head_attention_heads: int = 2
+    head_dropout: float | int = 0.5
+    exit_thresholds: float | int | list | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
+        self.last_head = self.last_head or self.head
+        self.last_pooling = self.last_pooling or self.pooling
+        for name, value, known in (
+            ("head", self.head, HEADS),
+            ("last_head", self.last_head, HEADS),
+            ("pooling", self.pooling, POOLINGS),
+            ("last_pooling", self.last_pooling, POOLINGS),
+        ):
+            check_choice(name, value, known)
+        check_int("head_size", self.head_size, 1)
+        check_int("head_attention_heads", self.head_attention_heads, 1)
+        if self.head_size % self.head_attention_heads:
+            raise ValueError(
+                f"head_size ({self.head_size}) must be a multiple of head_attention_heads ({self.head_attention_heads})"
+            )
+        check_number("head_dropout", self.head_dropout, 0.0, 1.0)
+        check_thresholds(self.exit_thresholds, len(self.exit_layers))
+
+
+def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:
+    """The exits as a sorted list; None stands for every layer.
+
+    Raises:
+        TypeError: not a list of ints. ValueError: empty, repeated, outside 1..num_layers, or without the last layer.
+    """
+    if exit_layers is None:
+        return list(range(1, num_layers + 1))
+    if not isinstance(exit_layers, (list, tuple)):
+        raise TypeError(f"exit_layers must be a list of ints, got {shorten(exit_layers)}")
+    for layer in exit_layers:
+        check_int("each of exit_layers", layer, 1, num_layers)
+    if len(set(exit_layers)) != len(exit_layers):
+        raise ValueError(f"exit_layers must not repeat a layer, got {list(exit_layers)}")
+    if num_layers not in exit_layers:
+        raise ValueError(f"exit_layers must include the last layer ({num_layers}), got {list(exit_layers)}")
+    return sorted(exit_layers)
+
+
+def check_thresholds(thresholds: float | list | None, num_exits: int) -> None:
+    """Raise unless `thresholds` is None, one number in [0, 1], or one such number per exit but the last."""
+    if thresholds is None:
+        return
+    values = thresholds if isinstance(thresholds, (list, tuple)) else [thresholds]
+    if isinstance(thresholds, (list, tuple)) and len(values) != num_exits - 1:
+        raise ValueError(
+            f"exit_thresholds must be one number, or one per exit but the last ({num_exits - 1}), got {len(values)}"
+        )
+    for value in values:
+        check_number("each of exit_thresholds", value, 0.0, 1.0)

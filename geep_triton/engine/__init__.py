@@ -1,0 +1,1 @@
+"""Running a model under a policy, results in the caller's order."""

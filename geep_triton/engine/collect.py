@@ -1,0 +1,58 @@
+"""Building an exit table from texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from geep_triton.engine.engine import Engine
+from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.ops.exit_scores import score_exits
+
+
+def build_exit_table(
+    model: MultiExitBert,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Any,
+    threshold: float,
+    *,
+    ngram: int = 1,
+    smoothing: float = 1.0,
+    reduction: str = "mean",
+    criterion: str = "normalized_entropy",
+    progress: bool = True,
+    **engine: Any,
+) -> ExitTable:
+    """Run every exit once over unlabelled texts and count, per token, where the samples that hold it leave.
+
+    Args:
+        model, tokenizer: whose exits to predict.
+        texts: whatever `Engine.predict` takes; labels are not needed.
+        threshold: uncertainty at or under which a sample leaves, 0..1; `ExitTable.rebuild` changes it later for free.
+        ngram, smoothing, reduction: see `TableSettings`.
+        criterion: see `geep_triton.ops.exit_scores.score_exits`.
+        progress: show a progress bar.
+        **engine: further arguments of `Engine` (max_length, truncation, text_column, ...).
+
+    Returns:
+        The table; assign it to `model.exit_table` to use it and to save it with the model.
+
+    Raises:
+        ValueError: a regression model, settings out of range, and all that `Engine.predict` raises.
+    """
+    settings = TableSettings(threshold, ngram, smoothing, reduction)
+    tokens, logits = Engine(model, tokenizer, progress=progress, **engine).exit_logits(texts)
+    _, uncertainty, _ = score_exits(logits.flatten(0, 1), threshold, criterion)
+    records = ExitRecords(tokens, uncertainty.view(logits.shape[:2]))
+    return ExitTable.from_records(
+        records,
+        model.config.exit_layers,
+        settings,
+        model.config.vocab_size,
+        tokenizer_fingerprint(tokenizer),
+        uncounted_ids(tokenizer),
+        criterion,
+    )

@@ -1,0 +1,1 @@
+"""Metrics of exits, policies and predictors."""

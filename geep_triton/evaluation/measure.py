@@ -1,0 +1,70 @@
+"""Measuring policies on labelled rows: accuracy and wall clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from geep_triton.data import Row
+from geep_triton.engine.engine import Engine
+from geep_triton.outputs import Predictions
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One policy measured on labelled data.
+
+    Attributes:
+        policy: its short form, e.g. "threshold:0.3".
+        accuracy: 0..1.
+        mean_layers: layers run per sample, on average.
+        samples_per_second: wall clock.
+    """
+
+    policy: str
+    accuracy: float
+    mean_layers: float
+    samples_per_second: float
+
+
+def measure(
+    engines: dict[str, Engine], rows: Sequence[Row], rounds: int, report: Callable[[str], None] | None = None
+) -> tuple[list[Measurement], dict[str, Predictions]]:
+    """Run every engine over the rows, interleaved, after one unmeasured warm-up batch each.
+
+    Args:
+        engines: by the name of their policy.
+        rows: with text, label and optionally text_pair.
+        rounds: how often each engine answers all rows; speed is the median round's.
+        report: called with the name of each finished run.
+
+    Returns:
+        A measurement per engine, and its last predictions.
+
+    Raises:
+        ValueError: no rows, or a row without a label.
+    """
+    labels = [str(row["label"]) for row in rows]
+    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    predictions: dict[str, Predictions] = {}
+    for engine in engines.values():
+        engine.predict(rows[:64])
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            predictions[name] = engine.predict(rows)
+            speeds[name].append(len(rows) / (time.perf_counter() - start))
+            if report is not None:
+                report(name)
+    measurements = [
+        Measurement(
+            name,
+            sum(map(str.__eq__, predictions[name].labels, labels)) / len(labels),
+            predictions[name].mean_exit_layer,
+            statistics.median(speeds[name]),
+        )
+        for name in engines
+    ]
+    return measurements, predictions

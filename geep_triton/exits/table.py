@@ -1,0 +1,290 @@
+"""The exit table: tokens -> where samples with them left, learned from unlabelled text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from geep_triton.checks import check_choice, check_int, check_number, check_tensor
+from geep_triton.exits.decision import decide
+from geep_triton.ops.exit_scores import CRITERIA
+from geep_triton.ops.hash_table import REDUCTIONS, insert_add, lookup, predict_exits
+from geep_triton.ops.ngrams import ngram_keys
+from geep_triton.outputs import Tokens
+
+TABLE_FILE = "exit_table.safetensors"
+FORMAT = "geep_triton.exit_table.1"
+COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
+
+
+@dataclass(frozen=True)
+class ExitRecords:
+    """What one run of every exit over a corpus leaves behind: enough to rebuild a table for any threshold.
+
+    Attributes:
+        tokens: the samples.
+        uncertainty: [N, E] float32, the criterion's value at each exit; low is sure.
+    """
+
+    tokens: Tokens
+    uncertainty: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """How a table is made of records, and how it predicts.
+
+    Attributes:
+        threshold: uncertainty at or under which a sample leaves, 0..1.
+        ngram: highest order of the n-grams counted; 1 counts tokens.
+        smoothing: pseudo-count a of the prior: P(e|v) = (count[v,e] + a prior[e]) / (sum_e count[v,e] + a).
+        reduction: how keys make a sample's distribution: "mean" or "naive_bayes".
+    """
+
+    threshold: float
+    ngram: int = 1
+    smoothing: float = 1.0
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0.0, 1.0)
+        check_int("ngram", self.ngram, 1)
+        check_number("smoothing", self.smoothing, 0.0, float("inf"))
+        check_choice("reduction", self.reduction, REDUCTIONS)
+
+
+@dataclass(frozen=True)
+class ExitTable:
+    """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
+
+    Made by `geep_triton.build_exit_table`, or `ExitTable.from_records`. Immutable: `rebuild` and `merge` return new tables.
+
+    Attributes:
+        keys: [S] int64, distinct and ascending: token ids, and hashes of longer n-grams.
+        counts: [S, E] int64, how many samples' tokens with this key left at each exit.
+        exit_counts: [E] int64, how many samples left at each exit.
+        exit_layers: the E exits' layers, ascending.
+        settings: threshold, n-gram order, smoothing, reduction.
+        criterion: what the threshold is compared with.
+        vocab_size: of the model.
+        fingerprint: of the tokenizer.
+        special_ids: ids that never count.
+        records: the samples behind the counts, or None where they were dropped.
+    """
+
+    keys: torch.Tensor
+    counts: torch.Tensor
+    exit_counts: torch.Tensor
+    exit_layers: tuple[int, ...]
+    settings: TableSettings
+    criterion: str
+    vocab_size: int
+    fingerprint: str
+    special_ids: tuple[int, ...]
+    records: ExitRecords | None = None
+
+    @classmethod
+    def from_records(
+        cls,
+        records: ExitRecords,
+        exit_layers: Sequence[int],
+        settings: TableSettings,
+        vocab_size: int,
+        fingerprint: str,
+        special_ids: Sequence[int],
+        criterion: str = "normalized_entropy",
+    ) -> ExitTable:
+        """Count where each sample leaves: at the first exit that is sure enough, else at the last.
+
+        Raises:
+            ValueError: no samples, NaN among the uncertainties, or shapes that do not fit.
+        """
+        check_choice("criterion", criterion, CRITERIA)
+        check_tensor("records.uncertainty", records.uncertainty, 2)
+        if not len(records.tokens):
+            raise ValueError("records: an exit table needs at least one sample")
+        if records.uncertainty.shape != (len(records.tokens), len(exit_layers)):
+            raise ValueError(
+                f"records.uncertainty must have shape {(len(records.tokens), len(exit_layers))}, "
+                f"got {tuple(records.uncertainty.shape)}"
+            )
+        if records.uncertainty.isnan().any():
+            raise ValueError("records.uncertainty holds NaN: the model that made it gives NaN logits")
+        exits = first_sure_exit(records.uncertainty, settings.threshold)
+        special = torch.tensor(special_ids, dtype=torch.int64)
+        keys, samples = ngram_keys(records.tokens.ids, records.tokens.offsets, special, settings.ngram)
+        table_keys, counts = insert_add(keys, exits[samples], len(exit_layers))
+        return cls(
+            keys=table_keys,
+            counts=counts,
+            exit_counts=torch.bincount(exits, minlength=len(exit_layers)),
+            exit_layers=tuple(exit_layers),
+            settings=settings,
+            criterion=criterion,
+            vocab_size=vocab_size,
+            fingerprint=fingerprint,
+            special_ids=tuple(special_ids),
+            records=records,
+        )
+
+    def rebuild(self, **settings: float | int | str) -> ExitTable:
+        """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
+
+        Raises:
+            ValueError: the table's records were dropped and the new settings need them (threshold, ngram).
+        """
+        changed = replace(self.settings, **settings)
+        if (changed.threshold, changed.ngram) == (self.settings.threshold, self.settings.ngram):
+            return replace(self, settings=changed)
+        if self.records is None:
+            raise ValueError("records: this table was saved without its records; build it again from texts")
+        return ExitTable.from_records(
+            self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion
+        )
+
+    def without_records(self) -> ExitTable:
+        """A smaller table that predicts the same but cannot be rebuilt."""
+        return replace(self, records=None)
+
+    def merge(self, other: ExitTable) -> ExitTable:
+        """One table of both corpora, equal to one built from both at once.
+
+        Raises:
+            ValueError: the tables differ in settings, exits, criterion, vocabulary or tokenizer.
+        """
+        for name in (*COMPATIBLE, "settings"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"tables to merge must have the same {name}, got {getattr(self, name)!r} and {getattr(other, name)!r}"
+                )
+        keys, rows = torch.unique(torch.cat([self.keys, other.keys]), return_inverse=True)
+        counts = torch.zeros(keys.numel(), len(self.exit_layers), dtype=torch.int64)
+        counts.index_add_(0, rows, torch.cat([self.counts, other.counts]))
+        records = None
+        if self.records is not None and other.records is not None:
+            records = ExitRecords(
+                Tokens.concatenate([self.records.tokens, other.records.tokens]),
+                torch.cat([self.records.uncertainty, other.records.uncertainty]),
+            )
+        return replace(
+            self, keys=keys, counts=counts, exit_counts=self.exit_counts + other.exit_counts, records=records
+        )
+
+    @cached_property
+    def scores(self) -> torch.Tensor:
+        """[S + 1, E] float32: P(e|key) smoothed towards the prior; the last row is the prior, for unseen keys."""
+        prior = self.exit_counts.double() / self.exit_counts.sum()
+        weight = self.settings.smoothing
+        smoothed = (self.counts + weight * prior) / (self.counts.sum(1, keepdim=True) + weight)
+        return torch.cat([smoothed, prior[None]]).float()
+
+    def probabilities(self, tokens: Tokens) -> torch.Tensor:
+        """P(e|x): [N, E] float32 over the exits of N samples. Each unseen key counts as the prior."""
+        special = torch.tensor(self.special_ids, dtype=torch.int64)
+        keys, samples = ngram_keys(tokens.ids, tokens.offsets, special, self.settings.ngram)
+        rows = lookup(self.keys, keys)
+        return predict_exits(rows, samples, len(tokens), self.scores, self.settings.reduction)
+
+    def predict(self, tokens: Tokens, decision: str | float = "argmax") -> torch.Tensor:
+        """[N] int64, the exit layer predicted for each sample; see `geep_triton.exits.decision.decide`."""
+        return decide(self.probabilities(tokens), self.exit_layers, decision)
+
+    def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
+        """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
+        if self.vocab_size != vocab_size:
+            raise ValueError(f"exit_table was built for a vocabulary of {self.vocab_size}, the model has {vocab_size}")
+        if self.exit_layers != tuple(exit_layers):
+            raise ValueError(
+                f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}"
+            )
+        if fingerprint is not None and self.fingerprint != fingerprint:
+            raise ValueError("exit_table was built with another tokenizer; build it again with this one")
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write `exit_table.safetensors` into a folder, replacing one that is there only once it is whole."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        tensors = {"keys": self.keys, "counts": self.counts, "exit_counts": self.exit_counts}
+        if self.records is not None:
+            tokens = self.records.tokens
+            tensors |= {
+                "records.ids": tokens.ids.int(),
+                "records.offsets": tokens.offsets,
+                "records.uncertainty": self.records.uncertainty,
+            }
+            if tokens.type_ids is not None:
+                tensors["records.type_ids"] = tokens.type_ids.to(torch.int8)
+        header = {name: getattr(self, name) for name in COMPATIBLE} | {"settings": vars(self.settings)}
+        path = Path(directory) / TABLE_FILE
+        partial = path.with_suffix(".partial")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            partial,
+            metadata={"format": FORMAT, "table": json.dumps(header)},
+        )
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ExitTable:
+        """Read a table from its file or the folder that holds it.
+
+        Raises:
+            ValueError: no such file, damaged, or not an exit table of this version.
+        """
+        path = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise ValueError(f"no such exit table: {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged safetensors file: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+        header = json.loads(metadata["table"])
+        return cls(
+            keys=tensors["keys"],
+            counts=tensors["counts"],
+            exit_counts=tensors["exit_counts"],
+            exit_layers=tuple(header["exit_layers"]),
+            settings=TableSettings(**header["settings"]),
+            criterion=header["criterion"],
+            vocab_size=header["vocab_size"],
+            fingerprint=header["fingerprint"],
+            special_ids=tuple(header["special_ids"]),
+            records=_load_records(tensors),
+        )
+
+
+def save_table(table: ExitTable | None, directory: str | os.PathLike) -> None:
+    """Make the folder hold this table; None removes one that an earlier model left there."""
+    if table is None:
+        (Path(directory) / TABLE_FILE).unlink(missing_ok=True)
+    else:
+        table.save_pretrained(directory)
+
+
+def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor:
+    """[N, E] -> [N] int64, index of the first exit whose uncertainty is at or under `threshold`, else of the last."""
+    sure = uncertainty <= threshold
+    sure[:, -1] = True
+    return sure.int().argmax(-1)
+
+
+def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
+    if "records.ids" not in tensors:
+        return None
+    type_ids = tensors.get("records.type_ids")
+    tokens = Tokens(
+        tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long()
+    )
+    return ExitRecords(tokens, tensors["records.uncertainty"])
+

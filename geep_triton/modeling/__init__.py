@@ -1,0 +1,1 @@
+"""The model: Hugging Face's BERT with exit heads."""

@@ -1,0 +1,104 @@
+"""Exit heads: hidden states [B, S, H] and attention mask [B, S] in, logits [B, C] out. Padding never reaches the logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from geep_triton.config import MultiExitBertConfig
+
+
+def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """[B, S, D] -> [B, D]: the first token ("cls"), or the mean over tokens whose mask is 1 ("mean")."""
+    if pooling == "cls":
+        return hidden_states[:, 0]
+    weights = attention_mask.to(hidden_states.dtype)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
+
+
+class LinearHead(nn.Module):
+    """Pool, dropout, Linear(H -> C)."""
+
+    def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.dropout(pool(hidden_states, attention_mask, self.pooling)))
+
+
+class PoolerHead(nn.Module):
+    """BERT's own: pool, Linear(H -> H), tanh, dropout, Linear(H -> C), as in BertForSequenceClassification."""
+
+    def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        pooled = torch.tanh(self.dense(pool(hidden_states, attention_mask, self.pooling)))
+        return self.classifier(self.dropout(pooled))
+
+
+class AttentionHead(nn.Module):
+    """FastBERT's student classifier, as GEEP uses it: Linear(H -> D), tanh, self-attention over D, pool, Linear(D -> D),
+    tanh, Linear(D -> C), D = head_size.
+
+    Unlike the released code (alibaba/EasyNLP, geep_classification) the attention ignores padding.
+    """
+
+    def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
+        super().__init__()
+        size = config.head_size
+        self.pooling = pooling
+        self.num_heads = config.head_attention_heads
+        self.attention_dropout = config.head_dropout
+        self.reduce = nn.Linear(config.hidden_size, size)
+        self.query = nn.Linear(size, size)
+        self.key_value = nn.Linear(size, 2 * size)
+        self.output = nn.Linear(size, size)
+        self.dense = nn.Linear(size, size)
+        self.classifier = nn.Linear(size, config.num_labels)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        features = torch.tanh(self.reduce(hidden_states))
+        # With "cls" only the first token's row of the attention is ever read.
+        queries = features[:, :1] if self.pooling == "cls" else features
+        key, value = self.key_value(features).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(queries)),
+            self._split(key),
+            self._split(value),
+            attn_mask=attention_mask.bool()[:, None, None, :],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        # The output projection is linear, so it may follow the pooling: one row a sample instead of one a token.
+        pooled = self.output(pool(attended, attention_mask, self.pooling))
+        return self.classifier(torch.tanh(self.dense(pooled)))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+HEAD_CLASSES: dict[str, type[nn.Module]] = {"attention": AttentionHead, "pooler": PoolerHead, "linear": LinearHead}
+
+
+def build_heads(config: MultiExitBertConfig) -> nn.ModuleDict:
+    """One head per exit, keyed by its layer number."""
+    last = config.num_hidden_layers
+    return nn.ModuleDict(
+        {
+            str(layer): HEAD_CLASSES[config.last_head if layer == last else config.head](
+                config, config.last_pooling if layer == last else config.pooling
+            )
+            for layer in config.exit_layers
+        }
+    )

@@ -1,0 +1,158 @@
+"""Loading checkpoints: which file, whose architecture, which names, and nothing missing without a word."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, BertConfig
+from transformers.utils import cached_file, logging
+
+from geep_triton.checks import shorten
+from geep_triton.config import MultiExitBertConfig
+from geep_triton.exits.table import TABLE_FILE, ExitTable
+
+if TYPE_CHECKING:
+    from geep_triton.modeling.model import MultiExitBert
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def load_pretrained(
+    cls: type[MultiExitBert], load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
+) -> MultiExitBert:
+    """`MultiExitBert.from_pretrained`; `load` is transformers' own from_pretrained."""
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    want_info = kwargs.pop("output_loading_info", False)
+    overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
+    original = kwargs.pop("config", None)
+    if not isinstance(original, BertConfig):
+        original = AutoConfig.from_pretrained(source if original is None else original, **hub)
+    if not isinstance(original, BertConfig):
+        raise ValueError(
+            f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {original.model_type!r}"
+        )
+
+    if kwargs.get("state_dict") is not None:
+        names = set(kwargs["state_dict"])
+    elif kwargs.get("use_safetensors") is False:
+        names = None
+    else:
+        kwargs["use_safetensors"] = True
+        names = _tensor_names(source, hub)
+    classifier = _is_sequence_classification(original, names)
+    config = _exit_config(original, overrides, classifier)
+    try:
+        model, info = load(
+            source,
+            *model_args,
+            config=config,
+            key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
+            output_loading_info=True,
+            **hub,
+            **{name: value for name, value in kwargs.items() if name not in hub},
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{source}: damaged safetensors file: {error}") from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error).lower():
+            raise
+        raise ValueError(f"{source}: tensors of another shape than the configuration says: {error}") from error
+    _check_missing(source, info["missing_keys"], original, config, classifier)
+    table = cached_file(source, TABLE_FILE, **hub, _raise_exceptions_for_missing_entries=False)
+    if table is not None:
+        model.exit_table = ExitTable.load(table)
+    return (model, info) if want_info else model
+
+
+def _config_arguments() -> set[str]:
+    fields = {field.name for field in dataclasses.fields(MultiExitBertConfig)}
+    return (fields | {"num_labels"}) - {"dtype", "transformers_version", "architectures"}
+
+
+def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bool) -> MultiExitBertConfig:
+    """The checkpoint's configuration with the caller's choices; validated by its constructor."""
+    values = copy.deepcopy(original.to_dict())
+    values.pop("model_type", None)
+    values.pop("architectures", None)
+    if not isinstance(original, MultiExitBertConfig) and classifier:
+        values.update(last_head="pooler", last_pooling="cls")
+    num_labels = overrides.get("num_labels")
+    if num_labels is not None and num_labels != original.num_labels:
+        values.pop("id2label", None)
+        values.pop("label2id", None)
+    if isinstance(original, MultiExitBertConfig) and "exit_layers" in overrides and "exit_thresholds" not in overrides:
+        if isinstance(original.exit_thresholds, list):
+            values.pop("exit_thresholds", None)  # one per exit: they belong to the exits that were asked away
+    attention = original._attn_implementation
+    config = MultiExitBertConfig(**{**values, **overrides})
+    config._attn_implementation = attention
+    return config
+
+
+def _is_sequence_classification(config: BertConfig, names: set[str] | None) -> bool:
+    if names is not None:
+        return "classifier.weight" in names
+    return "BertForSequenceClassification" in (config.architectures or [])
+
+
+def _last_head_names(config: MultiExitBertConfig) -> dict[str, str]:
+    """BertForSequenceClassification's names -> the last exit's; without effect on other checkpoints."""
+    if config.last_head != "pooler":
+        return {}
+    last = f"heads.{config.num_hidden_layers}"
+    return {r"^(bert\.)?pooler\.dense\.": f"{last}.dense.", r"^classifier\.": f"{last}.classifier."}
+
+
+def _tensor_names(source: str | os.PathLike, hub: dict[str, Any]) -> set[str]:
+    """Names of the checkpoint's tensors, from its safetensors header or index; refuses a checkpoint with only a pickle."""
+
+    def find(name: str) -> str | None:
+        return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
+
+    single = find("model.safetensors")
+    if single is not None:
+        try:
+            with safe_open(single, framework="pt") as file:
+                return set(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{single}: damaged safetensors file: {error}") from error
+    index = find("model.safetensors.index.json")
+    if index is not None:
+        with open(index, encoding="utf-8") as file:
+            return set(json.load(file)["weight_map"])
+    pickles = [name for name in PICKLES if find(name) is not None]
+    if pickles:
+        raise ValueError(
+            f"{source} has no safetensors weights, only the pickle {pickles[0]}, which can run code when it is loaded. "
+            "Convert it once: transformers.AutoModelForSequenceClassification.from_pretrained(path, "
+            "use_safetensors=False).save_pretrained(new_path) (AutoModel for a bare BERT); or, if you trust its author, "
+            "pass use_safetensors=False here."
+        )
+    raise ValueError(f"{source} has no weights: expected model.safetensors or model.safetensors.index.json")
+
+
+def _check_missing(
+    source: str | os.PathLike, missing: set[str], original: BertConfig, config: MultiExitBertConfig, classifier: bool
+) -> None:
+    """Raise ValueError for tensors that the checkpoint should have; heads that it cannot have start untrained."""
+    if isinstance(original, MultiExitBertConfig):
+        new = set(config.exit_layers) - set(original.exit_layers)
+    else:
+        new = set(config.exit_layers) - ({config.num_hidden_layers} if classifier else set())
+    untrained = {name for name in missing if any(name.startswith(f"heads.{layer}.") for layer in new)}
+    lost = sorted(missing - untrained)
+    if lost:
+        raise ValueError(f"{source}: {len(lost)} tensors are missing from the checkpoint: {shorten(lost, 300)}")
+    layers = sorted({int(re.match(r"heads\.(\d+)\.", name)[1]) for name in untrained})
+    if layers:
+        logger.warning("The exit heads at layers %s are new and untrained: train them before use.", layers)

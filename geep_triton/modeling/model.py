@@ -1,0 +1,204 @@
+"""MultiExitBert: Hugging Face's BERT with an exit head after any of its layers."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import BertModel
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.bert.modeling_bert import BertPreTrainedModel
+
+from geep_triton.checks import check_choice, check_int
+from geep_triton.config import MultiExitBertConfig
+from geep_triton.exits.table import ExitTable, save_table
+from geep_triton.modeling.heads import build_heads
+from geep_triton.modeling.loading import load_pretrained
+from geep_triton.outputs import MultiExitBertOutput
+
+if TYPE_CHECKING:
+    from transformers.masking_utils import BlockMask
+
+ANSWER_HEADS = ("student", "teacher")
+
+
+class MultiExitBert(BertPreTrainedModel):
+    """A BERT classifier that can answer after any of `config.exit_layers`.
+
+    The backbone is `transformers.BertModel` without its pooler: its own embeddings and layers, called one by one.
+    `heads[str(k)]` answers after layer k (counted from 1). An optional `exit_table` predicts exits from tokens.
+
+    Shapes: B samples, S tokens, H hidden size, C labels, L layers.
+    """
+
+    config: MultiExitBertConfig
+    config_class = MultiExitBertConfig
+
+    def __init__(self, config: MultiExitBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.heads = build_heads(config)
+        self._exit_table: ExitTable | None = None
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
+    ) -> MultiExitBert:
+        """Load a BERT, a fine-tuned BertForSequenceClassification, or a saved MultiExitBert.
+
+        Args:
+            pretrained_model_name_or_path: hub id or folder with config.json and safetensors weights.
+            **kwargs: any field of `MultiExitBertConfig` (num_labels, exit_layers, head, pooling, ...) and any argument of
+                `transformers.PreTrainedModel.from_pretrained` (dtype, device_map, revision, attn_implementation, ...).
+                A checkpoint that only has a pickle is refused unless use_safetensors=False.
+
+        A BertForSequenceClassification keeps its pooler and classifier as the last exit: its full-depth logits do not
+        change. Heads that the checkpoint lacks start untrained, as transformers reports.
+
+        Raises:
+            ValueError: for a checkpoint of another architecture, without safetensors, damaged, or with missing or
+                wrong-shaped tensors; for an exit table that does not fit the model.
+        """
+        return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Write config.json, the weights and, where there is one, the exit table, all as safetensors."""
+        if is_main_process:
+            save_table(self.exit_table, save_directory)
+        # The names of the checkpoint that this model was loaded from may not fit a model with exits.
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    @property
+    def exit_table(self) -> ExitTable | None:
+        """Predicts exits from tokens; saved and loaded with the model. Setting one that does not fit raises ValueError."""
+        return self._exit_table
+
+    @exit_table.setter
+    def exit_table(self, table: ExitTable | None) -> None:
+        if table is not None:
+            table.check_fits(self.config.vocab_size, self.config.exit_layers)
+        self._exit_table = table
+
+    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids [B, S] -> h_0 [B, S, H]."""
+        return self.bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+
+    def layer_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | BlockMask | None:
+        """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked)."""
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+
+    def run_layer(self, layer: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
+        """h_{layer-1} [B, S, H] -> h_layer [B, S, H]; layers count from 1."""
+        return self.bert.encoder.layer[layer - 1](hidden_states, layer_mask)
+
+    def exit_logits(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """h_layer [B, S, H] -> logits [B, C] of the head at `layer`."""
+        return self.heads[str(layer)](hidden_states, attention_mask)
+
+    def shared_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, layer_mask: Any) -> torch.Tensor:
+        """h_k [B, S, H] -> logits [B, C] of the last head on the last layer on h_k (GEEP's sub-network k)."""
+        last = self.config.num_hidden_layers
+        return self.exit_logits(last, self.run_layer(last, hidden_states, layer_mask), attention_mask)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        exit_layer: int | None = None,
+        answer_head: str = "student",
+        output_exit_logits: bool = False,
+        output_shared_logits: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> MultiExitBertOutput | tuple:
+        """Run the batch to one depth.
+
+        Args:
+            input_ids: [B, S] int64.
+            attention_mask: [B, S], 1 for real tokens; None: all are.
+            token_type_ids: [B, S] segment ids; None: all 0.
+            labels: [B] int64 classes, or float targets for regression. The loss is that of the answer where
+                `exit_layer` is given, else the mean over all exits, so that any training loop trains every head.
+            exit_layer: an exit to stop at; None: the last.
+            answer_head: what answers at an early `exit_layer`: its own head ("student"), or the last layer and last head on
+                top of it ("teacher"; one layer more, trained by the GEEP recipe).
+            output_exit_logits: also return the logits of every exit up to the depth.
+            output_shared_logits: also return GEEP's sub-networks' logits; full depth only.
+            output_hidden_states: also return h_0 and every layer's output.
+            return_dict: False returns a tuple of what is not None.
+
+        Raises:
+            ValueError: token ids outside the vocabulary (checked on CPU), inputs longer than the position embeddings, an
+                `exit_layer` that is no exit.
+        """
+        self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
+        last = self.config.num_hidden_layers
+        depth = last if exit_layer is None else exit_layer
+        every_exit = output_exit_logits or output_shared_logits or (labels is not None and exit_layer is None)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+
+        hidden = self.embed(input_ids, token_type_ids)
+        mask = self.layer_mask(hidden, attention_mask)
+        states = [hidden] if output_hidden_states else []
+        exits: dict[int, torch.Tensor] = {}
+        shared: list[torch.Tensor] = []
+        for layer in range(1, depth + 1):
+            hidden = self.run_layer(layer, hidden, mask)
+            if output_hidden_states:
+                states.append(hidden)
+            if layer in self.config.exit_layers and (every_exit or layer == depth):
+                exits[layer] = self.exit_logits(layer, hidden, attention_mask)
+                if output_shared_logits and layer < last - 1:
+                    shared.append(self.shared_logits(hidden, attention_mask, mask))
+        logits = exits[depth]
+        if answer_head == "teacher" and depth < last:
+            logits = self.shared_logits(hidden, attention_mask, mask)
+
+        loss = None
+        if labels is not None:
+            answers = list(exits.values()) if exit_layer is None else [logits]
+            losses = [ForSequenceClassificationLoss(labels, answer, self.config) for answer in answers]
+            loss = torch.stack(losses).mean()
+        output = MultiExitBertOutput(
+            loss=loss,
+            logits=logits,
+            exit_logits=tuple(exits.values()) if output_exit_logits else None,
+            shared_logits=tuple(shared) if output_shared_logits else None,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _check_inputs(
+        self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool
+    ) -> None:
+        if input_ids.ndim != 2 or input_ids.numel() == 0:
+            raise ValueError(f"input_ids must have shape [batch, tokens] with at least one token, got {tuple(input_ids.shape)}")
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids must have at most {self.config.max_position_embeddings} tokens, got {input_ids.shape[1]}"
+            )
+        # On a GPU the check would cost a synchronisation; there the embedding itself asserts.
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = input_ids.aminmax()
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"input_ids must be between 0 and {self.config.vocab_size - 1}, got {int(low)}..{int(high)}: "
+                    "is this the model's own tokenizer?"
+                )
+        check_choice("answer_head", answer_head, ANSWER_HEADS)
+        if exit_layer is not None:
+            check_int("exit_layer", exit_layer, 1, self.config.num_hidden_layers)
+            if exit_layer not in self.config.exit_layers:
+                raise ValueError(f"exit_layer {exit_layer} is not an exit; exit_layers: {self.config.exit_layers}")
+            if output_shared_logits:
+                raise ValueError("output_shared_logits needs the full depth: leave exit_layer out")

@@ -1,0 +1,1 @@
+"""The public door of each op: check the arguments, call the implementation."""

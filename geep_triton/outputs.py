@@ -1,0 +1,190 @@
+"""The dataclasses that travel between rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class MultiExitBertOutput(ModelOutput):
+    """What `MultiExitBert.forward` returns; absent fields are None.
+
+    Attributes:
+        loss: scalar; see `MultiExitBert.forward`.
+        logits: [B, C], of the exit that answers (the last one, or `exit_layer`).
+        exit_logits: one [B, C] per exit, shallow to deep, ending with the last exit.
+        shared_logits: one [B, C] per early exit k below layer L-1: the last head on the last layer on h_k (GEEP's
+            sub-networks; k = L-1 is `logits` itself).
+        hidden_states: h_0 (embeddings) .. h_k, each [B, S, H].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    exit_logits: tuple[torch.Tensor, ...] | None = None
+    shared_logits: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N samples without padding.
+
+    Attributes:
+        ids: [T] int64, all samples' ids one after another, special tokens included.
+        offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]].
+        type_ids: [T] int64 segment ids, or None where all are 0.
+    """
+
+    ids: torch.Tensor
+    offsets: torch.Tensor
+    type_ids: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[N] int64, tokens per sample."""
+        return self.offsets.diff()
+
+    @classmethod
+    def from_lists(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> Tokens:
+        """From one list of ids (and one of segment ids) per sample."""
+        lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)
+        offsets = torch.zeros(len(ids) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        return cls(_flatten(ids), offsets, None if type_ids is None else _flatten(type_ids))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Tokens]) -> Tokens:
+        """All samples of `parts`, in order; segment ids where any part has them."""
+        type_ids = None
+        if any(part.type_ids is not None for part in parts):
+            type_ids = torch.cat([torch.zeros_like(p.ids) if p.type_ids is None else p.type_ids for p in parts])
+        lengths = torch.cat([part.lengths for part in parts])
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        return cls(torch.cat([part.ids for part in parts]), offsets, type_ids)
+
+    def padded(self, rows: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The samples `rows` as a batch padded to its longest: input_ids, attention_mask, token_type_ids, each [B, S]."""
+        starts, lengths = self.offsets[rows], self.lengths[rows]
+        columns = torch.arange(int(lengths.max()))
+        real = columns < lengths[:, None]
+        positions = torch.where(real, starts[:, None] + columns, 0)
+        input_ids = torch.where(real, self.ids[positions], pad_id)
+        type_ids = None if self.type_ids is None else torch.where(real, self.type_ids[positions], 0)
+        return input_ids, real.long(), type_ids
+
+
+def _flatten(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    return torch.tensor([value for row in rows for value in row], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples run together, and how deep.
+
+    Attributes:
+        order: [N] int64, sample indices in running order: exits descending, lengths descending within an exit.
+        bounds: batch b holds order[bounds[b]:bounds[b + 1]].
+        exits: the exit layer of each batch.
+        tokens: what the batches hold, padding included.
+        padding: share of them that is padding, 0..1.
+    """
+
+    order: torch.Tensor
+    bounds: tuple[int, ...]
+    exits: tuple[int, ...]
+    tokens: int
+    padding: float
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """(rows, exit layer) per batch."""
+        for begin, end, layer in zip(self.bounds[:-1], self.bounds[1:], self.exits, strict=True):
+            yield self.order[begin:end], layer
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Results of `Engine.predict`, in the order of the inputs.
+
+    Attributes:
+        logits: [N, C] float32.
+        exit_layers: [N] int64, the layer after which each sample was answered.
+        id2label: names of the classes.
+        num_layers: L of the model that answered.
+        timings: seconds per stage: "tokenize", "plan" (predict exits and schedule), "run" (layers and heads), "gather".
+        truncated: how many texts were cut to the model's maximum length.
+        tokens: how many tokens the batches held, padding included.
+        padding: share of them that was padding.
+    """
+
+    logits: torch.Tensor
+    exit_layers: torch.Tensor
+    id2label: dict[int, str]
+    num_layers: int
+    timings: dict[str, float] = field(default_factory=dict)
+    truncated: int = 0
+    tokens: int = 0
+    padding: float = 0.0
+
+    def __len__(self) -> int:
+        return self.logits.shape[0]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """The predictions of several windows as one."""
+        tokens = [part.tokens for part in parts]
+        return cls(
+            logits=torch.cat([part.logits for part in parts]),
+            exit_layers=torch.cat([part.exit_layers for part in parts]),
+            id2label=parts[0].id2label,
+            num_layers=parts[0].num_layers,
+            timings={stage: sum(part.timings[stage] for part in parts) for stage in parts[0].timings},
+            truncated=sum(part.truncated for part in parts),
+            tokens=sum(tokens),
+            padding=sum(part.padding * count for part, count in zip(parts, tokens, strict=True)) / sum(tokens),
+        )
+
+    @property
+    def is_regression(self) -> bool:
+        return self.logits.shape[1] == 1
+
+    @property
+    def label_ids(self) -> torch.Tensor:
+        """[N] int64, the class with the highest logit. Raises ValueError for regression."""
+        if self.is_regression:
+            raise ValueError("label_ids: a regression model (num_labels=1) has no classes; read logits[:, 0]")
+        return self.logits.argmax(-1)
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names. Raises ValueError for regression."""
+        return [self.id2label[i] for i in self.label_ids.tolist()]
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """[N, C] float32, softmax of the logits. Raises ValueError for regression."""
+        if self.is_regression:
+            raise ValueError("probabilities: a regression model (num_labels=1) has no classes; read logits[:, 0]")
+        return self.logits.softmax(-1)
+
+    @property
+    def mean_exit_layer(self) -> float:
+        """Layers run per sample, on average."""
+        return float(self.exit_layers.float().mean())
+
+    @property
+    def histogram(self) -> dict[int, int]:
+        """Exit layer -> number of samples, for layers 1..num_layers."""
+        counts = torch.bincount(self.exit_layers, minlength=self.num_layers + 1)[1:]
+        return dict(enumerate(counts.tolist(), start=1))
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples over the sum of all stages' seconds."""
+        return len(self) / sum(self.timings.values())

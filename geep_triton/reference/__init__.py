@@ -1,0 +1,1 @@
+"""The ops in PyTorch: the oracle in tests, and what runs on a CPU."""

@@ -1,0 +1,42 @@
+"""64-bit keys of n-grams in ragged token ids."""
+
+from __future__ import annotations
+
+import torch
+
+# Signed because torch has no unsigned 64-bit arithmetic; products wrap all the same.
+_MIX_1 = 0xFF51AFD7ED558CCD - (1 << 64)
+_MIX_2 = 0xC4CEB9FE1A85EC53 - (1 << 64)
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_SIGN = -(1 << 63)
+
+
+def mix64(x: torch.Tensor) -> torch.Tensor:
+    """Murmur3's 64-bit finaliser on int64: a bijection in which every bit of x moves every bit of the result."""
+    x = (x ^ _shift_right(x, 33)) * _MIX_1
+    x = (x ^ _shift_right(x, 33)) * _MIX_2
+    return x ^ _shift_right(x, 33)
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def ngram_keys(
+    ids: torch.Tensor, offsets: torch.Tensor, special: torch.Tensor, ngram: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `geep_triton.ops.ngrams.ngram_keys`."""
+    samples = torch.repeat_interleave(offsets.diff())
+    position = torch.arange(ids.numel())
+    # Where the run of ordinary tokens that a position stands in begins; a special token's run begins behind it.
+    start = torch.where(torch.isin(ids, special), position + 1, offsets[samples])
+    run = position + 1 - start.cummax(0).values
+
+    keys, owners, key = [], [], ids
+    for order in range(1, ngram + 1):
+        if order > 1:
+            key = mix64(key[:-1] * _STEP + ids[order - 1 :] + order) | _SIGN
+        whole = run[order - 1 :] >= order
+        keys.append(key[whole])
+        owners.append(samples[order - 1 :][whole])
+    return torch.cat(keys), torch.cat(owners)

@@ -1,0 +1,54 @@
+"""From exits and lengths to dense batches: a pure function."""
+
+from __future__ import annotations
+
+import torch
+
+from geep_triton.checks import check_int, check_tensor
+from geep_triton.outputs import Schedule
+
+
+def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, max_batch: int | None = None) -> Schedule:
+    """Sort samples by (exit, length), both descending, and cut batches of one exit within a token budget.
+
+    Args:
+        exits: [N] int64, the layer each sample runs to.
+        lengths: [N] int64, tokens per sample, at least 1.
+        token_budget: most tokens a batch may have with its padding; a longer sample gets a batch of its own.
+        max_batch: most samples a batch may have; None: as many as the budget allows.
+
+    Returns:
+        The order, the batches' bounds and exits, and the share of padding.
+
+    Raises:
+        ValueError: no samples, lengths below 1, a budget or maximum below 1, or shapes that differ.
+    """
+    check_tensor("exits", exits, 1, torch.int64)
+    check_tensor("lengths", lengths, 1, torch.int64)
+    check_int("token_budget", token_budget, 1)
+    if max_batch is not None:
+        check_int("max_batch", max_batch, 1)
+    if exits.shape != lengths.shape:
+        raise ValueError(f"exits and lengths must be of one length, got {exits.numel()} and {lengths.numel()}")
+    if exits.numel() == 0:
+        raise ValueError("exits: expected at least one sample")
+    if int(lengths.min()) < 1:
+        raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}")
+
+    by_length = lengths.argsort(descending=True, stable=True)
+    order = by_length[exits[by_length].argsort(descending=True, stable=True)]
+    sorted_exits, sorted_lengths = exits[order].tolist(), lengths[order].tolist()
+
+    bounds, batch_exits, padded = [0], [], 0
+    while bounds[-1] < len(sorted_exits):
+        begin = bounds[-1]
+        longest = sorted_lengths[begin]
+        most = max(1, token_budget // longest)
+        end = min(begin + (most if max_batch is None else min(most, max_batch)), len(sorted_exits))
+        layer = sorted_exits[begin]
+        while sorted_exits[end - 1] != layer:
+            end -= 1
+        bounds.append(end)
+        batch_exits.append(layer)
+        padded += longest * (end - begin)
+    return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - sum(sorted_lengths) / padded)

@@ -1,0 +1,1 @@
+"""Training: losses, recipes, data and the trainer."""

