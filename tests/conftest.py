@@ -55,7 +55,7 @@ def tiny_config(**changes) -> MultiExitBertConfig:
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "max_position_embeddings": 64,
-        "initializer_range": 0.5,  # wide enough that random exits disagree and thresholds split samples
+        "initializer_range": 0.3,  # wide enough that random exits disagree and thresholds split samples
         "num_labels": 3,
         "head_size": 16,
     }
@@ -67,7 +67,7 @@ def make_model():
     """Builds a tiny model in evaluation mode from changes to its configuration."""
 
     def make(**changes) -> MultiExitBert:
-        torch.manual_seed(changes.pop("seed", 0))
+        torch.manual_seed(1)
         return MultiExitBert(tiny_config(**changes)).eval()
 
     return make

@@ -211,7 +211,8 @@ def test_everything_round_trips(model, tokenizer, texts, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = MultiExitBert.from_pretrained(tmp_path)
-    assert loaded.config.to_dict() == model.config.to_dict() | {"architectures": ["MultiExitBert"]}
+    before, after = model.config.to_dict(), loaded.config.to_dict()
+    assert {name for name in before if after[name] != before[name]} <= {"_name_or_path", "architectures"}
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, atol=0, rtol=0)
     assert loaded.exit_table.settings == model.exit_table.settings

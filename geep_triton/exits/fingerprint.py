@@ -7,15 +7,18 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-PROBES = ("Exits pay off, don't they?", "naïve CAFÉ über-cheap 1,234.5 %", "它的结尾很好。", "日本語 한국어 عربى 🙂", "a\tb\u200bc  d")
+FIXED_PROBES = ("Exits pay off, don't they?", "naïve CAFÉ über-cheap 1,234.5 %", "它的结尾很好。", "日本語 한국어 عربى 🙂", "a\tb\u200bc  d")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 (hex) over the vocabulary, the special tokens and how a few probe texts are cut."""
+    vocabulary = tokenizer.get_vocab()
+    # Known words in capitals, so that a tokenizer that keeps case differs from one that does not.
+    capitals = " ".join(sorted(word for word in vocabulary if word.isalpha())[:200]).upper()
     content = {
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "vocabulary": sorted(vocabulary.items()),
         "special": sorted(tokenizer.all_special_ids),
-        "probes": [tokenizer(probe, verbose=False)["input_ids"] for probe in PROBES],
+        "probes": [tokenizer(probe, verbose=False)["input_ids"] for probe in (*FIXED_PROBES, capitals)],
     }
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def load_pretrained(
         if "mismatch" not in str(error).lower():
             raise
         raise ValueError(f"{source}: tensors of another shape than the configuration says: {error}") from error
-    _check_missing(source, info["missing_keys"], original, config, classifier)
+    _check_missing(source, info["missing_keys"], config, _trained_exits(original, names, classifier))
     table = cached_file(source, TABLE_FILE, **hub, _raise_exceptions_for_missing_entries=False)
     if table is not None:
         model.exit_table = ExitTable.load(table)
@@ -84,7 +83,7 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     values = copy.deepcopy(original.to_dict())
     values.pop("model_type", None)
     values.pop("architectures", None)
-    if not isinstance(original, MultiExitBertConfig) and classifier:
+    if classifier:
         values.update(last_head="pooler", last_pooling="cls")
     num_labels = overrides.get("num_labels")
     if num_labels is not None and num_labels != original.num_labels:
@@ -141,18 +140,22 @@ def _tensor_names(source: str | os.PathLike, hub: dict[str, Any]) -> set[str]:
     raise ValueError(f"{source} has no weights: expected model.safetensors or model.safetensors.index.json")
 
 
+def _trained_exits(original: BertConfig, names: set[str] | None, classifier: bool) -> set[int]:
+    """Layers whose head the checkpoint must hold."""
+    if classifier:
+        return {original.num_hidden_layers}
+    if names is not None and any(name.startswith("heads.") for name in names):
+        return set(original.exit_layers)
+    return set()
+
+
 def _check_missing(
-    source: str | os.PathLike, missing: set[str], original: BertConfig, config: MultiExitBertConfig, classifier: bool
+    source: str | os.PathLike, missing: set[str], config: MultiExitBertConfig, trained: set[int]
 ) -> None:
     """Raise ValueError for tensors that the checkpoint should have; heads that it cannot have start untrained."""
-    if isinstance(original, MultiExitBertConfig):
-        new = set(config.exit_layers) - set(original.exit_layers)
-    else:
-        new = set(config.exit_layers) - ({config.num_hidden_layers} if classifier else set())
-    untrained = {name for name in missing if any(name.startswith(f"heads.{layer}.") for layer in new)}
-    lost = sorted(missing - untrained)
+    new = sorted(set(config.exit_layers) - trained)
+    lost = sorted(name for name in missing if not name.startswith(tuple(f"heads.{layer}." for layer in new)))
     if lost:
         raise ValueError(f"{source}: {len(lost)} tensors are missing from the checkpoint: {shorten(lost, 300)}")
-    layers = sorted({int(re.match(r"heads\.(\d+)\.", name)[1]) for name in untrained})
-    if layers:
-        logger.warning("The exit heads at layers %s are new and untrained: train them before use.", layers)
+    if new:
+        logger.warning("The exit heads at layers %s are new and untrained: train them before use.", new)

@@ -1,0 +1,299 @@
+"""The engine: every policy equals answering one sample at a time; inputs, windows and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from geep_triton import Engine, build_exit_table
+from geep_triton.engine.policies import ConstantDepth, FullDepth, Predicted, Threshold, parse_policy
+from geep_triton.ops.exit_scores import score_exits
+
+TOLERANCE = 1e-5
+PAIRS = ["very", "we liked it again and again", "no", "bad film", "the hotel was cold", "good", "but", "never"]
+
+
+def one_at_a_time(model, tokenizer, text, pair, policy):
+    """(logits, exit layer) of one sample, by the policy's definition."""
+    inputs = tokenizer(text, pair, return_tensors="pt")
+    config = model.config
+    with torch.no_grad():
+        exits = model(**inputs, output_exit_logits=True).exit_logits
+        if isinstance(policy, Threshold):
+            for layer, logits in zip(config.exit_layers[:-1], exits, strict=False):
+                index = config.exit_layers.index(layer)
+                limit = policy.threshold[index] if isinstance(policy.threshold, list) else policy.threshold
+                if float(score_exits(logits, 1.0)[1]) <= limit:
+                    return logits[0], layer
+            return exits[-1][0], config.num_hidden_layers
+        if isinstance(policy, FullDepth):
+            layer = config.num_hidden_layers
+        elif isinstance(policy, ConstantDepth):
+            layer = policy.layer
+        else:
+            from geep_triton.outputs import Tokens
+
+            layer = int(model.exit_table.predict(Tokens.from_lists([inputs["input_ids"][0].tolist()]), policy.decision))
+        return model(**inputs, exit_layer=layer, answer_head=policy.answer_head).logits[0], layer
+
+
+POLICIES = [
+    FullDepth(),
+    ConstantDepth(1),
+    ConstantDepth(3, answer_head="teacher"),
+    Threshold(0.0),
+    Threshold(0.8),
+    Threshold([0.9, 0.7, 0.8]),
+    Threshold(1.0),
+    Predicted(),
+    Predicted("mean"),
+    Predicted(0.8, answer_head="teacher"),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
+@pytest.mark.parametrize(("window", "token_budget"), [(100, 10_000), (100, 40), (3, 24)])
+def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pairs, window, token_budget):
+    inputs = list(zip(texts, PAIRS, strict=True)) if pairs else texts
+    model.exit_table = build_exit_table(model, tokenizer, inputs, 0.8, ngram=2, progress=False)
+    result = Engine(model, tokenizer, policy, window=window, token_budget=token_budget).predict(inputs)
+    for index, item in enumerate(inputs):
+        text, pair = item if pairs else (item, None)
+        logits, layer = one_at_a_time(model, tokenizer, text, pair, policy)
+        assert int(result.exit_layers[index]) == layer
+        assert float((result.logits[index] - logits).abs().max()) <= TOLERANCE
+
+
+def test_the_comparison_above_sees_many_exits(model, tokenizer, texts):
+    """Guards the test above: on this model thresholds and tables really split the samples."""
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    for policy in (Threshold(0.8), Predicted("mean")):
+        assert torch.unique(Engine(model, tokenizer, policy).predict(texts).exit_layers).numel() >= 2
+
+
+def test_policies_on_real_weights(minilm, minilm_path):
+    from geep_triton import MultiExitBert
+
+    _, tokenizer = minilm
+    torch.manual_seed(3)
+    model = MultiExitBert.from_pretrained(minilm_path, num_labels=3, pooling="mean")
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.classifier.weight.mul_(30)
+    texts = ["A film about rain.", "no", "What a long, long evening that was, and how little we had to show for it!"] * 3
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.9, progress=False)
+    for policy in (FullDepth(), ConstantDepth(2), Threshold(0.9), Predicted()):
+        result = Engine(model, tokenizer, policy, token_budget=64).predict(texts)
+        for index, text in enumerate(texts):
+            logits, layer = one_at_a_time(model, tokenizer, text, None, policy)
+            assert int(result.exit_layers[index]) == layer
+            assert float((result.logits[index] - logits).abs().max()) <= TOLERANCE
+
+
+def test_result_in_input_order_with_names(model, tokenizer, texts):
+    model.config.id2label = {0: "red", 1: "green", 2: "blue"}
+    result = Engine(model, tokenizer, "threshold:0.8", token_budget=30).predict(texts)
+    assert len(result) == len(texts)
+    assert result.labels == [model.config.id2label[int(i)] for i in result.logits.argmax(-1)]
+    torch.testing.assert_close(result.probabilities.sum(1), torch.ones(len(texts)))
+    assert sum(result.histogram.values()) == len(texts)
+    assert list(result.histogram) == [1, 2, 3, 4]
+    assert result.mean_exit_layer == pytest.approx(result.exit_layers.float().mean())
+    assert set(result.timings) == {"tokenize", "plan", "run", "gather"}
+    assert result.samples_per_second > 0
+
+
+@pytest.mark.parametrize("form", ["list", "columns", "rows", "generator", "tokenized", "text"])
+def test_forms_of_input(model, tokenizer, texts, form):
+    engine = Engine(model, tokenizer)
+    expected = engine.predict(texts).logits
+    inputs = {
+        "list": texts,
+        "columns": {"text": texts},
+        "rows": [{"text": text, "label": 0} for text in texts],
+        "generator": (text for text in texts),
+        "tokenized": [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]],
+        "text": texts[0],
+    }[form]
+    logits = engine.predict(inputs).logits
+    torch.testing.assert_close(logits, expected[:1] if form == "text" else expected)
+
+
+def test_hugging_face_dataset(model, tokenizer, texts):
+    datasets = pytest.importorskip("datasets", reason="the package datasets (extra 'dev') is not installed")
+    engine = Engine(model, tokenizer, text_column="sentence")
+    dataset = datasets.Dataset.from_dict({"sentence": texts})
+    torch.testing.assert_close(engine.predict(dataset).logits, engine.predict(texts).logits)
+
+
+def test_windows_stream(model, tokenizer, texts):
+    """A stream is read no further than the window being answered."""
+    read = []
+
+    def stream():
+        for text in texts * 4:
+            read.append(text)
+            yield text
+
+    engine = Engine(model, tokenizer, window=5)
+    windows = engine.predict_windows(stream())
+    first = next(windows)
+    assert len(first) == 5
+    assert len(read) == 5
+    rest = list(windows)
+    logits = torch.cat([first.logits, *(window.logits for window in rest)])
+    torch.testing.assert_close(logits, engine.predict(texts * 4).logits)
+    assert [len(window) for window in rest] == [5, 5, 5, 5, 5, 2]
+
+
+def test_exit_logits_are_every_exits(model, tokenizer, texts):
+    tokens, logits = Engine(model, tokenizer, token_budget=30, window=3).exit_logits(texts)
+    assert logits.shape == (len(texts), 4, 3)
+    assert len(tokens) == len(texts)
+    for index, layer in enumerate(model.config.exit_layers):
+        torch.testing.assert_close(logits[:, index], Engine(model, tokenizer, ConstantDepth(layer)).predict(texts).logits)
+
+
+def test_table_from_the_engine_agrees_with_the_threshold_policy(model, tokenizer, texts):
+    """Where the table lets a sample go is where the threshold does."""
+    table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    exits = Engine(model, tokenizer, "threshold:0.85").predict(texts).exit_layers
+    assert table.exit_counts.tolist() == [int((exits == layer).sum()) for layer in model.config.exit_layers]
+
+
+def test_subset_of_exits(make_model, tokenizer, texts):
+    model = make_model(exit_layers=[2, 4])
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
+    for policy in ("threshold:0.7", "predicted"):
+        assert set(Engine(model, tokenizer, policy).predict(texts).exit_layers.tolist()) <= {2, 4}
+
+
+def test_progress_bar(model, tokenizer, texts, capsys):
+    Engine(model, tokenizer, progress=True).predict(texts)
+    assert f"{len(texts)}/{len(texts)}" in capsys.readouterr().err
+    Engine(model, tokenizer).predict(texts)
+    assert not capsys.readouterr().err
+
+
+def test_truncation_is_counted(model, tokenizer):
+    texts = ["good", "bad " * 100]
+    with pytest.raises(ValueError, match="sample 1 has 102 tokens, more than the 64 allowed"):
+        Engine(model, tokenizer).predict(texts)
+    result = Engine(model, tokenizer, truncation=True, window=1).predict([*texts, texts[1]])
+    assert result.truncated == 2
+
+
+def test_regression(make_model, tokenizer, texts):
+    model = make_model(num_labels=1)
+    for policy in ("full", "constant:2"):
+        result = Engine(model, tokenizer, policy).predict(texts)
+        assert result.logits.shape == (len(texts), 1)
+        with pytest.raises(ValueError, match="regression model"):
+            _ = result.labels
+        with pytest.raises(ValueError, match="regression model"):
+            _ = result.probabilities
+    with pytest.raises(ValueError, match="needs classes.*full or constant depth"):
+        Engine(model, tokenizer, "threshold:0.5")
+    with pytest.raises(ValueError, match="needs at least two classes"):
+        build_exit_table(model, tokenizer, texts, 0.5, progress=False)
+
+
+def test_model_thresholds_are_the_default(make_model, tokenizer, texts):
+    model = make_model(exit_thresholds=[0.9, 0.7, 0.8])
+    own = Engine(model, tokenizer, "threshold").predict(texts).exit_layers
+    assert own.tolist() == Engine(model, tokenizer, Threshold([0.9, 0.7, 0.8])).predict(texts).exit_layers.tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "expected at least one text"),
+        ({"text": []}, "expected at least one text"),
+        (["good", ""], "sample 1 has an empty text"),
+        ([{"body": "good"}], "sample 0: missing column 'text'; columns: 'body'"),
+        ([{"input_ids": [2, 500, 3]}], "token id 500, outside the model's vocabulary"),
+    ],
+)
+def test_bad_inputs(model, tokenizer, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer).predict(inputs)
+
+
+def test_bad_sample_is_named_across_windows(model, tokenizer, texts):
+    with pytest.raises(ValueError, match="sample 17 has an empty text"):
+        Engine(model, tokenizer, window=4).predict([*texts, *texts, "good", " "])
+
+
+def test_nan_weights(model, tokenizer):
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="weights of bert.encoder.layer.1.output.dense.weight are NaN or infinite"):
+        Engine(model, tokenizer)
+
+
+def test_logits_that_overflow(model, tokenizer, texts):
+    with torch.no_grad():
+        model.heads["4"].dense.bias.fill_(10.0)
+        model.heads["4"].classifier.weight.fill_(3e38)
+    with pytest.raises(ValueError, match="sample 0 got logits that are NaN or infinite"):
+        Engine(model, tokenizer).predict(texts)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("fast", "unknown policy 'fast'; known: full, constant:LAYER"),
+        ("constant", "policy 'constant'.*known"),
+        ("constant:9", "layer 9 is not an exit"),
+        ("threshold:2", "between 0.0 and 1.0, got 2.0"),
+        ("threshold", "needs a threshold"),
+        ("predicted", "needs an exit table"),
+        ("predicted:median", "unknown decision 'median'"),
+        (Threshold([0.1]), "one per exit but the last"),
+    ],
+)
+def test_bad_policies(model, tokenizer, policy, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer, policy)
+
+
+def test_short_forms():
+    assert parse_policy("full") == FullDepth()
+    assert parse_policy("constant:3") == ConstantDepth(3)
+    assert parse_policy("threshold:0.25") == Threshold(0.25)
+    assert parse_policy("predicted:mean") == Predicted("mean")
+    assert parse_policy("predicted:0.9") == Predicted(0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window": 0}, "window must be at least 1"),
+        ({"token_budget": 0}, "token_budget must be at least 1"),
+        ({"max_length": 65}, "max_length must be between 3 and 64"),
+    ],
+)
+def test_bad_arguments(model, tokenizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer, **arguments)
+
+
+def test_other_models_and_multi_label(make_model, tokenizer):
+    with pytest.raises(TypeError, match="must be a MultiExitBert, got Linear"):
+        Engine(torch.nn.Linear(2, 2), tokenizer)
+    with pytest.raises(ValueError, match="multi_label_classification is not supported"):
+        Engine(make_model(problem_type="multi_label_classification"), tokenizer)
+
+
+def test_table_of_another_vocabulary_depth_or_tokenizer(model, make_model, tokenizer, texts):
+    table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
+    with pytest.raises(ValueError, match="vocabulary of 42, the model has 50"):
+        make_model(vocab_size=50).exit_table = table
+    with pytest.raises(ValueError, match=r"exits at \[1, 2, 3, 4\], the model has \[1, 4\]"):
+        make_model(exit_layers=[1, 4]).exit_table = table
+    model.exit_table = dataclasses.replace(table, fingerprint="another")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        Engine(model, tokenizer, "predicted")

@@ -1,0 +1,188 @@
+"""The exit table: built, rebuilt, merged, saved, refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
+from geep_triton.outputs import Tokens
+
+EXITS = (1, 2, 4)
+SAMPLES = [[2, 7, 8, 3], [2, 7, 7, 3], [2, 9, 3, 8, 3], [2, 3], [2, 10, 9, 8, 7, 3]]
+UNCERTAINTY = torch.tensor([[0.2, 0.1, 0.0], [0.9, 0.3, 0.2], [0.9, 0.8, 0.9], [0.5, 0.5, 0.5], [0.31, 0.2, 0.1]])
+
+
+def make(samples=SAMPLES, uncertainty=UNCERTAINTY, **changes) -> ExitTable:
+    settings = TableSettings(**{"threshold": 0.3, **changes.pop("settings", {})})
+    values = {"exit_layers": EXITS, "vocab_size": 40, "fingerprint": "f", "special_ids": (0, 2, 3)}
+    records = ExitRecords(Tokens.from_lists(samples), uncertainty)
+    return ExitTable.from_records(records, settings=settings, **{**values, **changes})
+
+
+def same(a: ExitTable, b: ExitTable) -> bool:
+    pairs = ((a.keys, b.keys), (a.counts, b.counts), (a.exit_counts, b.exit_counts))
+    return a.settings == b.settings and all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_counts_are_tokens_by_first_sure_exit():
+    table = make()
+    exits = [0, 1, 2, 2, 1]  # first exit at or under .3, else the last
+    expected = Counter((i, e) for ids, e in zip(SAMPLES, exits, strict=True) for i in ids if i not in (2, 3))
+    assert table.keys.tolist() == [7, 8, 9, 10]
+    for row, key in enumerate(table.keys.tolist()):
+        assert table.counts[row].tolist() == [expected[key, e] for e in range(3)]
+    assert table.exit_counts.tolist() == [1, 2, 2]
+
+
+def test_scores_are_smoothed_towards_the_prior():
+    table = make(settings={"smoothing": 2.0})
+    prior = torch.tensor([0.2, 0.4, 0.4])
+    torch.testing.assert_close(table.scores[-1], prior)
+    count = table.counts[0].float()
+    torch.testing.assert_close(table.scores[0], (count + 2 * prior) / (count.sum() + 2))
+    torch.testing.assert_close(table.scores.sum(1), torch.ones(5))
+
+
+def test_unseen_and_missing_tokens_give_the_prior():
+    table = make()
+    probabilities = table.probabilities(Tokens.from_lists([[2, 30, 31, 3], [2, 3]]))
+    torch.testing.assert_close(probabilities, table.scores[-1].expand(2, 3))
+
+
+@given(st.floats(0, 1), st.integers(1, 3))
+def test_rebuild_equals_building_anew(threshold, ngram):
+    rebuilt = make().rebuild(threshold=threshold, ngram=ngram)
+    assert same(rebuilt, make(settings={"threshold": threshold, "ngram": ngram}))
+
+
+@given(st.integers(0, 5), st.integers(1, 3))
+def test_merge_equals_building_from_both(cut, ngram):
+    settings = {"ngram": ngram}
+    if cut in (0, 5):
+        return
+    merged = make(SAMPLES[:cut], UNCERTAINTY[:cut], settings=settings).merge(
+        make(SAMPLES[cut:], UNCERTAINTY[cut:], settings=settings)
+    )
+    whole = make(settings=settings)
+    assert same(merged, whole)
+    assert same(merged.rebuild(threshold=0.85), whole.rebuild(threshold=0.85))
+
+
+def test_tables_without_records_predict_and_merge_but_do_not_rebuild():
+    small = make().without_records()
+    tokens = Tokens.from_lists(SAMPLES)
+    assert torch.equal(small.predict(tokens), make().predict(tokens))
+    assert small.merge(make()).exit_counts.sum() == 10
+    assert small.rebuild(smoothing=3.0).settings.smoothing == 3.0
+    with pytest.raises(ValueError, match="saved without its records"):
+        small.rebuild(threshold=0.5)
+
+
+@pytest.mark.parametrize("ngram", [1, 2])
+@pytest.mark.parametrize("keep", [True, False])
+def test_save_and_load(tmp_path, ngram, keep):
+    table = make(settings={"ngram": ngram, "reduction": "naive_bayes"})
+    table = table if keep else table.without_records()
+    table.save_pretrained(tmp_path)
+    loaded = ExitTable.load(tmp_path)
+    assert same(loaded, table)
+    assert (loaded.exit_layers, loaded.special_ids, loaded.fingerprint) == (EXITS, (0, 2, 3), "f")
+    assert (loaded.records is not None) == keep
+    if keep:
+        assert same(loaded.rebuild(threshold=0.7), table.rebuild(threshold=0.7))
+    assert [path.name for path in tmp_path.iterdir()] == ["exit_table.safetensors"]
+
+
+def test_pairs_keep_their_segments(tmp_path):
+    tokens = Tokens.from_lists([[2, 7, 3, 8, 3]], [[0, 0, 0, 1, 1]])
+    records = ExitRecords(tokens, UNCERTAINTY[:1])
+    table = ExitTable.from_records(records, EXITS, TableSettings(0.3), 40, "f", (0, 2, 3))
+    table.save_pretrained(tmp_path)
+    assert torch.equal(ExitTable.load(tmp_path).records.tokens.type_ids, tokens.type_ids)
+    merged = table.merge(make())
+    assert merged.records.tokens.type_ids[: tokens.ids.numel()].tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 41}, "same vocab_size, got 40 and 41"),
+        ({"fingerprint": "g"}, "same fingerprint"),
+        ({"exit_layers": (1, 2, 5)}, "same exit_layers"),
+        ({"settings": {"threshold": 0.4}}, "same settings"),
+    ],
+)
+def test_merge_refuses_strangers(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make().merge(make(**changes))
+
+
+def test_check_fits():
+    table = make()
+    table.check_fits(40, [1, 2, 4], "f")
+    with pytest.raises(ValueError, match="vocabulary of 40, the model has 50"):
+        table.check_fits(50, [1, 2, 4])
+    with pytest.raises(ValueError, match=r"exits at \[1, 2, 4\], the model has \[1, 2, 3, 4\]"):
+        table.check_fits(40, [1, 2, 3, 4])
+    with pytest.raises(ValueError, match="another tokenizer"):
+        table.check_fits(40, [1, 2, 4], "g")
+
+
+@pytest.mark.parametrize(
+    ("uncertainty", "message"),
+    [
+        (UNCERTAINTY[:, :2], r"must have shape \(5, 3\), got \(5, 2\)"),
+        (torch.full((5, 3), torch.nan), "holds NaN"),
+    ],
+)
+def test_bad_records(uncertainty, message):
+    with pytest.raises(ValueError, match=message):
+        make(uncertainty=uncertainty)
+
+
+def test_no_records():
+    with pytest.raises(ValueError, match="at least one sample"):
+        make([], torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 1.1}, "threshold"),
+        ({"ngram": 0}, "ngram must be at least 1"),
+        ({"smoothing": -1.0}, "smoothing"),
+        ({"reduction": "sum"}, "unknown reduction 'sum'; known: mean, naive_bayes"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TableSettings(**{"threshold": 0.3, **settings})
+
+
+def test_load_refuses_other_files(tmp_path):
+    with pytest.raises(ValueError, match="no such exit table"):
+        ExitTable.load(tmp_path)
+    from safetensors.torch import save_file
+
+    save_file({"keys": torch.zeros(1)}, tmp_path / "exit_table.safetensors")
+    with pytest.raises(ValueError, match="is not an exit table"):
+        ExitTable.load(tmp_path)
+
+
+def test_fingerprint_tells_tokenizers_apart(tokenizer, tmp_path):
+    from conftest import WORDS
+    from transformers import AutoTokenizer, BertTokenizer
+
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path)) == fingerprint
+    vocab = {word: index for index, word in enumerate(WORDS)}
+    assert tokenizer_fingerprint(BertTokenizer(vocab=vocab, do_lower_case=False)) != fingerprint
+    assert tokenizer_fingerprint(BertTokenizer(vocab=vocab | {"new": len(vocab)})) != fingerprint
+    assert set(uncounted_ids(tokenizer)) == {0, 2, 3, 4}

@@ -1,0 +1,216 @@
+"""Losses against hand-written loops; the trainer: every head learns, runs repeat and resume."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+from geep_triton import MultiExitTrainer
+from geep_triton.data import Encoder
+from geep_triton.training.dataset import TextDataset, label_names
+from geep_triton.training.losses import distillation_loss, geep_loss
+from geep_triton.training.recipes import RECIPES, get_recipe
+
+ROWS = [
+    {"text": text, "label": label}
+    for label, texts in {
+        "pos": ["good film", "great soup", "we liked it", "a warm bright book", "very good", "not bad", "great", "it was good"],
+        "neg": ["bad film", "awful soup", "we hated it", "a cold dull book", "very bad", "not good", "awful", "it was bad"],
+    }.items()
+    for text in texts
+]
+
+
+def softmax(row):
+    top = max(row)
+    weights = [math.exp(x - top) for x in row]
+    return [w / sum(weights) for w in weights]
+
+
+def cross_entropy_by_hand(logits, labels):
+    return sum(-math.log(softmax(row)[y]) for row, y in zip(logits, labels, strict=True)) / len(labels)
+
+
+def kl_by_hand(student, teacher):
+    total = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        p, q = softmax(t), softmax(s)
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total / len(student)
+
+
+def test_geep_loss_equals_a_loop():
+    exits = [torch.randn(5, 3, dtype=torch.float64) for _ in range(4)]
+    shared = [torch.randn(5, 3, dtype=torch.float64) for _ in range(2)]
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    full = exits[-1].tolist()
+    expected = sum(cross_entropy_by_hand(logits.tolist(), labels.tolist()) for logits in [*shared, exits[-1]])
+    expected += sum(kl_by_hand(logits.tolist(), full) for logits in exits[:-1])
+    assert float(geep_loss(exits, shared, labels)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_geep_loss_of_a_model_without_early_exits_is_cross_entropy():
+    logits, labels = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
+    torch.testing.assert_close(geep_loss([logits], [], labels), torch.nn.functional.cross_entropy(logits, labels))
+
+
+def test_distillation_gives_no_gradient_to_the_teacher():
+    student, teacher = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    distillation_loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+    torch.testing.assert_close(distillation_loss(teacher, teacher), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("exit_layers", [None, [4], [3, 4], [1, 4], [1, 2, 3, 4]])
+def test_geep_recipe_by_hand_trains_every_head(make_model, tokenizer, texts, exit_layers):
+    """The recipe's loss through forward equals sub-networks run one by one from the embeddings."""
+    model = make_model(exit_layers=exit_layers)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    mask, labels = inputs["attention_mask"], torch.arange(len(texts)) % 3
+    recipe = get_recipe("geep")
+    loss = recipe.loss(model(**inputs, **recipe.forward), labels)
+
+    def run(layers):
+        hidden = model.bert.embeddings(inputs["input_ids"], inputs["token_type_ids"])
+        for layer in layers:
+            hidden = model.bert.encoder.layer[layer - 1](hidden, model.layer_mask(hidden, mask))
+        return hidden
+
+    early = model.config.exit_layers[:-1]
+    sub_networks = sorted({*early, 3})  # K = {1..E} + {L-1}
+    teacher = {k: model.heads["4"](run([*range(1, k + 1), 4]), mask) for k in sub_networks}
+    expected = sum(torch.nn.functional.cross_entropy(teacher[k], labels) for k in sub_networks)
+    for k in early:
+        expected = expected + distillation_loss(model.heads[str(k)](run(range(1, k + 1)), mask), teacher[3])
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    for name, parameter in model.heads.named_parameters():
+        # Shifting all keys of an attention alike changes nothing, so only their bias may stay without gradient.
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def datasets(tokenizer, label2id):
+    return TextDataset(ROWS, Encoder(tokenizer, 64), label2id)
+
+
+def train(make_model, tokenizer, folder, resume=None, **changes):
+    model = make_model(num_labels=2, pooling="mean", initializer_range=0.1, head_dropout=0.0)
+    model.config.label2id = {"neg": 0, "pos": 1}
+    data = datasets(tokenizer, model.config.label2id)
+    arguments = {"num_train_epochs": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    trainer = MultiExitTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, seed=3, **{**arguments, **changes}),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_trainer_learns_at_every_exit(make_model, tokenizer, tmp_path):
+    metrics = train(make_model, tokenizer, tmp_path).evaluate()
+    assert {f"eval_accuracy_exit_{layer}" for layer in (1, 2, 3, 4)} <= set(metrics)
+    for layer in (1, 2, 3, 4):
+        assert metrics[f"eval_accuracy_exit_{layer}"] >= 0.9
+    assert metrics["eval_accuracy"] == metrics["eval_accuracy_exit_4"]
+
+
+def weights(trainer):
+    return trainer.model.state_dict()
+
+
+def test_same_seed_same_weights_and_resume_too(make_model, tokenizer, tmp_path):
+    settings = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 4}
+    first = weights(train(make_model, tokenizer, tmp_path / "a", **settings))
+    second = weights(train(make_model, tokenizer, tmp_path / "b", **settings))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=0, rtol=0, msg=name)
+    resumed = train(make_model, tokenizer, tmp_path / "c", resume=str(tmp_path / "a" / "checkpoint-4"), **settings)
+    assert resumed.state.global_step == 8
+    for name, value in weights(resumed).items():
+        torch.testing.assert_close(value, first[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_gradient_accumulation_gives_the_same_step(make_model, tokenizer, tmp_path):
+    settings = {"max_steps": 1, "hidden_dropout_prob": 0.0}
+    results = []
+    for batch, accumulate in ((16, 1), (4, 4)):
+        model = make_model(num_labels=2, head_dropout=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        trainer = MultiExitTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", logging_steps=1,
+                per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_steps=settings["max_steps"],
+            ),
+            train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )  # fmt: skip
+        trainer.train()
+        results.append(trainer.state.log_history[0])
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
+    assert results[0]["grad_norm"] == pytest.approx(results[1]["grad_norm"], rel=1e-3)
+
+
+def test_a_plain_trainer_trains_every_head_too(make_model, tokenizer, tmp_path):
+    model = make_model(num_labels=2)
+    before = {name: value.clone() for name, value in model.heads.state_dict().items()}
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2),
+        train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    trainer.train()
+    moved = {name for name, value in model.heads.state_dict().items() if not torch.equal(value, before[name])}
+    assert {f"{layer}.classifier.weight" for layer in (1, 2, 3, 4)} <= moved
+
+
+def test_unknown_recipe_lists_the_known():
+    with pytest.raises(ValueError, match="unknown recipe 'magic'; known: .*geep"):
+        get_recipe("magic")
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+
+
+def test_regression_needs_no_recipe(make_model, tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[])
+    with pytest.raises(ValueError, match="needs classes"):
+        MultiExitTrainer(model=make_model(num_labels=1), args=arguments)
+    with pytest.raises(TypeError, match="must be a MultiExitBert, got Linear"):
+        MultiExitTrainer(model=torch.nn.Linear(2, 2), args=arguments)
+
+
+def test_label_names():
+    assert label_names([{"label": "b"}, {"label": "a"}, {"label": "b"}]) == ["a", "b"]
+    assert label_names([{"label": 10}, {"label": 9}]) == ["9", "10"]
+    with pytest.raises(ValueError, match="at least two classes, got \\['a'\\]"):
+        label_names([{"label": "a"}])
+    with pytest.raises(ValueError, match="row 1 has no label"):
+        label_names([{"label": "a"}, {"label": None}])
+    with pytest.raises(ValueError, match="missing column 'label'; columns: 'text'"):
+        label_names([{"text": "a"}])
+
+
+def test_unseen_label_is_named(tokenizer):
+    rows = [*ROWS, {"text": "good", "label": "meh"}]
+    with pytest.raises(ValueError, match="row 16 has the label 'meh', unseen in training; known: neg, pos"):
+        TextDataset(rows, Encoder(tokenizer, 64), {"neg": 0, "pos": 1})
+
+
+def test_dataset_items(tokenizer):
+    rows = [{"text": "good", "text_pair": "bad film", "label": "pos"}] * 3
+    data = TextDataset(rows, Encoder(tokenizer, 64), {"neg": 0, "pos": 1}, window=2)
+    assert len(data) == 3
+    expected = tokenizer("good", "bad film")
+    for item in (data[0], data[2]):
+        assert item == {
+            "input_ids": expected["input_ids"],
+            "token_type_ids": expected["token_type_ids"],
+            "labels": 1,
+        }
