@@ -29,7 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a trained MultiExitBert, or hub id")
     parser.add_argument("--input", required=True, type=Path, help="JSON lines with text and optionally text_pair")
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ...")
+    parser.add_argument(
+        "--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ..."
+    )
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
@@ -77,9 +79,12 @@ def main() -> None:
     arguments = parse_arguments()
     if not arguments.input.is_file():
         raise SystemExit(f"no such file: {arguments.input}")
-    engine = Engine.from_pretrained(
-        arguments.model, arguments.policy, truncation=arguments.truncate, window=arguments.window
-    )
+    try:
+        engine = Engine.from_pretrained(
+            arguments.model, arguments.policy, truncation=arguments.truncate, window=arguments.window
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     on_bad_line = (lambda error: {"error": error}) if arguments.skip_bad_lines else None
     rows = read_json_lines(arguments.input, ("text",), on_bad_line)
     with arguments.input.open("rb") as file:

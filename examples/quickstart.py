@@ -105,7 +105,8 @@ def compare(arguments: argparse.Namespace) -> None:
     )
     print_table([by_name["full"], constant, by_name[threshold], by_name["predicted"]], depth)
     plot_exit_histogram(
-        {name: predictions[name].histogram for name in (threshold, "predicted")}, arguments.output / "exit_histogram.png"
+        {name: predictions[name].histogram for name in (threshold, "predicted")},
+        arguments.output / "exit_histogram.png",
     )
     plot_accuracy_speed(measurements, arguments.output / "accuracy_speed.png")
 

@@ -129,12 +129,12 @@ def check_columns(row: Row, required: Sequence[str]) -> None:
     """Raise ValueError naming the columns that `row` lacks and those it has."""
     missing = [name for name in required if name not in row]
     if missing:
-        raise ValueError(f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}")
+        raise ValueError(
+            f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}"
+        )
 
 
-def iter_samples(
-    inputs: Any, text_column: str = "text", pair_column: str = "text_pair"
-) -> Iterator[Sample | Row]:
+def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "text_pair") -> Iterator[Sample | Row]:
     """One (text, pair or None) per sample from whatever holds texts.
 
     Args:

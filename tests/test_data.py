@@ -153,7 +153,10 @@ def test_truncation_only_when_asked_and_counted(tokenizer):
         ([("good", None), (None, None)], "sample 1 has a text that is no string: None"),
         ([("good", "bad"), ("good", None)], "sample 1 has no text_pair, unlike sample 0"),
         ([("good", None), ("good", "bad")], "sample 1 has a text_pair, unlike sample 0"),
-        ([{"input_ids": [2, 3]}, {"input_ids": [2, 99, 3]}], "sample 1 has token id 99, outside the model's vocabulary of 41"),
+        (
+            [{"input_ids": [2, 3]}, {"input_ids": [2, 99, 3]}],
+            "sample 1 has token id 99, outside the model's vocabulary of 41",
+        ),
         ([{"input_ids": [2, -4]}], "sample 0 has token id -4"),
         ([{"input_ids": [2, 3]}, {"input_ids": []}], "sample 1 has no tokens"),
         ([{"input_ids": [5] * 65}], "sample 0 has 65 tokens, more than the 64 allowed"),

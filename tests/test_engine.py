@@ -83,7 +83,11 @@ def test_policies_on_real_weights(minilm, minilm_path):
     with torch.no_grad():
         for head in model.heads.values():
             head.classifier.weight.mul_(30)
-    texts = ["A film about rain.", "no", "What a long, long evening that was, and how little we had to show for it!"] * 3
+    texts = [
+        "A film about rain.",
+        "no",
+        "What a long, long evening that was, and how little we had to show for it!",
+    ] * 3
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.9, progress=False)
     for policy in (FullDepth(), ConstantDepth(2), Threshold(0.9), Predicted()):
         result = Engine(model, tokenizer, policy, token_budget=64).predict(texts)
@@ -154,7 +158,9 @@ def test_exit_logits_are_every_exits(model, tokenizer, texts):
     assert logits.shape == (len(texts), 4, 3)
     assert len(tokens) == len(texts)
     for index, layer in enumerate(model.config.exit_layers):
-        torch.testing.assert_close(logits[:, index], Engine(model, tokenizer, ConstantDepth(layer)).predict(texts).logits)
+        torch.testing.assert_close(
+            logits[:, index], Engine(model, tokenizer, ConstantDepth(layer)).predict(texts).logits
+        )
 
 
 def test_table_from_the_engine_agrees_with_the_threshold_policy(model, tokenizer, texts):

@@ -14,12 +14,26 @@ from pathlib import Path
 SIZES = {"train": 2400, "dev": 400, "test": 1000}
 
 THINGS = {
-    "film": ["the film", "this movie", "the second season", "the documentary", "the director's new drama", "the sequel"],
+    "film": [
+        "the film",
+        "this movie",
+        "the second season",
+        "the documentary",
+        "the director's new drama",
+        "the sequel",
+    ],
     "meal": ["the soup", "our dinner", "the tasting menu", "the pasta", "their breakfast buffet", "the curry"],
     "stay": ["the hotel", "our room", "the cabin by the lake", "the hostel", "the guest house", "the apartment"],
     "gear": ["the phone", "this laptop", "the coffee machine", "the headphones", "the printer", "the vacuum cleaner"],
     "book": ["the novel", "this biography", "the cookbook", "the last chapter", "her debut", "the short stories"],
-    "help": ["the support team", "our waiter", "the repair shop", "the tour guide", "the delivery service", "the clinic"],
+    "help": [
+        "the support team",
+        "our waiter",
+        "the repair shop",
+        "the tour guide",
+        "the delivery service",
+        "the clinic",
+    ],
 }
 PLURAL = {"the headphones", "the short stories"}
 GOOD = {

@@ -76,7 +76,9 @@ class ConstantDepth:
     def check(self, model: MultiExitBert) -> None:
         """The layer must be an exit."""
         if self.layer not in model.config.exit_layers:
-            raise ValueError(f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}")
+            raise ValueError(
+                f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}"
+            )
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """That layer for all."""

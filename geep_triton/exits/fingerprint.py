@@ -7,7 +7,13 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-FIXED_PROBES = ("Exits pay off, don't they?", "naïve CAFÉ über-cheap 1,234.5 %", "它的结尾很好。", "日本語 한국어 عربى 🙂", "a\tb\u200bc  d")
+FIXED_PROBES = (
+    "Exits pay off, don't they?",
+    "naïve CAFÉ über-cheap 1,234.5 %",
+    "它的结尾很好。",
+    "日本語 한국어 عربى 🙂",
+    "a\tb\u200bc  d",
+)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -287,4 +287,3 @@ def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
         tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long()
     )
     return ExitRecords(tokens, tensors["records.uncertainty"])
-

@@ -90,9 +90,7 @@ class MultiExitBert(BertPreTrainedModel):
 
     def layer_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | BlockMask | None:
         """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked)."""
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        return create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
     def run_layer(self, layer: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
         """h_{layer-1} [B, S, H] -> h_layer [B, S, H]; layers count from 1."""
@@ -182,7 +180,9 @@ class MultiExitBert(BertPreTrainedModel):
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool
     ) -> None:
         if input_ids.ndim != 2 or input_ids.numel() == 0:
-            raise ValueError(f"input_ids must have shape [batch, tokens] with at least one token, got {tuple(input_ids.shape)}")
+            raise ValueError(
+                f"input_ids must have shape [batch, tokens] with at least one token, got {tuple(input_ids.shape)}"
+            )
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids must have at most {self.config.max_position_embeddings} tokens, got {input_ids.shape[1]}"

@@ -1,0 +1,1 @@
+"""Benchmarks: `pytest --benchmark-only`, and scripts whose results are committed."""

@@ -1,0 +1,100 @@
+"""Turns result files into the README's tables.
+
+python -m bench.report            # rewrites the tables between the markers in README.md
+python -m bench.report --check    # fails where README.md differs from the result files
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.environment import RESULTS, ROOT
+
+BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
+
+
+def policy_tables(results: list[dict[str, Any]]) -> str:
+    """A section per data set: exits, policies, predictors."""
+    return "\n\n".join(section(result) for result in results)
+
+
+def section(result: dict[str, Any]) -> str:
+    data, where = result["data"], result["environment"]
+    arguments = result["training"]["arguments"]
+    exits = result["exit_accuracies"]
+    lines = [
+        f"**{data['name']}** ({data['samples']:,} test samples; trained {arguments['epochs']:g} epochs by recipe "
+        f"`{arguments['recipe']}` in {result['training']['seconds'] / 60:.0f} min; {where['cpu']}, {where['threads']} threads, "
+        f"torch {where['torch']}, {where['date']})",
+        "",
+        "| exit after layer | " + " | ".join(map(str, result["exit_layers"])) + " |",
+        "|---|" + "---|" * len(result["exit_layers"]),
+    ]
+    lines += [
+        f"| accuracy, {split} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+        for split, values in exits.items()
+    ]
+    lines += [
+        "",
+        "| policy | accuracy | same answer as all layers | mean layers | samples/s | speed-up | share of L / mean layers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [policy_row(row) for row in result["policies"]]
+    lines += [
+        "",
+        "| table threshold | decision | exact | over | under | rank corr. | mean layers | accuracy | constant depth | "
+        "random | threshold exits | oracle |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [predictor_row(row) for row in result["predictors"]]
+    return "\n".join(lines)
+
+
+def policy_row(row: dict[str, Any]) -> str:
+    accuracy, agreement = (("-" if row[key] is None else f"{row[key]:.3f}") for key in ("accuracy", "agreement"))
+    return (
+        f"| {row['policy']} | {accuracy} | {agreement} | {row['mean_layers']:.2f} | {row['samples_per_second']:.0f} | "
+        f"{row['speed_up']:.2f}x | {row['share_of_bound']:.0%} |"
+    )
+
+
+def predictor_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['threshold']:g} | {row['decision']} | {row['exact_match']:.2f} | {row['over_prediction']:.2f} | "
+        f"{row['under_prediction']:.2f} | {row['rank_correlation']:.2f} | {row['mean_layers']:.2f} | {row['accuracy']:.3f} | "
+        f"{row['constant_accuracy']:.3f} | {row['random_accuracy']:.3f} | {row['threshold_accuracy']:.3f} at "
+        f"{row['threshold_mean_layers']:.2f} | {row['oracle_accuracy']:.3f} at {row['oracle_mean_layers']:.2f} |"
+    )
+
+
+def with_tables(readme: str, tables: str) -> str:
+    """README with what stands between the markers replaced."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md must hold the lines {BEGIN!r} and {END!r}")
+    return f"{before}{begin}\n{tables}\n{end}{after}"
+
+
+def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All policy results, by data set."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("policies_*.json"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    path = ROOT / "README.md"
+    current = path.read_text(encoding="utf-8")
+    wanted = with_tables(current, policy_tables(load_results()))
+    if arguments.check and current != wanted:
+        raise SystemExit("README.md differs from bench/results: run python -m bench.report")
+    path.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

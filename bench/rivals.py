@@ -1,0 +1,67 @@
+"""What a careful user runs without us."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
+
+from geep_triton import MultiExitBert, Predictions
+
+
+class HuggingFaceSorted:
+    """transformers' BertForSequenceClassification (SDPA) on length-sorted batches within a token budget.
+
+    Its backbone holds the weights of `model`; its classifier is untrained, so only its speed means anything.
+    """
+
+    def __init__(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, token_budget: int) -> None:
+        config = BertConfig.from_dict(model.config.to_dict())
+        config._attn_implementation = "sdpa"
+        self.model = BertForSequenceClassification(config).eval()
+        self.model.bert.load_state_dict(model.bert.state_dict(), strict=False)
+        self.tokenizer = tokenizer
+        self.token_budget = token_budget
+
+    def predict(self, rows: Sequence[dict[str, Any]]) -> Predictions:
+        """As `Engine.predict`, for rows that all have a text_pair or none."""
+        start = time.perf_counter()
+        pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
+        ids = self.tokenizer([row["text"] for row in rows], pairs, return_attention_mask=False)
+        lengths = torch.tensor([len(row) for row in ids["input_ids"]])
+        tokenized = time.perf_counter()
+        order = lengths.argsort(descending=True).tolist()
+        logits = torch.empty(len(rows), self.model.config.num_labels)
+        begin, tokens = 0, 0
+        with torch.inference_mode():
+            while begin < len(order):
+                longest = int(lengths[order[begin]])
+                part = order[begin : begin + max(1, self.token_budget // longest)]
+                features = {name: [values[i] for i in part] for name, values in ids.items()}
+                logits[part] = self.model(**self.tokenizer.pad(features, return_tensors="pt")).logits
+                begin += len(part)
+                tokens += longest * len(part)
+        depth = self.model.config.num_hidden_layers
+        return Predictions(
+            logits=logits,
+            exit_layers=torch.full((len(rows),), depth),
+            id2label=dict(self.model.config.id2label),
+            num_layers=depth,
+            timings={"tokenize": tokenized - start, "run": time.perf_counter() - tokenized},
+            tokens=tokens,
+            padding=1 - int(lengths.sum()) / tokens,
+        )
+
+    def check_same_backbone(self, model: MultiExitBert, text: str) -> float:
+        """Largest difference of the last hidden states on one text; raises ValueError above 1e-5."""
+        inputs = self.tokenizer(text, return_tensors="pt")
+        with torch.inference_mode():
+            theirs = self.model.bert(**inputs).last_hidden_state
+            ours = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        difference = float((theirs - ours).abs().max())
+        if difference > 1e-5:
+            raise ValueError(f"the rival's backbone differs by {difference}")
+        return difference

@@ -1,0 +1,159 @@
+"""The example scripts, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertModel
+
+ROOT = Path(__file__).parent.parent
+ROWS = [
+    ("the film was good", "pos"),
+    ("a great book", "pos"),
+    ("we liked the soup", "pos"),
+    ("not bad", "pos"),
+    ("the film was awful", "neg"),
+    ("a dull book", "neg"),
+    ("we hated the soup", "neg"),
+    ("not good", "neg"),
+]
+
+
+def run(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tokenizer) -> Path:
+    """A tiny BERT trained by examples/train.py."""
+    folder = tmp_path_factory.mktemp("examples")
+    config = BertConfig(
+        vocab_size=42, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    data = write(folder / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS] * 4)
+    done = run(
+        "train.py", "--model", folder / "bert", "--train", data, "--dev", data, "--output", folder / "model",
+        "--epochs", 10, "--learning-rate", 3e-3, "--pooling", "mean", "--max-length", 32, "--save-steps", 5,
+        "--threshold", 0.5,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "exit 3: accuracy" in done.stdout
+    return folder / "model"
+
+
+def test_train_leaves_a_whole_model_and_its_record(trained):
+    assert {"config.json", "model.safetensors", "exit_table.safetensors", "tokenizer.json", "training.json"} <= {
+        path.name for path in trained.iterdir()
+    }
+    record = json.loads((trained / "training.json").read_text())
+    assert record["arguments"]["recipe"] == "geep"
+    assert record["metrics"]["eval_accuracy"] >= 0.9
+
+
+def test_train_resumes(trained, tmp_path):
+    """Started again with the same output it goes on from the last checkpoint."""
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS] * 4)
+    done = run(
+        "train.py", "--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", trained,
+        "--epochs", 11, "--pooling", "mean", "--max-length", 32, "--save-steps", 5,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+
+
+@pytest.mark.parametrize("policy", ["full", "constant:2", "threshold", "predicted"])
+def test_predict(trained, tmp_path, policy):
+    source = write(tmp_path / "in.jsonl", [{"text": text} for text, _ in ROWS])
+    done = run(
+        "predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--policy", policy
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == len(ROWS)
+    assert all(set(row) == {"label", "score", "exit_layer"} for row in rows)
+    if policy == "full":
+        assert [row["label"] for row in rows] == [label for _, label in ROWS]
+        assert {row["exit_layer"] for row in rows} == {3}
+
+
+BAD = [{"text": "good"}, "{broken", {"body": "good"}, {"text": ""}, {"text": "good " * 100}, {"text": "bad"}]
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_predict_stops_at_a_bad_line_and_leaves_nothing(trained, tmp_path, first):
+    source = write(tmp_path / "in.jsonl", [{"text": "good"}] * 3 + BAD[first:])
+    done = run("predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--window", 2)
+    assert done.returncode != 0
+    assert "in.jsonl, line 4" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("window", [1, 2, 100])
+def test_predict_carries_bad_lines_through(trained, tmp_path, window):
+    source = write(tmp_path / "in.jsonl", BAD)
+    done = run(
+        "predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--skip-bad-lines",
+        "--window", window,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["error" in row for row in rows] == [False, True, True, True, True, False]
+    for number, reason in ((2, "Expecting"), (3, "missing column 'text'"), (4, "empty text"), (5, "102 tokens")):
+        assert f"line {number}" in rows[number - 1]["error"]
+        assert reason in rows[number - 1]["error"]
+        assert f"line {number}" in done.stderr
+
+
+def test_predict_truncates_when_asked(trained, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good " * 100}])
+    done = run("predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--truncate")
+    assert done.returncode == 0, done.stderr
+
+
+def test_wrong_policy_and_missing_files_are_plain_errors(trained, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good"}])
+    for arguments, message in (
+        (["--input", source, "--policy", "fast"], "unknown policy 'fast'"),
+        (["--input", tmp_path / "none.jsonl"], "no such file"),
+        (["--input", write(tmp_path / "empty.jsonl", [])], "has no lines"),
+    ):
+        done = run("predict.py", "--model", trained, "--output", tmp_path / "out.jsonl", *arguments)
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_quickstart(minilm_path, tmp_path):
+    """The README's first command, with fewer epochs."""
+    done = run("quickstart.py", "--epochs", 1, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    table = [
+        line.split() for line in done.stdout.splitlines() if line.startswith(("full", "constant", "threshold", "pred"))
+    ]
+    assert [row[0].split(":")[0] for row in table] == ["full", "constant", "threshold", "predicted"]
+    assert float(table[0][1]) >= 0.7
+    for name in ("exit_histogram.png", "accuracy_speed.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    lines = done.stdout[done.stdout.index("    from geep_triton") :]
+    code = "\n".join(line.strip() for line in lines.splitlines())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("['positive']", "['negative']")

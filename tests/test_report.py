@@ -1,0 +1,44 @@
+"""README's figures are the result files'."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from bench.environment import ROOT
+from bench.report import load_results, policy_tables, with_tables
+
+
+def test_readme_shows_the_result_files():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = load_results()
+    assert results
+    assert readme == with_tables(readme, policy_tables(results))
+
+
+def test_markers_are_required():
+    with pytest.raises(ValueError, match="must hold the lines"):
+        with_tables("# nothing", "tables")
+
+
+def test_constraints_satisfy_the_project():
+    pinned = dict(
+        re.match(r"([\w-]+)==([\d.]+)$", line).groups()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name, minimum = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
+        numbers = [tuple(map(int, version.split("."))) for version in (pinned[name], minimum)]
+        assert numbers[0] >= numbers[1], requirement
+
+
+def test_ci_runs_the_readmes_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- ci -->")[1].split("```")[1]
+    assert "-m pytest" in block
+    assert Path(ROOT / ".ci" / "run").stat().st_mode & 0o100
