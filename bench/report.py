@@ -34,8 +34,7 @@ def section(result: dict[str, Any]) -> str:
         "|---|" + "---|" * len(result["exit_layers"]),
     ]
     lines += [
-        f"| accuracy, {split} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
-        for split, values in exits.items()
+        f"| accuracy, {split} | " + " | ".join(f"{value:.3f}" for value in values) + " |" for split, values in exits.items()
     ]
     lines += [
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def predict_with_a_dictionary(table, tokens: Tokens) -> list[int]:
     scores = defaultdict(lambda: prior, zip(table.keys.tolist(), rows, strict=True))
     special, ids, offsets = set(table.special_ids), tokens.ids.tolist(), tokens.offsets.tolist()
     exits = []
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in itertools.pairwise(offsets):
         found = [scores[token] for token in ids[begin:end] if token not in special] or [prior]
         # Rounded, so that sums that differ only by their order tie alike.
         means = [round(sum(column) / len(found), 6) for column in zip(*found, strict=True)]

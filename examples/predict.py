@@ -29,9 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a trained MultiExitBert, or hub id")
     parser.add_argument("--input", required=True, type=Path, help="JSON lines with text and optionally text_pair")
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument(
-        "--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ..."
-    )
+    parser.add_argument("--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ...")
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")

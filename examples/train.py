@@ -29,22 +29,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dev", required=True, help="the same, for evaluation; a hub id's split 'validation'")
     parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
     parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
-    parser.add_argument(
-        "--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)"
-    )
+    parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
     parser.add_argument("--head", default="attention", choices=["attention", "pooler", "linear"])
-    parser.add_argument(
-        "--pooling", default="cls", choices=["cls", "mean"], help="'mean' for sentence-transformers models"
-    )
+    parser.add_argument("--pooling", default="cls", choices=["cls", "mean"], help="'mean' for sentence-transformers models")
     parser.add_argument("--head-dropout", type=float, default=0.5)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--max-length", type=int, default=128, help="most tokens a sample may have")
     parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
-    parser.add_argument(
-        "--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1"
-    )
+    parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
     parser.add_argument("--ngram", type=int, default=1, help="highest order of the exit table's n-grams")
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=42)
@@ -72,9 +66,7 @@ def main() -> None:
     train_set = TextDataset(train_rows, encoder, model.config.label2id)
     dev_set = TextDataset(dev_rows, encoder, model.config.label2id)
     if encoder.truncated:
-        print(
-            f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens"
-        )
+        print(f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
     checkpoints = arguments.output / "checkpoints"
     trainer = MultiExitTrainer(

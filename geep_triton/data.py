@@ -41,7 +41,7 @@ def read_json_lines(
         BadLine: naming file, line number and reason.
     """
     blank: list[int] = []
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
                 blank.append(number)
@@ -67,7 +67,7 @@ def _refuse(error: BadLine, on_bad_line: Callable[[BadLine], Row] | None) -> Row
 
 def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[Row]:
     """Stream the rows of a CSV file (UTF-8, first line names the columns). Raises BadLine."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         for row in reader:
             if None in row or None in row.values():
@@ -129,9 +129,7 @@ def check_columns(row: Row, required: Sequence[str]) -> None:
     """Raise ValueError naming the columns that `row` lacks and those it has."""
     missing = [name for name in required if name not in row]
     if missing:
-        raise ValueError(
-            f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}"
-        )
+        raise ValueError(f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}")
 
 
 def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "text_pair") -> Iterator[Sample | Row]:

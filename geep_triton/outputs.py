@@ -152,6 +152,7 @@ class Predictions:
 
     @property
     def is_regression(self) -> bool:
+        """Whether the logits are one number a sample instead of classes."""
         return self.logits.shape[1] == 1
 
     @property

@@ -14,8 +14,13 @@ from geep_triton import MultiExitBert, MultiExitBertConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub
 
-WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK] the a film soup hotel book was is good bad great awful not but very dull
-bright cold warm quick slow we i it they liked hated thought never always again ##ly ##ness . , ? !""".split()
+WORDS = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *("the", "a", "film", "soup", "hotel", "book", "was", "is", "good", "bad"),
+    *("great", "awful", "not", "but", "very", "dull", "bright", "cold", "warm", "quick"),
+    *("slow", "we", "i", "it", "they", "liked", "hated", "thought", "never", "always"),
+    *("again", "##ly", "##ness", ".", ",", "?", "!"),
+]
 
 TEXTS = [
     "the film was good",

@@ -158,9 +158,7 @@ def test_exit_logits_are_every_exits(model, tokenizer, texts):
     assert logits.shape == (len(texts), 4, 3)
     assert len(tokens) == len(texts)
     for index, layer in enumerate(model.config.exit_layers):
-        torch.testing.assert_close(
-            logits[:, index], Engine(model, tokenizer, ConstantDepth(layer)).predict(texts).logits
-        )
+        torch.testing.assert_close(logits[:, index], Engine(model, tokenizer, ConstantDepth(layer)).predict(texts).logits)
 
 
 def test_table_from_the_engine_agrees_with_the_threshold_policy(model, tokenizer, texts):

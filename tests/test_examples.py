@@ -31,9 +31,7 @@ def run(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Complet
 
 
 def write(path: Path, rows: list) -> Path:
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
-    )
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -81,9 +79,7 @@ def test_train_resumes(trained, tmp_path):
 @pytest.mark.parametrize("policy", ["full", "constant:2", "threshold", "predicted"])
 def test_predict(trained, tmp_path, policy):
     source = write(tmp_path / "in.jsonl", [{"text": text} for text, _ in ROWS])
-    done = run(
-        "predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--policy", policy
-    )
+    done = run("predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--policy", policy)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == len(ROWS)
@@ -145,9 +141,7 @@ def test_quickstart(minilm_path, tmp_path):
     """The README's first command, with fewer epochs."""
     done = run("quickstart.py", "--epochs", 1, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    table = [
-        line.split() for line in done.stdout.splitlines() if line.startswith(("full", "constant", "threshold", "pred"))
-    ]
+    table = [line.split() for line in done.stdout.splitlines() if line.startswith(("full", "constant", "threshold", "pred"))]
     assert [row[0].split(":")[0] for row in table] == ["full", "constant", "threshold", "predicted"]
     assert float(table[0][1]) >= 0.7
     for name in ("exit_histogram.png", "accuracy_speed.png"):

@@ -76,9 +76,7 @@ def test_ngram_keys_refuse_wrong_offsets(offsets):
 @given(KEYS, st.integers(1, 5), st.randoms())
 def test_insert_add_counts_exactly(keys, num_exits, random):
     exits = [random.randrange(num_exits) for _ in keys]
-    table_keys, counts = insert_add(
-        torch.tensor(keys, dtype=torch.int64), torch.tensor(exits, dtype=torch.int64), num_exits
-    )
+    table_keys, counts = insert_add(torch.tensor(keys, dtype=torch.int64), torch.tensor(exits, dtype=torch.int64), num_exits)
     expected = Counter(zip(keys, exits, strict=True))
     assert table_keys.tolist() == sorted(set(keys))
     for row, key in enumerate(table_keys.tolist()):

@@ -123,9 +123,7 @@ def train(make_model, tokenizer, folder, resume=None, **changes):
     arguments = {"num_train_epochs": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_strategy": "no"}
     trainer = MultiExitTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder), report_to=[], disable_tqdm=True, seed=3, **{**arguments, **changes}
-        ),
+        args=TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, seed=3, **{**arguments, **changes}),
         train_dataset=data,
         eval_dataset=data,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -183,9 +181,7 @@ def test_a_plain_trainer_trains_every_head_too(make_model, tokenizer, tmp_path):
     before = {name: value.clone() for name, value in model.heads.state_dict().items()}
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2
-        ),
+        args=TrainingArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2),
         train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
         data_collator=DataCollatorWithPadding(tokenizer),
     )

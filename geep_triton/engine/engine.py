@@ -185,9 +185,7 @@ def _check_model(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> No
         raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            raise ValueError(
-                f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged"
-            )
+            raise ValueError(f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged")
     if model.exit_table is not None:
         config = model.config
         model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))

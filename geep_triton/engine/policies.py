@@ -23,7 +23,8 @@ class Policy(Protocol):
     """
 
     @property
-    def answer_head(self) -> str: ...
+    def answer_head(self) -> str:
+        """The head that answers."""
 
     def check(self, model: MultiExitBert) -> None:
         """Raise ValueError where this policy cannot run on this model."""
@@ -76,9 +77,7 @@ class ConstantDepth:
     def check(self, model: MultiExitBert) -> None:
         """The layer must be an exit."""
         if self.layer not in model.config.exit_layers:
-            raise ValueError(
-                f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}"
-            )
+            raise ValueError(f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}")
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """That layer for all."""

@@ -64,9 +64,7 @@ def run_every_exit(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> 
     return torch.stack(answers, dim=1)
 
 
-def _embed(
-    model: MultiExitBert, tokens: Tokens, rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _embed(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     device = model.device
     input_ids, attention_mask, type_ids = tokens.padded(rows, model.config.pad_token_id or 0)
     attention_mask = attention_mask.to(device)

@@ -174,9 +174,7 @@ class ExitTable:
                 Tokens.concatenate([self.records.tokens, other.records.tokens]),
                 torch.cat([self.records.uncertainty, other.records.uncertainty]),
             )
-        return replace(
-            self, keys=keys, counts=counts, exit_counts=self.exit_counts + other.exit_counts, records=records
-        )
+        return replace(self, keys=keys, counts=counts, exit_counts=self.exit_counts + other.exit_counts, records=records)
 
     @cached_property
     def scores(self) -> torch.Tensor:
@@ -202,9 +200,7 @@ class ExitTable:
         if self.vocab_size != vocab_size:
             raise ValueError(f"exit_table was built for a vocabulary of {self.vocab_size}, the model has {vocab_size}")
         if self.exit_layers != tuple(exit_layers):
-            raise ValueError(
-                f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}"
-            )
+            raise ValueError(f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}")
         if fingerprint is not None and self.fingerprint != fingerprint:
             raise ValueError("exit_table was built with another tokenizer; build it again with this one")
 
@@ -229,7 +225,7 @@ class ExitTable:
             partial,
             metadata={"format": FORMAT, "table": json.dumps(header)},
         )
-        os.replace(partial, path)
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> ExitTable:
@@ -244,7 +240,7 @@ class ExitTable:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged safetensors file: {error}") from error
         if metadata.get("format") != FORMAT:
@@ -283,7 +279,5 @@ def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
     if "records.ids" not in tensors:
         return None
     type_ids = tensors.get("records.type_ids")
-    tokens = Tokens(
-        tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long()
-    )
+    tokens = Tokens(tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long())
     return ExitRecords(tokens, tensors["records.uncertainty"])

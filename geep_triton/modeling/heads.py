@@ -28,6 +28,7 @@ class LinearHead(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, S, H], [B, S] -> [B, C]."""
         return self.classifier(self.dropout(pool(hidden_states, attention_mask, self.pooling)))
 
 
@@ -43,6 +44,7 @@ class PoolerHead(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, S, H], [B, S] -> [B, C]."""
         pooled = torch.tanh(self.dense(pool(hidden_states, attention_mask, self.pooling)))
         return self.classifier(self.dropout(pooled))
 
@@ -68,6 +70,7 @@ class AttentionHead(nn.Module):
         self.classifier = nn.Linear(size, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, S, H], [B, S] -> [B, C]."""
         features = torch.tanh(self.reduce(hidden_states))
         # With "cls" only the first token's row of the attention is ever read.
         queries = features[:, :1] if self.pooling == "cls" else features

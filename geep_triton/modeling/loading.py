@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -89,9 +90,8 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     if num_labels is not None and num_labels != original.num_labels:
         values.pop("id2label", None)
         values.pop("label2id", None)
-    if isinstance(original, MultiExitBertConfig) and "exit_layers" in overrides and "exit_thresholds" not in overrides:
-        if isinstance(original.exit_thresholds, list):
-            values.pop("exit_thresholds", None)  # one per exit: they belong to the exits that were asked away
+    if "exit_layers" in overrides and isinstance(values.get("exit_thresholds"), list):
+        values.pop("exit_thresholds")  # one per exit: they belong to the exits that were asked away
     attention = original._attn_implementation
     config = MultiExitBertConfig(**{**values, **overrides})
     config._attn_implementation = attention
@@ -127,8 +127,7 @@ def _tensor_names(source: str | os.PathLike, hub: dict[str, Any]) -> set[str]:
             raise ValueError(f"{single}: damaged safetensors file: {error}") from error
     index = find("model.safetensors.index.json")
     if index is not None:
-        with open(index, encoding="utf-8") as file:
-            return set(json.load(file)["weight_map"])
+        return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
     pickles = [name for name in PICKLES if find(name) is not None]
     if pickles:
         raise ValueError(
@@ -149,9 +148,7 @@ def _trained_exits(original: BertConfig, names: set[str] | None, classifier: boo
     return set()
 
 
-def _check_missing(
-    source: str | os.PathLike, missing: set[str], config: MultiExitBertConfig, trained: set[int]
-) -> None:
+def _check_missing(source: str | os.PathLike, missing: set[str], config: MultiExitBertConfig, trained: set[int]) -> None:
     """Raise ValueError for tensors that the checkpoint should have; heads that it cannot have start untrained."""
     new = sorted(set(config.exit_layers) - trained)
     lost = sorted(name for name in missing if not name.startswith(tuple(f"heads.{layer}." for layer in new)))

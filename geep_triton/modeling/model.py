@@ -180,9 +180,7 @@ class MultiExitBert(BertPreTrainedModel):
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool
     ) -> None:
         if input_ids.ndim != 2 or input_ids.numel() == 0:
-            raise ValueError(
-                f"input_ids must have shape [batch, tokens] with at least one token, got {tuple(input_ids.shape)}"
-            )
+            raise ValueError(f"input_ids must have shape [batch, tokens] with at least one token, got {tuple(input_ids.shape)}")
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids must have at most {self.config.max_position_embeddings} tokens, got {input_ids.shape[1]}"

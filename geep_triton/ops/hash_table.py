@@ -29,7 +29,7 @@ def insert_add(keys: torch.Tensor, exits: torch.Tensor, num_exits: int) -> tuple
     check_int("num_exits", num_exits, 1)
     if keys.shape != exits.shape:
         raise ValueError(f"keys and exits must be of one length, got {keys.numel()} and {exits.numel()}")
-    if exits.numel() and not (0 <= int(exits.min()) and int(exits.max()) < num_exits):
+    if exits.numel() and (int(exits.min()) < 0 or int(exits.max()) >= num_exits):
         raise ValueError(f"exits must be between 0 and {num_exits - 1}, got {int(exits.min())}..{int(exits.max())}")
     return reference.insert_add(keys, exits, num_exits)
 

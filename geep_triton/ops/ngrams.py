@@ -31,7 +31,5 @@ def ngram_keys(
     check_tensor("special", special, 1, torch.int64)
     check_int("ngram", ngram, 1)
     if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != ids.numel():
-        raise ValueError(
-            f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}"
-        )
+        raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
     return reference.ngram_keys(ids, offsets, special, ngram)

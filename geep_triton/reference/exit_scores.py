@@ -18,9 +18,7 @@ def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
 CRITERIA = {"normalized_entropy": normalized_entropy}
 
 
-def score_exits(
-    logits: torch.Tensor, threshold: float, criterion: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def score_exits(logits: torch.Tensor, threshold: float, criterion: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `geep_triton.ops.exit_scores.score_exits`."""
     uncertainty = CRITERIA[criterion](logits)
     # A NaN compares false: it never leaves.

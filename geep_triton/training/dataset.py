@@ -49,9 +49,7 @@ class TextDataset(Dataset):
         for index, row in enumerate(rows):
             name = str(_label(row, index))
             if name not in label2id:
-                raise ValueError(
-                    f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}"
-                )
+                raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
             self.labels.append(label2id[name])
         self.tokens = []
         with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:

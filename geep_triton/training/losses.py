@@ -23,9 +23,7 @@ def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor
     )
 
 
-def geep_loss(
-    exit_logits: Sequence[torch.Tensor], shared_logits: Sequence[torch.Tensor], labels: torch.Tensor
-) -> torch.Tensor:
+def geep_loss(exit_logits: Sequence[torch.Tensor], shared_logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """GEEP's one-step loss, L1 + L2 (Li et al., doi 10.1007/s11704-022-2341-9; alibaba/EasyNLP, geep_classification).
 
     L1 = sum of CE(t(T_L(h_k)), y) over the early exits k and k = L-1 (the full model).

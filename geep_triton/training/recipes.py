@@ -32,8 +32,7 @@ def _geep(output: MultiExitBertOutput, labels: torch.Tensor) -> torch.Tensor:
 
 
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (Recipe("geep", _geep, {"output_exit_logits": True, "output_shared_logits": True}),)
+    recipe.name: recipe for recipe in (Recipe("geep", _geep, {"output_exit_logits": True, "output_shared_logits": True}),)
 }
 
 

@@ -69,7 +69,6 @@ class MultiExitTrainer(Trainer):
     def _exit_accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
         correct = (prediction.predictions.argmax(-1) == prediction.label_ids[:, None]).mean(0)
         metrics = {
-            f"accuracy_exit_{layer}": float(value)
-            for layer, value in zip(self.model.config.exit_layers, correct, strict=True)
+            f"accuracy_exit_{layer}": float(value) for layer, value in zip(self.model.config.exit_layers, correct, strict=True)
         }
         return {**metrics, "accuracy": float(correct[-1])}
