@@ -13,9 +13,8 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
@@ -123,7 +122,7 @@ def main() -> None:
     arguments = parse_arguments()
     logging.set_verbosity_error()  # the heads of a plain BERT are new: no need to list them
     start = time.perf_counter()
-    torch.manual_seed(42)
+    set_seed(42)
     train(arguments, arguments.model or demo_model())
     compare(arguments)
     output = arguments.output

@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
 
 from geep_triton import MultiExitBert, MultiExitTrainer, build_exit_table
 from geep_triton.data import Encoder, read_rows
+from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.recipes import RECIPES
 
@@ -30,9 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
     parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
     parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
-    parser.add_argument("--head", default="attention", choices=["attention", "pooler", "linear"])
-    parser.add_argument("--pooling", default="cls", choices=["cls", "mean"], help="'mean' for sentence-transformers models")
-    parser.add_argument("--head-dropout", type=float, default=0.5)
+    parser.add_argument("--head", choices=["attention", "pooler", "linear"], help="default: attention")
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="default: cls; mean for sentence-transformers models")
+    parser.add_argument("--head-dropout", type=float, help="default: 0.5")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
@@ -46,21 +46,39 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def start_or_resume(output: Path, run: dict) -> Path | None:
+    """Record what this run is made of; returns the checkpoint to go on from, and refuses to go on as another run."""
+    record, last = output / "run.json", last_whole_checkpoint(output / "checkpoints")
+    if last is not None:
+        before = json.loads(record.read_text()) if record.is_file() else {}
+        changed = [name for name in run if run[name] != before.get(name)]
+        if changed:
+            raise SystemExit(
+                f"{output} holds a run with another {changed[0]} ({before.get(changed[0])!r}, now {run[changed[0]]!r}): "
+                "go on with the same, or choose another --output"
+            )
+        print(f"resuming from {last}", flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(run, indent=1) + "\n")
+    return last
+
+
 def main() -> None:
     arguments = parse_arguments()
+    set_seed(arguments.seed)
     train_rows = read_rows(arguments.train, "train", ("text", "label"))
     dev_rows = read_rows(arguments.dev, "validation", ("text", "label"))
     names = label_names(train_rows)
+    last = start_or_resume(arguments.output, {**vars(arguments), "output": str(arguments.output), "labels": names})
+
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    choices = {name: getattr(arguments, name) for name in ("exit_layers", "head", "pooling", "head_dropout")}
     model = MultiExitBert.from_pretrained(
         arguments.model,
         num_labels=len(names),
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
-        exit_layers=arguments.exit_layers,
-        head=arguments.head,
-        pooling=arguments.pooling,
-        head_dropout=arguments.head_dropout,
+        **{name: value for name, value in choices.items() if value is not None},
     )
     encoder = Encoder(tokenizer, arguments.max_length, arguments.truncate, model.config.vocab_size)
     train_set = TextDataset(train_rows, encoder, model.config.label2id)
@@ -68,17 +86,15 @@ def main() -> None:
     if encoder.truncated:
         print(f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
-    checkpoints = arguments.output / "checkpoints"
     trainer = MultiExitTrainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(checkpoints),
+            output_dir=str(arguments.output / "checkpoints"),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=arguments.batch_size,
             per_device_eval_batch_size=128,
             learning_rate=arguments.learning_rate,
             warmup_steps=0.06,
-            lr_scheduler_type="linear",
             train_sampling_strategy="group_by_length",
             eval_strategy="epoch",
             save_steps=arguments.save_steps,
@@ -95,11 +111,10 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         recipe=arguments.recipe,
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last:
-        print(f"resuming from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     metrics = trainer.evaluate()
+    if not trainer.is_world_process_zero():
+        return
 
     settings = {"threshold": arguments.threshold, "ngram": arguments.ngram}
     model.exit_table = build_exit_table(
@@ -108,8 +123,12 @@ def main() -> None:
     model.config.exit_thresholds = arguments.threshold
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
-    report = {"arguments": vars(arguments) | {"output": str(arguments.output)}, "metrics": metrics}
-    report["seconds"] = sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history)
+    report = {
+        "arguments": vars(arguments) | {"output": str(arguments.output)},
+        "resumed_from": None if last is None else str(last),
+        "seconds": result.metrics["train_runtime"],  # since it was started or resumed
+        "metrics": metrics,
+    }
     (arguments.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     for layer in model.config.exit_layers:
         print(f"exit {layer}: accuracy {metrics[f'eval_accuracy_exit_{layer}']:.4f}")

@@ -56,6 +56,8 @@ class MultiExitBertConfig(BertConfig):
             ("last_pooling", self.last_pooling, POOLINGS),
         ):
             check_choice(name, value, known)
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("is_decoder and add_cross_attention must be False: MultiExitBert is an encoder")
         check_int("head_size", self.head_size, 1)
         check_int("head_attention_heads", self.head_attention_heads, 1)
         if self.head_size % self.head_attention_heads:

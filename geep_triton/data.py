@@ -136,9 +136,9 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
     """One (text, pair or None) per sample from whatever holds texts.
 
     Args:
-        inputs: a text; a mapping of columns to lists; or an iterable of texts, of (text, pair) tuples, or of rows
-            (mappings, as a `datasets.Dataset` yields). A row with `input_ids` passes through as it is: it is
-            tokenized already.
+        inputs: a text; a mapping of columns to lists or a pandas DataFrame; or an iterable of texts, of (text, pair)
+            tuples, or of rows (mappings, as a `datasets.Dataset` yields). A row with `input_ids` passes through as it
+            is: it is tokenized already.
 
     Raises:
         TypeError: an element is none of these. ValueError: a row lacks the text column.
@@ -147,6 +147,8 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
         inputs = [inputs]
     elif isinstance(inputs, Mapping):
         inputs = _rows_of_columns(inputs)
+    elif hasattr(inputs, "iterrows"):  # a pandas DataFrame, whose own iterator gives column names
+        inputs = inputs.to_dict("records")
     for index, item in enumerate(inputs):
         if isinstance(item, str):
             yield item, None
@@ -274,11 +276,14 @@ class Encoder:
         return encoded["input_ids"], encoded.get("token_type_ids")
 
     def _tokenized_rows(self, rows: Sequence[Row]) -> tuple[list[list[int]], list[list[int]] | None]:
-        ids = [_as_list(row["input_ids"]) for row in rows]
-        with_types = ["token_type_ids" in row for row in rows]
-        if not any(with_types):
+        ids = [_unpadded(row, "input_ids") for row in rows]
+        if not any("token_type_ids" in row for row in rows):
             return ids, None
-        return ids, [_as_list(row.get("token_type_ids", [0] * len(i))) for row, i in zip(rows, ids, strict=True)]
+        types = [
+            _unpadded(row, "token_type_ids") if "token_type_ids" in row else [0] * len(i)
+            for row, i in zip(rows, ids, strict=True)
+        ]
+        return ids, types
 
     def _too_long(self, index: int, length: int) -> BadSample:
         return BadSample(
@@ -299,6 +304,13 @@ class Encoder:
                 f"has token id {int(tokens.ids[position])}, outside the model's vocabulary of {self.vocab_size}: "
                 "is this the model's own tokenizer?",
             )
+
+
+def _unpadded(row: Row, column: str) -> list[int]:
+    values = _as_list(row[column])
+    if "attention_mask" not in row:
+        return values
+    return [value for value, real in zip(values, _as_list(row["attention_mask"]), strict=True) if real]
 
 
 def _as_list(values: Any) -> list[int]:

@@ -29,7 +29,7 @@ class MultiExitBertOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Token ids of N samples without padding.
 
@@ -84,7 +84,7 @@ def _flatten(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.tensor([value for row in rows for value in row], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """Which samples run together, and how deep.
 
@@ -108,7 +108,7 @@ class Schedule:
             yield self.order[begin:end], layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Results of `Engine.predict`, in the order of the inputs.
 

@@ -33,6 +33,7 @@ def test_every_head_name_has_a_class():
         ({"head": "mlp"}, "unknown head 'mlp'; known: attention, linear, pooler"),
         ({"pooling": "max"}, "unknown pooling 'max'; known: cls, mean"),
         ({"head_size": 10, "head_attention_heads": 4}, "multiple of head_attention_heads"),
+        ({"is_decoder": True}, "MultiExitBert is an encoder"),
         ({"head_dropout": 1.5}, "head_dropout must be between"),
         ({"exit_thresholds": 2.0}, "between 0.0 and 1.0, got 2.0"),
         ({"exit_thresholds": [0.1]}, r"one per exit but the last \(3\), got 1"),

@@ -110,7 +110,7 @@ def test_result_in_input_order_with_names(model, tokenizer, texts):
     assert result.samples_per_second > 0
 
 
-@pytest.mark.parametrize("form", ["list", "columns", "rows", "generator", "tokenized", "text"])
+@pytest.mark.parametrize("form", ["list", "columns", "rows", "generator", "tokenized", "padded", "text"])
 def test_forms_of_input(model, tokenizer, texts, form):
     engine = Engine(model, tokenizer)
     expected = engine.predict(texts).logits
@@ -120,6 +120,7 @@ def test_forms_of_input(model, tokenizer, texts, form):
         "rows": [{"text": text, "label": 0} for text in texts],
         "generator": (text for text in texts),
         "tokenized": [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]],
+        "padded": tokenizer(texts, padding=True, return_tensors="pt"),
         "text": texts[0],
     }[form]
     logits = engine.predict(inputs).logits
@@ -131,6 +132,7 @@ def test_hugging_face_dataset(model, tokenizer, texts):
     engine = Engine(model, tokenizer, text_column="sentence")
     dataset = datasets.Dataset.from_dict({"sentence": texts})
     torch.testing.assert_close(engine.predict(dataset).logits, engine.predict(texts).logits)
+    torch.testing.assert_close(engine.predict(dataset.to_pandas()).logits, engine.predict(texts).logits)
 
 
 def test_windows_stream(model, tokenizer, texts):

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 ROOT = Path(__file__).parent.parent
@@ -43,12 +46,13 @@ def trained(tmp_path_factory, tokenizer) -> Path:
         vocab_size=42, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64,
     )  # fmt: skip
+    torch.manual_seed(0)
     BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     data = write(folder / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS] * 4)
     done = run(
         "train.py", "--model", folder / "bert", "--train", data, "--dev", data, "--output", folder / "model",
-        "--epochs", 10, "--learning-rate", 3e-3, "--pooling", "mean", "--max-length", 32, "--save-steps", 5,
+        "--epochs", 30, "--learning-rate", 3e-3, "--head-dropout", 0, "--pooling", "mean", "--max-length", 32, "--save-steps", 5,
         "--threshold", 0.5,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -65,15 +69,41 @@ def test_train_leaves_a_whole_model_and_its_record(trained):
     assert record["metrics"]["eval_accuracy"] >= 0.9
 
 
-def test_train_resumes(trained, tmp_path):
-    """Started again with the same output it goes on from the last checkpoint."""
+def test_train_goes_on_after_a_kill(trained, tmp_path):
+    """Killed while training and started again, it ends with the weights of a run that was left alone."""
     data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS] * 4)
-    done = run(
-        "train.py", "--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", trained,
-        "--epochs", 11, "--pooling", "mean", "--max-length", 32, "--save-steps", 5,
-    )  # fmt: skip
+
+    def command(output: Path) -> list[str]:
+        return [
+            "train.py", "--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", output,
+            "--epochs", 60, "--pooling", "mean", "--max-length", 32, "--save-steps", 10,
+        ]  # fmt: skip
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(*command(whole)).returncode == 0
+    script, *arguments = map(str, command(killed))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (killed / "checkpoints" / "checkpoint-10").exists():
+        assert process.poll() is None, "training ended before its first checkpoint"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    (killed / "checkpoints" / "checkpoint-1000").mkdir()  # as a kill in the middle of a save leaves it
+    done = run(*command(killed))
     assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stdout
+    expected, resumed = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    changed = run(*command(killed)[:-1], 20)
+    assert changed.returncode != 0
+    assert "holds a run with another save_steps (10, now 20)" in changed.stderr
 
 
 @pytest.mark.parametrize("policy", ["full", "constant:2", "threshold", "predicted"])

@@ -22,6 +22,7 @@ def test_padding_never_reaches_the_logits(kind, pooling):
     torch.testing.assert_close(head(padded, padded_mask), head(hidden, mask), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_attention_head_equals_a_loop(pooling):
     config = tiny_config(head_size=8, head_attention_heads=2)

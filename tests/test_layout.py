@@ -70,11 +70,10 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_import_is_as_light_as_transformers_bert():
-    baseline = modules_after("from transformers import BertModel, AutoModelForSequenceClassification")
-    extra = modules_after("import geep_triton") - baseline
-    roots = {name.split(".")[0] for name in extra} - {"geep_triton", "transformers", "safetensors"}
-    assert not {"triton", "accelerate", "datasets", "matplotlib"} & roots
-    assert not {name for name in extra if name.startswith(("transformers.trainer", "transformers.training"))}
+    """Beside our own few modules nothing is imported that transformers' BERT does not import: so it takes no longer."""
+    extra = modules_after("import geep_triton") - modules_after("from transformers import BertModel")
+    assert {name for name in extra if not name.startswith("geep_triton")} == set()
+    assert "geep_triton.training" not in extra
 
 
 def test_import_works_without_triton():

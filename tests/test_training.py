@@ -211,6 +211,8 @@ def test_label_names():
         label_names([{"label": "a"}])
     with pytest.raises(ValueError, match="row 1 has no label"):
         label_names([{"label": "a"}, {"label": None}])
+    with pytest.raises(ValueError, match="row 0 has the label 0.5: training needs classes"):
+        label_names([{"label": 0.5}, {"label": 1.5}])
     with pytest.raises(ValueError, match="missing column 'label'; columns: 'text'"):
         label_names([{"text": "a"}])
 

@@ -25,7 +25,7 @@ FORMAT = "geep_triton.exit_table.1"
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExitRecords:
     """What one run of every exit over a corpus leaves behind: enough to rebuild a table for any threshold.
 
@@ -61,7 +61,7 @@ class TableSettings:
         check_choice("reduction", self.reduction, REDUCTIONS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExitTable:
     """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
 

@@ -28,6 +28,8 @@ def _label(row: Row, index: int) -> Any:
     check_columns(row, ("label",))
     if row["label"] is None or row["label"] == "":
         raise ValueError(f"row {index} has no label")
+    if isinstance(row["label"], float):
+        raise ValueError(f"row {index} has the label {row['label']}: training needs classes, not numbers to regress to")
     return row["label"]
 
 

@@ -24,12 +24,21 @@ class MultiExitTrainer(Trainer):
         recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`.
 
     Raises:
-        ValueError: unknown recipe, or a regression model. TypeError: another kind of model.
+        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss.
+        TypeError: another kind of model.
     """
+
+    # A recipe's loss is a mean over the batch: the Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
 
     def __init__(self, *args: Any, recipe: str | Recipe = "geep", **kwargs: Any) -> None:
         self.recipe = get_recipe(recipe)
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            raise ValueError(
+                "compute_loss_func and label_smoothing_factor would be ignored: the recipe makes the loss; "
+                "pass a Recipe with a loss of your own"
+            )
         if not isinstance(self.model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(self.model).__name__}")
         if self.model.config.num_labels < 2:
