@@ -6,6 +6,7 @@ python -m bench.policies --model runs/sst2 --name sst2 --test sst2/test.jsonl --
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 from dataclasses import asdict
@@ -39,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="of threshold and table")
     parser.add_argument("--ngram", type=int, default=1)
     parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -52,7 +54,7 @@ def main() -> None:
     arguments = parse_arguments()
     rows = read_rows(arguments.test, required=("text", "label"))
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = MultiExitBert.from_pretrained(arguments.model)
+    model = MultiExitBert.from_pretrained(arguments.model).to(arguments.device)
     settings = {"token_budget": arguments.token_budget, "truncation": True}
 
     full = Engine(model, tokenizer, **settings)
@@ -76,7 +78,7 @@ def main() -> None:
     uncertainty = score_exits(logits.flatten(0, 1), 1.0)[1].view(logits.shape[:2])
     tables = {t: model.exit_table.rebuild(threshold=t, ngram=arguments.ngram) for t in arguments.thresholds}
     for threshold, table in tables.items():
-        own = MultiExitBert.from_pretrained(arguments.model)
+        own = copy.copy(model)  # the same weights with another table
         own.exit_table = table
         actual = torch.tensor(table.exit_layers)[first_sure_exit(uncertainty, threshold)]
         for decision in DECISIONS:
@@ -104,7 +106,7 @@ def main() -> None:
 
     training = arguments.model / "training.json"
     result = {
-        "environment": environment(),
+        "environment": environment() | {"device": arguments.device},
         "data": {"name": arguments.name, "samples": len(rows), "tokens": int(tokens.lengths.sum())},
         "settings": {"token_budget": arguments.token_budget, "rounds": arguments.rounds, "ngram": arguments.ngram},
         "table_samples": len(model.exit_table.records.tokens),

@@ -25,10 +25,11 @@ def section(result: dict[str, Any]) -> str:
     data, where = result["data"], result["environment"]
     arguments = result["training"]["arguments"]
     exits = result["exit_accuracies"]
+    minutes = "" if result["training"]["resumed_from"] else f" in {result['training']['seconds'] / 60:.0f} min"
     lines = [
         f"**{data['name']}** ({data['samples']:,} test samples; trained {arguments['epochs']:g} epochs by recipe "
-        f"`{arguments['recipe']}` in {result['training']['seconds'] / 60:.0f} min; {where['cpu']}, {where['threads']} threads, "
-        f"torch {where['torch']}, {where['date']})",
+        f"`{arguments['recipe']}`{minutes}; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
+        f"{where['date']})",
         "",
         "| exit after layer | " + " | ".join(map(str, result["exit_layers"])) + " |",
         "|---|" + "---|" * len(result["exit_layers"]),

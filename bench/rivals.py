@@ -10,6 +10,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
 
 from geep_triton import MultiExitBert, Predictions
+from geep_triton.outputs import Tokens
 
 
 class HuggingFaceSorted:
@@ -21,7 +22,7 @@ class HuggingFaceSorted:
     def __init__(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, token_budget: int) -> None:
         config = BertConfig.from_dict(model.config.to_dict())
         config._attn_implementation = "sdpa"
-        self.model = BertForSequenceClassification(config).eval()
+        self.model = BertForSequenceClassification(config).eval().to(model.device)
         self.model.bert.load_state_dict(model.bert.state_dict(), strict=False)
         self.tokenizer = tokenizer
         self.token_budget = token_budget
@@ -30,34 +31,36 @@ class HuggingFaceSorted:
         """As `Engine.predict`, for rows that all have a text_pair or none."""
         start = time.perf_counter()
         pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
-        ids = self.tokenizer([row["text"] for row in rows], pairs, return_attention_mask=False)
-        lengths = torch.tensor([len(row) for row in ids["input_ids"]])
+        encoded = self.tokenizer([row["text"] for row in rows], pairs, return_attention_mask=False)
+        tokens = Tokens.from_lists(encoded["input_ids"], encoded["token_type_ids"])
+        lengths = tokens.lengths
         tokenized = time.perf_counter()
-        order = lengths.argsort(descending=True).tolist()
+        order = lengths.argsort(descending=True)
         logits = torch.empty(len(rows), self.model.config.num_labels)
-        begin, tokens = 0, 0
+        begin, padded = 0, 0
         with torch.inference_mode():
             while begin < len(order):
                 longest = int(lengths[order[begin]])
                 part = order[begin : begin + max(1, self.token_budget // longest)]
-                features = {name: [values[i] for i in part] for name, values in ids.items()}
-                logits[part] = self.model(**self.tokenizer.pad(features, return_tensors="pt")).logits
+                inputs = (tensor.to(self.model.device) for tensor in tokens.padded(part, self.tokenizer.pad_token_id))
+                logits[part] = self.model(*inputs).logits.cpu()
                 begin += len(part)
-                tokens += longest * len(part)
+                padded += longest * len(part)
         depth = self.model.config.num_hidden_layers
         return Predictions(
             logits=logits,
             exit_layers=torch.full((len(rows),), depth),
+            layers_run=torch.full((len(rows),), depth),
             id2label=dict(self.model.config.id2label),
             num_layers=depth,
             timings={"tokenize": tokenized - start, "run": time.perf_counter() - tokenized},
-            tokens=tokens,
-            padding=1 - int(lengths.sum()) / tokens,
+            tokens=padded,
+            padding=1 - int(lengths.sum()) / padded,
         )
 
     def check_same_backbone(self, model: MultiExitBert, text: str) -> float:
         """Largest difference of the last hidden states on one text; raises ValueError above 1e-5."""
-        inputs = self.tokenizer(text, return_tensors="pt")
+        inputs = self.tokenizer(text, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             theirs = self.model.bert(**inputs).last_hidden_state
             ours = model(**inputs, output_hidden_states=True).hidden_states[-1]

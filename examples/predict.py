@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -30,14 +29,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--input", required=True, type=Path, help="JSON lines with text and optionally text_pair")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ...")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
     return parser.parse_args()
 
 
-def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, skip: bool) -> Iterator[dict]:
-    """One result per row of a window; rows that cannot be answered become errors, or stop the run."""
+def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, skip: bool) -> tuple[list[dict], int]:
+    """One result per row of a window, and how many were truncated; bad rows become errors, or stop the run."""
     errors = {index: row["error"] for index, row in enumerate(rows) if isinstance(row.get("error"), BadLine)}
     results: Predictions | None = None
     good: list[int] = []
@@ -46,19 +46,17 @@ def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, 
         if not good:
             break
         try:
-            results = engine.predict([rows[index] for index in good])
+            results = engine.predict([(rows[index]["text"], rows[index].get("text_pair")) for index in good])
         except BadSample as error:
-            bad_line = BadLine(path, first_line + good[error.index], error.reason)
+            bad = {good[e.index]: BadLine(path, first_line + good[e.index], e.reason) for e in (error, *error.others)}
             if not skip:
-                raise bad_line from None
-            errors[good[error.index]] = bad_line
-    answers = iter(describe(results)) if results is not None else iter(())
-    for index in range(len(rows)):
-        if index in errors:
-            print(errors[index], file=sys.stderr)
-            yield {"error": str(errors[index])}
-        else:
-            yield next(answers)
+                raise bad[min(bad)] from None
+            errors |= bad
+    for index in sorted(errors):
+        print(errors[index], file=sys.stderr)
+    answers = iter([] if results is None else describe(results))
+    lines = [{"error": str(errors[index])} if index in errors else next(answers) for index in range(len(rows))]
+    return lines, 0 if results is None else results.truncated
 
 
 def describe(results: Predictions) -> list[dict]:
@@ -79,9 +77,13 @@ def main() -> None:
         raise SystemExit(f"no such file: {arguments.input}")
     try:
         engine = Engine.from_pretrained(
-            arguments.model, arguments.policy, truncation=arguments.truncate, window=arguments.window
+            arguments.model,
+            arguments.policy,
+            device=arguments.device,
+            truncation=arguments.truncate,
+            window=arguments.window,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     on_bad_line = (lambda error: {"error": error}) if arguments.skip_bad_lines else None
     rows = read_json_lines(arguments.input, ("text",), on_bad_line)
@@ -89,14 +91,14 @@ def main() -> None:
         total = sum(1 for _ in file)
     partial = arguments.output.with_name(f"{arguments.output.name}.{os.getpid()}.partial")
     exits: Counter[int] = Counter()
-    line = 1
+    line, truncated = 1, 0
     try:
         with partial.open("w", encoding="utf-8") as file, tqdm(total=total, unit="line") as bar:
             while window := list(islice(rows, arguments.window)):
-                for result in answer_window(engine, arguments.input, window, line, arguments.skip_bad_lines):
-                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
-                    if "exit_layer" in result:
-                        exits[result["exit_layer"]] += 1
+                results, cut = answer_window(engine, arguments.input, window, line, arguments.skip_bad_lines)
+                file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+                exits.update(result["exit_layer"] for result in results if "exit_layer" in result)
+                truncated += cut
                 line += len(window)
                 bar.update(len(window))
         if line == 1:
@@ -107,6 +109,8 @@ def main() -> None:
     finally:
         partial.unlink(missing_ok=True)
     answered = sum(exits.values())
+    if truncated:
+        print(f"{truncated} texts were cut to the model's maximum length")
     if answered:
         mean = sum(layer * count for layer, count in exits.items()) / answered
         print(f"{answered} of {line - 1} lines answered, mean exit layer {mean:.2f}: {arguments.output}")

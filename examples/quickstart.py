@@ -13,6 +13,7 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
 from transformers.utils import logging
@@ -87,7 +88,7 @@ def train(arguments: argparse.Namespace, source: str) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Measure the policies on the test set; print a table, save two pictures."""
     rows = read_rows(DATA / "test.jsonl")
-    model = MultiExitBert.from_pretrained(arguments.output)
+    model = MultiExitBert.from_pretrained(arguments.output).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.output)
     depth = model.config.num_hidden_layers
     names = ["full", *(f"constant:{layer}" for layer in range(1, depth)), "predicted"]

@@ -24,7 +24,8 @@ class MultiExitBertConfig(BertConfig):
         last_pooling: pooling of the last exit's head where it differs.
         head_size: width of the "attention" head (128 in FastBERT and GEEP).
         head_attention_heads: attention heads of the "attention" head (2 in GEEP, 4 in SmartBERT).
-        head_dropout: dropout inside the exit heads while training (.5 in GEEP).
+        head_dropout: dropout inside "attention" and "linear" heads while training (.5 in GEEP); a "pooler" head has BERT's
+            own classifier_dropout.
         exit_thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number for every
             exit, or one per exit but the last.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import shorten
@@ -50,7 +51,7 @@ def read_json_lines(
                 yield _refuse(BadLine(path, earlier, "blank line"), on_bad_line)
             blank.clear()
             try:
-                row = json.loads(raw.decode("utf-8"))
+                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if not isinstance(row, dict):
                     raise ValueError(f"expected a JSON object, got {shorten(row)}")
                 check_columns(row, required)
@@ -69,14 +70,17 @@ def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[
     """Stream the rows of a CSV file (UTF-8, first line names the columns). Raises BadLine."""
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        for row in reader:
-            if None in row or None in row.values():
-                raise BadLine(path, reader.line_num, f"expected {len(reader.fieldnames)} fields as in the header")
-            try:
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"expected {len(reader.fieldnames)} fields as in the header")
                 check_columns(row, required)
-            except ValueError as error:
-                raise BadLine(path, reader.line_num, str(error)) from None
-            yield row
+                yield row
+        except (ValueError, csv.Error) as error:
+            raise BadLine(path, reader.line_num + isinstance(error, UnicodeDecodeError), str(error)) from error
+
+
+READERS: dict[str, Callable[..., Iterable[Row]]] = {".jsonl": read_json_lines, ".json": read_json_lines, ".csv": read_csv}
 
 
 def read_rows(source: str | os.PathLike, split: str = "train", required: Sequence[str] = ("text",)) -> list[Row]:
@@ -92,12 +96,11 @@ def read_rows(source: str | os.PathLike, split: str = "train", required: Sequenc
         ImportError: a hub id where the package datasets is not installed.
     """
     path = Path(source)
-    if path.suffix in (".jsonl", ".json"):
-        reader: Callable[..., Iterable[Row]] = read_json_lines
-    elif path.suffix == ".csv":
-        reader = read_csv
-    else:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None and not path.is_file():
         return _read_hub(str(source), split, required)
+    if reader is None:
+        raise ValueError(f"{path}: unknown file type {path.suffix!r}; known: {', '.join(READERS)}")
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     rows = list(reader(path, required))
@@ -177,12 +180,26 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[Row]:
 
 
 class BadSample(ValueError):
-    """A sample that cannot be answered; carries its index in the user's input."""
+    """A sample that cannot be answered.
 
-    def __init__(self, index: int, reason: str) -> None:
+    Attributes:
+        index: of the sample in the user's input.
+        reason: what is wrong with it.
+        others: further bad samples of the same window, found by the same check.
+    """
+
+    def __init__(self, index: int, reason: str, others: Sequence[BadSample] = ()) -> None:
         super().__init__(f"sample {index} {reason}")
         self.index = index
         self.reason = reason
+        self.others = tuple(others)
+
+
+def _refuse_samples(reasons: Mapping[int, str], first: int) -> None:
+    """Raise for bad samples of a window (index in the window -> reason), if there are any."""
+    bad = [BadSample(first + index, reason) for index, reason in sorted(reasons.items())]
+    if bad:
+        raise BadSample(bad[0].index, bad[0].reason, bad[1:])
 
 
 class Encoder:
@@ -193,6 +210,7 @@ class Encoder:
         max_length: most tokens a sample may have, special tokens included.
         truncation: cut longer samples (longest of a pair first) instead of raising.
         vocab_size: ids must be below it; None: not checked.
+        type_vocab_size: segment ids must be below it.
 
     Attributes:
         truncated: samples cut so far.
@@ -204,113 +222,133 @@ class Encoder:
         max_length: int,
         truncation: bool = False,
         vocab_size: int | None = None,
+        type_vocab_size: int = 2,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncation = truncation
         self.vocab_size = vocab_size
+        self.type_vocab_size = type_vocab_size
         self.truncated = 0
 
     def __call__(self, samples: Sequence[Sample | Row], first: int = 0) -> Tokens:
-        """Encode a window of samples; `first` is the index of samples[0] in the user's input, for errors.
+        """Encode a window of samples; texts and pairs may be mixed.
+
+        Args:
+            samples: texts with or without a pair, or rows of input_ids.
+            first: index of samples[0] in the user's input, for errors.
 
         Raises:
-            BadSample: a text that is empty or no string, a pair missing here and there, a sample longer than max_length,
-                or an id outside the vocabulary. ValueError: a mix of texts and tokenized rows.
+            BadSample: a text that is empty, no string or no valid Unicode; a sample longer than max_length; ids or segment
+                ids that are no integers, of another length or out of range.
+            ValueError: a mix of texts and tokenized rows.
         """
         tokenized = [isinstance(sample, Mapping) for sample in samples]
-        if all(tokenized):
-            ids, type_ids = self._tokenized_rows(samples)
-            too_long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
-            if too_long:
-                raise self._too_long(first + too_long[0], len(ids[too_long[0]]))
-        elif any(tokenized):
+        if any(tokenized) and not all(tokenized):
             raise ValueError(f"samples {first}..{first + len(samples) - 1} mix texts and rows of input_ids")
-        else:
-            ids, type_ids = self._texts(samples, first)
-        tokens = Tokens.from_lists(ids, type_ids)
-        self._check_ids(tokens, first)
+        ids, type_ids = self._rows(samples, first) if tokenized[0] else self._texts(samples, first)
+        tokens = Tokens.from_lists(ids, type_ids if any(map(any, type_ids)) else None)
+        if self.vocab_size is not None:
+            self._check_ids(tokens, first)
         return tokens
 
-    def _texts(self, samples: Sequence[Sample], first: int) -> tuple[list[list[int]], list[list[int]] | None]:
-        has_pair = samples[0][1] is not None
-        for index, (text, pair) in enumerate(samples, start=first):
-            if (pair is not None) != has_pair:
-                raise BadSample(index, f"has {'no' if has_pair else 'a'} text_pair, unlike sample {first}")
-            for name, value in (("text", text), ("text_pair", pair)):
-                if value is None and name == "text_pair":
-                    continue
-                if not isinstance(value, str):
-                    raise BadSample(index, f"has a {name} that is no string: {shorten(value)}")
-                if not value.strip():
-                    raise BadSample(index, f"has an empty {name}")
-        texts = [text for text, _ in samples]
-        pairs = [pair for _, pair in samples] if has_pair else None
-        ids, type_ids = self._tokenize(texts, pairs, truncation=False)
-        too_long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
+    def _texts(self, samples: Sequence[Sample], first: int) -> tuple[list[list[int]], list[list[int]]]:
+        _refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
+        ids, type_ids = self._tokenize(samples, truncation=False)
+        special = {pair: self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)}
+        empty = {
+            index: "has a text without any token"
+            for index, (_, pair) in enumerate(samples)
+            if len(ids[index]) <= special[pair is not None]
+        }
+        _refuse_samples(empty, first)
+        too_long = [index for index, row in enumerate(ids) if len(row) > self.max_length]
+        if too_long and not self.truncation:
+            _refuse_samples({index: self._too_long(ids[index]) for index in too_long}, first)
         if too_long:
-            if not self.truncation:
-                raise self._too_long(first + too_long[0], len(ids[too_long[0]]))
             self.truncated += len(too_long)
-            cut, cut_types = self._tokenize(
-                [texts[i] for i in too_long], pairs and [pairs[i] for i in too_long], truncation=True
-            )
-            for position, i in enumerate(too_long):
-                ids[i] = cut[position]
-                if type_ids is not None:
-                    type_ids[i] = cut_types[position]
+            cut_ids, cut_types = self._tokenize([samples[index] for index in too_long], truncation=True)
+            for index, row, types in zip(too_long, cut_ids, cut_types, strict=True):
+                ids[index], type_ids[index] = row, types
         return ids, type_ids
 
-    def _tokenize(
-        self, texts: list[str], pairs: list[str] | None, truncation: bool
-    ) -> tuple[list[list[int]], list[list[int]] | None]:
-        encoded = self.tokenizer(
-            texts,
-            pairs,
-            truncation=truncation,
-            max_length=self.max_length if truncation else None,
-            return_attention_mask=False,
-            return_token_type_ids=pairs is not None,
-            verbose=False,
-        )
-        return encoded["input_ids"], encoded.get("token_type_ids")
+    def _tokenize(self, samples: Sequence[Sample], truncation: bool) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids and segment ids of each sample; single texts and pairs go through the tokenizer apart."""
+        ids: list[list[int]] = [[] for _ in samples]
+        type_ids: list[list[int]] = [[] for _ in samples]
+        for has_pair in (False, True):
+            rows = [index for index, (_, pair) in enumerate(samples) if (pair is not None) == has_pair]
+            if not rows:
+                continue
+            encoded = self.tokenizer(
+                [samples[index][0] for index in rows],
+                [samples[index][1] for index in rows] if has_pair else None,
+                truncation=truncation,
+                max_length=self.max_length if truncation else None,
+                return_attention_mask=False,
+                return_token_type_ids=has_pair,
+                verbose=False,
+            )
+            for position, index in enumerate(rows):
+                ids[index] = encoded["input_ids"][position]
+                type_ids[index] = encoded["token_type_ids"][position] if has_pair else [0] * len(ids[index])
+        return ids, type_ids
 
-    def _tokenized_rows(self, rows: Sequence[Row]) -> tuple[list[list[int]], list[list[int]] | None]:
-        ids = [_unpadded(row, "input_ids") for row in rows]
-        if not any("token_type_ids" in row for row in rows):
-            return ids, None
-        types = [
-            _unpadded(row, "token_type_ids") if "token_type_ids" in row else [0] * len(i)
-            for row, i in zip(rows, ids, strict=True)
-        ]
-        return ids, types
+    def _rows(self, rows: Sequence[Row], first: int) -> tuple[list[list[int]], list[list[int]]]:
+        ids, type_ids, errors = [], [], {}
+        for index, row in enumerate(rows):
+            columns = {name: _as_list(row[name]) for name in ("input_ids", "token_type_ids", "attention_mask") if name in row}
+            errors |= {index: reason} if (reason := self._row_error(columns)) else {}
+            real = columns.get("attention_mask", [1] * len(columns["input_ids"]))
+            types = columns.get("token_type_ids", [0] * len(columns["input_ids"]))
+            ids.append([value for value, keep in zip(columns["input_ids"], real, strict=False) if keep])
+            type_ids.append([value for value, keep in zip(types, real, strict=False) if keep])
+        _refuse_samples(errors, first)
+        wrong = {index: "has no tokens" for index, row in enumerate(ids) if not row}
+        wrong |= {index: self._too_long(row) for index, row in enumerate(ids) if len(row) > self.max_length}
+        _refuse_samples(wrong, first)
+        return ids, type_ids
 
-    def _too_long(self, index: int, length: int) -> BadSample:
-        return BadSample(
-            index, f"has {length} tokens, more than the {self.max_length} allowed; truncation=True cuts such samples"
-        )
+    def _row_error(self, columns: Mapping[str, list]) -> str | None:
+        for name, values in columns.items():
+            if len(values) != len(columns["input_ids"]):
+                return f"has {len(values)} {name} for {len(columns['input_ids'])} input_ids"
+            if not all(type(value) in (int, bool) for value in values):
+                return f"has {name} that are no integers: {shorten(values)}"
+        types = columns.get("token_type_ids")
+        if types and not 0 <= min(types) <= max(types) < self.type_vocab_size:
+            return f"has token_type_ids outside 0..{self.type_vocab_size - 1}: {shorten(types)}"
+        return None
+
+    def _too_long(self, ids: Sequence[int]) -> str:
+        return f"has {len(ids)} tokens, more than the {self.max_length} allowed; truncation=True cuts such samples"
 
     def _check_ids(self, tokens: Tokens, first: int) -> None:
-        if not int(tokens.lengths.min()):
-            raise BadSample(first + int(tokens.lengths.argmin()), "has no tokens")
-        if self.vocab_size is None:
-            return
         outside = (tokens.ids < 0) | (tokens.ids >= self.vocab_size)
-        if outside.any():
-            position = int(outside.int().argmax())
-            sample = int((tokens.offsets[1:] <= position).sum())
-            raise BadSample(
-                first + sample,
-                f"has token id {int(tokens.ids[position])}, outside the model's vocabulary of {self.vocab_size}: "
-                "is this the model's own tokenizer?",
-            )
+        if not outside.any():
+            return
+        samples = torch.repeat_interleave(tokens.lengths)
+        reasons = {
+            int(samples[position]): f"has token id {int(tokens.ids[position])}, outside the model's vocabulary of "
+            f"{self.vocab_size}: is this the model's own tokenizer?"
+            for position in outside.nonzero()[:, 0].flip(0)
+        }
+        _refuse_samples(reasons, first)
 
 
-def _unpadded(row: Row, column: str) -> list[int]:
-    values = _as_list(row[column])
-    if "attention_mask" not in row:
-        return values
-    return [value for value, real in zip(values, _as_list(row["attention_mask"]), strict=True) if real]
+def _text_error(text: Any, pair: Any) -> str | None:
+    for name, value in (("text", text), ("text_pair", pair)):
+        if value is None and name == "text_pair":
+            continue
+        if not isinstance(value, str):
+            return f"has a {name} that is no string: {shorten(value)}"
+        if not value.strip():
+            return f"has an empty {name}"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"has a {name} that is no valid Unicode: {shorten(value)}"
+    return None
 
 
 def _as_list(values: Any) -> list[int]:

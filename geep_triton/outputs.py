@@ -115,6 +115,7 @@ class Predictions:
     Attributes:
         logits: [N, C] float32.
         exit_layers: [N] int64, the layer after which each sample was answered.
+        layers_run: [N] int64, how many layers each sample ran: one more than its exit where the teacher's head answered.
         id2label: names of the classes.
         num_layers: L of the model that answered.
         timings: seconds per stage: "tokenize", "plan" (predict exits and schedule), "run" (layers and heads), "gather".
@@ -125,6 +126,7 @@ class Predictions:
 
     logits: torch.Tensor
     exit_layers: torch.Tensor
+    layers_run: torch.Tensor
     id2label: dict[int, str]
     num_layers: int
     timings: dict[str, float] = field(default_factory=dict)
@@ -142,6 +144,7 @@ class Predictions:
         return cls(
             logits=torch.cat([part.logits for part in parts]),
             exit_layers=torch.cat([part.exit_layers for part in parts]),
+            layers_run=torch.cat([part.layers_run for part in parts]),
             id2label=parts[0].id2label,
             num_layers=parts[0].num_layers,
             timings={stage: sum(part.timings[stage] for part in parts) for stage in parts[0].timings},
@@ -176,8 +179,13 @@ class Predictions:
 
     @property
     def mean_exit_layer(self) -> float:
-        """Layers run per sample, on average."""
-        return float(self.exit_layers.float().mean())
+        """Mean of `exit_layers`."""
+        return float(self.exit_layers.double().mean())
+
+    @property
+    def mean_layers(self) -> float:
+        """Mean of `layers_run`, which is what is paid for."""
+        return float(self.layers_run.double().mean())
 
     @property
     def histogram(self) -> dict[int, int]:

@@ -8,26 +8,23 @@ from geep_triton.checks import check_int, check_tensor
 from geep_triton.outputs import Schedule
 
 
-def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, max_batch: int | None = None) -> Schedule:
+def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> Schedule:
     """Sort samples by (exit, length), both descending, and cut batches of one exit within a token budget.
 
     Args:
         exits: [N] int64, the layer each sample runs to.
         lengths: [N] int64, tokens per sample, at least 1.
         token_budget: most tokens a batch may have with its padding; a longer sample gets a batch of its own.
-        max_batch: most samples a batch may have; None: as many as the budget allows.
 
     Returns:
         The order, the batches' bounds and exits, and the share of padding.
 
     Raises:
-        ValueError: no samples, lengths below 1, a budget or maximum below 1, or shapes that differ.
+        ValueError: no samples, lengths below 1, a budget below 1, or shapes that differ.
     """
     check_tensor("exits", exits, 1, torch.int64)
     check_tensor("lengths", lengths, 1, torch.int64)
     check_int("token_budget", token_budget, 1)
-    if max_batch is not None:
-        check_int("max_batch", max_batch, 1)
     if exits.shape != lengths.shape:
         raise ValueError(f"exits and lengths must be of one length, got {exits.numel()} and {lengths.numel()}")
     if exits.numel() == 0:
@@ -43,8 +40,7 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, max_
     while bounds[-1] < len(sorted_exits):
         begin = bounds[-1]
         longest = sorted_lengths[begin]
-        most = max(1, token_budget // longest)
-        end = min(begin + (most if max_batch is None else min(most, max_batch)), len(sorted_exits))
+        end = min(begin + max(1, token_budget // longest), len(sorted_exits))
         layer = sorted_exits[begin]
         while sorted_exits[end - 1] != layer:
             end -= 1

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoTokenizer, BertModel, BertTokenizer
 
 from geep_triton import MultiExitBert, MultiExitBertConfig
 
+# The first example may build a model or compile a regular expression: no deadline on a busy machine.
+settings.register_profile("geep_triton", deadline=None)
+settings.load_profile("geep_triton")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a hub
 
 WORDS = [

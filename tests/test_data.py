@@ -53,6 +53,24 @@ def test_bad_csv_line_is_named(tmp_path, line):
         list(read_csv(path))
 
 
+def test_csv_that_is_not_utf8(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,label\na,x\n\xff,y\n")
+    with pytest.raises(BadLine, match="a.csv, line .*utf-8"):
+        list(read_csv(path))
+
+
+def test_byte_order_marks_and_capital_suffixes(tmp_path):
+    for name, content in (("a.JSONL", '{"text": "a"}\n'), ("a.CSV", "text\na\n")):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert read_rows(tmp_path / name) == [{"text": "a"}]
+
+
+def test_unknown_file_type(tmp_path):
+    with pytest.raises(ValueError, match="unknown file type '.tsv'; known: .jsonl, .json, .csv"):
+        read_rows(write(tmp_path / "a.tsv", "a"))
+
+
 def test_csv_without_the_column(tmp_path):
     with pytest.raises(BadLine, match="missing column 'text'; columns: 'body', 'label'"):
         read_rows(write(tmp_path / "a.csv", "body,label\na,x\n"))
@@ -117,6 +135,20 @@ def test_encoder_equals_the_tokenizer(tokenizer, texts):
     assert pairs.type_ids.tolist() == [i for row in expected["token_type_ids"] for i in row]
 
 
+def test_texts_and_pairs_may_be_mixed(tokenizer):
+    samples = [("good film", None), ("bad", "awful soup"), ("very good", None)]
+    tokens = Encoder(tokenizer, 64)(samples)
+    expected = [tokenizer(text, pair) for text, pair in samples]
+    assert tokens.ids.tolist() == [i for row in expected for i in row["input_ids"]]
+    assert tokens.type_ids.tolist() == [i for row in expected for i in row["token_type_ids"]]
+
+
+def test_all_bad_samples_of_a_window_are_told(tokenizer):
+    with pytest.raises(BadSample) as caught:
+        Encoder(tokenizer, 64)([("", None), ("good", None), ("bad", ""), (3, None)], first=10)
+    assert [caught.value.index, *(error.index for error in caught.value.others)] == [10, 12, 13]
+
+
 def test_padded_batches_equal_the_tokenizers(tokenizer, texts):
     import torch
 
@@ -151,8 +183,8 @@ def test_truncation_only_when_asked_and_counted(tokenizer):
         ([("good", None), (" \n", None)], "sample 1 has an empty text"),
         ([("good", "")], "sample 0 has an empty text_pair"),
         ([("good", None), (None, None)], "sample 1 has a text that is no string: None"),
-        ([("good", "bad"), ("good", None)], "sample 1 has no text_pair, unlike sample 0"),
-        ([("good", None), ("good", "bad")], "sample 1 has a text_pair, unlike sample 0"),
+        ([("good", None), ("\u200b", None)], "sample 1 has a text without any token"),
+        ([("good", None), ("bad \ud800", None)], "sample 1 has a text that is no valid Unicode"),
         (
             [{"input_ids": [2, 3]}, {"input_ids": [2, 99, 3]}],
             "sample 1 has token id 99, outside the model's vocabulary of 41",
@@ -161,6 +193,10 @@ def test_truncation_only_when_asked_and_counted(tokenizer):
         ([{"input_ids": [2, 3]}, {"input_ids": []}], "sample 1 has no tokens"),
         ([{"input_ids": [5] * 65}], "sample 0 has 65 tokens, more than the 64 allowed"),
         ([{"input_ids": [2]}, ("good", None)], "mix texts and rows of input_ids"),
+        ([{"input_ids": [2, 3], "token_type_ids": [0]}], "sample 0 has 1 token_type_ids for 2 input_ids"),
+        ([{"input_ids": [2, 3], "token_type_ids": [0, 7]}], "sample 0 has token_type_ids outside 0..1"),
+        ([{"input_ids": [2.5, 3]}], "sample 0 has input_ids that are no integers"),
+        ([{"input_ids": [2, 3], "attention_mask": [0, 0]}], "sample 0 has no tokens"),
     ],
 )
 def test_bad_samples(tokenizer, samples, message):

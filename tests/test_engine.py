@@ -266,6 +266,40 @@ def test_bad_policies(model, tokenizer, policy, message):
         Engine(model, tokenizer, policy)
 
 
+def test_something_else_than_a_policy(model, tokenizer):
+    with pytest.raises(TypeError, match=r"policy must be a policy or its short form, got 0.3; known: full"):
+        Engine(model, tokenizer, 0.3)
+
+
+def test_layers_run_counts_the_teachers_last_layer(model, tokenizer, texts):
+    result = Engine(model, tokenizer, ConstantDepth(2, answer_head="teacher")).predict(texts)
+    assert (result.mean_exit_layer, result.mean_layers) == (2.0, 3.0)
+    result = Engine(model, tokenizer, ConstantDepth(2)).predict(texts)
+    assert (result.mean_exit_layer, result.mean_layers) == (2.0, 2.0)
+
+
+def test_texts_and_pairs_mixed(model, tokenizer, texts):
+    mixed = [(text, pair) if index % 2 else text for index, (text, pair) in enumerate(zip(texts, PAIRS, strict=True))]
+    engine = Engine(model, tokenizer)
+    logits = engine.predict(mixed).logits
+    for index, item in enumerate(mixed):
+        torch.testing.assert_close(logits[index], engine.predict([item]).logits[0])
+
+
+def test_engine_from_a_folder_takes_a_device(model, tokenizer, texts, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = Engine.from_pretrained(tmp_path, "constant:2", device="cpu", window=3)
+    torch.testing.assert_close(engine.predict(texts).logits, Engine(model, tokenizer, "constant:2").predict(texts).logits)
+
+
+def test_bfloat16(model, tokenizer, texts):
+    full = Engine(model, tokenizer).predict(texts)
+    half = Engine(model.to(torch.bfloat16), tokenizer).predict(texts)
+    assert half.logits.dtype == torch.float32
+    assert float((half.probabilities - full.probabilities).abs().max()) < 0.1
+
+
 def test_short_forms():
     assert parse_policy("full") == FullDepth()
     assert parse_policy("constant:3") == ConstantDepth(3)
@@ -303,3 +337,4 @@ def test_table_of_another_vocabulary_depth_or_tokenizer(model, make_model, token
     model.exit_table = dataclasses.replace(table, fingerprint="another")
     with pytest.raises(ValueError, match="another tokenizer"):
         Engine(model, tokenizer, "predicted")
+    assert len(Engine(model, tokenizer, "full").predict(texts)) == len(texts)  # needs no table

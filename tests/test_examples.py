@@ -43,17 +43,21 @@ def trained(tmp_path_factory, tokenizer) -> Path:
     """A tiny BERT trained by examples/train.py."""
     folder = tmp_path_factory.mktemp("examples")
     config = BertConfig(
-        vocab_size=42, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        vocab_size=42,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     data = write(folder / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS] * 4)
     done = run(
         "train.py", "--model", folder / "bert", "--train", data, "--dev", data, "--output", folder / "model",
-        "--epochs", 30, "--learning-rate", 3e-3, "--head-dropout", 0, "--pooling", "mean", "--max-length", 32, "--save-steps", 5,
-        "--threshold", 0.5,
+        "--epochs", 30, "--learning-rate", 3e-3, "--head-dropout", 0, "--pooling", "mean", "--max-length", 32,
+        "--save-steps", 5, "--threshold", 0.5,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "exit 3: accuracy" in done.stdout
@@ -119,7 +123,14 @@ def test_predict(trained, tmp_path, policy):
         assert {row["exit_layer"] for row in rows} == {3}
 
 
-BAD = [{"text": "good"}, "{broken", {"body": "good"}, {"text": ""}, {"text": "good " * 100}, {"text": "bad"}]
+BAD = [
+    {"text": "good"},
+    "{broken",
+    {"body": "good"},
+    {"text": ""},
+    {"text": "good " * 100},
+    {"text": "bad", "text_pair": "good", "input_ids": "not ours"},
+]
 
 
 @pytest.mark.parametrize("first", [1, 2, 3, 4])
@@ -149,9 +160,10 @@ def test_predict_carries_bad_lines_through(trained, tmp_path, window):
 
 
 def test_predict_truncates_when_asked(trained, tmp_path):
-    source = write(tmp_path / "in.jsonl", [{"text": "good " * 100}])
+    source = write(tmp_path / "in.jsonl", [{"text": "good " * 100}, {"text": "good"}])
     done = run("predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--truncate")
     assert done.returncode == 0, done.stderr
+    assert "1 texts were cut" in done.stdout
 
 
 def test_wrong_policy_and_missing_files_are_plain_errors(trained, tmp_path):
@@ -160,6 +172,7 @@ def test_wrong_policy_and_missing_files_are_plain_errors(trained, tmp_path):
         (["--input", source, "--policy", "fast"], "unknown policy 'fast'"),
         (["--input", tmp_path / "none.jsonl"], "no such file"),
         (["--input", write(tmp_path / "empty.jsonl", [])], "has no lines"),
+        (["--input", source, "--model", tmp_path / "nowhere"], "nowhere"),
     ):
         done = run("predict.py", "--model", trained, "--output", tmp_path / "out.jsonl", *arguments)
         assert done.returncode != 0

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     RobertaConfig,
     RobertaModel,
@@ -203,6 +204,60 @@ def test_subset_and_superset_of_trained_exits(make_model, tmp_path, caplog):
     torch.testing.assert_close(subset.heads["4"].classifier.weight, model.heads["4"].classifier.weight)
     superset = MultiExitBert.from_pretrained(tmp_path, exit_layers=[1, 2, 4])
     torch.testing.assert_close(superset.heads["2"].classifier.weight, model.heads["2"].classifier.weight)
+
+
+def test_other_exits_than_the_table_and_thresholds(model, tokenizer, texts, tmp_path):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    model.config.exit_thresholds = [0.1, 0.2, 0.3]
+    model.save_pretrained(tmp_path)
+    other = MultiExitBert.from_pretrained(tmp_path, exit_layers=[2, 4])
+    assert other.exit_table is None
+    assert other.config.exit_thresholds is None
+    same = MultiExitBert.from_pretrained(tmp_path, exit_layers=[1, 2, 3, 4])
+    assert same.exit_table is not None
+    assert same.config.exit_thresholds == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pooling": "cls"}, "trained with pooling='mean', got 'cls'"),
+        ({"head": "linear"}, "trained with head='attention', got 'linear'"),
+        ({"head_attention_heads": 4}, "trained with head_attention_heads=2, got 4"),
+    ],
+)
+def test_trained_heads_do_not_change_kind(model, tmp_path, change, message):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        MultiExitBert.from_pretrained(tmp_path, **change)
+    MultiExitBert.from_pretrained(tmp_path, pooling="mean", head="attention", head_dropout=0.1)
+
+
+def test_upload_holds_the_table(model, tokenizer, texts, tmp_path, monkeypatch):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    uploads = []
+
+    def push(self, repo_id, **arguments):  # transformers' own saves into a fresh folder and uploads all of it
+        self.save_pretrained(tmp_path / "fresh")
+        uploads.append((repo_id, arguments, {path.name for path in (tmp_path / "fresh").iterdir()}))
+
+    monkeypatch.setattr(MultiExitBert, "push_to_hub", push)
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/mine", commit_message="first")
+    ((repo_id, arguments, files),) = uploads
+    assert (repo_id, arguments) == ("me/mine", {"commit_message": "first"})
+    assert {"config.json", "model.safetensors", "exit_table.safetensors"} <= files
+
+
+def test_variant(bert_folder):
+    (bert_folder / "model.safetensors").rename(bert_folder / "model.fp16.safetensors")
+    assert MultiExitBert.from_pretrained(bert_folder, variant="fp16").config.exit_layers == [1, 2, 3]
+    with pytest.raises(ValueError, match="expected model.safetensors"):
+        MultiExitBert.from_pretrained(bert_folder)
+
+
+def test_token_classifier_is_a_backbone(tmp_path):
+    BertForTokenClassification(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    assert MultiExitBert.from_pretrained(tmp_path).config.last_head == "attention"
 
 
 def test_everything_round_trips(model, tokenizer, texts, tmp_path):

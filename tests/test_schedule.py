@@ -12,10 +12,10 @@ from geep_triton.schedule import schedule
 SAMPLES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 50)), min_size=1, max_size=80)
 
 
-@given(SAMPLES, st.integers(1, 300), st.one_of(st.none(), st.integers(1, 10)))
-def test_properties(samples, budget, max_batch):
+@given(SAMPLES, st.integers(1, 300))
+def test_properties(samples, budget):
     exits, lengths = (torch.tensor(column) for column in zip(*samples, strict=True))
-    plan = schedule(exits, lengths, budget, max_batch)
+    plan = schedule(exits, lengths, budget)
     assert sorted(plan.order.tolist()) == list(range(len(samples)))
     assert (plan.bounds[0], plan.bounds[-1]) == (0, len(samples))
     tokens = 0
@@ -24,7 +24,6 @@ def test_properties(samples, budget, max_batch):
         assert set(exits[rows].tolist()) == {layer}
         padded = int(lengths[rows].max()) * rows.numel()
         assert padded <= budget or rows.numel() == 1
-        assert max_batch is None or rows.numel() <= max_batch
         tokens += padded
     assert list(plan.exits) == sorted(plan.exits, reverse=True)
     for layer in set(plan.exits):

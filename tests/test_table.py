@@ -55,17 +55,32 @@ def test_unseen_and_missing_tokens_give_the_prior():
     torch.testing.assert_close(probabilities, table.scores[-1].expand(2, 3))
 
 
+def test_prediction_by_hand():
+    """Mean of the tokens' smoothed distributions, then the most probable exit."""
+    table = make()
+    prior = [0.2, 0.4, 0.4]
+    counts = {7: [1, 3, 0], 8: [1, 1, 1], 9: [0, 1, 1], 10: [0, 1, 0]}
+
+    def score(token):
+        row = counts.get(token, [0, 0, 0])
+        return [(c + p) / (sum(row) + 1) for c, p in zip(row, prior, strict=True)]
+
+    for ids in ([2, 7, 8, 3], [2, 9, 30, 3], [2, 8, 8, 10, 3]):
+        tokens = [i for i in ids if i not in (2, 3)]
+        mean = [sum(score(t)[e] for t in tokens) / len(tokens) for e in range(3)]
+        expected = EXITS[mean.index(max(mean))]
+        assert table.predict(Tokens.from_lists([ids])).tolist() == [expected]
+
+
 @given(st.floats(0, 1), st.integers(1, 3))
 def test_rebuild_equals_building_anew(threshold, ngram):
     rebuilt = make().rebuild(threshold=threshold, ngram=ngram)
     assert same(rebuilt, make(settings={"threshold": threshold, "ngram": ngram}))
 
 
-@given(st.integers(0, 5), st.integers(1, 3))
+@given(st.integers(1, 4), st.integers(1, 3))
 def test_merge_equals_building_from_both(cut, ngram):
     settings = {"ngram": ngram}
-    if cut in (0, 5):
-        return
     merged = make(SAMPLES[:cut], UNCERTAINTY[:cut], settings=settings).merge(
         make(SAMPLES[cut:], UNCERTAINTY[cut:], settings=settings)
     )
@@ -157,12 +172,37 @@ def test_no_records():
         ({"threshold": 1.1}, "threshold"),
         ({"ngram": 0}, "ngram must be at least 1"),
         ({"smoothing": -1.0}, "smoothing"),
+        ({"smoothing": float("inf")}, "smoothing"),
         ({"reduction": "sum"}, "unknown reduction 'sum'; known: mean, naive_bayes"),
     ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         TableSettings(**{"threshold": 0.3, **settings})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("counts"), "missing tensors counts"),
+        (lambda t: t.update(counts=t["counts"][:-1].contiguous()), "counts must be int64 of shape"),
+        (lambda t: t.update(exit_counts=t["exit_counts"].float()), "exit_counts must be int64"),
+        (lambda t: t.update(keys=t["keys"].flip(0).contiguous()), "keys must be distinct and ascending"),
+    ],
+)
+def test_load_refuses_tables_that_would_mispredict(tmp_path, change, message):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    make().save_pretrained(tmp_path)
+    path = tmp_path / "exit_table.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message):
+        ExitTable.load(tmp_path)
 
 
 def test_load_refuses_other_files(tmp_path):

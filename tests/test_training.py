@@ -190,6 +190,36 @@ def test_a_plain_trainer_trains_every_head_too(make_model, tokenizer, tmp_path):
     assert {f"{layer}.classifier.weight" for layer in (1, 2, 3, 4)} <= moved
 
 
+def test_mixed_precision(make_model, tokenizer, tmp_path):
+    trainer = train(make_model, tokenizer, tmp_path, bf16=True, use_cpu=True)
+    assert trainer.model.dtype == torch.float32
+    assert trainer.evaluate()["eval_accuracy"] >= 0.9
+
+
+def test_training_drops_a_table_of_the_old_weights(make_model, tokenizer, texts, tmp_path, caplog):
+    from geep_triton import build_exit_table
+
+    model = make_model(num_labels=2)
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    MultiExitTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), report_to=[], max_steps=1, save_strategy="no"),
+        train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    ).train()
+    assert model.exit_table is None
+
+
+def test_arguments_that_would_replace_the_loss(make_model, tmp_path):
+    for arguments, more in (({"label_smoothing_factor": 0.1}, {}), ({}, {"compute_loss_func": lambda *_: None})):
+        with pytest.raises(ValueError, match="the recipe makes the loss"):
+            MultiExitTrainer(
+                model=make_model(num_labels=2),
+                args=TrainingArguments(output_dir=str(tmp_path), report_to=[], **arguments),
+                **more,
+            )
+
+
 def test_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match="unknown recipe 'magic'; known: .*geep"):
         get_recipe("magic")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.engine.engine import Engine
@@ -11,6 +12,7 @@ from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.outputs import Tokens
 
 
 def build_exit_table(
@@ -44,9 +46,12 @@ def build_exit_table(
         ValueError: a regression model, settings out of range, and all that `Engine.predict` raises.
     """
     settings = TableSettings(threshold, ngram, smoothing, reduction)
-    tokens, logits = Engine(model, tokenizer, progress=progress, **engine).exit_logits(texts)
-    _, uncertainty, _ = score_exits(logits.flatten(0, 1), threshold, criterion)
-    records = ExitRecords(tokens, uncertainty.view(logits.shape[:2]))
+    tokens, uncertainties = [], []
+    for part, logits in Engine(model, tokenizer, progress=progress, **engine).exit_logits_windows(texts):
+        _, uncertainty, _ = score_exits(logits.flatten(0, 1), threshold, criterion)
+        tokens.append(part)
+        uncertainties.append(uncertainty.view(logits.shape[:2]))
+    records = ExitRecords(Tokens.concatenate(tokens), torch.cat(uncertainties))
     return ExitTable.from_records(
         records,
         model.config.exit_layers,

@@ -16,7 +16,6 @@ from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.policies import Policy, parse_policy
 from geep_triton.engine.run import run_batch, run_every_exit
-from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
@@ -70,23 +69,39 @@ class Engine:
         if token_budget is None:
             token_budget = TOKEN_BUDGETS.get(model.device.type, TOKEN_BUDGETS["cuda"])
         check_int("token_budget", token_budget, 1)
-        _check_model(model, tokenizer)
+        _check_model(model)
         self.model = model.eval()
         self.policy = parse_policy(policy)
-        self.policy.check(model)
+        self.policy.check(model, tokenizer)
         self.token_budget = token_budget
         self.window = window
         self.text_column = text_column
         self.pair_column = pair_column
         self.progress = progress
-        self._encoder = Encoder(tokenizer, max_length or longest, truncation, model.config.vocab_size)
+        self._encoder = Encoder(
+            tokenizer, max_length or longest, truncation, model.config.vocab_size, model.config.type_vocab_size
+        )
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, policy: str | Policy = "full", **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        policy: str | Policy = "full",
+        *,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
     ) -> Engine:
-        """Engine for the model and tokenizer of a folder or hub id; **kwargs as for `Engine`."""
-        model = MultiExitBert.from_pretrained(pretrained_model_name_or_path)
+        """Engine for the model and tokenizer of a folder or hub id.
+
+        Args:
+            pretrained_model_name_or_path: as for `MultiExitBert.from_pretrained`.
+            policy: as for `Engine`.
+            device: where to run; None: a GPU where there is one, else the CPU.
+            **kwargs: as for `Engine`.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
         return cls(model, AutoTokenizer.from_pretrained(pretrained_model_name_or_path), policy, **kwargs)
 
     def predict(self, inputs: Any) -> Predictions:
@@ -113,7 +128,11 @@ class Engine:
         Returns:
             The inputs' tokens, and the logits of every exit [N, E, C] float32.
         """
-        parts, logits = [], []
+        tokens, logits = zip(*self.exit_logits_windows(inputs), strict=True)
+        return Tokens.concatenate(tokens), torch.cat(logits)
+
+    def exit_logits_windows(self, inputs: Any) -> Iterator[tuple[Tokens, torch.Tensor]]:
+        """As `exit_logits`, window by window."""
         for tokens, first, *_ in self._encoded_windows(inputs):
             plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), tokens)
             window = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
@@ -121,9 +140,7 @@ class Engine:
                 for rows, _ in plan.batches():
                     window[rows] = run_every_exit(self.model, tokens, rows).float().cpu()
             _check_finite(window.flatten(1), first)
-            parts.append(tokens)
-            logits.append(window)
-        return Tokens.concatenate(parts), torch.cat(logits)
+            yield tokens, window
 
     def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, int]]:
         """(tokens, index of the first sample, seconds taken to tokenize, samples truncated) per window."""
@@ -152,17 +169,17 @@ class Engine:
             thresholds = self.policy.thresholds(self.model)
             for rows, depth in plan.batches():
                 answers += run_batch(self.model, tokens, rows, depth, thresholds, self.policy.answer_head)
-            order = torch.cat([rows for rows, _, _ in answers])
-            answered = torch.cat([answer for _, answer, _ in answers]).float().cpu()
+            logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
-        logits = torch.empty_like(answered)
-        logits[order] = answered
-        exits = torch.empty(len(tokens), dtype=torch.int64)
-        exits[order] = torch.cat([torch.full((rows.numel(),), layer) for rows, _, layer in answers])
+        back = torch.cat([answer.rows for answer in answers]).argsort()
+        sizes = torch.tensor([answer.rows.numel() for answer in answers])
+        exits, layers = torch.tensor([(answer.exit_layer, answer.layers_run) for answer in answers]).T
+        logits = logits[back]
         _check_finite(logits, first)
         return Predictions(
             logits=logits,
-            exit_layers=exits,
+            exit_layers=exits.repeat_interleave(sizes)[back],
+            layers_run=layers.repeat_interleave(sizes)[back],
             id2label=dict(config.id2label),
             num_layers=config.num_hidden_layers,
             timings={
@@ -180,15 +197,12 @@ class Engine:
         return schedule(exits, tokens.lengths, self.token_budget)
 
 
-def _check_model(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_model(model: MultiExitBert) -> None:
     if model.config.problem_type == "multi_label_classification":
         raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged")
-    if model.exit_table is not None:
-        config = model.config
-        model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
 
 
 def _check_finite(logits: torch.Tensor, first: int) -> None:

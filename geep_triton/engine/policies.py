@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.config import check_thresholds
 from geep_triton.exits.decision import check_decision
+from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
 from geep_triton.outputs import Tokens
 
@@ -26,7 +28,7 @@ class Policy(Protocol):
     def answer_head(self) -> str:
         """The head that answers."""
 
-    def check(self, model: MultiExitBert) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise ValueError where this policy cannot run on this model."""
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
@@ -46,7 +48,7 @@ class FullDepth:
 
     answer_head = "student"
 
-    def check(self, model: MultiExitBert) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Every model can."""
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
@@ -74,7 +76,7 @@ class ConstantDepth:
         check_int("layer", self.layer, 1)
         check_choice("answer_head", self.answer_head, ANSWER_HEADS)
 
-    def check(self, model: MultiExitBert) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """The layer must be an exit."""
         if self.layer not in model.config.exit_layers:
             raise ValueError(f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}")
@@ -99,7 +101,7 @@ class Threshold:
     threshold: float | Sequence[float] | None = None
     answer_head = "student"
 
-    def check(self, model: MultiExitBert) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs classes, and thresholds that fit the exits."""
         if model.config.num_labels < 2:
             raise ValueError(
@@ -142,10 +144,12 @@ class Predicted:
         check_decision(self.decision)
         check_choice("answer_head", self.answer_head, ANSWER_HEADS)
 
-    def check(self, model: MultiExitBert) -> None:
-        """Needs an exit table."""
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Needs an exit table built with this tokenizer."""
         if model.exit_table is None:
             raise ValueError("policy 'predicted' needs an exit table: model.exit_table = build_exit_table(model, ...)")
+        config = model.config
+        model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The predicted exits."""
@@ -163,9 +167,11 @@ def parse_policy(text: str | Policy) -> Policy:
     """A policy from its short form, e.g. "full", "constant:3", "threshold:0.3", "predicted:0.9"; or as it is.
 
     Raises:
-        ValueError: not such a form; the error lists the known ones.
+        ValueError: not such a form; the error lists the known ones. TypeError: neither a text nor a policy.
     """
     if not isinstance(text, str):
+        if not all(hasattr(text, name) for name in ("answer_head", "check", "plan", "thresholds")):
+            raise TypeError(f"policy must be a policy or its short form, got {shorten(text)}; known: {POLICIES}")
         return text
     name, _, value = text.partition(":")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +11,22 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.outputs import Tokens
 
-Answer = tuple[torch.Tensor, torch.Tensor, int]
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Samples that left a batch together.
+
+    Attributes:
+        rows: [B] int64 on the host, which samples.
+        logits: [B, C].
+        exit_layer: after which layer.
+        layers_run: how many layers they ran.
+    """
+
+    rows: torch.Tensor
+    logits: torch.Tensor
+    exit_layer: int
+    layers_run: int
 
 
 def run_batch(
@@ -30,7 +46,7 @@ def run_batch(
         answer_head: which head answers at `depth`.
 
     Yields:
-        (rows [B'], logits [B', C], exit layer), every row once.
+        Answers; every row is in one of them.
     """
     hidden, attention_mask, layer_mask = _embed(model, tokens, rows)
     for layer in range(1, depth + 1):
@@ -38,19 +54,21 @@ def run_batch(
         if layer == depth or layer not in thresholds:
             continue
         logits = model.exit_logits(layer, hidden, attention_mask)
-        leaves = score_exits(logits, thresholds[layer])[2]
-        leaves_on_host = leaves.cpu()
-        if not leaves_on_host.any():
+        # The one time that the host waits for the device: it must know who is left to go on with them alone.
+        leaves = score_exits(logits, thresholds[layer])[2].cpu()
+        leaving, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
+        if leaving.numel() == 0:
             continue
-        yield rows[leaves_on_host], logits[leaves], layer
-        if leaves_on_host.all():
+        yield Answer(rows[leaving], logits.index_select(0, leaving.to(model.device)), layer, layer)
+        if staying.numel() == 0:
             return
-        rows, hidden, attention_mask = rows[~leaves_on_host], hidden[~leaves], attention_mask[~leaves]
-        layer_mask = model.layer_mask(hidden, attention_mask)
+        rows, staying = rows[staying], staying.to(model.device)
+        hidden, attention_mask = hidden.index_select(0, staying), attention_mask.index_select(0, staying)
+        layer_mask = _layer_mask(model, tokens, rows, hidden, attention_mask)
     if answer_head == "teacher" and depth < model.config.num_hidden_layers:
-        yield rows, model.shared_logits(hidden, attention_mask, layer_mask), depth
+        yield Answer(rows, model.shared_logits(hidden, attention_mask, layer_mask), depth, depth + 1)
     else:
-        yield rows, model.exit_logits(depth, hidden, attention_mask), depth
+        yield Answer(rows, model.exit_logits(depth, hidden, attention_mask), depth, depth)
 
 
 def run_every_exit(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> torch.Tensor:
@@ -69,4 +87,13 @@ def _embed(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> tuple[to
     input_ids, attention_mask, type_ids = tokens.padded(rows, model.config.pad_token_id or 0)
     attention_mask = attention_mask.to(device)
     hidden = model.embed(input_ids.to(device), None if type_ids is None else type_ids.to(device))
-    return hidden, attention_mask, model.layer_mask(hidden, attention_mask)
+    return hidden, attention_mask, _layer_mask(model, tokens, rows, hidden, attention_mask)
+
+
+def _layer_mask(
+    model: MultiExitBert, tokens: Tokens, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor | None:
+    """None where no row is padded, which the host knows without asking the device."""
+    if int(tokens.lengths[rows].min()) == hidden.shape[1]:
+        return None
+    return model.layer_mask(hidden, attention_mask)

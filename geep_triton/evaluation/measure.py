@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from geep_triton.data import Row
+from geep_triton.data import Row, check_columns
 from geep_triton.engine.engine import Engine
 from geep_triton.outputs import Predictions
 
@@ -46,6 +46,8 @@ def measure(
     Raises:
         ValueError: no rows, or a row without a label.
     """
+    for row in rows:
+        check_columns(row, ("label",))
     labels = [str(row["label"]) for row in rows]
     speeds: dict[str, list[float]] = {name: [] for name in engines}
     predictions: dict[str, Predictions] = {}
@@ -62,7 +64,7 @@ def measure(
         Measurement(
             name,
             sum(map(str.__eq__, predictions[name].labels, labels)) / len(labels),
-            predictions[name].mean_exit_layer,
+            predictions[name].mean_layers,
             statistics.median(speeds[name]),
         )
         for name in engines

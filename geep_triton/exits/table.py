@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -57,7 +58,7 @@ class TableSettings:
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0.0, 1.0)
         check_int("ngram", self.ngram, 1)
-        check_number("smoothing", self.smoothing, 0.0, float("inf"))
+        check_number("smoothing", self.smoothing, 0.0, sys.float_info.max)
         check_choice("reduction", self.reduction, REDUCTIONS)
 
 
@@ -198,9 +199,13 @@ class ExitTable:
     def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
         """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
         if self.vocab_size != vocab_size:
-            raise ValueError(f"exit_table was built for a vocabulary of {self.vocab_size}, the model has {vocab_size}")
+            raise ValueError(
+                f"exit_table was built for a vocabulary of {self.vocab_size}, the model has {vocab_size}: build it again"
+            )
         if self.exit_layers != tuple(exit_layers):
-            raise ValueError(f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}")
+            raise ValueError(
+                f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}: build it again"
+            )
         if fingerprint is not None and self.fingerprint != fingerprint:
             raise ValueError("exit_table was built with another tokenizer; build it again with this one")
 
@@ -219,7 +224,7 @@ class ExitTable:
                 tensors["records.type_ids"] = tokens.type_ids.to(torch.int8)
         header = {name: getattr(self, name) for name in COMPATIBLE} | {"settings": vars(self.settings)}
         path = Path(directory) / TABLE_FILE
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             partial,
@@ -246,6 +251,7 @@ class ExitTable:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
         header = json.loads(metadata["table"])
+        _check_tensors(path, tensors, len(header["exit_layers"]))
         return cls(
             keys=tensors["keys"],
             counts=tensors["counts"],
@@ -273,6 +279,22 @@ def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor
     sure = uncertainty <= threshold
     sure[:, -1] = True
     return sure.int().argmax(-1)
+
+
+def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], num_exits: int) -> None:
+    """Raise ValueError unless a table's file holds what `ExitTable` needs."""
+    missing = [name for name in ("keys", "counts", "exit_counts") if name not in tensors]
+    if missing:
+        raise ValueError(f"{path}: missing tensors {', '.join(missing)}")
+    keys = tensors["keys"]
+    expected = {"keys": (keys.numel(),), "counts": (keys.numel(), num_exits), "exit_counts": (num_exits,)}
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape or tensors[name].dtype != torch.int64:
+            raise ValueError(
+                f"{path}: {name} must be int64 of shape {shape}, got {tensors[name].dtype} of {tuple(tensors[name].shape)}"
+            )
+    if keys.numel() > 1 and not (keys[1:] > keys[:-1]).all():
+        raise ValueError(f"{path}: keys must be distinct and ascending")
 
 
 def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:

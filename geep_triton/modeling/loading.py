@@ -15,7 +15,7 @@ from transformers import AutoConfig, BertConfig
 from transformers.utils import cached_file, logging
 
 from geep_triton.checks import shorten
-from geep_triton.config import MultiExitBertConfig
+from geep_triton.config import MultiExitBertConfig, resolve_exit_layers
 from geep_triton.exits.table import TABLE_FILE, ExitTable
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# What a trained head's weights depend on, beside its layer.
+HEAD_FIELDS = ("head", "pooling", "last_head", "last_pooling", "head_size", "head_attention_heads")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -48,8 +50,11 @@ def load_pretrained(
         names = None
     else:
         kwargs["use_safetensors"] = True
-        names = _tensor_names(source, hub)
+        names = _tensor_names(source, hub, kwargs.get("variant"))
     classifier = _is_sequence_classification(original, names)
+    trained = _trained_exits(original, names, classifier)
+    if not classifier and trained:
+        _check_heads(source, original, overrides)
     config = _exit_config(original, overrides, classifier)
     try:
         model, info = load(
@@ -67,10 +72,12 @@ def load_pretrained(
         if "mismatch" not in str(error).lower():
             raise
         raise ValueError(f"{source}: tensors of another shape than the configuration says: {error}") from error
-    _check_missing(source, info["missing_keys"], config, _trained_exits(original, names, classifier))
+    reset = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    trained -= {layer for layer in trained if any(name.startswith(f"heads.{layer}.") for name in reset)}
+    _check_missing(source, info["missing_keys"], config, trained)
     table = cached_file(source, TABLE_FILE, **hub, _raise_exceptions_for_missing_entries=False)
     if table is not None:
-        model.exit_table = ExitTable.load(table)
+        _attach_table(model, ExitTable.load(table), original)
     return (model, info) if want_info else model
 
 
@@ -90,17 +97,33 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     if num_labels is not None and num_labels != original.num_labels:
         values.pop("id2label", None)
         values.pop("label2id", None)
-    if "exit_layers" in overrides and isinstance(values.get("exit_thresholds"), list):
-        values.pop("exit_thresholds")  # one per exit: they belong to the exits that were asked away
-    attention = original._attn_implementation
+    layers = resolve_exit_layers(overrides.get("exit_layers", values.get("exit_layers")), original.num_hidden_layers)
+    if isinstance(values.get("exit_thresholds"), list) and layers != original.exit_layers:
+        logger.warning("exit_thresholds are left out: they are one per exit, and the exits are others now.")
+        values.pop("exit_thresholds")
     config = MultiExitBertConfig(**{**values, **overrides})
-    config._attn_implementation = attention
+    config._attn_implementation = original._attn_implementation
     return config
+
+
+def _check_heads(source: str | os.PathLike, original: MultiExitBertConfig, overrides: dict[str, Any]) -> None:
+    for name in HEAD_FIELDS:
+        if name in overrides and overrides[name] != getattr(original, name):
+            raise ValueError(
+                f"{source}: its exit heads were trained with {name}={getattr(original, name)!r}, got {overrides[name]!r}"
+            )
+
+
+def _attach_table(model: MultiExitBert, table: ExitTable, original: BertConfig) -> None:
+    if isinstance(original, MultiExitBertConfig) and model.config.exit_layers != original.exit_layers:
+        logger.warning("The exit table is left out: it was built for the exits at %s.", original.exit_layers)
+    else:
+        model.exit_table = table
 
 
 def _is_sequence_classification(config: BertConfig, names: set[str] | None) -> bool:
     if names is not None:
-        return "classifier.weight" in names
+        return "classifier.weight" in names and bool({"pooler.dense.weight", "bert.pooler.dense.weight"} & names)
     return "BertForSequenceClassification" in (config.architectures or [])
 
 
@@ -112,20 +135,21 @@ def _last_head_names(config: MultiExitBertConfig) -> dict[str, str]:
     return {r"^(bert\.)?pooler\.dense\.": f"{last}.dense.", r"^classifier\.": f"{last}.classifier."}
 
 
-def _tensor_names(source: str | os.PathLike, hub: dict[str, Any]) -> set[str]:
+def _tensor_names(source: str | os.PathLike, hub: dict[str, Any], variant: str | None) -> set[str]:
     """Names of the checkpoint's tensors, from its safetensors header or index; refuses a checkpoint with only a pickle."""
 
     def find(name: str) -> str | None:
         return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
 
-    single = find("model.safetensors")
+    stem = "model" if variant is None else f"model.{variant}"
+    single = find(f"{stem}.safetensors")
     if single is not None:
         try:
             with safe_open(single, framework="pt") as file:
                 return set(file.keys())
         except SafetensorError as error:
             raise ValueError(f"{single}: damaged safetensors file: {error}") from error
-    index = find("model.safetensors.index.json")
+    index = find("model.safetensors.index.json" if variant is None else f"model.safetensors.index.{variant}.json")
     if index is not None:
         return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
     pickles = [name for name in PICKLES if find(name) is not None]
@@ -136,7 +160,7 @@ def _tensor_names(source: str | os.PathLike, hub: dict[str, Any]) -> set[str]:
             "use_safetensors=False).save_pretrained(new_path) (AutoModel for a bare BERT); or, if you trust its author, "
             "pass use_safetensors=False here."
         )
-    raise ValueError(f"{source} has no weights: expected model.safetensors or model.safetensors.index.json")
+    raise ValueError(f"{source} has no weights: expected {stem}.safetensors or its index")
 
 
 def _trained_exits(original: BertConfig, names: set[str] | None, classifier: bool) -> set[int]:

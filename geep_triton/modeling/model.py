@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
 
 ANSWER_HEADS = ("student", "teacher")
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
 class MultiExitBert(BertPreTrainedModel):
@@ -61,17 +63,33 @@ class MultiExitBert(BertPreTrainedModel):
 
         Raises:
             ValueError: for a checkpoint of another architecture, without safetensors, damaged, or with missing or
-                wrong-shaped tensors; for an exit table that does not fit the model.
+                wrong-shaped tensors; for another kind of head than a saved MultiExitBert was trained with; for an exit table
+                that does not fit the model.
         """
         return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Write config.json, the weights and, where there is one, the exit table, all as safetensors."""
-        if is_main_process:
-            save_table(self.exit_table, save_directory)
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write config.json, the weights and, where there is one, the exit table, all as safetensors.
+
+        The exit table holds the token ids of the texts it was built from, so that it can be rebuilt;
+        `model.exit_table = model.exit_table.without_records()` leaves them out.
+
+        Args:
+            save_directory: made where it does not exist.
+            is_main_process: whether this process writes.
+            push_to_hub: upload the same to the hub, by `push_to_hub` with the arguments of its that are in **kwargs.
+            **kwargs: of `transformers.PreTrainedModel.save_pretrained` and `push_to_hub`.
+        """
+        hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         # The names of the checkpoint that this model was loaded from may not fit a model with exits.
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            save_table(self.exit_table, save_directory)
+        if push_to_hub and is_main_process:
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     @property
     def exit_table(self) -> ExitTable | None:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from geep_triton.checks import shorten
 from geep_triton.data import Encoder, Row, check_columns, iter_samples
+from geep_triton.outputs import Tokens
 
 
 def label_names(rows: Sequence[Row]) -> list[str]:
@@ -21,7 +22,7 @@ def label_names(rows: Sequence[Row]) -> list[str]:
     names = {str(_label(row, index)) for index, row in enumerate(rows)}
     if len(names) < 2:
         raise ValueError(f"training needs at least two classes, got {sorted(names)}")
-    return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
+    return sorted(names, key=int) if all(name.lstrip("-").isdecimal() for name in names) else sorted(names)
 
 
 def _label(row: Row, index: int) -> Any:
@@ -34,7 +35,7 @@ def _label(row: Row, index: int) -> Any:
 
 
 class TextDataset(Dataset):
-    """Tokenized rows with labels, each {"input_ids", "labels"} and, for pairs, "token_type_ids".
+    """Tokenized rows with labels, each {"input_ids", "labels"} and, where any row has a pair, "token_type_ids".
 
     Args:
         rows: with columns text, label and optionally text_pair.
@@ -53,20 +54,20 @@ class TextDataset(Dataset):
             if name not in label2id:
                 raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
             self.labels.append(label2id[name])
-        self.tokens = []
+        parts = []
         with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:
             for first in range(0, len(rows), window):
                 part = list(iter_samples(rows[first : first + window]))
-                self.tokens.append(encoder(part, first))
+                parts.append(encoder(part, first))
                 bar.update(len(part))
-        self.window = window
+        self.tokens = Tokens.concatenate(parts)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tokens, row = self.tokens[index // self.window], index % self.window
-        span = slice(int(tokens.offsets[row]), int(tokens.offsets[row + 1]))
+        tokens = self.tokens
+        span = slice(int(tokens.offsets[index]), int(tokens.offsets[index + 1]))
         item = {"input_ids": tokens.ids[span].tolist(), "labels": self.labels[index]}
         if tokens.type_ids is not None:
             item["token_type_ids"] = tokens.type_ids[span].tolist()

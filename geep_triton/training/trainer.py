@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import EvalPrediction, Trainer
+from transformers.utils import logging
 
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.recipes import Recipe, get_recipe
+
+logger = logging.get_logger(__name__)
 
 
 class MultiExitTrainer(Trainer):
@@ -45,6 +48,13 @@ class MultiExitTrainer(Trainer):
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' Trainer; an exit table that the model holds describes the old weights, so it is dropped."""
+        if self.model.exit_table is not None:
+            logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
+            self.model.exit_table = None
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
