@@ -131,6 +131,12 @@ def test_dtype_and_config_arguments(bert_folder):
     assert model.config.exit_layers == [2, 3]
 
 
+def test_fewer_layers(bert_folder):
+    model = MultiExitBert.from_pretrained(bert_folder, num_hidden_layers=2, exit_layers=[1, 2])
+    assert list(model.heads) == ["1", "2"]
+    assert len(model.bert.encoder.layer) == 2
+
+
 def test_loading_info(bert_folder):
     _, info = MultiExitBert.from_pretrained(bert_folder, output_loading_info=True)
     assert all(name.startswith("heads.") for name in info["missing_keys"])

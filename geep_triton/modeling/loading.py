@@ -30,8 +30,8 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def load_pretrained(
-    cls: type[MultiExitBert], load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
-) -> MultiExitBert:
+    load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
+) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
     """`MultiExitBert.from_pretrained`; `load` is transformers' own from_pretrained."""
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
@@ -97,11 +97,13 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     if num_labels is not None and num_labels != original.num_labels:
         values.pop("id2label", None)
         values.pop("label2id", None)
-    layers = resolve_exit_layers(overrides.get("exit_layers", values.get("exit_layers")), original.num_hidden_layers)
-    if isinstance(values.get("exit_thresholds"), list) and layers != original.exit_layers:
+    values |= overrides
+    layers = resolve_exit_layers(values.get("exit_layers"), values["num_hidden_layers"])
+    own = getattr(original, "exit_thresholds", None)
+    if isinstance(own, list) and "exit_thresholds" not in overrides and layers != original.exit_layers:
         logger.warning("exit_thresholds are left out: they are one per exit, and the exits are others now.")
         values.pop("exit_thresholds")
-    config = MultiExitBertConfig(**{**values, **overrides})
+    config = MultiExitBertConfig(**values)
     config._attn_implementation = original._attn_implementation
     return config
 

@@ -66,7 +66,7 @@ class MultiExitBert(BertPreTrainedModel):
                 wrong-shaped tensors; for another kind of head than a saved MultiExitBert was trained with; for an exit table
                 that does not fit the model.
         """
-        return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+        return load_pretrained(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
