@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -144,7 +144,7 @@ class Engine:
 
     def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, int]]:
         """(tokens, index of the first sample, seconds taken to tokenize, samples truncated) per window."""
-        total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, dict)) else None
+        total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) else None
         samples, first = iter_samples(inputs, self.text_column, self.pair_column), 0
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:
