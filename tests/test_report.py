@@ -41,5 +41,6 @@ def test_constraints_satisfy_the_project():
 def test_ci_runs_the_readmes_command():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first = next(line for line in readme.splitlines() if "-m pytest" in line)
-    assert first.startswith("python3 -m venv") and first in readme.split("```bash")[2]
+    assert first.startswith("python3 -m venv")
+    assert first in readme.split("```bash")[2]
     assert Path(ROOT / ".ci" / "run").stat().st_mode & 0o100
