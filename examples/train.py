@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--head-learning-rate", type=float, default=1e-3, help="of the exit heads, which are new")
     parser.add_argument("--max-length", type=int, default=128, help="most tokens a sample may have")
     parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
     parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
@@ -110,6 +111,7 @@ def main() -> None:
         eval_dataset=dev_set,
         data_collator=DataCollatorWithPadding(tokenizer),
         recipe=arguments.recipe,
+        head_learning_rate=arguments.head_learning_rate,
     )
     result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     metrics = trainer.evaluate()

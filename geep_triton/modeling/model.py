@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import BertModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.masking_utils import create_bidirectional_mask
@@ -15,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from geep_triton.checks import check_choice, check_int
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import ExitTable, save_table
-from geep_triton.modeling.heads import build_heads
+from geep_triton.modeling.heads import AttentionHead, build_heads
 from geep_triton.modeling.loading import load_pretrained
 from geep_triton.outputs import MultiExitBertOutput
 
@@ -90,6 +91,12 @@ class MultiExitBert(BertPreTrainedModel):
             save_table(self.exit_table, save_directory)
         if push_to_hub and is_main_process:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AttentionHead):
+            module.init_weights()
 
     @property
     def exit_table(self) -> ExitTable | None:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import EvalPrediction, Trainer
 from transformers.utils import logging
 
+from geep_triton.checks import check_number
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.recipes import Recipe, get_recipe
 
@@ -24,6 +25,8 @@ class MultiExitTrainer(Trainer):
 
     Args:
         *args, **kwargs: of `transformers.Trainer`.
+        head_learning_rate: of the exit heads, where it differs from the backbone's; new heads learn faster with about ten
+            times as much.
         recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`.
 
     Raises:
@@ -34,8 +37,13 @@ class MultiExitTrainer(Trainer):
     # A recipe's loss is a mean over the batch: the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, recipe: str | Recipe = "geep", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, recipe: str | Recipe = "geep", head_learning_rate: float | None = None, **kwargs: Any
+    ) -> None:
         self.recipe = get_recipe(recipe)
+        if head_learning_rate is not None:
+            check_number("head_learning_rate", head_learning_rate, 0.0, 1.0)
+        self.head_learning_rate = head_learning_rate
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise ValueError(
@@ -55,6 +63,19 @@ class MultiExitTrainer(Trainer):
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         return super().train(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """transformers' optimizer, with the heads in groups of their own where they have their own learning rate."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.head_learning_rate is None:
+            return optimizer
+        heads = {id(parameter) for parameter in self.model.heads.parameters()}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in heads]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
+                optimizer.add_param_group({**group, "params": own, "lr": self.head_learning_rate})
+        return optimizer
 
     def compute_loss(
         self,
