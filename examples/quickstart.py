@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pooling", default="mean", choices=["cls", "mean"], help="'cls' suits BERT-base and the like")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which a sample leaves, 0..1")
-    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--epochs", type=float, default=3.0)
     return parser.parse_args()
 
 
@@ -60,11 +60,12 @@ def train(arguments: argparse.Namespace, source: str) -> None:
     trainer = MultiExitTrainer(
         model=model,
         recipe="geep",
+        head_learning_rate=1e-3,
         args=TrainingArguments(
             output_dir=str(arguments.output / "checkpoints"),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=32,
-            learning_rate=2e-4,
+            learning_rate=1e-4,
             warmup_steps=0.1,
             eval_strategy="epoch",
             save_strategy="no",

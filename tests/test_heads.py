@@ -46,6 +46,16 @@ def test_attention_head_equals_a_loop(pooling):
     torch.testing.assert_close(head(hidden, mask)[0], expected, atol=1e-6, rtol=1e-5)
 
 
+def test_attention_heads_start_with_xaviers_initialisation(make_model):
+    model = make_model(initializer_range=0.0)
+    for head in model.heads.values():
+        for layer in (head.reduce, head.query, head.key_value, head.output, head.dense, head.classifier):
+            bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+            assert 0.5 * bound < float(layer.weight.abs().max()) <= bound
+            assert float(layer.bias.abs().max()) == 0.0
+    assert float(model.bert.encoder.layer[0].output.dense.weight.abs().max()) == 0.0
+
+
 def test_one_head_per_exit_and_another_kind_for_the_last():
     heads = build_heads(tiny_config(exit_layers=[1, 3, 4], head="linear", last_head="pooler"))
     assert {layer: type(head).__name__ for layer, head in heads.items()} == {

@@ -220,6 +220,24 @@ def test_arguments_that_would_replace_the_loss(make_model, tmp_path):
             )
 
 
+def test_heads_may_learn_at_their_own_rate(make_model, tokenizer, tmp_path):
+    model = make_model(num_labels=2)
+    trainer = MultiExitTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), report_to=[], learning_rate=1e-5, weight_decay=0.1),
+        head_learning_rate=1e-3,
+    )
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        rate, decay = rates[id(parameter)]
+        assert rate == (1e-3 if name.startswith("heads.") else 1e-5), name
+        assert decay == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
+    with pytest.raises(ValueError, match="head_learning_rate must be between"):
+        MultiExitTrainer(model=model, args=trainer.args, head_learning_rate=-1.0)
+
+
 def test_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match="unknown recipe 'magic'; known: .*geep"):
         get_recipe("magic")
