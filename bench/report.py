@@ -54,7 +54,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def policy_row(row: dict[str, Any]) -> str:
-    accuracy, agreement = (("-" if row[key] is None else f"{row[key]:.3f}") for key in ("accuracy", "agreement"))
+    accuracy, agreement = (f"{row[key]:.3f}" if key in row else "-" for key in ("accuracy", "agreement"))
     return (
         f"| {row['policy']} | {accuracy} | {agreement} | {row['mean_layers']:.2f} | {row['samples_per_second']:.0f} | "
         f"{row['speed_up']:.2f}x | {row['share_of_bound']:.0%} |"

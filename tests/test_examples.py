@@ -194,3 +194,21 @@ def test_quickstart(minilm_path, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("['positive']", "['negative']")
+
+
+def test_bench_policies(trained, tmp_path):
+    """The script behind the README's table, on the tiny model."""
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    command = [sys.executable, "-m", "bench.policies", "--name", "tiny set", "--rounds", 1, "--output", tmp_path]
+    command += ["--model", trained, "--test", data, "--dev", data]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "policies_tiny_set.json").read_text())
+    by_name = {row["policy"]: row for row in result["policies"]}
+    assert by_name["full"]["accuracy"] == pytest.approx(result["exit_accuracies"]["test"][-1])
+    assert by_name["full"]["agreement"] == 1.0
+    assert by_name["constant:2"]["mean_layers"] == 2.0
+    assert {row["decision"] for row in result["predictors"]} == {"argmax", "mean", 0.9}
+    for row in result["policies"]:
+        bound = 3 / row["mean_layers_timed"]
+        assert row["share_of_bound"] == pytest.approx(row["speed_up"] / bound)
