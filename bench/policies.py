@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dev", help="further labelled rows, for the exits' accuracies only")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="of threshold and table")
     parser.add_argument("--ngram", type=int, default=1)
-    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--token-budget", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--speed-samples", type=int, default=2000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

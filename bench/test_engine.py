@@ -17,7 +17,7 @@ from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.data import read_rows
 from geep_triton.outputs import Tokens
 
-TOKEN_BUDGET = 2048
+TOKEN_BUDGET = 1024
 ROWS = 256
 
 

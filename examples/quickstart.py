@@ -94,7 +94,7 @@ def compare(arguments: argparse.Namespace) -> None:
     depth = model.config.num_hidden_layers
     names = ["full", *(f"constant:{layer}" for layer in range(1, depth)), "predicted"]
     names += [f"threshold:{t:g}" for t in sorted({0.02, 0.1, arguments.threshold, 0.6, 0.9})]
-    engines = {name: Engine(model, tokenizer, name, token_budget=2048) for name in names}
+    engines = {name: Engine(model, tokenizer, name) for name in names}
     with tqdm(total=2 * len(engines), desc="measure", unit="run") as bar:
         measurements, predictions = measure(engines, rows, rounds=2, report=lambda _: bar.update())
 

@@ -20,7 +20,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
 
-TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536}
+TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
 
 
 class Engine:
@@ -34,7 +34,7 @@ class Engine:
         tokenizer: the model's own.
         policy: a policy, or its short form: "full", "constant:3", "threshold:0.3", "predicted", "predicted:mean",
             "predicted:0.9".
-        token_budget: most tokens a batch may have, padding included; None: 4,096 on a CPU, 65,536 on a GPU.
+        token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
         truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
