@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
+from geep_triton import MultiExitBert
 from geep_triton.modeling.heads import HEAD_CLASSES, AttentionHead, build_heads
 
 
@@ -46,14 +47,21 @@ def test_attention_head_equals_a_loop(pooling):
     torch.testing.assert_close(head(hidden, mask)[0], expected, atol=1e-6, rtol=1e-5)
 
 
+@torch.no_grad()
 def test_attention_heads_start_with_xaviers_initialisation(make_model):
-    model = make_model(initializer_range=0.0)
+    model = make_model(initializer_range=0.001)
     for head in model.heads.values():
         for layer in (head.reduce, head.query, head.key_value, head.output, head.dense, head.classifier):
             bound = math.sqrt(6 / (layer.in_features + layer.out_features))
             assert 0.5 * bound < float(layer.weight.abs().max()) <= bound
             assert float(layer.bias.abs().max()) == 0.0
-    assert float(model.bert.encoder.layer[0].output.dense.weight.abs().max()) == 0.0
+    assert float(model.bert.encoder.layer[0].output.dense.weight.std()) < 0.002
+
+
+@torch.no_grad()
+def test_new_heads_of_a_loaded_backbone_too(minilm_path):
+    weight = MultiExitBert.from_pretrained(minilm_path).heads["1"].reduce.weight
+    assert float(weight.std()) == pytest.approx(math.sqrt(2 / (384 + 128)), rel=0.02)
 
 
 def test_one_head_per_exit_and_another_kind_for_the_last():

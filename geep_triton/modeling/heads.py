@@ -50,6 +50,18 @@ class PoolerHead(nn.Module):
         return self.classifier(self.dropout(pooled))
 
 
+class XavierLinear(nn.Linear):
+    """A linear layer that starts with Xavier's initialisation.
+
+    Under BERT's own (std .02) five small layers in a row pass on next to nothing at first.
+    """
+
+    def init_weights(self) -> None:
+        """Leaves alone what was loaded from a checkpoint, as all of transformers' initialisers do."""
+        init.xavier_uniform_(self.weight)
+        init.zeros_(self.bias)
+
+
 class AttentionHead(nn.Module):
     """FastBERT's student classifier, as GEEP uses it: Linear(H -> D), tanh, self-attention over D, pool, Linear(D -> D),
     tanh, Linear(D -> C), D = head_size.
@@ -63,12 +75,12 @@ class AttentionHead(nn.Module):
         self.pooling = pooling
         self.num_heads = config.head_attention_heads
         self.attention_dropout = config.head_dropout
-        self.reduce = nn.Linear(config.hidden_size, size)
-        self.query = nn.Linear(size, size)
-        self.key_value = nn.Linear(size, 2 * size)
-        self.output = nn.Linear(size, size)
-        self.dense = nn.Linear(size, size)
-        self.classifier = nn.Linear(size, config.num_labels)
+        self.reduce = XavierLinear(config.hidden_size, size)
+        self.query = XavierLinear(size, size)
+        self.key_value = XavierLinear(size, 2 * size)
+        self.output = XavierLinear(size, size)
+        self.dense = XavierLinear(size, size)
+        self.classifier = XavierLinear(size, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[B, S, H], [B, S] -> [B, C]."""
@@ -87,13 +99,6 @@ class AttentionHead(nn.Module):
         # The output projection is linear, so it may follow the pooling: one row a sample instead of one a token.
         pooled = self.output(pool(attended, attention_mask, self.pooling))
         return self.classifier(torch.tanh(self.dense(pooled)))
-
-    def init_weights(self) -> None:
-        """Xavier's initialisation: under BERT's (std .02) five small layers in a row pass on next to nothing at first, and
-        on a narrow backbone the head learns for epochs before it tells the classes apart."""
-        for layer in (self.reduce, self.query, self.key_value, self.output, self.dense, self.classifier):
-            init.xavier_uniform_(layer.weight)
-            init.zeros_(layer.bias)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

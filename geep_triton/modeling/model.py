@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from geep_triton.checks import check_choice, check_int
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import ExitTable, save_table
-from geep_triton.modeling.heads import AttentionHead, build_heads
+from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
 from geep_triton.outputs import MultiExitBertOutput
 
@@ -94,9 +94,10 @@ class MultiExitBert(BertPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, AttentionHead):
+        if isinstance(module, XavierLinear):
             module.init_weights()
+        else:
+            super()._init_weights(module)
 
     @property
     def exit_table(self) -> ExitTable | None:
