@@ -64,7 +64,7 @@ def tiny_config(**changes) -> MultiExitBertConfig:
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "max_position_embeddings": 64,
-        "initializer_range": 0.3,  # wide enough that random exits disagree and thresholds split samples
+        "initializer_range": 0.3,
         "num_labels": 3,
         "head_size": 16,
     }
@@ -84,8 +84,12 @@ def make_model():
 
 @pytest.fixture
 def model(make_model) -> MultiExitBert:
-    """The tiny model with its default heads."""
-    return make_model(pooling="mean")
+    """The tiny model, its answers sharp enough that thresholds send its samples to different exits."""
+    model = make_model(pooling="mean")
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.classifier.weight.mul_(2)
+    return model
 
 
 @pytest.fixture(scope="session")
