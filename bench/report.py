@@ -16,9 +16,29 @@ from bench.environment import RESULTS, ROOT
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
 
 
-def policy_tables(results: list[dict[str, Any]]) -> str:
-    """A section per data set: exits, policies, predictors."""
-    return "\n\n".join(section(result) for result in results)
+def tables(folder: Path = RESULTS) -> str:
+    """A section per data set (exits, policies, predictors), and one for constant depth on a BERT-base shape."""
+    sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("policies_*.json"))]
+    sections += [depth_section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("depth_*.json"))]
+    return "\n\n".join(sections)
+
+
+def depth_section(result: dict[str, Any]) -> str:
+    where, shape = result["environment"], result["shape"]
+    lines = [
+        f"**BERT-base shape** ({shape['layers']} layers of width {shape['hidden_size']}, random weights, "
+        f"{result['settings']['samples']} ag_news texts; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
+        f"{where['date']})",
+        "",
+        "| policy | mean layers | samples/s | speed-up | share of L / mean layers |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | {row['speed_up']:.2f}x | "
+        f"{row['share_of_bound']:.0%} |"
+        for row in result["policies"]
+    ]
+    return "\n".join(lines)
 
 
 def section(result: dict[str, Any]) -> str:
@@ -70,18 +90,13 @@ def predictor_row(row: dict[str, Any]) -> str:
     )
 
 
-def with_tables(readme: str, tables: str) -> str:
+def with_tables(readme: str, content: str) -> str:
     """README with what stands between the markers replaced."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md must hold the lines {BEGIN!r} and {END!r}")
-    return f"{before}{begin}\n{tables}\n{end}{after}"
-
-
-def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All policy results, by data set."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("policies_*.json"))]
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def main() -> None:
@@ -90,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = ROOT / "README.md"
     current = path.read_text(encoding="utf-8")
-    wanted = with_tables(current, policy_tables(load_results()))
+    wanted = with_tables(current, tables())
     if arguments.check and current != wanted:
         raise SystemExit("README.md differs from bench/results: run python -m bench.report")
     path.write_text(wanted, encoding="utf-8")

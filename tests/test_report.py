@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from bench.environment import ROOT
-from bench.report import load_results, policy_tables, with_tables
+from bench.report import tables, with_tables
 
 
 def test_readme_shows_the_result_files():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = load_results()
-    assert results
-    assert readme == with_tables(readme, policy_tables(results))
+    content = tables()
+    assert content
+    assert readme == with_tables(readme, content)
 
 
 def test_markers_are_required():

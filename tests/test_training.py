@@ -120,7 +120,7 @@ def train(make_model, tokenizer, folder, resume=None, **changes):
     model = make_model(num_labels=2, pooling="mean", initializer_range=0.1, head_dropout=0.0)
     model.config.label2id = {"neg": 0, "pos": 1}
     data = datasets(tokenizer, model.config.label2id)
-    arguments = {"num_train_epochs": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    arguments = {"num_train_epochs": 150, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "save_strategy": "no"}
     trainer = MultiExitTrainer(
         model=model,
         args=TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, seed=3, **{**arguments, **changes}),
