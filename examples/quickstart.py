@@ -24,6 +24,7 @@ from geep_triton.evaluation.measure import Measurement, measure
 from geep_triton.evaluation.plots import plot_accuracy_speed, plot_exit_histogram
 from geep_triton.training.dataset import TextDataset, label_names
 
+PREDICTED = "predicted:0.9"  # the exit by which nine in ten samples with such tokens have left
 DATA = Path(__file__).parent / "data"
 
 
@@ -92,7 +93,7 @@ def compare(arguments: argparse.Namespace) -> None:
     model = MultiExitBert.from_pretrained(arguments.output).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.output)
     depth = model.config.num_hidden_layers
-    names = ["full", *(f"constant:{layer}" for layer in range(1, depth)), "predicted"]
+    names = ["full", *(f"constant:{layer}" for layer in range(1, depth)), "predicted", "predicted:mean", PREDICTED]
     names += [f"threshold:{t:g}" for t in sorted({0.02, 0.1, arguments.threshold, 0.6, 0.9})]
     engines = {name: Engine(model, tokenizer, name) for name in names}
     with tqdm(total=2 * len(engines), desc="measure", unit="run") as bar:
@@ -102,11 +103,11 @@ def compare(arguments: argparse.Namespace) -> None:
     threshold = f"threshold:{arguments.threshold:g}"
     constant = min(
         (m for m in measurements if m.policy.startswith("constant")),
-        key=lambda m: abs(m.mean_layers - by_name["predicted"].mean_layers),
+        key=lambda m: abs(m.mean_layers - by_name[PREDICTED].mean_layers),
     )
-    print_table([by_name["full"], constant, by_name[threshold], by_name["predicted"]], depth)
+    print_table([by_name["full"], constant, by_name[threshold], by_name[PREDICTED]], depth)
     plot_exit_histogram(
-        {name: predictions[name].histogram for name in (threshold, "predicted")},
+        {name: predictions[name].histogram for name in (threshold, PREDICTED)},
         arguments.output / "exit_histogram.png",
     )
     plot_accuracy_speed(measurements, arguments.output / "accuracy_speed.png")

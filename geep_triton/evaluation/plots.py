@@ -34,7 +34,7 @@ def plot_accuracy_speed(measurements: Sequence[Measurement], path: str | os.Path
     for measurement in measurements:
         families.setdefault(measurement.policy.partition(":")[0], []).append(measurement)
     for family, points in families.items():
-        points = sorted(points, key=lambda point: point.samples_per_second)
+        points = sorted(points, key=lambda point: point.mean_layers)
         x, y = [point.samples_per_second for point in points], [100 * point.accuracy for point in points]
         axis.plot(x, y, marker="o", label=family)
     axis.set_xlabel("samples per second")
