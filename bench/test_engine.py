@@ -84,7 +84,8 @@ def test_table_bigrams(benchmark, setting, tokens):
 @pytest.mark.benchmark(group="predict exits, 4,096 samples", min_rounds=3, max_time=1.0)
 def test_dictionary(benchmark, setting, tokens):
     table = setting[0].exit_table.rebuild(ngram=1)
-    benchmark(predict_with_a_dictionary, table, tokens)
+    predicted = benchmark(predict_with_a_dictionary, table, tokens)
+    assert len(predicted) == len(tokens)
     record(benchmark, "Python dictionary, unigrams", keys=table.keys.numel())
 
 
