@@ -298,7 +298,8 @@ class Encoder:
         ids, type_ids, errors = [], [], {}
         for index, row in enumerate(rows):
             columns = {name: _as_list(row[name]) for name in ("input_ids", "token_type_ids", "attention_mask") if name in row}
-            errors |= {index: reason} if (reason := self._row_error(columns)) else {}
+            if reason := self._row_error(columns):
+                errors[index] = reason
             real = columns.get("attention_mask", [1] * len(columns["input_ids"]))
             types = columns.get("token_type_ids", [0] * len(columns["input_ids"]))
             ids.append([value for value, keep in zip(columns["input_ids"], real, strict=False) if keep])

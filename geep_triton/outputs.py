@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from transformers.utils import ModelOutput
@@ -46,7 +47,7 @@ class Tokens:
     def __len__(self) -> int:
         return self.offsets.numel() - 1
 
-    @property
+    @cached_property
     def lengths(self) -> torch.Tensor:
         """[N] int64, tokens per sample."""
         return self.offsets.diff()

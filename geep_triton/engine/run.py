@@ -48,7 +48,9 @@ def run_batch(
     Yields:
         Answers; every row is in one of them.
     """
-    hidden, attention_mask, layer_mask = _embed(model, tokens, rows)
+    input_ids, attention_mask, type_ids = _batch(model, tokens, rows)
+    hidden = model.embed(input_ids, type_ids)
+    layer_mask = _layer_mask(model, tokens, rows, hidden, attention_mask)
     for layer in range(1, depth + 1):
         hidden = model.run_layer(layer, hidden, layer_mask)
         if layer == depth or layer not in thresholds:
@@ -73,21 +75,14 @@ def run_batch(
 
 def run_every_exit(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> torch.Tensor:
     """Logits of every exit for the samples `rows`: [B, E, C]."""
-    hidden, attention_mask, layer_mask = _embed(model, tokens, rows)
-    answers = []
-    for layer in range(1, model.config.num_hidden_layers + 1):
-        hidden = model.run_layer(layer, hidden, layer_mask)
-        if layer in model.config.exit_layers:
-            answers.append(model.exit_logits(layer, hidden, attention_mask))
-    return torch.stack(answers, dim=1)
+    input_ids, attention_mask, type_ids = _batch(model, tokens, rows)
+    return torch.stack(model(input_ids, attention_mask, type_ids, output_exit_logits=True).exit_logits, dim=1)
 
 
-def _embed(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    device = model.device
-    input_ids, attention_mask, type_ids = tokens.padded(rows, model.config.pad_token_id or 0)
-    attention_mask = attention_mask.to(device)
-    hidden = model.embed(input_ids.to(device), None if type_ids is None else type_ids.to(device))
-    return hidden, attention_mask, _layer_mask(model, tokens, rows, hidden, attention_mask)
+def _batch(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The padded samples on the model's device: input_ids, attention_mask, token_type_ids."""
+    tensors = tokens.padded(rows, model.config.pad_token_id or 0)
+    return tuple(None if tensor is None else tensor.to(model.device) for tensor in tensors)
 
 
 def _layer_mask(

@@ -33,7 +33,7 @@ def load_pretrained(
     load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
 ) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
     """`MultiExitBert.from_pretrained`; `load` is transformers' own from_pretrained."""
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
     overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
     original = kwargs.pop("config", None)
@@ -64,7 +64,7 @@ def load_pretrained(
             key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
             output_loading_info=True,
             **hub,
-            **{name: value for name, value in kwargs.items() if name not in hub},
+            **kwargs,
         )
     except SafetensorError as error:
         raise ValueError(f"{source}: damaged safetensors file: {error}") from error
