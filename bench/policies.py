@@ -89,7 +89,7 @@ def main() -> None:
         exit_rows["dev"] = exit_accuracies(dev_logits, targets(dev_rows, model.config.label2id)).tolist()
 
     # Each policy's engine, and where all test rows leave under it.
-    uncertainty = score_exits(logits.flatten(0, 1), 1.0)[1].view(logits.shape[:2])
+    uncertainty = score_exits(logits.flatten(0, 1), 1.0).uncertainty.view(logits.shape[:2])
     rival = HuggingFaceSorted(model, tokenizer, arguments.token_budget)
     difference = rival.check_same_backbone(model, rows[0]["text"])
     engines: dict[str, Any] = {RIVAL: rival, "full": full}
@@ -104,12 +104,12 @@ def main() -> None:
         exits[f"threshold:{threshold:g}"] = actual
         table = model.exit_table.rebuild(threshold=threshold, ngram=arguments.ngram)
         for decision in DECISIONS:
-            predicted = table.predict(tokens, decision)
+            predicted = table.predict(tokens, decision).exits
             report = predictor_report(logits, labels, predicted, actual, layers)
             reports.append({"threshold": threshold, "decision": decision, **asdict(report)})
         name = f"predicted:mean (table {threshold:g})"
         engines[name] = Engine(with_table(model, table), tokenizer, Predicted("mean"), **settings)
-        exits[name] = table.predict(tokens, "mean")
+        exits[name] = table.predict(tokens, "mean").exits
 
     step = max(1, len(rows) // arguments.speed_samples)
     chosen = torch.arange(0, len(rows), step)[: arguments.speed_samples]

@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
     parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
     parser.add_argument("--head", choices=["attention", "pooler", "linear"], help="default: attention")
+    parser.add_argument("--head-size", type=int, help="width of an attention head's inside; default: 128")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="default: cls; mean for sentence-transformers models")
     parser.add_argument("--head-dropout", type=float, help="default: 0.5")
     parser.add_argument("--epochs", type=float, default=3.0)
@@ -42,6 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
     parser.add_argument("--ngram", type=int, default=1, help="highest order of the exit table's n-grams")
     parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument(
+        "--keep-best", action="store_true", help="evaluate at each save and keep the weights whose last exit is best on --dev"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     return parser.parse_args()
@@ -73,7 +77,7 @@ def main() -> None:
     last = start_or_resume(arguments.output, {**vars(arguments), "output": str(arguments.output), "labels": names})
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    choices = {name: getattr(arguments, name) for name in ("exit_layers", "head", "pooling", "head_dropout")}
+    choices = {name: getattr(arguments, name) for name in ("exit_layers", "head", "head_size", "pooling", "head_dropout")}
     model = MultiExitBert.from_pretrained(
         arguments.model,
         num_labels=len(names),
@@ -97,7 +101,10 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             warmup_steps=0.06,
             train_sampling_strategy="group_by_length",
-            eval_strategy="epoch",
+            eval_strategy="steps" if arguments.keep_best else "epoch",
+            eval_steps=arguments.save_steps,
+            load_best_model_at_end=arguments.keep_best,
+            metric_for_best_model="accuracy",
             save_steps=arguments.save_steps,
             save_total_limit=2,
             logging_steps=100,

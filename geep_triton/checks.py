@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -29,7 +30,7 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
         raise ValueError(f"{name} must be {bound}, got {value}")
 
 
-def check_number(name: str, value: Any, minimum: float, maximum: float) -> None:
+def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """Raise TypeError unless `value` is a real number, ValueError unless minimum <= value <= maximum."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {shorten(value)} of type {type(value).__name__}")

@@ -25,7 +25,7 @@ def one_at_a_time(model, tokenizer, text, pair, policy):
             for layer, logits in zip(config.exit_layers[:-1], exits, strict=False):
                 index = config.exit_layers.index(layer)
                 limit = policy.threshold[index] if isinstance(policy.threshold, list) else policy.threshold
-                if float(score_exits(logits, 1.0)[1]) <= limit:
+                if float(score_exits(logits, 1.0).uncertainty) <= limit:
                     return logits[0], layer
             return exits[-1][0], config.num_hidden_layers
         if isinstance(policy, FullDepth):
@@ -35,7 +35,7 @@ def one_at_a_time(model, tokenizer, text, pair, policy):
         else:
             from geep_triton.outputs import Tokens
 
-            layer = int(model.exit_table.predict(Tokens.from_lists([inputs["input_ids"][0].tolist()]), policy.decision))
+            layer = int(model.exit_table.predict(Tokens.from_lists([inputs["input_ids"][0].tolist()]), policy.decision).exits)
         return model(**inputs, exit_layer=layer, answer_head=policy.answer_head).logits[0], layer
 
 

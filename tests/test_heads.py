@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_config
 
 from geep_triton import MultiExitBert
 from geep_triton.modeling.heads import HEAD_CLASSES, AttentionHead, build_heads
+from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize("kind", HEAD_CLASSES)

@@ -16,6 +16,7 @@ FLOORS = {
     "checks": 0,
     "config": 0.1,
     "outputs": 0.1,
+    "backend": 0.1,
     "kernels": 1,
     "reference": 1,
     "ops": 2,

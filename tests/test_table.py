@@ -51,7 +51,7 @@ def test_scores_are_smoothed_towards_the_prior():
 
 def test_unseen_and_missing_tokens_give_the_prior():
     table = make()
-    probabilities = table.probabilities(Tokens.from_lists([[2, 30, 31, 3], [2, 3]]))
+    probabilities = table.predict(Tokens.from_lists([[2, 30, 31, 3], [2, 3]])).probabilities
     torch.testing.assert_close(probabilities, table.scores[-1].expand(2, 3))
 
 
@@ -69,7 +69,7 @@ def test_prediction_by_hand():
         tokens = [i for i in ids if i not in (2, 3)]
         mean = [sum(score(t)[e] for t in tokens) / len(tokens) for e in range(3)]
         expected = EXITS[mean.index(max(mean))]
-        assert table.predict(Tokens.from_lists([ids])).tolist() == [expected]
+        assert table.predict(Tokens.from_lists([ids])).exits.tolist() == [expected]
 
 
 @given(st.floats(0, 1), st.integers(1, 3))
@@ -92,7 +92,7 @@ def test_merge_equals_building_from_both(cut, ngram):
 def test_tables_without_records_predict_and_merge_but_do_not_rebuild():
     small = make().without_records()
     tokens = Tokens.from_lists(SAMPLES)
-    assert torch.equal(small.predict(tokens), make().predict(tokens))
+    assert torch.equal(small.predict(tokens).exits, make().predict(tokens).exits)
     assert small.merge(make()).exit_counts.sum() == 10
     assert small.rebuild(smoothing=3.0).settings.smoothing == 3.0
     with pytest.raises(ValueError, match="saved without its records"):
@@ -216,8 +216,9 @@ def test_load_refuses_other_files(tmp_path):
 
 
 def test_fingerprint_tells_tokenizers_apart(tokenizer, tmp_path):
-    from conftest import WORDS
     from transformers import AutoTokenizer, BertTokenizer
+
+    from tests.conftest import WORDS
 
     fingerprint = tokenizer_fingerprint(tokenizer)
     tokenizer.save_pretrained(tmp_path)

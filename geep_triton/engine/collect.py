@@ -48,7 +48,7 @@ def build_exit_table(
     settings = TableSettings(threshold, ngram, smoothing, reduction)
     tokens, uncertainties = [], []
     for part, logits in Engine(model, tokenizer, progress=progress, **engine).exit_logits_windows(texts):
-        _, uncertainty, _ = score_exits(logits.flatten(0, 1), threshold, criterion)
+        uncertainty = score_exits(logits.flatten(0, 1), threshold, criterion).uncertainty
         tokens.append(part)
         uncertainties.append(uncertainty.view(logits.shape[:2]))
     records = ExitRecords(Tokens.concatenate(tokens), torch.cat(uncertainties))

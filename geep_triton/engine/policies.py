@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.config import check_thresholds
-from geep_triton.exits.decision import check_decision
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
+from geep_triton.ops.predict_exits import check_decision
 from geep_triton.outputs import Tokens
 
 
@@ -133,7 +133,8 @@ class Predicted:
     """Each sample runs to the exit that the model's exit table predicts from its tokens, in dense sorted batches (GEEP).
 
     Args:
-        decision: "argmax", "mean", or a quantile in (0, 1]; see `geep_triton.exits.decision.decide`.
+        decision: "argmax", "mean", or a quantile in (0, 1]; see
+            `geep_triton.ops.predict_exits.predict_exits`.
         answer_head: "student" or "teacher".
     """
 
@@ -153,7 +154,7 @@ class Predicted:
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The predicted exits."""
-        return model.exit_table.predict(tokens, self.decision)
+        return model.exit_table.predict(tokens, self.decision, model.device).exits.cpu()
 
     def thresholds(self, model: MultiExitBert) -> dict[int, float]:
         """No checks."""

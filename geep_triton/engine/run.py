@@ -9,6 +9,8 @@ import torch
 
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.ops.move_rows import gather_rows
+from geep_triton.ops.partition import partition
 from geep_triton.outputs import Tokens
 
 
@@ -56,16 +58,19 @@ def run_batch(
         if layer == depth or layer not in thresholds:
             continue
         logits = model.exit_logits(layer, hidden, attention_mask)
+        scores = score_exits(logits, thresholds[layer])
         # The one time that the host waits for the device: it must know who is left to go on with them alone.
-        leaves = score_exits(logits, thresholds[layer])[2].cpu()
-        leaving, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
-        if leaving.numel() == 0:
+        leaves = scores.leaves.cpu()
+        num_leaving = int(leaves.sum())
+        if num_leaving == 0:
             continue
-        yield Answer(rows[leaving], logits.index_select(0, leaving.to(model.device)), layer, layer)
-        if staying.numel() == 0:
+        order, _ = partition(scores.leaves)
+        leaving, staying = order[:num_leaving], order[num_leaving:]
+        yield Answer(rows[leaves], gather_rows(logits, leaving), layer, layer)
+        if num_leaving == len(rows):
             return
-        rows, staying = rows[staying], staying.to(model.device)
-        hidden, attention_mask = hidden.index_select(0, staying), attention_mask.index_select(0, staying)
+        rows = rows[~leaves]
+        hidden, attention_mask = gather_rows(hidden, staying), gather_rows(attention_mask, staying)
         layer_mask = _layer_mask(model, tokens, rows, hidden, attention_mask)
     if answer_head == "teacher" and depth < model.config.num_hidden_layers:
         yield Answer(rows, model.shared_logits(hidden, attention_mask, layer_mask), depth, depth + 1)

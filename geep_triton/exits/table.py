@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
-from geep_triton.exits.decision import decide
 from geep_triton.ops.exit_scores import CRITERIA
-from geep_triton.ops.hash_table import REDUCTIONS, insert_add, lookup, predict_exits
+from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
+from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, predict_exits
 from geep_triton.outputs import Tokens
 
 TABLE_FILE = "exit_table.safetensors"
@@ -120,9 +120,9 @@ class ExitTable:
         if records.uncertainty.isnan().any():
             raise ValueError("records.uncertainty holds NaN: the model that made it gives NaN logits")
         exits = first_sure_exit(records.uncertainty, settings.threshold)
-        special = torch.tensor(special_ids, dtype=torch.int64)
+        special = torch.isin(records.tokens.ids, torch.tensor(special_ids, dtype=torch.int64))
         keys, samples = ngram_keys(records.tokens.ids, records.tokens.offsets, special, settings.ngram)
-        table_keys, counts = insert_add(keys, exits[samples], len(exit_layers))
+        table_keys, counts = insert_add(HashTable.empty(len(exit_layers)), keys, exits[samples]).items()
         return cls(
             keys=table_keys,
             counts=counts,
@@ -185,16 +185,34 @@ class ExitTable:
         smoothed = (self.counts + weight * prior) / (self.counts.sum(1, keepdim=True) + weight)
         return torch.cat([smoothed, prior[None]]).float()
 
-    def probabilities(self, tokens: Tokens) -> torch.Tensor:
-        """P(e|x): [N, E] float32 over the exits of N samples. Each unseen key counts as the prior."""
-        special = torch.tensor(self.special_ids, dtype=torch.int64)
-        keys, samples = ngram_keys(tokens.ids, tokens.offsets, special, self.settings.ngram)
-        rows = lookup(self.keys, keys)
-        return predict_exits(rows, samples, len(tokens), self.scores, self.settings.reduction)
+    def score_table(self, device: str | torch.device = "cpu") -> ScoreTable:
+        """The scores laid out for lookup on `device`; made once per device."""
+        device = torch.device(device)
+        if device not in self._score_tables:
+            self._score_tables[device] = ScoreTable.build(
+                self.keys,
+                self.scores,
+                self.exit_layers,
+                self.special_ids,
+                self.vocab_size,
+                self.settings.ngram,
+                self.settings.reduction,
+            ).to(device)
+        return self._score_tables[device]
 
-    def predict(self, tokens: Tokens, decision: str | float = "argmax") -> torch.Tensor:
-        """[N] int64, the exit layer predicted for each sample; see `geep_triton.exits.decision.decide`."""
-        return decide(self.probabilities(tokens), self.exit_layers, decision)
+    @cached_property
+    def _score_tables(self) -> dict[torch.device, ScoreTable]:
+        return {}
+
+    def predict(self, tokens: Tokens, decision: str | float = "argmax", device: str | torch.device = "cpu") -> PredictedExits:
+        """P(e|x) and the exit layer of each sample; see `geep_triton.ops.predict_exits.predict_exits`.
+
+        Args:
+            tokens: on the host.
+            decision: "argmax", "mean", or a quantile in (0, 1].
+            device: where to look up; the result is there.
+        """
+        return predict_exits(self.score_table(device), tokens.ids.to(device), tokens.offsets.to(device), decision)
 
     def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
         """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""

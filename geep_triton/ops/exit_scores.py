@@ -1,31 +1,72 @@
-"""Exit scoring: logits -> prediction, uncertainty, and who may leave."""
+"""Exit scoring: logits, or hidden states, -> prediction, uncertainty, and who may leave."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from geep_triton.checks import check_choice, check_number, check_tensor
-from geep_triton.reference import exit_scores as reference
+from geep_triton.checks import check_choice, check_int, check_number, check_tensor
+from geep_triton.ops.dispatch import implementation
+from geep_triton.reference.exit_scores import CRITERIA as REFERENCE_CRITERIA
 
-CRITERIA = tuple(reference.CRITERIA)
+CRITERIA = tuple(REFERENCE_CRITERIA)
+UNBOUNDED = ("entropy", "energy")  # their thresholds are not shares
+RULES = ("confidence", "agreement")
+POOLINGS = ("cls", "mean")
+# Wider problems, where a row no longer fits a program's registers, go to PyTorch; so do hidden sizes that are no multiple of
+# 16, which no BERT has.
+MAX_CLASSES, MAX_FUSED_CLASSES = 16384, 32
+
+
+@dataclass(frozen=True, eq=False)
+class ExitScores:
+    """How one exit's answers score; tensors on the logits' device.
+
+    Attributes:
+        prediction: [N] int64, argmax; -1 where the logits are not numbers.
+        uncertainty: [N] float32, low is sure; NaN where the logits hold NaN or +inf, or nothing but -inf.
+        leaves: [N] bool, who may be answered here; never where the uncertainty is NaN.
+        streak: [N] int32, for how many exits in a row the rule has held.
+        counts: [2] int32, how many leave, and how many have logits that are not numbers.
+    """
+
+    prediction: torch.Tensor
+    uncertainty: torch.Tensor
+    leaves: torch.Tensor
+    streak: torch.Tensor
+    counts: torch.Tensor
 
 
 def score_exits(
-    logits: torch.Tensor, threshold: float, criterion: str = "normalized_entropy"
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor,
+    threshold: float,
+    criterion: str = "normalized_entropy",
+    *,
+    top_k: int = 5,
+    rule: str = "confidence",
+    patience: int = 1,
+    before: ExitScores | None = None,
+    backend: str | None = None,
+) -> ExitScores:
     """Score one exit's answers.
 
     Args:
         logits: [N, C] floating point, C >= 2.
-        threshold: a sample may leave when its uncertainty is at or under it, 0..1.
-        criterion: "normalized_entropy" (FastBERT, Liu et al. 2020, eq. 9).
-
-    Returns:
-        prediction [N] int64 (argmax), uncertainty [N] float32 in [0, 1], leaves [N] bool. NaN logits give NaN uncertainty
-        and never leave.
+        threshold: a sample is sure when its uncertainty is at or under it: 0..1, or any number for "entropy" and "energy".
+        criterion: the uncertainty, with p = softmax(logits): "normalized_entropy" (FastBERT, Liu et al. 2020, eq. 9: entropy
+            over ln C), "entropy" (DeeBERT), "max_probability" (1 - max p), "margin" (1 - (highest p - second)),
+            "top_k_entropy" (normalized entropy among the k highest, for many classes), "energy" (-ln sum exp logits).
+        top_k: k of "top_k_entropy".
+        rule: what makes a streak: "confidence" (the sample is sure; patience above 1 is PCEE, Zhang et al. 2022) or
+            "agreement" (the answer is that of the exit before; PABEE, Zhou et al. 2020; the threshold plays no part).
+        patience: a sample leaves once its streak is that long; 1 with "confidence" is the plain threshold.
+        before: what the exit before returned for the same rows; None at the first exit.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
 
     Raises:
-        ValueError: fewer than two classes (regression has no such criterion), unknown criterion, threshold out of range.
+        ValueError: fewer than two classes (regression has no such criterion), unknown criterion or rule, threshold out of
+            range, patience below 1, top_k below 2, or `before` of another number of rows.
     """
     check_tensor("logits", logits, 2)
     if logits.shape[1] < 2:
@@ -33,6 +74,85 @@ def score_exits(
             f"criterion {criterion!r} needs at least two classes, got logits of shape {tuple(logits.shape)}: "
             "a regression model can only run at full or constant depth"
         )
+    backend = "torch" if logits.shape[1] > MAX_CLASSES else backend
+    op = implementation("exit_scores", logits.device, backend)
+    settings = _settings(logits.shape[0], threshold, criterion, top_k, rule, patience, before)
+    return ExitScores(*op.score_exits(logits, *settings))
+
+
+def score_hidden(
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    threshold: float,
+    criterion: str = "normalized_entropy",
+    *,
+    pooling: str = "cls",
+    top_k: int = 5,
+    rule: str = "confidence",
+    patience: int = 1,
+    before: ExitScores | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, ExitScores]:
+    """A linear head and the scoring of its answers in one: pool, weight and bias in float32, then as `score_exits`.
+
+    Args:
+        hidden_states: [N, S, H] floating point.
+        attention_mask: [N, S] int64, 0 on padding.
+        weight: [C, H]; bias: [C].
+        pooling: "cls" (the first token) or "mean" (over tokens whose mask is not 0).
+        threshold, criterion, top_k, rule, patience, before, backend: as for `score_exits`.
+
+    Returns:
+        logits [N, C] float32, and their scores.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit, and all that `score_exits` raises.
+    """
+    check_tensor("hidden_states", hidden_states, 3)
+    check_tensor("attention_mask", attention_mask, 2, torch.int64)
+    check_tensor("weight", weight, 2)
+    check_tensor("bias", bias, 1)
+    check_choice("pooling", pooling, POOLINGS)
+    expected = {
+        "attention_mask": (attention_mask, hidden_states.shape[:2]),
+        "weight": (weight, (weight.shape[0], hidden_states.shape[2])),
+        "bias": (bias, weight.shape[:1]),
+    }
+    for name, (value, shape) in expected.items():
+        if value.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    if hidden_states.shape[1] == 0:
+        raise ValueError(f"hidden_states must hold at least one token a sample, got shape {tuple(hidden_states.shape)}")
+    if weight.shape[0] < 2:
+        raise ValueError(f"criterion {criterion!r} needs at least two classes, got weight of shape {tuple(weight.shape)}")
+    if weight.shape[0] > MAX_FUSED_CLASSES or hidden_states.shape[2] % 16:
+        backend = "torch"
+    op = implementation("exit_scores", hidden_states.device, backend)
+    settings = _settings(hidden_states.shape[0], threshold, criterion, top_k, rule, patience, before)
+    logits, *scores = op.score_hidden(hidden_states, attention_mask, weight, bias, pooling, *settings)
+    return logits, ExitScores(*scores)
+
+
+def _settings(
+    rows: int, threshold: float, criterion: str, top_k: int, rule: str, patience: int, before: ExitScores | None
+) -> tuple[float, str, int, str, int, torch.Tensor | None, torch.Tensor | None]:
+    """The implementations' arguments after the logits, checked."""
+    check_criterion(threshold, criterion, top_k)
+    check_choice("rule", rule, RULES)
+    check_int("patience", patience, 1)
+    if before is not None and before.streak.shape[0] != rows:
+        raise ValueError(f"before must be of the same {rows} rows, got {before.streak.shape[0]}")
+    previous, streak = (None, None) if before is None else (before.prediction, before.streak)
+    return threshold, criterion, top_k, rule, patience, previous, streak
+
+
+def check_criterion(threshold: float, criterion: str, top_k: int = 5) -> None:
+    """Raise ValueError unless the criterion is known and the threshold can be one of its values."""
     check_choice("criterion", criterion, CRITERIA)
-    check_number("threshold", threshold, 0.0, 1.0)
-    return reference.score_exits(logits, threshold, criterion)
+    check_int("top_k", top_k, 2)
+    if criterion in UNBOUNDED:
+        check_number("threshold", threshold)
+    else:
+        check_number("threshold", threshold, 0.0, 1.0)

@@ -1,71 +1,141 @@
-"""The exit table's ops: count exits per key, find keys, predict exits from what is found."""
+"""A hash table from 64-bit keys to counts per exit."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from geep_triton.checks import check_choice, check_int, check_tensor
-from geep_triton.reference import hash_table as reference
+from geep_triton.checks import check_int, check_tensor
+from geep_triton.ops.dispatch import implementation
+from geep_triton.reference.ngrams import EMPTY
 
-REDUCTIONS = ("mean", "naive_bayes")
+# Buckets tried for a key before the table counts as full.
+MAX_PROBES = 64
+MAX_CAPACITY = 1 << 30
+# Above this share of taken slots a table grows.
+MAX_LOAD = 0.5
 
 
-def insert_add(keys: torch.Tensor, exits: torch.Tensor, num_exits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count how often each key came with each exit.
+@dataclass(frozen=True, eq=False)
+class HashTable:
+    """Open addressing, buckets of four slots (32 bytes, a memory sector).
+
+    Attributes:
+        slots: [capacity] int64 keys; `EMPTY`, the most negative int64, where free. Capacity is a power of two.
+        counts: [capacity, E] int64, per slot and exit.
+        probes: longest search for a key that is there, in buckets.
+    """
+
+    slots: torch.Tensor
+    counts: torch.Tensor
+    probes: int
+
+    @classmethod
+    def empty(cls, num_exits: int, capacity: int = 1024, device: str | torch.device = "cpu") -> HashTable:
+        """A table without keys. Raises ValueError unless `capacity` is a power of two from 4 to 2**30."""
+        check_int("num_exits", num_exits, 1)
+        check_int("capacity", capacity, 4, MAX_CAPACITY)
+        if capacity & (capacity - 1):
+            raise ValueError(f"capacity must be a power of two, got {capacity}")
+        slots = torch.full((capacity,), EMPTY, dtype=torch.int64, device=device)
+        return cls(slots, torch.zeros(capacity, num_exits, dtype=torch.int64, device=device), 0)
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self.slots.numel()
+
+    def __len__(self) -> int:
+        return int((self.slots != EMPTY).sum())
+
+    def items(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [S], ascending, and their counts [S, E]."""
+        keys, order = self.slots.sort()
+        free = self.capacity - len(self)
+        return keys[free:], self.counts[order[free:]]
+
+
+def insert_add(
+    table: HashTable,
+    keys: torch.Tensor,
+    exits: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    max_capacity: int = MAX_CAPACITY,
+    backend: str | None = None,
+) -> HashTable:
+    """A table that has also counted these pairs; it grows as need be.
 
     Args:
-        keys: [M] int64, duplicates welcome.
-        exits: [M] int64, index of the exit (0..num_exits-1).
-        num_exits: E.
+        table: to start from; it is left as it is.
+        keys: [M] int64, duplicates welcome, none the most negative int64.
+        exits: [M] int64, index of the exit (0..E-1).
+        weights: [M] int64, how often each pair counts; None: once.
+        max_capacity: most slots the table may grow to.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
 
     Returns:
-        table_keys [S] int64, distinct and ascending; counts [S, E] int64, exact.
+        The new table. Its counts per key are exact; where a key stands may differ from run to run.
 
     Raises:
-        ValueError: lengths differ, or an exit out of range.
+        ValueError: lengths differ, an exit out of range, the reserved key, or `max_capacity` slots are not enough.
     """
     check_tensor("keys", keys, 1, torch.int64)
-    check_tensor("exits", exits, 1, torch.int64)
-    check_int("num_exits", num_exits, 1)
-    if keys.shape != exits.shape:
-        raise ValueError(f"keys and exits must be of one length, got {keys.numel()} and {exits.numel()}")
+    for name, value in {"exits": exits, "weights": weights}.items():
+        if value is None and name == "weights":
+            continue
+        check_tensor(name, value, 1, torch.int64)
+        if value.shape != keys.shape:
+            raise ValueError(f"keys and {name} must be of one length, got {keys.numel()} and {value.numel()}")
+    num_exits = table.counts.shape[1]
     if exits.numel() and (int(exits.min()) < 0 or int(exits.max()) >= num_exits):
         raise ValueError(f"exits must be between 0 and {num_exits - 1}, got {int(exits.min())}..{int(exits.max())}")
-    return reference.insert_add(keys, exits, num_exits)
+    if (keys == EMPTY).any():
+        raise ValueError(f"keys must not hold {EMPTY}, which marks free slots")
+
+    op = implementation("hash_table", keys.device, backend)
+    start, pairs = table, (keys, exits, weights)
+    while True:
+        *parts, failed = op.insert_add(start.slots, start.counts, start.probes, *pairs, MAX_PROBES)
+        result = HashTable(*parts)
+        larger = 4 * start.capacity
+        if not failed and (len(result) <= MAX_LOAD * result.capacity or larger > max_capacity):
+            return result
+        if larger > max_capacity:
+            raise ValueError(f"the table is full: it may not have more than max_capacity={max_capacity} slots")
+        if start is table:
+            pairs = _with_old_pairs(table, keys, exits, weights)
+        start = HashTable.empty(num_exits, larger, keys.device)
 
 
-def lookup(table_keys: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Row of each key in the table.
+def _with_old_pairs(
+    table: HashTable, keys: torch.Tensor, exits: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the table holds, and the new pairs, as one list of pairs with weights."""
+    old_keys, counts = table.items()
+    row, exit_index = counts.nonzero(as_tuple=True)
+    new_weights = torch.ones_like(keys) if weights is None else weights
+    return (
+        torch.cat([old_keys[row], keys]),
+        torch.cat([exit_index, exits]),
+        torch.cat([counts[row, exit_index], new_weights]),
+    )
+
+
+def lookup(slots: torch.Tensor, probes: int, keys: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
+    """Slot of each key.
 
     Args:
-        table_keys: [S] int64, distinct and ascending.
+        slots: [capacity] int64, of a `HashTable`.
+        probes: the table's.
         keys: [M] int64.
+        backend: as for `insert_add`.
 
     Returns:
-        rows [M] int64; S for a key that is not there (the prior's row).
+        [M] int64; capacity for a key that is not there: the row of the prior, where scores have one behind the last slot.
     """
-    check_tensor("table_keys", table_keys, 1, torch.int64)
+    check_tensor("slots", slots, 1, torch.int64)
     check_tensor("keys", keys, 1, torch.int64)
-    return reference.lookup(table_keys, keys)
-
-
-def predict_exits(
-    rows: torch.Tensor, samples: torch.Tensor, num_samples: int, scores: torch.Tensor, reduction: str = "mean"
-) -> torch.Tensor:
-    """Distribution over exits of each sample, P(e|x), from the rows of its keys (GEEP's prediction step).
-
-    Args:
-        rows: [M] int64 into `scores`, as `lookup` returns.
-        samples: [M] int64, whose each row is.
-        num_samples: N.
-        scores: [S + 1, E] float32, P(e|key) per row; the last row is the prior.
-        reduction: "mean" over the keys, or "naive_bayes": P(e|x) ~ prior(e) * prod P(e|key) / prior(e).
-
-    Returns:
-        [N, E] float32, rows sum to 1; a sample without keys gets the prior.
-    """
-    check_tensor("rows", rows, 1, torch.int64)
-    check_tensor("samples", samples, 1, torch.int64)
-    check_tensor("scores", scores, 2)
-    check_choice("reduction", reduction, REDUCTIONS)
-    return reference.predict_exits(rows, samples, num_samples, scores, log_space=reduction == "naive_bayes")
+    check_int("probes", probes, 0)
+    return implementation("hash_table", keys.device, backend).lookup(slots, probes, keys)

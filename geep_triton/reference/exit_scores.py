@@ -1,4 +1,4 @@
-"""Uncertainty of an answer, and whether it is low enough to leave."""
+"""How unsure an answer is, and who may leave."""
 
 from __future__ import annotations
 
@@ -7,19 +7,96 @@ import math
 import torch
 
 
-def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of softmax(logits) over its maximum ln C: [N, C] -> [N] in [0, 1] (FastBERT's uncertainty, eq. 9)."""
-    log_p = logits.float().log_softmax(-1)
+def entropy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """-sum p ln p of softmax(logits): [N, C] -> [N] in [0, ln C]."""
+    log_p = logits.log_softmax(-1)
     # p ln p is 0 where p is 0, also where the logit is -inf.
-    entropy = -torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_p).sum(-1)
-    return (entropy / math.log(logits.shape[-1])).clamp(0.0, 1.0)
+    return -torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_p).sum(-1)
 
 
-CRITERIA = {"normalized_entropy": normalized_entropy}
+def normalized_entropy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Entropy over its maximum ln C."""
+    return (entropy(logits, top_k) / math.log(logits.shape[-1])).clamp(0.0, 1.0)
 
 
-def score_exits(logits: torch.Tensor, threshold: float, criterion: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def top_k_entropy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Normalized entropy among the `top_k` highest logits."""
+    return normalized_entropy(logits.topk(min(top_k, logits.shape[-1])).values, top_k)
+
+
+def max_probability(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """1 - max p."""
+    return 1.0 - logits.softmax(-1).amax(-1)
+
+
+def margin(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """1 - (highest p - second highest p)."""
+    best = logits.softmax(-1).topk(2).values
+    return 1.0 - (best[:, 0] - best[:, 1])
+
+
+def energy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """-ln sum exp(logits)."""
+    return -logits.logsumexp(-1)
+
+
+CRITERIA = {
+    "normalized_entropy": normalized_entropy,
+    "entropy": entropy,
+    "max_probability": max_probability,
+    "margin": margin,
+    "top_k_entropy": top_k_entropy,
+    "energy": energy,
+}
+
+
+def score_exits(
+    logits: torch.Tensor,
+    threshold: float,
+    criterion: str,
+    top_k: int,
+    rule: str,
+    patience: int,
+    previous: torch.Tensor | None,
+    streak: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.exit_scores.score_exits`."""
-    uncertainty = CRITERIA[criterion](logits)
-    # A NaN compares false: it never leaves.
-    return logits.argmax(-1), uncertainty, uncertainty <= threshold
+    logits = logits.float()
+    top = logits.amax(-1)
+    valid = ~logits.isnan().any(-1) & top.isfinite()
+    prediction = torch.where(valid, logits.argmax(-1), -1)
+    uncertainty = torch.where(valid, CRITERIA[criterion](logits, top_k), math.nan)
+    if rule == "confidence":
+        goes_on = uncertainty <= threshold  # a NaN compares false
+    else:
+        goes_on = torch.zeros_like(valid) if previous is None else valid & (prediction == previous)
+    before = torch.zeros_like(prediction, dtype=torch.int32) if streak is None else streak
+    streak = torch.where(goes_on, before + 1, 0).int()
+    leaves = valid & (streak >= patience)
+    counts = torch.stack([leaves.sum(), (~valid).sum()]).int()
+    return prediction, uncertainty, leaves, streak, counts
+
+
+def score_hidden(
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    pooling: str,
+    threshold: float,
+    criterion: str,
+    top_k: int,
+    rule: str,
+    patience: int,
+    previous: torch.Tensor | None,
+    streak: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """See `geep_triton.ops.exit_scores.score_hidden`."""
+    if pooling == "cls":
+        pooled = hidden_states[:, 0].float()
+    else:
+        real = (attention_mask != 0).unsqueeze(-1)
+        # Selected, not multiplied: what stands in the padding, NaN too, stays out.
+        pooled = torch.where(real, hidden_states.float(), 0.0).sum(1) / real.sum(1).clamp(min=1)
+    logits = pooled @ weight.float().T + bias.float()
+    return logits, *score_exits(logits, threshold, criterion, top_k, rule, patience, previous, streak)

@@ -1,39 +1,72 @@
-"""Counts per key and exit, and exits predicted from them. The table is its keys, sorted, and one row of counts a key."""
+"""Open addressing in PyTorch: keys in buckets of four slots, one row of counts a slot."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+
+from geep_triton.reference.ngrams import EMPTY, mix64
+
+BUCKET = 4
 
 
-def insert_add(keys: torch.Tensor, exits: torch.Tensor, num_exits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `geep_triton.ops.hash_table.insert_add`."""
-    unique, rows = torch.unique(keys, return_inverse=True)
-    counts = torch.bincount(rows * num_exits + exits, minlength=unique.numel() * num_exits)
-    return unique, counts.view(unique.numel(), num_exits)
+def insert_add(
+    slots: torch.Tensor,
+    counts: torch.Tensor,
+    probes: int,
+    keys: torch.Tensor,
+    exits: torch.Tensor,
+    weights: torch.Tensor | None,
+    max_probes: int,
+) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Add to the counts of (key, exit) pairs, taking free slots for new keys.
+
+    Args:
+        slots: [capacity] int64 keys, EMPTY where free; capacity a power of two, at least a bucket.
+        counts: [capacity, E] int64.
+        probes: longest search so far, in buckets.
+        keys, exits: [M] int64.
+        weights: [M] int64 to add, or None for 1 each.
+        max_probes: buckets to try for a key before giving up.
+
+    Returns:
+        New slots and counts; the longest search; how many of the M keys found no slot (0: the table is whole). Which slot
+        a key gets may differ between implementations, its counts may not.
+    """
+    slots = slots.clone()
+    last_bucket = slots.numel() // BUCKET - 1
+    new = torch.unique(keys)
+    new = new[lookup(slots, probes, new) == slots.numel()]
+    for step in range(min(max_probes, last_bucket + 1)):
+        for place in range(BUCKET):
+            if not new.numel():
+                break
+            slot = ((mix64(new) + step) & last_bucket) * BUCKET + place
+            free = slots[slot] == EMPTY
+            slots[slot[free]] = new[free]  # of several keys for one slot any may win; the others go on
+            placed = slots[slot] == new
+            probes = max(probes, step + 1) if placed.any() else probes
+            new = new[~placed]
+    rows = lookup(slots, probes, keys)
+    found = rows < slots.numel()
+    weights = torch.ones_like(keys) if weights is None else weights
+    flat = torch.zeros(counts.numel(), dtype=torch.int64, device=counts.device)
+    flat.index_add_(0, rows[found] * counts.shape[1] + exits[found], weights[found])
+    return slots, counts + flat.view_as(counts), probes, int((~found).sum())
 
 
-def lookup(table_keys: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def lookup(slots: torch.Tensor, probes: int, keys: torch.Tensor) -> torch.Tensor:
     """See `geep_triton.ops.hash_table.lookup`."""
-    miss = table_keys.numel()
-    if miss == 0:
-        return torch.zeros_like(keys)
-    rows = torch.searchsorted(table_keys, keys).clamp_(max=miss - 1)
-    return torch.where(table_keys[rows] == keys, rows, miss)
-
-
-def predict_exits(
-    rows: torch.Tensor, samples: torch.Tensor, num_samples: int, scores: torch.Tensor, log_space: bool
-) -> torch.Tensor:
-    """See `geep_triton.ops.hash_table.predict_exits`."""
-    lengths = torch.bincount(samples, minlength=num_samples)
-    # embedding_bag wants each sample's rows together; n-grams of several orders are not.
-    rows = rows[samples.argsort(stable=True)]
-    starts = lengths.cumsum(0) - lengths
-    if not log_space:
-        means = F.embedding_bag(rows, scores, starts, mode="mean")
-        return torch.where(lengths[:, None] > 0, means, scores[-1])
-    # An exit that nobody took has probability 0; the floor keeps its logarithm finite.
-    log_scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-    evidence = F.embedding_bag(rows, log_scores, starts, mode="sum")
-    return (evidence + (1 - lengths[:, None]) * log_scores[-1]).softmax(-1)
+    buckets = slots.view(-1, BUCKET)
+    home = mix64(keys) & (len(buckets) - 1)
+    rows = torch.full_like(keys, slots.numel())
+    pending = torch.nonzero(keys != EMPTY)[:, 0]
+    for step in range(probes):
+        if not pending.numel():
+            break
+        bucket = (home[pending] + step) & (len(buckets) - 1)
+        stored = buckets[bucket]
+        hit, place = (stored == keys[pending, None]).max(1)
+        rows[pending[hit]] = bucket[hit] * BUCKET + place[hit]
+        # A bucket with a free slot ends the search: keys are never taken out.
+        pending = pending[~hit & (stored != EMPTY).all(1)]
+    return rows

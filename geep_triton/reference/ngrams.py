@@ -9,6 +9,8 @@ _MIX_1 = 0xFF51AFD7ED558CCD - (1 << 64)
 _MIX_2 = 0xC4CEB9FE1A85EC53 - (1 << 64)
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _SIGN = -(1 << 63)
+# The key that no n-gram has: the hash table's mark of a free slot.
+EMPTY = -(1 << 63)
 
 
 def mix64(x: torch.Tensor) -> torch.Tensor:
@@ -27,15 +29,15 @@ def ngram_keys(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `geep_triton.ops.ngrams.ngram_keys`."""
     samples = torch.repeat_interleave(offsets.diff())
-    position = torch.arange(ids.numel())
+    position = torch.arange(ids.numel(), device=ids.device)
     # Where the run of ordinary tokens that a position stands in begins; a special token's run begins behind it.
-    start = torch.where(torch.isin(ids, special), position + 1, offsets[samples])
+    start = torch.where(special, position + 1, offsets[samples])
     run = position + 1 - start.cummax(0).values
 
     keys, owners, key = [], [], ids
     for order in range(1, ngram + 1):
         if order > 1:
-            key = mix64(key[:-1] * _STEP + ids[order - 1 :] + order) | _SIGN
+            key = (mix64(key[:-1] * _STEP + ids[order - 1 :] + order) | _SIGN).clamp(min=EMPTY + 1)
         whole = run[order - 1 :] >= order
         keys.append(key[whole])
         owners.append(samples[order - 1 :][whole])

@@ -1,0 +1,1 @@
+"""The ops as Triton kernels, one file an op: the kernel, then its launcher."""

@@ -1,0 +1,16 @@
+"""From an op's name to its implementation."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+
+from geep_triton.backend import choose_backend
+
+
+def implementation(op: str, device: torch.device, backend: str | None) -> ModuleType:
+    """The module of `op` in `reference` or `kernels`; Triton is imported only when it is used."""
+    room = "kernels" if choose_backend(device, backend) == "triton" else "reference"
+    return importlib.import_module(f"geep_triton.{room}.{op}")

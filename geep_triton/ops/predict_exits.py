@@ -1,0 +1,140 @@
+"""Predicting each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from geep_triton.checks import check_choice, check_number, check_tensor, shorten
+from geep_triton.ops.dispatch import implementation
+from geep_triton.ops.hash_table import MAX_LOAD, HashTable, insert_add, lookup
+
+REDUCTIONS = ("mean", "naive_bayes")
+DECISIONS = ("argmax", "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores over E exits of token ids and n-grams, laid out for lookup.
+
+    Attributes:
+        uncounted: [V] bool, ids that never count.
+        unigrams: [V + 1, W] float32, scores of each id, indexed directly; an id that was never seen has the prior's. The last
+            row is the prior. W is E rounded up to a power of two, so that rows lie on whole memory sectors.
+        slots: [capacity] int64, keys of longer n-grams; see `HashTable`.
+        ngrams: [capacity + 1, W] float32, their scores; the last row is the prior.
+        probes: longest search in `slots`, in buckets.
+        layers: [E] int64, the exits' layers, ascending.
+        ngram: highest order of n-grams that count.
+        log_space: scores are logarithms, and reduced as naive Bayes does.
+    """
+
+    uncounted: torch.Tensor
+    unigrams: torch.Tensor
+    slots: torch.Tensor
+    ngrams: torch.Tensor
+    probes: int
+    layers: torch.Tensor
+    ngram: int
+    log_space: bool
+
+    @classmethod
+    def build(
+        cls,
+        keys: torch.Tensor,
+        scores: torch.Tensor,
+        layers: tuple[int, ...],
+        uncounted_ids: tuple[int, ...],
+        vocab_size: int,
+        ngram: int,
+        reduction: str,
+    ) -> ScoreTable:
+        """From keys [S] int64, distinct (`ngram_keys`), and P(e|key) [S + 1, E], the last row the prior."""
+        check_choice("reduction", reduction, REDUCTIONS)
+        if reduction == "naive_bayes":
+            # An exit that nobody took has probability 0; the floor keeps its logarithm finite.
+            scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+        padded = scores.new_zeros(scores.shape[0], max(4, 1 << (len(layers) - 1).bit_length()))
+        padded[:, : len(layers)] = scores
+        rows, prior = padded[:-1], padded[-1]
+        single = (keys >= 0) & (keys < vocab_size)
+        unigrams = prior.repeat(vocab_size + 1, 1)
+        unigrams[keys[single]] = rows[single]
+
+        longer = keys[keys < 0]
+        capacity = max(4, 1 << (int(longer.numel() / MAX_LOAD) - 1).bit_length())
+        table = insert_add(HashTable.empty(1, capacity), longer, torch.zeros_like(longer), backend="torch")
+        ngrams = prior.repeat(table.capacity + 1, 1)
+        ngrams[lookup(table.slots, table.probes, longer, backend="torch")] = rows[keys < 0]
+        uncounted = torch.zeros(vocab_size, dtype=torch.bool)
+        uncounted[torch.tensor(uncounted_ids, dtype=torch.int64)] = True
+        layer_numbers = torch.tensor(layers)
+        return cls(
+            uncounted, unigrams, table.slots, ngrams, table.probes, layer_numbers, ngram, log_space=reduction == "naive_bayes"
+        )
+
+    def to(self, device: torch.device | str) -> ScoreTable:
+        """The same on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedExits:
+    """What `predict_exits` returns, on the table's device.
+
+    Attributes:
+        probabilities: [N, E] float32, P(e|x); rows sum to 1.
+        exits: [N] int64, layers.
+        histogram: [E] int32, samples per exit.
+    """
+
+    probabilities: torch.Tensor
+    exits: torch.Tensor
+    histogram: torch.Tensor
+
+
+def predict_exits(
+    table: ScoreTable,
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    decision: str | float = "argmax",
+    *,
+    backend: str | None = None,
+) -> PredictedExits:
+    """Distribution over exits, and one exit, of each sample of a window.
+
+    P(e|x) is the mean of P(e|key) over the sample's tokens and n-grams; with `table.log_space` it is naive Bayes,
+    P(e|x) ~ prior(e) * prod P(e|key) / prior(e). An unseen key counts as the prior; a sample without keys gets the prior.
+
+    Args:
+        table: on the device of `ids`.
+        ids: [T] int64 token ids of all samples, one after another; an id outside the vocabulary counts as unseen.
+        offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]]. They must run from 0 to T, which is not checked
+            on a GPU, where the check would wait for the device.
+        decision: "argmax" (the shallowest of the most probable), "mean" (the first exit at or beyond the expected layer), or
+            a quantile q in (0, 1] (the first exit by which a share q of the probability has left).
+        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+
+    Raises:
+        ValueError, TypeError: for shapes, dtypes or a decision that do not fit.
+    """
+    check_tensor("ids", ids, 1, torch.int64)
+    check_tensor("offsets", offsets, 1, torch.int64)
+    check_decision(decision)
+    if offsets.numel() == 0 or (offsets.device.type == "cpu" and (int(offsets[0]), int(offsets[-1])) != (0, ids.numel())):
+        raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
+    op = implementation("predict_exits", ids.device, backend)
+    return PredictedExits(*op.predict_exits(ids, offsets, **vars(table), decision=decision))
+
+
+def check_decision(decision: str | float) -> None:
+    """Raise unless `decision` is "argmax", "mean" or a quantile in (0, 1]."""
+    if isinstance(decision, str):
+        if decision not in DECISIONS:
+            raise ValueError(f"unknown decision {shorten(decision)}; known: argmax, mean, or a quantile such as 0.9")
+        return
+    check_number("decision (a quantile)", decision, 0.0, 1.0)
+    if decision == 0:
+        raise ValueError("decision (a quantile) must be above 0")

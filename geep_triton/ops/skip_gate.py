@@ -1,0 +1,86 @@
+"""Skip gates: which rows of a batch run a layer (SmartBERT, Hu et al. 2023, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from geep_triton.checks import check_number, check_tensor
+from geep_triton.ops.dispatch import implementation
+
+
+@dataclass(frozen=True, eq=False)
+class SkipGate:
+    """Gates of one layer; tensors on the states' device.
+
+    Attributes:
+        soft: [N] float32, sigmoid of the gate's logit; gradients flow through it.
+        hard: [N] float32, 1.0 where the row skips the layer, else 0.0; its gradient is that of `soft` (straight through).
+        order: [N] int64, rows that run the layer before those that skip it, both in their order.
+        num_active: [1] int32, how many run it.
+    """
+
+    soft: torch.Tensor
+    hard: torch.Tensor
+    order: torch.Tensor
+    num_active: torch.Tensor
+
+
+def skip_gate(
+    states: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    threshold: float = 0.5,
+    *,
+    backend: str | None = None,
+) -> SkipGate:
+    """Decide which rows skip a layer: those whose gate is at or over the threshold.
+
+    Args:
+        states: [N] gate logits; or [N, H] pooled states, with `weight` [H] and `bias` [1] of the gate.
+        weight, bias: None for gate logits.
+        threshold: 0..1.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+
+    Returns:
+        The gates. A gate that is NaN runs the layer, and its NaN shows in `soft`.
+
+    Raises:
+        ValueError, TypeError: for shapes, dtypes, a weight without a bias, or a threshold out of range.
+    """
+    if (weight is None) != (bias is None):
+        raise ValueError("weight and bias must come together, got only one")
+    check_tensor("states", states, 1 if weight is None else 2)
+    if weight is not None:
+        check_tensor("weight", weight, 1)
+        check_tensor("bias", bias, 1)
+        if weight.shape != states.shape[1:] or bias.numel() != 1:
+            raise ValueError(
+                f"weight must have shape {tuple(states.shape[1:])} and bias (1,), "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+    check_number("threshold", threshold, 0.0, 1.0)
+    return SkipGate(*_StraightThrough.apply(states, weight, bias, threshold, backend))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gates with the gradient of the soft gate behind both the soft and the hard one."""
+
+    @staticmethod
+    def forward(ctx, states, weight, bias, threshold, backend):
+        op = implementation("skip_gate", states.device, backend)
+        soft, skips, order, count = op.skip_gate(states, weight, bias, threshold)
+        ctx.save_for_backward(states, weight, soft)
+        ctx.mark_non_differentiable(order, count)
+        return soft, skips.float(), order, count
+
+    @staticmethod
+    def backward(ctx, grad_soft, grad_hard, _order, _count):
+        states, weight, soft = ctx.saved_tensors
+        grad = (grad_soft + grad_hard) * soft * (1 - soft)
+        if weight is None:
+            return grad.to(states.dtype), None, None, None, None
+        grad_states = (grad[:, None] * weight.float()).to(states.dtype)
+        grad_weight = (grad @ states.float()).to(weight.dtype)
+        return grad_states, grad_weight, grad.sum().view(1).to(weight.dtype), None, None

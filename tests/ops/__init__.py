@@ -1,0 +1,1 @@
+"""Tests of the ops: one body for every backend and device."""

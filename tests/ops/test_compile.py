@@ -1,0 +1,55 @@
+"""Every kernel that can be launched compiles for three architectures without a GPU, and spills nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geep_triton.backend import has_triton
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.skipif(not has_triton(), reason="needs the package triton")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> list[dict]:
+    """Compiled in another process: in this one Triton may be in its interpreter."""
+    output = tmp_path_factory.mktemp("kernels") / "kernels.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.kernels", "--output", output]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(output.read_text())["kernels"]
+
+
+def test_every_kernel_is_compiled_for_every_architecture(kernels):
+    jitted = {
+        line.split("(")[0].removeprefix("def ")
+        for path in (ROOT / "geep_triton" / "kernels").glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
+    }
+    compiled = {(row["kernel"], row["architecture"]) for row in kernels}
+    assert compiled == {(kernel, architecture) for kernel in jitted for architecture in ("sm_80", "sm_90", "gfx942")}
+
+
+def test_nothing_spills(kernels):
+    assert [row for row in kernels if row["spills"]] == []
+
+
+def test_rows_are_loaded_128_bits_at_a_time(kernels):
+    """Where rows are contiguous and a whole number of 16 bytes."""
+    narrow = [
+        row for row in kernels if row["kernel"] in ("lookup_kernel", "predict_exits_kernel") and row["widest_load_bits"] < 128
+    ]
+    narrow += [
+        row
+        for row in kernels
+        if row["kernel"] == "move_rows_kernel" and "width" in row["divisible"] and row["widest_load_bits"] < 128
+    ]
+    assert narrow == []
