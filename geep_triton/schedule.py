@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from geep_triton.checks import check_int, check_tensor
+from geep_triton.ops.partition import counting_sort
 from geep_triton.outputs import Schedule
 
 
@@ -32,8 +33,7 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> S
     if int(lengths.min()) < 1:
         raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}")
 
-    by_length = lengths.argsort(descending=True, stable=True)
-    order = by_length[exits[by_length].argsort(descending=True, stable=True)]
+    order, _ = counting_sort(exits, lengths, int(exits.max()) + 1)
     sorted_exits, sorted_lengths = exits[order].tolist(), lengths[order].tolist()
 
     bounds, batch_exits, padded = [0], [], 0

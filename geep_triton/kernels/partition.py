@@ -89,6 +89,6 @@ def counting_sort(keys: torch.Tensor, lengths: torch.Tensor, num_keys: int) -> t
     launching.launch(
         counting_sort_kernel, (triton.cdiv(num_rows, config.block),),
         keys.contiguous(), lengths.contiguous(), order, survivors, num_rows, num_keys,
-        KEYS=32, BLOCK=config.block, OTHERS=64, num_warps=config.warps,
+        KEYS=128, BLOCK=config.block, OTHERS=64, num_warps=config.warps,
     )  # fmt: skip
     return order, survivors

@@ -11,7 +11,7 @@ from geep_triton.ops.dispatch import implementation
 from geep_triton.reference.ngrams import EMPTY
 
 # Buckets tried for a key before the table counts as full.
-MAX_PROBES = 64
+MAX_PROBES = 1024
 MAX_CAPACITY = 1 << 30
 # Above this share of taken slots a table grows.
 MAX_LOAD = 0.5

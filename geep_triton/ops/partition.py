@@ -7,7 +7,7 @@ import torch
 from geep_triton.checks import check_int, check_tensor
 from geep_triton.ops.dispatch import implementation
 
-MAX_KEYS = 32
+MAX_KEYS = 128
 # The kernel compares each pair of rows: beyond a window's size a sort does better.
 MAX_ROWS = 32768
 
@@ -34,7 +34,7 @@ def counting_sort(
     Args:
         keys: [N] int64 in 0..num_keys-1, an exit each; not checked on a GPU, where the check would wait for the device.
         lengths: [N] int64, not negative.
-        num_keys: at most 32.
+        num_keys: at most 128.
         backend: as for `partition`.
 
     Returns:

@@ -7,37 +7,45 @@ import math
 import torch
 
 
-def entropy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """-sum p ln p of softmax(logits): [N, C] -> [N] in [0, ln C]."""
-    log_p = logits.log_softmax(-1)
+def entropy(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor:
+    """-sum p ln p of p = softmax(logits): in [0, ln C].
+
+    Args:
+        shifted: [N, C], logits less the highest of their row, so that nothing overflows or cancels.
+        top: [N], the highest.
+        top_k: not used here.
+    """
+    shares = shifted.exp()
+    total = shares.sum(-1)
     # p ln p is 0 where p is 0, also where the logit is -inf.
-    return -torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_p).sum(-1)
+    weighted = shares * shifted.clamp(min=torch.finfo(shifted.dtype).min)
+    return total.log() - weighted.sum(-1) / total
 
 
-def normalized_entropy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def normalized_entropy(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor:
     """Entropy over its maximum ln C."""
-    return (entropy(logits, top_k) / math.log(logits.shape[-1])).clamp(0.0, 1.0)
+    return (entropy(shifted, top, top_k) / math.log(shifted.shape[-1])).clamp(0.0, 1.0)
 
 
-def top_k_entropy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def top_k_entropy(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor:
     """Normalized entropy among the `top_k` highest logits."""
-    return normalized_entropy(logits.topk(min(top_k, logits.shape[-1])).values, top_k)
+    return normalized_entropy(shifted.topk(min(top_k, shifted.shape[-1])).values, top, top_k)
 
 
-def max_probability(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def max_probability(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor:
     """1 - max p."""
-    return 1.0 - logits.softmax(-1).amax(-1)
+    return 1.0 - 1.0 / shifted.exp().sum(-1)
 
 
-def margin(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def margin(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor:
     """1 - (highest p - second highest p)."""
-    best = logits.softmax(-1).topk(2).values
+    best = shifted.softmax(-1).topk(2).values
     return 1.0 - (best[:, 0] - best[:, 1])
 
 
-def energy(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def energy(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor:
     """-ln sum exp(logits)."""
-    return -logits.logsumexp(-1)
+    return -(top + shifted.exp().sum(-1).log())
 
 
 CRITERIA = {
@@ -62,10 +70,10 @@ def score_exits(
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.exit_scores.score_exits`."""
     logits = logits.float()
-    top = logits.amax(-1)
-    valid = ~logits.isnan().any(-1) & top.isfinite()
-    prediction = torch.where(valid, logits.argmax(-1), -1)
-    uncertainty = torch.where(valid, CRITERIA[criterion](logits, top_k), math.nan)
+    top, best = logits.max(-1)
+    valid = top.isfinite()  # a NaN anywhere in the row is its maximum
+    prediction = torch.where(valid, best, -1)
+    uncertainty = torch.where(valid, CRITERIA[criterion](logits - top[:, None], top, top_k), math.nan)
     if rule == "confidence":
         goes_on = uncertainty <= threshold  # a NaN compares false
     else:

@@ -34,8 +34,8 @@ def insert_add(
     """
     slots = slots.clone()
     last_bucket = slots.numel() // BUCKET - 1
-    new = torch.unique(keys)
-    new = new[lookup(slots, probes, new) == slots.numel()]
+    distinct, which = torch.unique(keys, return_inverse=True)
+    new = distinct[lookup(slots, probes, distinct) == slots.numel()]
     for step in range(min(max_probes, last_bucket + 1)):
         for place in range(BUCKET):
             if not new.numel():
@@ -46,7 +46,7 @@ def insert_add(
             placed = slots[slot] == new
             probes = max(probes, step + 1) if placed.any() else probes
             new = new[~placed]
-    rows = lookup(slots, probes, keys)
+    rows = lookup(slots, probes, distinct)[which]
     found = rows < slots.numel()
     weights = torch.ones_like(keys) if weights is None else weights
     flat = torch.zeros(counts.numel(), dtype=torch.int64, device=counts.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 # Signed because torch has no unsigned 64-bit arithmetic; products wrap all the same.
@@ -24,21 +26,33 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def ngram_windows(
+    ids: torch.Tensor, offsets: torch.Tensor, special: torch.Tensor, ngram: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each order n = 1..ngram the windows of n tokens, by their last token's position n-1..T-1.
+
+    Yields:
+        keys [T - n + 1] int64; whole [T - n + 1] bool: no special token in the window, and one sample throughout.
+    """
+    yield ids, ~special
+    if ngram == 1:
+        return
+    position = torch.arange(ids.numel(), device=ids.device)
+    # Where the run of ordinary tokens that a position stands in begins; a special token's run begins behind it.
+    start = torch.where(special, position + 1, torch.repeat_interleave(offsets[:-1], offsets.diff()))
+    run = position + 1 - start.cummax(0).values
+    key = ids
+    for order in range(2, ngram + 1):
+        key = (mix64(key[:-1] * _STEP + ids[order - 1 :] + order) | _SIGN).clamp(min=EMPTY + 1)
+        yield key, run[order - 1 :] >= order
+
+
 def ngram_keys(
     ids: torch.Tensor, offsets: torch.Tensor, special: torch.Tensor, ngram: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `geep_triton.ops.ngrams.ngram_keys`."""
     samples = torch.repeat_interleave(offsets.diff())
-    position = torch.arange(ids.numel(), device=ids.device)
-    # Where the run of ordinary tokens that a position stands in begins; a special token's run begins behind it.
-    start = torch.where(special, position + 1, offsets[samples])
-    run = position + 1 - start.cummax(0).values
-
-    keys, owners, key = [], [], ids
-    for order in range(1, ngram + 1):
-        if order > 1:
-            key = (mix64(key[:-1] * _STEP + ids[order - 1 :] + order) | _SIGN).clamp(min=EMPTY + 1)
-        whole = run[order - 1 :] >= order
-        keys.append(key[whole])
-        owners.append(samples[order - 1 :][whole])
+    windows = list(ngram_windows(ids, offsets, special, ngram))
+    keys = [key[whole] for key, whole in windows]
+    owners = [samples[order:][whole] for order, (_, whole) in enumerate(windows)]
     return torch.cat(keys), torch.cat(owners)

@@ -13,7 +13,7 @@ def partition(flags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def counting_sort(keys: torch.Tensor, lengths: torch.Tensor, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See `geep_triton.ops.partition.counting_sort`."""
-    by_length = lengths.argsort(descending=True, stable=True)
-    order = by_length[keys[by_length].argsort(descending=True, stable=True)]
+    longest = lengths.max() if lengths.numel() else 0
+    order = (keys * (longest + 1) + lengths).argsort(descending=True, stable=True)
     counts = torch.bincount(keys, minlength=num_keys)
     return order, counts.flip(0).cumsum(0).flip(0).int()

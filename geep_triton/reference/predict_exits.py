@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from geep_triton.reference.hash_table import lookup
-from geep_triton.reference.ngrams import ngram_keys
+from geep_triton.reference.ngrams import ngram_windows
 
 
 def predict_exits(
@@ -35,36 +35,28 @@ def predict_exits(
         log_space: scores are logarithms (naive Bayes) instead of probabilities.
         decision: "argmax", "mean" or a quantile.
     """
-    samples, num_exits, vocab_size = offsets.numel() - 1, layers.numel(), uncounted.numel()
+    num_exits, vocab_size = layers.numel(), uncounted.numel()
     known = (ids >= 0) & (ids < vocab_size)
     special = known & uncounted[torch.where(known, ids, 0)]
-    keys, owners = ngram_keys(ids, offsets, special, ngram)
-    # The keys of the unigrams come first; they are the ids themselves.
-    split = int((~special).sum())
-    first, longer = keys[:split], keys[split:]
-    rows = torch.where((first >= 0) & (first < vocab_size), first, vocab_size)
-    scores, prior = unigrams[:, :num_exits], unigrams[-1, :num_exits]
-    if ngram > 1:
-        rows = torch.cat([rows, vocab_size + 1 + lookup(slots, probes, longer)])
-        scores = torch.cat([scores, ngrams[:, :num_exits]])
-    probabilities = _reduce(rows, owners, samples, scores, prior, log_space)
+    total, keys_found = 0.0, 0
+    for last, (keys, whole) in enumerate(ngram_windows(ids, offsets, special, ngram)):
+        counts = torch.zeros_like(special)
+        counts[last:] = whole
+        if last == 0:
+            rows, scores = torch.where(known, keys, vocab_size), unigrams
+        else:
+            rows, scores = torch.zeros_like(ids), ngrams
+            rows[counts] = lookup(slots, probes, keys[whole])
+        total = total + F.embedding_bag(rows, scores, offsets[:-1], mode="sum", per_sample_weights=counts.to(scores.dtype))
+        counted = F.pad(counts.cumsum(0), (1, 0))
+        keys_found = keys_found + (counted[offsets[1:]] - counted[offsets[:-1]])[:, None]
+    prior = unigrams[-1]
+    if log_space:
+        probabilities = (total + (1 - keys_found) * prior)[:, :num_exits].softmax(-1)
+    else:
+        probabilities = torch.where(keys_found > 0, total / keys_found.clamp(min=1), prior)[:, :num_exits]
     index = decide(probabilities, layers, decision)
     return probabilities, layers[index], torch.bincount(index, minlength=num_exits).int()
-
-
-def _reduce(
-    rows: torch.Tensor, owners: torch.Tensor, samples: int, scores: torch.Tensor, prior: torch.Tensor, log_space: bool
-) -> torch.Tensor:
-    """P(e|x) [N, E] from the rows [M] of each sample's keys."""
-    lengths = torch.bincount(owners, minlength=samples)
-    # embedding_bag wants each sample's rows together; n-grams of several orders are not.
-    rows = rows[owners.argsort(stable=True)]
-    starts = lengths.cumsum(0) - lengths
-    if not log_space:
-        means = F.embedding_bag(rows, scores, starts, mode="mean")
-        return torch.where(lengths[:, None] > 0, means, prior)
-    evidence = F.embedding_bag(rows, scores, starts, mode="sum")
-    return (evidence + (1 - lengths[:, None]) * prior).softmax(-1)
 
 
 def decide(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float) -> torch.Tensor:

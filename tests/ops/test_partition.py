@@ -42,7 +42,7 @@ def test_counting_sort_equals_pythons(target, pairs):
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 1030])
-@pytest.mark.parametrize("num_keys", [1, 13, 32])
+@pytest.mark.parametrize("num_keys", [1, 13, 32, 128])
 def test_counting_sort_sizes(target, rows, num_keys):
     check_sort(target, torch.randint(0, num_keys, (rows,)).tolist(), torch.randint(1, 513, (rows,)).tolist(), num_keys)
 
@@ -56,7 +56,7 @@ def test_counting_sort_of_one_key_and_one_length_changes_nothing(target):
     [
         ([0, 1], [1], 2, "keys and lengths must be of one length, got 2 and 1"),
         ([2], [1], 2, r"keys must be between 0 and 1, got 2\.\.2"),
-        ([0], [1], 33, "num_keys must be between 1 and 32, got 33"),
+        ([0], [1], 129, "num_keys must be between 1 and 128, got 129"),
     ],
 )
 def test_counting_sort_refuses(keys, lengths, num_keys, message):
