@@ -1,7 +1,7 @@
-"""Turns result files into the README's tables.
+"""Turns result files into the README's tables and the page on the ops.
 
-python -m bench.report            # rewrites the tables between the markers in README.md
-python -m bench.report --check    # fails where README.md differs from the result files
+python -m bench.report            # rewrites the tables between the markers in README.md, bench/OPS.md and its plots
+python -m bench.report --check    # fails where README.md or bench/OPS.md differ from the result files
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench import report_ops
 from bench.environment import RESULTS, ROOT
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
@@ -103,12 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    current = path.read_text(encoding="utf-8")
-    wanted = with_tables(current, tables())
-    if arguments.check and current != wanted:
-        raise SystemExit("README.md differs from bench/results: run python -m bench.report")
-    path.write_text(wanted, encoding="utf-8")
+    readme, ops = ROOT / "README.md", ROOT / "bench" / "OPS.md"
+    wanted = {readme: with_tables(readme.read_text(encoding="utf-8"), tables()), ops: report_ops.page()}
+    for path, text in wanted.items():
+        if arguments.check and path.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{path.name} differs from bench/results: run python -m bench.report")
+        path.write_text(text, encoding="utf-8")
+    if not arguments.check:
+        for path in sorted(RESULTS.rglob("ops*.json")):
+            report_ops.plot(report_ops.read(path), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

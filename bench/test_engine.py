@@ -15,9 +15,11 @@ from bench.environment import environment
 from bench.rivals import HuggingFaceSorted
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.data import read_rows
+from geep_triton.engine.engine import TOKEN_BUDGETS
 from geep_triton.outputs import Tokens
 
-TOKEN_BUDGET = 1024
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOKEN_BUDGET = TOKEN_BUDGETS[DEVICE]
 ROWS = 256
 
 
@@ -30,7 +32,7 @@ def setting():
     path = str(Path(spec.origin).parent / "model")
     data = Path(__file__).parent.parent / "examples" / "data"
     torch.manual_seed(0)
-    model, tokenizer = MultiExitBert.from_pretrained(path, pooling="mean"), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = MultiExitBert.from_pretrained(path, pooling="mean").to(DEVICE), AutoTokenizer.from_pretrained(path)
     model.exit_table = build_exit_table(model, tokenizer, read_rows(data / "dev.jsonl"), 0.99, ngram=2, progress=False)
     return model, tokenizer, read_rows(data / "test.jsonl")[:ROWS]
 

@@ -247,7 +247,10 @@ class Encoder:
         if any(tokenized) and not all(tokenized):
             raise ValueError(f"samples {first}..{first + len(samples) - 1} mix texts and rows of input_ids")
         ids, type_ids = self._rows(samples, first) if tokenized[0] else self._texts(samples, first)
-        tokens = Tokens.from_lists(ids, type_ids if any(map(any, type_ids)) else None)
+        has_types = any(map(any, type_ids))
+        # A single text among pairs is all segment 0.
+        filled = [types or [0] * len(row) for row, types in zip(ids, type_ids, strict=True)] if has_types else None
+        tokens = Tokens.from_lists(ids, filled)
         if self.vocab_size is not None:
             self._check_ids(tokens, first)
         return tokens
@@ -273,7 +276,7 @@ class Encoder:
         return ids, type_ids
 
     def _tokenize(self, samples: Sequence[Sample], truncation: bool) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids and segment ids of each sample; single texts and pairs go through the tokenizer apart."""
+        """Ids and segment ids of each sample, none for single texts, which go through the tokenizer apart from pairs."""
         ids: list[list[int]] = [[] for _ in samples]
         type_ids: list[list[int]] = [[] for _ in samples]
         for has_pair in (False, True):
@@ -291,7 +294,7 @@ class Encoder:
             )
             for position, index in enumerate(rows):
                 ids[index] = encoded["input_ids"][position]
-                type_ids[index] = encoded["token_type_ids"][position] if has_pair else [0] * len(ids[index])
+                type_ids[index] = encoded["token_type_ids"][position] if has_pair else []
         return ids, type_ids
 
     def _rows(self, rows: Sequence[Row], first: int) -> tuple[list[list[int]], list[list[int]]]:

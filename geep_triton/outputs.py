@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
+import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
@@ -82,7 +84,7 @@ class Tokens:
 
 
 def _flatten(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    return torch.tensor([value for row in rows for value in row], dtype=torch.int64)
+    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int64))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geep_triton import Engine, build_exit_table
+from geep_triton.backend import VARIABLE, has_triton
 from geep_triton.engine.policies import ConstantDepth, FullDepth, Predicted, Threshold, parse_policy
 from geep_triton.ops.exit_scores import score_exits
 
@@ -72,6 +73,19 @@ def test_the_comparison_above_sees_many_exits(model, tokenizer, texts):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
     for policy in (Threshold(0.8), Predicted("mean")):
         assert torch.unique(Engine(model, tokenizer, policy).predict(texts).exit_layers).numel() >= 2
+
+
+@pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter: Triton, and no GPU")
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_engine_on_triton_ops_gives_the_same(model, tokenizer, texts, policy, monkeypatch):
+    """Building the table, planning, scoring and moving rows all in Triton."""
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, ngram=2, progress=False)
+    expected = Engine(model, tokenizer, policy, token_budget=40).predict(texts)
+    monkeypatch.setenv(VARIABLE, "triton")
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, ngram=2, progress=False)
+    result = Engine(model, tokenizer, policy, token_budget=40).predict(texts)
+    assert result.exit_layers.tolist() == expected.exit_layers.tolist()
+    torch.testing.assert_close(result.logits, expected.logits, atol=TOLERANCE, rtol=0)
 
 
 def test_policies_on_real_weights(minilm, minilm_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import report_ops
 from bench.environment import ROOT
 from bench.report import tables, with_tables
 
@@ -17,6 +18,10 @@ def test_readme_shows_the_result_files():
     content = tables()
     assert content
     assert readme == with_tables(readme, content)
+
+
+def test_the_ops_page_shows_the_result_files():
+    assert (ROOT / "bench" / "OPS.md").read_text(encoding="utf-8") == report_ops.page()
 
 
 def test_markers_are_required():

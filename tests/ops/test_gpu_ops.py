@@ -1,0 +1,106 @@
+"""What only a GPU can show of the ops: races, determinism, hidden waits, offsets beyond 2**31."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from geep_triton.ops.exit_scores import score_exits, score_hidden
+from geep_triton.ops.hash_table import HashTable, insert_add, lookup
+from geep_triton.ops.move_rows import gather_rows, scatter_rows
+from geep_triton.ops.partition import counting_sort, partition
+from geep_triton.ops.predict_exits import ScoreTable, predict_exits
+from geep_triton.ops.skip_gate import skip_gate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_a_hundred_million_concurrent_inserts():
+    """Half of them to three keys; the map must be exact."""
+    table, chunks = HashTable.empty(12, 1 << 22, "cuda"), []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        keys = torch.randint(0, 1_000_000, (10_000_000,), device="cuda")
+        keys = torch.where(torch.rand(keys.shape, device="cuda") < 0.5, keys % 3, keys - 500_000)
+        exits = torch.randint(0, 12, keys.shape, device="cuda")
+        table = insert_add(table, keys, exits, backend="triton")
+        chunks.append((keys + 500_000) * 12 + exits)
+    expected = torch.zeros(1_500_003 * 12, dtype=torch.int64, device="cuda")
+    for chunk in chunks:
+        expected += torch.bincount(chunk, minlength=expected.numel())
+    expected = expected.view(-1, 12)
+    present = expected.sum(1).nonzero()[:, 0]
+    keys, counts = table.items()
+    assert torch.equal(keys, present - 500_000)
+    assert torch.equal(counts, expected[present])
+    assert int(counts.sum()) == 100_000_000
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """The ops of the hot path on tensors that are on the device already."""
+    torch.manual_seed(0)
+    vocabulary, layers = 5000, tuple(range(1, 13))
+    scores = torch.rand(vocabulary + 1, 12)
+    scores /= scores.sum(1, keepdim=True)
+    table = ScoreTable.build(torch.arange(vocabulary), scores, layers, (0,), vocabulary, 2, "mean").to("cuda")
+    ids = torch.randint(0, vocabulary, (40_000,), device="cuda")
+    offsets = torch.arange(0, 40_001, 40, device="cuda")
+    logits, hidden = torch.randn(1000, 7, device="cuda"), torch.randn(1000, 16, 64, device="cuda")
+    mask, weight, bias = torch.ones(1000, 16, dtype=torch.int64, device="cuda"), torch.randn(7, 64, device="cuda"), logits[0]
+    keys, lengths = torch.randint(0, 13, (1000,), device="cuda"), torch.randint(1, 513, (1000,), device="cuda")
+    index = torch.randperm(1000, device="cuda")[:300]
+    return {
+        "predict_exits": lambda: vars(predict_exits(table, ids, offsets, 0.9)),
+        "lookup": lambda: {"rows": lookup(table.slots, table.probes, ids)},
+        "score_exits": lambda: vars(score_exits(logits, 0.5)),
+        "score_hidden": lambda: vars(score_hidden(hidden, mask, weight, bias, 0.5, pooling="mean")[1]),
+        "skip_gate": lambda: vars(skip_gate(logits[:, 0])),
+        "partition": lambda: dict(enumerate(partition(logits[:, 0] > 0))),
+        "counting_sort": lambda: dict(enumerate(counting_sort(keys, lengths, 13))),
+        "gather_rows": lambda: {"rows": gather_rows(hidden, index)},
+        "scatter_rows": lambda: {"rows": scatter_rows(hidden[:300], index, 1000)},
+    }
+
+
+OPS = [
+    "predict_exits", "lookup", "score_exits", "score_hidden", "skip_gate", "partition", "counting_sort", "gather_rows",
+    "scatter_rows",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_hundred_runs_are_bit_for_bit_the_same(calls, op):
+    first = calls[op]()
+    for _ in range(100):
+        for name, value in calls[op]().items():
+            assert torch.equal(value, first[name]), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_waits_for_the_device(calls, op):
+    calls[op]()  # compiled before
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        calls[op]()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_offsets_beyond_two_to_the_31():
+    rows, width = (1 << 21) + 3, 1 << 10
+    source = torch.zeros(rows, width, dtype=torch.int8, device="cuda")
+    source[-1], source[-2] = 7, 5
+    index = torch.tensor([rows - 1, 0, rows - 2], device="cuda")
+    assert gather_rows(source, index).sum(1).tolist() == [7 * width, 0, 5 * width]
+    back = scatter_rows(gather_rows(source, index), index, rows)
+    assert torch.equal(back[-2:], source[-2:])
+    del source, back
+    logits = torch.zeros((1 << 19) + 1, 4096, dtype=torch.float16, device="cuda")
+    logits[-1, -1] = 30.0
+    scores = score_exits(logits, 0.5)
+    assert scores.prediction[-1].item() == 4095
+    assert scores.counts.tolist() == [1, 0]
