@@ -39,8 +39,8 @@ def kernels_section(result: dict[str, Any]) -> str:
     versions = result["environment"]
     return f"""## Compiled kernels
 
-Every kernel that can be launched, compiled ahead of time by `python -m bench.kernels` without a GPU (Triton {versions["triton"]},
-{versions["date"]}). "Spills" counts compiled kernels that keep registers in memory; it must be 0.
+Every kernel that can be launched, compiled ahead of time by `python -m bench.kernels` without a GPU
+(Triton {versions["triton"]}, {versions["date"]}). "Spills" counts compiled kernels that keep registers in memory; it must be 0.
 
 {summary(result["kernels"])}
 """
@@ -51,8 +51,8 @@ def ops_section(result: dict[str, Any], name: str) -> str:
     lines = [
         f"## Each op beside its rivals: `{name}`",
         "",
-        f"{where(result['environment'])}; ours in {backend}. Median of {result['ops'][0]['rounds']} interleaved rounds, results "
-        "checked first. A roof does less than the op, on purpose.",
+        f"{where(result['environment'])}; ours in {backend}. Median of {result['ops'][0]['rounds']} interleaved rounds, "
+        "results checked first. A roof does less than the op, on purpose.",
         "",
         "| op | size | provider | time | items/s | GB/s | against ours |",
         "|---|---|---|---|---|---|---|",
@@ -91,13 +91,13 @@ def reading(result: dict[str, Any]) -> str:
     host = rate(result, "predict_exits", "NumPy on the host", **window) / 1e6
     bigram_gigabytes = 30522**2 * 16 * 4 / 1e9
     return f"""**When to hash.** Where keys are small dense numbers, indexing directly wins: {direct:.0f} M lookups/s against
-{hashed:.0f} M hashed ones at load .5 in a table of 2^20 slots; so token ids are never hashed. Bigrams of BERT's vocabulary would need
-a direct table of {bigram_gigabytes:.0f} GB; there hashing is the choice, and it beats a binary search over sorted keys
-({searched:.0f} M/s). Load decides what a miss costs: {empty:.1f} M/s at load .25, {crowded:.1f} M/s at .9; tables grow at .5.
-Predicting a window of 4,096 samples handles {unigrams:.0f} M tokens/s with unigrams and {bigrams:.1f} M with bigrams.
+{hashed:.0f} M hashed ones at load .5 in a table of 2^20 slots; so token ids are never hashed. Bigrams of BERT's vocabulary
+would need a direct table of {bigram_gigabytes:.0f} GB; there hashing is the choice, and it beats a binary search over sorted
+keys ({searched:.0f} M/s). Load decides what a miss costs: {empty:.1f} M/s at load .25, {crowded:.1f} M/s at .9; tables grow
+at .5. Predicting a window of 4,096 samples handles {unigrams:.0f} M tokens/s with unigrams and {bigrams:.1f} M with bigrams.
 
-**When a CPU predictor does.** NumPy on the host, with unigrams, handles {host:.0f} M tokens/s. A CPU that classifies 1,000 texts of
-36 tokens a second needs 0.036 M, so on a CPU prediction costs next to nothing wherever it runs.
+**When a CPU predictor does.** NumPy on the host, with unigrams, handles {host:.0f} M tokens/s. A CPU that classifies 1,000
+texts of 36 tokens a second needs 0.036 M, so on a CPU prediction costs next to nothing wherever it runs.
 """
 
 
