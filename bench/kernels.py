@@ -67,11 +67,12 @@ class Launch:
 def record(kernel: Any, arguments: tuple[Any, ...], num_warps: int, constants: dict[str, Any]) -> Launch:
     """As Triton specialises: pointers and integers by divisibility by 16, the integer 1 as a constant."""
     kept = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    any_place = {parameter.name for parameter in kernel.params if parameter.do_not_specialize_on_alignment}
     signature, known, divisible = {}, dict(constants), []
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-            divisible.append(name)  # allocations are aligned
+            divisible += [name] * (value.data_ptr() % 16 == 0 and name not in any_place)
         elif isinstance(value, float):
             signature[name] = "fp32"
         elif value == 1 and name not in kept:
@@ -89,7 +90,7 @@ def sweep_hash_table() -> Iterator[None]:
     from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 
     table, keys = HashTable.empty(3), torch.arange(40)
-    for weights in (None, keys):
+    for weights in (None, keys + 1):
         yield insert_add(table, keys, torch.zeros_like(keys), weights)
     yield lookup(table.slots, 1, keys)
 
@@ -138,6 +139,8 @@ def sweep_rows() -> Iterator[None]:
         rows = torch.zeros(40, width, dtype=dtype)
         yield gather_rows(rows, index)
         yield scatter_rows(rows, index, 40)
+        # Rows that begin in the midst of 16 bytes, as slices of a batch may.
+        yield gather_rows(torch.zeros(40 * width + 1, dtype=dtype)[1:].view(40, width), index)
 
 
 def launches(architecture: str) -> list[Launch]:
@@ -182,7 +185,7 @@ def compile_launch(job: tuple[str, Launch]) -> dict[str, Any]:
         "architecture": architecture,
         "constants": dict(launch.constants),
         "data": next(iter(types.values())),
-        "divisible": [name for name in launch.divisible if name not in types],
+        "divisible": list(launch.divisible),
         "num_warps": launch.num_warps,
         **takes,
         "shared_bytes": compiled.metadata.shared,

@@ -31,22 +31,26 @@ def choose_backend(device: torch.device, backend: str | None = None) -> str:
     Args:
         device: where the op's tensors are.
         backend: "torch", "triton" or "auto": Triton on a GPU where it is installed, else PyTorch. None: what the environment
-            variable GEEP_TRITON_BACKEND says, else "auto".
+            variable GEEP_TRITON_BACKEND says, else "auto"; "triton" there means: wherever Triton can run, since the engine
+            also has work for the host.
 
     Raises:
-        ValueError: unknown backend; or "triton" where it is not installed, or for CPU tensors outside its interpreter.
+        ValueError: unknown backend; or "triton" where it is not installed, or, as the argument, for CPU tensors outside its
+            interpreter.
     """
-    name = "backend"
-    if backend is None:
-        name, backend = VARIABLE, os.environ.get(VARIABLE, "auto")
-    check_choice(name, backend, BACKENDS)
-    if backend == "auto":
+    name = "backend" if backend is not None else VARIABLE
+    chosen = backend if backend is not None else os.environ.get(VARIABLE, "auto")
+    check_choice(name, chosen, BACKENDS)
+    runs_triton = device.type == "cuda" or interprets()
+    if chosen == "auto":
         return "triton" if device.type == "cuda" and has_triton() else "torch"
-    if backend == "triton" and not has_triton():
+    if chosen == "triton" and not has_triton():
         raise ValueError(f"{name} is 'triton', but the package triton is not installed")
-    if backend == "triton" and device.type != "cuda" and not interprets():
+    if chosen == "triton" and not runs_triton and backend is None:
+        return "torch"
+    if chosen == "triton" and not runs_triton:
         raise ValueError(
             f"{name} is 'triton', which needs tensors on a GPU, got {device.type}; "
             "set TRITON_INTERPRET=1 before the first import to try its kernels on a CPU"
         )
-    return backend
+    return chosen

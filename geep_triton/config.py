@@ -28,6 +28,9 @@ class MultiExitBertConfig(BertConfig):
             own classifier_dropout.
         exit_thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number for every
             exit, or one per exit but the last.
+        exit_policy: short form of the policy that `Engine` uses unless told otherwise, e.g. "verified:0.2"; set by
+            `Engine.calibrate`.
+        calibration: what `Engine.calibrate` found, as `Calibration.to_dict` gives it.
 
     Raises:
         ValueError, TypeError: for exits outside the model, unknown heads or poolings, thresholds that do not fit.
@@ -44,6 +47,8 @@ class MultiExitBertConfig(BertConfig):
     head_attention_heads: int = 2
     head_dropout: float | int = 0.5
     exit_thresholds: float | int | list | None = None
+    exit_policy: str | None = None
+    calibration: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

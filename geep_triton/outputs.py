@@ -72,6 +72,14 @@ class Tokens:
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         return cls(torch.cat([part.ids for part in parts]), offsets, type_ids)
 
+    def select(self, rows: torch.Tensor) -> Tokens:
+        """The samples `rows` [K] int64, in that order."""
+        lengths = self.lengths[rows]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], lengths)
+        positions = torch.repeat_interleave(self.offsets[rows], lengths) + within
+        return Tokens(self.ids[positions], offsets, None if self.type_ids is None else self.type_ids[positions])
+
     def padded(self, rows: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The samples `rows` as a batch padded to its longest: input_ids, attention_mask, token_type_ids, each [B, S]."""
         starts, lengths = self.offsets[rows], self.lengths[rows]

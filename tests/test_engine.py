@@ -9,8 +9,9 @@ import torch
 
 from geep_triton import Engine, build_exit_table
 from geep_triton.backend import VARIABLE, has_triton
-from geep_triton.engine.policies import ConstantDepth, FullDepth, Predicted, Threshold, parse_policy
+from geep_triton.engine.policies import ConstantDepth, FullDepth, Patience, Predicted, Threshold, Verified, parse_policy
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.outputs import Tokens
 
 TOLERANCE = 1e-5
 PAIRS = ["very", "we liked it again and again", "no", "bad film", "the hotel was cold", "good", "but", "never"]
@@ -19,25 +20,67 @@ PAIRS = ["very", "we liked it again and again", "no", "bad film", "the hotel was
 def one_at_a_time(model, tokenizer, text, pair, policy):
     """(logits, exit layer) of one sample, by the policy's definition."""
     inputs = tokenizer(text, pair, return_tensors="pt")
-    config = model.config
+    tokens = Tokens.from_lists([inputs["input_ids"][0].tolist()])
+    last = model.config.num_hidden_layers
     with torch.no_grad():
-        exits = model(**inputs, output_exit_logits=True).exit_logits
-        if isinstance(policy, Threshold):
-            for layer, logits in zip(config.exit_layers[:-1], exits, strict=False):
-                index = config.exit_layers.index(layer)
-                limit = policy.threshold[index] if isinstance(policy.threshold, list) else policy.threshold
-                if float(score_exits(logits, 1.0).uncertainty) <= limit:
-                    return logits[0], layer
-            return exits[-1][0], config.num_hidden_layers
+        exits = dict(zip(model.config.exit_layers, model(**inputs, output_exit_logits=True).exit_logits, strict=True))
         if isinstance(policy, FullDepth):
-            layer = config.num_hidden_layers
+            layer = last
         elif isinstance(policy, ConstantDepth):
             layer = policy.layer
+        elif isinstance(policy, Predicted):
+            layer = int(model.exit_table.predict(tokens, policy.decision).exits)
+        elif isinstance(policy, Patience):
+            layer = patient_exit(exits, policy, last)
         else:
-            from geep_triton.outputs import Tokens
+            first, certain = 0, False
+            if isinstance(policy, Verified):
+                first, certain = first_stop(model, tokens, policy, last)
+            layer = first if certain else sure_exit(exits, policy, first, last)
+        answer_head = getattr(policy, "answer_head", "student")
+        return model(**inputs, exit_layer=layer, answer_head=answer_head).logits[0], layer
 
-            layer = int(model.exit_table.predict(Tokens.from_lists([inputs["input_ids"][0].tolist()]), policy.decision).exits)
-        return model(**inputs, exit_layer=layer, answer_head=policy.answer_head).logits[0], layer
+
+def scored(exits, policy):
+    """(layer, threshold) of the scored exits."""
+    layers = policy.layers or list(exits)[:-1]
+    thresholds = policy.threshold if isinstance(policy.threshold, list) else [policy.threshold] * len(layers)
+    return list(zip(layers, thresholds, strict=True))
+
+
+def sure_exit(exits, policy, first, last):
+    for layer, threshold in scored(exits, policy):
+        uncertainty = float(score_exits(exits[layer], 1.0, policy.criterion, top_k=policy.top_k).uncertainty)
+        if layer >= first and uncertainty <= threshold:
+            return layer
+    return last
+
+
+def patient_exit(exits, policy, last):
+    streak, previous = 0, None
+    for layer, threshold in scored(exits, policy):
+        answer = int(exits[layer].argmax())
+        if threshold is None:
+            streak = streak + 1 if answer == previous else 0
+        else:
+            sure = float(score_exits(exits[layer], 1.0, policy.criterion).uncertainty) <= threshold
+            streak = streak + 1 if sure else 0
+        previous = answer
+        if streak >= policy.patience:
+            return layer
+    return last
+
+
+def first_stop(model, tokens, policy, last):
+    """(first stop, whether it is certain)."""
+    predicted = model.exit_table.predict(tokens, policy.decision)
+    exit_layers, exit_layer, probabilities = model.config.exit_layers, int(predicted.exits), predicted.probabilities[0]
+    at = exit_layers.index(exit_layer)
+    allowed = [*(policy.layers or exit_layers[:-1]), last]
+    stop = next(index for index, layer in enumerate(allowed) if layer >= exit_layer)
+    unsure = float(probabilities[at]) < policy.earlier
+    certain = policy.certain <= 1 and float(probabilities.cumsum(0)[at]) >= policy.certain and not unsure
+    return allowed[max(0, stop - 1) if unsure else stop], certain
 
 
 POLICIES = [
@@ -46,11 +89,21 @@ POLICIES = [
     ConstantDepth(3, answer_head="teacher"),
     Threshold(0.0),
     Threshold(0.8),
-    Threshold([0.9, 0.7, 0.8]),
+    Threshold(0.8, pooling="always"),
+    Threshold([0.9, 0.7, 0.8], pooling="never"),
     Threshold(1.0),
+    Threshold([0.6, 0.9], "margin", layers=(1, 3), pooling="always"),
+    Threshold(-2.5, "energy"),
+    Threshold(0.9, "top_k_entropy", top_k=2, pooling="always"),
+    Patience(1, pooling="always"),
+    Patience(2, pooling="never"),
+    Patience(2, threshold=0.9, pooling="always"),
     Predicted(),
     Predicted("mean"),
     Predicted(0.8, answer_head="teacher"),
+    Verified(0.8, pooling="always"),
+    Verified(0.8, "mean", pooling="never"),
+    Verified(0.7, "mean", layers=(1, 3), earlier=0.5, certain=0.9, pooling="always"),
 ]
 
 
@@ -71,7 +124,8 @@ def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pai
 def test_the_comparison_above_sees_many_exits(model, tokenizer, texts):
     """Guards the test above: on this model thresholds and tables really split the samples."""
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
-    for policy in (Threshold(0.8), Predicted("mean")):
+    same_for_all = (FullDepth(), ConstantDepth(1), ConstantDepth(3, answer_head="teacher"), Threshold(0.0), Threshold(1.0))
+    for policy in [policy for policy in POLICIES if policy not in same_for_all]:
         assert torch.unique(Engine(model, tokenizer, policy).predict(texts).exit_layers).numel() >= 2
 
 
@@ -215,7 +269,7 @@ def test_regression(make_model, tokenizer, texts):
             _ = result.labels
         with pytest.raises(ValueError, match="regression model"):
             _ = result.probabilities
-    with pytest.raises(ValueError, match="needs classes.*full or constant depth"):
+    with pytest.raises(ValueError, match="need classes.*full or constant depth"):
         Engine(model, tokenizer, "threshold:0.5")
     with pytest.raises(ValueError, match="needs at least two classes"):
         build_exit_table(model, tokenizer, texts, 0.5, progress=False)
@@ -272,7 +326,7 @@ def test_logits_that_overflow(model, tokenizer, texts):
         ("threshold", "needs a threshold"),
         ("predicted", "needs an exit table"),
         ("predicted:median", "unknown decision 'median'"),
-        (Threshold([0.1]), "one per exit but the last"),
+        (Threshold([0.1]), "one per scored exit"),
     ],
 )
 def test_bad_policies(model, tokenizer, policy, message):

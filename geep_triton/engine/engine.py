@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Iterator, Mapping, Sized
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,13 +18,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
-from geep_triton.engine.policies import Policy, parse_policy
-from geep_triton.engine.run import run_batch, run_every_exit
+from geep_triton.engine.audit import Audit
+from geep_triton.engine.calibrate import Calibration, calibrate
+from geep_triton.engine.costs import LayerCosts
+from geep_triton.engine.policies import Plan, Policy, parse_policy
+from geep_triton.engine.pools import Pools
+from geep_triton.engine.run import WindowRun, run_every_exit
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
+ENOUGH = 50  # samples, before their all leaving at one layer is worth a warning
 
 
 class Engine:
@@ -32,8 +41,8 @@ class Engine:
     Args:
         model: on the device it shall run on; put into evaluation mode.
         tokenizer: the model's own.
-        policy: a policy, or its short form: "full", "constant:3", "threshold:0.3", "predicted", "predicted:mean",
-            "predicted:0.9".
+        policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:mean", "verified:0.2";
+            see `geep_triton.engine.policies`. None: what the model was calibrated to, else "full".
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
@@ -50,7 +59,7 @@ class Engine:
         self,
         model: MultiExitBert,
         tokenizer: PreTrainedTokenizerBase,
-        policy: str | Policy = "full",
+        policy: str | Policy | None = None,
         *,
         token_budget: int | None = None,
         window: int = 4096,
@@ -71,13 +80,15 @@ class Engine:
         check_int("token_budget", token_budget, 1)
         _check_model(model)
         self.model = model.eval()
-        self.policy = parse_policy(policy)
+        self.tokenizer = tokenizer
+        self.policy = parse_policy(policy or model.config.exit_policy or "full")
         self.policy.check(model, tokenizer)
         self.token_budget = token_budget
         self.window = window
         self.text_column = text_column
         self.pair_column = pair_column
         self.progress = progress
+        self._audit: Audit | None = None
         self._encoder = Encoder(
             tokenizer, max_length or longest, truncation, model.config.vocab_size, model.config.type_vocab_size
         )
@@ -86,7 +97,7 @@ class Engine:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        policy: str | Policy = "full",
+        policy: str | Policy | None = None,
         *,
         device: str | torch.device | None = None,
         **kwargs: Any,
@@ -104,6 +115,79 @@ class Engine:
         model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
         return cls(model, AutoTokenizer.from_pretrained(pretrained_model_name_or_path), policy, **kwargs)
 
+    def with_policy(self, policy: str | Policy) -> Engine:
+        """An engine for the same model and settings under another policy."""
+        other = copy.copy(self)
+        other.policy = parse_policy(policy)
+        other.policy.check(self.model, self.tokenizer)
+        other._audit = None
+        return other
+
+    def calibrate(
+        self,
+        inputs: Any,
+        labels: Sequence[str | int] | None = None,
+        *,
+        agreement: float | None = None,
+        max_accuracy_drop: float | None = None,
+        mean_depth: float | None = None,
+        speedup: float | None = None,
+        confidence: float = 0.95,
+        rounds: int = 3,
+        speed_samples: int = 512,
+        save: bool = True,
+    ) -> Calibration:
+        """Find the fastest policy that keeps one promise, and use it from now on.
+
+        The promises on answers hold with `confidence` for texts like the given ones (fixed-sequence Learn-then-Test,
+        Angelopoulos et al. 2021; the error is shared among the families of policies tried). With `mean_depth` or `speedup`
+        the policy that agrees most among those that are cheap enough is taken; those are not promises about answers.
+
+        Args:
+            inputs: what `predict` takes, as a list; the more, the bolder the policy that can be shown to be safe.
+            labels: names or ids, one per text; only "max_accuracy_drop" needs them.
+            agreement: share of texts that must get the full model's answer, e.g. .98.
+            max_accuracy_drop: by how much accuracy may lie below the full model's, e.g. .01.
+            mean_depth: mean layers a text may take.
+            speedup: over full depth, measured here.
+            confidence: of the promise.
+            rounds, speed_samples: how speed is measured: the median of interleaved rounds over so many texts.
+            save: keep the policy in `model.config`, so that `save_pretrained` saves it and `Engine(...)` uses it.
+
+        Raises:
+            ValueError: not exactly one promise, or one out of range; too few texts for it (the error says how many are
+                needed); labels that do not fit; no policy is as fast as asked; and all that `predict` raises.
+        """
+        promises = {
+            "agreement": agreement, "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup
+        }  # fmt: skip
+        given = [(name, value) for name, value in promises.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
+        result = calibrate(self, inputs, labels, given[0], confidence, rounds, speed_samples, self.progress)
+        self.policy = parse_policy(result.chosen.policy)
+        if save:
+            self.model.config.exit_policy = result.chosen.policy
+            self.model.config.calibration = result.to_dict()
+        return result
+
+    def audit(self, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95) -> Audit:
+        """From now on also run a random share of the samples to the end, and compare.
+
+        Args:
+            rate: that share.
+            promised: the agreement to hold answers to; None: that of the model's calibration, if it promised one.
+            confidence: of the audit's interval.
+
+        Returns:
+            The audit, whose `report()` tells the observed agreement; it warns when the promise no longer holds.
+        """
+        calibration = self.model.config.calibration
+        if promised is None and calibration is not None and calibration["promise"][0] == "agreement":
+            promised = calibration["promise"][1]
+        self._audit = Audit(rate, promised, confidence)
+        return self._audit
+
     def predict(self, inputs: Any) -> Predictions:
         """Answer all inputs.
 
@@ -119,8 +203,14 @@ class Engine:
 
     def predict_windows(self, inputs: Any) -> Iterator[Predictions]:
         """Answer the inputs window by window, for streams that do not fit into memory; see `predict`."""
+        rule = self.policy.rule(self.model)
+        exits: Counter[int] = Counter()
         for tokens, first, seconds, truncated in self._encoded_windows(inputs):
-            yield self._predict_window(tokens, first, seconds, truncated)
+            result = self._predict_window(tokens, first, seconds, truncated)
+            if rule is not None:
+                exits.update(result.exit_layers.tolist())
+            yield result
+        self._warn_of_one_exit(exits)
 
     def exit_logits(self, inputs: Any) -> tuple[Tokens, torch.Tensor]:
         """Run every exit on all inputs, whatever the policy.
@@ -162,13 +252,11 @@ class Engine:
     def _predict_window(self, tokens: Tokens, first: int, tokenize_seconds: float, truncated: int) -> Predictions:
         config = self.model.config
         start = time.perf_counter()
-        plan = self._schedule(self.policy.plan(self.model, tokens), tokens)
+        plan = self.policy.plan(self.model, tokens)
+        batches = self._schedule(plan.stops, tokens)
         planned = time.perf_counter()
-        answers = []
         with torch.inference_mode():
-            thresholds = self.policy.thresholds(self.model)
-            for rows, depth in plan.batches():
-                answers += run_batch(self.model, tokens, rows, depth, thresholds, self.policy.answer_head)
+            answers = list(self._window_run(plan, tokens).answers(batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
         back = torch.cat([answer.rows for answer in answers]).argsort()
@@ -176,6 +264,7 @@ class Engine:
         exits, layers = torch.tensor([(answer.exit_layer, answer.layers_run) for answer in answers]).T
         logits = logits[back]
         _check_finite(logits, first)
+        audited = {"audit": self._run_audit(tokens, logits)} if self._audit is not None else {}
         return Predictions(
             logits=logits,
             exit_layers=exits.repeat_interleave(sizes)[back],
@@ -186,12 +275,57 @@ class Engine:
                 "tokenize": tokenize_seconds,
                 "plan": planned - start,
                 "run": ran - planned,
-                "gather": time.perf_counter() - ran,
+                "gather": time.perf_counter() - ran - sum(audited.values()),
+                **audited,
             },
             truncated=truncated,
-            tokens=plan.tokens,
-            padding=plan.padding,
+            tokens=batches.tokens,
+            padding=batches.padding,
         )
+
+    def _run_audit(self, tokens: Tokens, logits: torch.Tensor) -> float:
+        """Seconds taken to run the chosen samples to the end and compare."""
+        start = time.perf_counter()
+        rows = self._audit.choose(len(tokens))
+        if rows.numel():
+            part = tokens.select(rows)
+            plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), part)
+            with torch.inference_mode():
+                for answer in WindowRun(self.model, part).answers(plan):
+                    given = logits[rows[answer.rows]].argmax(-1)
+                    self._audit.record(given == answer.logits.argmax(-1).cpu())
+        return time.perf_counter() - start
+
+    def _warn_of_one_exit(self, exits: Counter[int]) -> None:
+        """Say so where scoring chose nothing: of enough samples none left early, or all left at the first stop."""
+        if sum(exits.values()) < ENOUGH or len(exits) != 1:
+            return
+        (layer,) = exits
+        last = layer == self.model.config.num_hidden_layers
+        warnings.warn(
+            f"policy {self.policy}: of {exits[layer]} samples "
+            f"{'none left before the last layer' if last else f'all left at layer {layer}'}; "
+            "its threshold or patience tells none of them apart",
+            stacklevel=3,
+        )
+
+    def _window_run(self, plan: Plan, tokens: Tokens) -> WindowRun:
+        rule = self.policy.rule(self.model)
+        waits = rule is not None and self.policy.pooling != "never"
+        return WindowRun(
+            self.model,
+            tokens,
+            rule,
+            plan.certain,
+            self.policy.answer_head,
+            Pools(tokens, self.token_budget) if waits else None,
+            self._costs if waits and self.policy.pooling == "auto" else None,
+        )
+
+    @cached_property
+    def _costs(self) -> LayerCosts:
+        """Of this model where it is; measured when first needed."""
+        return LayerCosts.measure(self.model, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget)

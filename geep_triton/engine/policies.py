@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from geep_triton.checks import check_choice, check_int, shorten
-from geep_triton.config import check_thresholds
+from geep_triton.checks import check_choice, check_int, check_number, shorten
+from geep_triton.engine.rules import ExitRule
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
+from geep_triton.ops.exit_scores import check_criterion
 from geep_triton.ops.predict_exits import check_decision
 from geep_triton.outputs import Tokens
+
+POOLINGS = ("auto", "always", "never")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is known of a window before any layer runs.
+
+    Attributes:
+        stops: [N] int64, the layer at which each sample is first answered or scored.
+        certain: [N] bool, samples that are answered there unscored; None: as the policy's rule says for all.
+    """
+
+    stops: torch.Tensor
+    certain: torch.Tensor | None = None
 
 
 class Policy(Protocol):
@@ -22,24 +40,30 @@ class Policy(Protocol):
 
     Attributes:
         answer_head: "student" or "teacher", see `MultiExitBert.forward`.
+        pooling: whether survivors of a batch wait for others until they fill a dense batch: "always"; "never", they go on in
+            the batch that shrinks; "auto", as measured costs say.
     """
 
     @property
     def answer_head(self) -> str:
         """The head that answers."""
 
+    @property
+    def pooling(self) -> str:
+        """What survivors do."""
+
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise ValueError where this policy cannot run on this model."""
 
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64, the layer at which each sample is answered at the latest; known before any layer runs."""
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+        """The first stop of each sample."""
 
-    def thresholds(self, model: MultiExitBert) -> dict[int, float]:
-        """Exits on the way -> uncertainty at or under which a sample leaves there; empty: no checks."""
+    def rule(self, model: MultiExitBert) -> ExitRule | None:
+        """Who leaves at a stop, and where the others stop next; None: everybody leaves at the first stop."""
 
 
-def _same_depth(tokens: Tokens, layer: int) -> torch.Tensor:
-    return torch.full((len(tokens),), layer, dtype=torch.int64)
+def _same_stop(tokens: Tokens, layer: int) -> Plan:
+    return Plan(torch.full((len(tokens),), layer, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -47,17 +71,17 @@ class FullDepth:
     """Every sample runs all layers."""
 
     answer_head = "student"
+    pooling = "never"
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Every model can."""
 
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The last layer for all."""
-        return _same_depth(tokens, model.config.num_hidden_layers)
+        return _same_stop(tokens, model.config.num_hidden_layers)
 
-    def thresholds(self, model: MultiExitBert) -> dict[int, float]:
-        """No checks."""
-        return {}
+    def rule(self, model: MultiExitBert) -> None:
+        """No scoring."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,7 @@ class ConstantDepth:
 
     layer: int
     answer_head: str = "student"
+    pooling = "never"
 
     def __post_init__(self) -> None:
         check_int("layer", self.layer, 1)
@@ -81,51 +106,91 @@ class ConstantDepth:
         if self.layer not in model.config.exit_layers:
             raise ValueError(f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}")
 
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """That layer for all."""
-        return _same_depth(tokens, self.layer)
+        return _same_stop(tokens, self.layer)
 
-    def thresholds(self, model: MultiExitBert) -> dict[int, float]:
-        """No checks."""
-        return {}
+    def rule(self, model: MultiExitBert) -> None:
+        """No scoring."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A sample leaves at the first exit whose normalized entropy is at or under the threshold (FastBERT); the batch shrinks.
+    """A sample leaves at the first exit whose uncertainty is at or under the threshold (FastBERT, DeeBERT and others).
 
     Args:
-        threshold: 0..1, for every exit, or one per exit but the last; None: the model's own `config.exit_thresholds`.
+        threshold: for every exit, or one per scored exit; None: the model's own `config.exit_thresholds`.
+        criterion: the uncertainty; see `geep_triton.ops.exit_scores.score_exits`.
+        top_k: of the criterion "top_k_entropy".
+        layers: exits at which samples are scored; None: all but the last.
+        pooling: "auto", "always" or "never"; see `Policy`.
     """
 
     threshold: float | Sequence[float] | None = None
+    criterion: str = "normalized_entropy"
+    top_k: int = 5
+    layers: tuple[int, ...] | None = None
+    pooling: str = "auto"
     answer_head = "student"
+
+    def __post_init__(self) -> None:
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_criterion(0.0, self.criterion, self.top_k)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs classes, and thresholds that fit the exits."""
-        if model.config.num_labels < 2:
-            raise ValueError(
-                "policy 'threshold' needs classes: normalized_entropy is not defined for a regression model "
-                "(num_labels=1), which runs at full or constant depth"
-            )
-        values = self._values(model)
-        if values is None:
-            raise ValueError("policy 'threshold' needs a threshold: pass one, or set model.config.exit_thresholds")
-        check_thresholds(values, len(model.config.exit_layers))
+        self.rule(model)
 
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """The last layer at the latest."""
-        return _same_depth(tokens, model.config.num_hidden_layers)
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+        """The first scored exit for all."""
+        return _same_stop(tokens, self.rule(model).next_stop(0, model.config.num_hidden_layers))
 
-    def thresholds(self, model: MultiExitBert) -> dict[int, float]:
-        """A check at every early exit."""
-        values, early = self._values(model), model.config.exit_layers[:-1]
-        if not isinstance(values, (list, tuple)):
-            values = [values] * len(early)
-        return dict(zip(early, values, strict=True))
+    def rule(self, model: MultiExitBert) -> ExitRule:
+        """A score at every chosen exit."""
+        layers = scored_layers(model, self.layers)
+        thresholds = thresholds_of(model, self.threshold, self.criterion, self.top_k, layers)
+        return ExitRule(thresholds, self.criterion, self.top_k)
 
-    def _values(self, model: MultiExitBert) -> float | Sequence[float] | None:
-        return model.config.exit_thresholds if self.threshold is None else self.threshold
+
+@dataclass(frozen=True)
+class Patience:
+    """A sample leaves once `patience` exits in a row have agreed with the one before (PABEE, Zhou et al. 2020), or, with a
+    threshold, have been sure (PCEE, Zhang et al. 2022).
+
+    Args:
+        patience: length of the streak, at least 1.
+        threshold: None: PABEE; else the uncertainty at or under which an exit is sure, for every exit or one each.
+        criterion, top_k, layers, pooling: as for `Threshold`.
+    """
+
+    patience: int
+    threshold: float | Sequence[float] | None = None
+    criterion: str = "normalized_entropy"
+    top_k: int = 5
+    layers: tuple[int, ...] | None = None
+    pooling: str = "auto"
+    answer_head = "student"
+
+    def __post_init__(self) -> None:
+        check_int("patience", self.patience, 1)
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_criterion(0.0, self.criterion, self.top_k)
+
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Needs classes, and thresholds that fit the exits."""
+        self.rule(model)
+
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+        """The first scored exit for all."""
+        return _same_stop(tokens, self.rule(model).next_stop(0, model.config.num_hidden_layers))
+
+    def rule(self, model: MultiExitBert) -> ExitRule:
+        """A score at every chosen exit."""
+        layers = scored_layers(model, self.layers)
+        if self.threshold is None:
+            return ExitRule(dict.fromkeys(layers, 0.0), self.criterion, self.top_k, "agreement", self.patience)
+        thresholds = thresholds_of(model, self.threshold, self.criterion, self.top_k, layers)
+        return ExitRule(thresholds, self.criterion, self.top_k, "confidence", self.patience)
 
 
 @dataclass(frozen=True)
@@ -133,13 +198,13 @@ class Predicted:
     """Each sample runs to the exit that the model's exit table predicts from its tokens, in dense sorted batches (GEEP).
 
     Args:
-        decision: "argmax", "mean", or a quantile in (0, 1]; see
-            `geep_triton.ops.predict_exits.predict_exits`.
+        decision: "argmax", "mean", or a quantile in (0, 1]; see `geep_triton.ops.predict_exits.predict_exits`.
         answer_head: "student" or "teacher".
     """
 
     decision: str | float = "argmax"
     answer_head: str = "student"
+    pooling = "never"
 
     def __post_init__(self) -> None:
         check_decision(self.decision)
@@ -147,50 +212,183 @@ class Predicted:
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer."""
-        if model.exit_table is None:
-            raise ValueError("policy 'predicted' needs an exit table: model.exit_table = build_exit_table(model, ...)")
-        config = model.config
-        model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
+        check_table(model, tokenizer, "predicted")
 
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits."""
-        return model.exit_table.predict(tokens, self.decision, model.device).exits.cpu()
+        return Plan(model.exit_table.predict(tokens, self.decision, model.device).exits.cpu())
 
-    def thresholds(self, model: MultiExitBert) -> dict[int, float]:
-        """No checks."""
-        return {}
+    def rule(self, model: MultiExitBert) -> None:
+        """No scoring."""
 
 
-POLICIES = "full, constant:LAYER, threshold, threshold:T, predicted, predicted:mean, predicted:Q"
+@dataclass(frozen=True)
+class Verified:
+    """Each sample runs to the exit that the table predicts and is scored there; the unsure go on, pooled into dense batches.
+
+    Args:
+        threshold, criterion, top_k, layers, pooling: as for `Threshold`.
+        decision: as for `Predicted`.
+        earlier: a sample whose predicted exit has less than this probability is scored one exit earlier; 0: none is.
+        certain: a sample that has left by its predicted exit with at least this probability is answered there unscored;
+            above 1: none is.
+    """
+
+    threshold: float | Sequence[float] | None = None
+    decision: str | float = "argmax"
+    criterion: str = "normalized_entropy"
+    top_k: int = 5
+    layers: tuple[int, ...] | None = None
+    earlier: float = 0.0
+    certain: float = 2.0
+    pooling: str = "auto"
+    answer_head = "student"
+
+    def __post_init__(self) -> None:
+        check_decision(self.decision)
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_criterion(0.0, self.criterion, self.top_k)
+        check_number("earlier", self.earlier, 0.0, 1.0)
+        check_number("certain", self.certain, 0.0)
+
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Needs an exit table built with this tokenizer, classes, and thresholds that fit the exits."""
+        check_table(model, tokenizer, "verified")
+        self.rule(model)
+
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+        """The predicted exits, moved to where samples are scored."""
+        predicted = model.exit_table.predict(tokens, self.decision, model.device)
+        probabilities, exits = predicted.probabilities.cpu(), predicted.exits.cpu()
+        allowed = torch.tensor([*self.rule(model).thresholds, model.config.num_hidden_layers])
+        layers = torch.tensor(model.config.exit_layers)
+        index = torch.searchsorted(layers, exits)
+        left_by_then = probabilities.cumsum(1).gather(1, index[:, None])[:, 0]
+        unsure = probabilities.gather(1, index[:, None])[:, 0] < self.earlier
+        stop = torch.searchsorted(allowed, exits)
+        stop = torch.where(unsure, (stop - 1).clamp(min=0), stop)
+        return Plan(allowed[stop], (left_by_then >= self.certain) & ~unsure if self.certain <= 1 else None)
+
+    def rule(self, model: MultiExitBert) -> ExitRule:
+        """A score at every chosen exit that a sample stops at."""
+        layers = scored_layers(model, self.layers)
+        thresholds = thresholds_of(model, self.threshold, self.criterion, self.top_k, layers)
+        return ExitRule(thresholds, self.criterion, self.top_k)
+
+
+def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[int]:
+    """The early exits at which samples are scored; ValueError unless they are exits of this model, which has classes."""
+    if model.config.num_labels < 2:
+        raise ValueError(
+            "exit rules need classes: no uncertainty is defined for a regression model (num_labels=1), "
+            "which runs at full or constant depth"
+        )
+    early = model.config.exit_layers[:-1]
+    if layers is None:
+        return early
+    wrong = [layer for layer in layers if layer not in early]
+    if wrong or not layers:
+        raise ValueError(f"layers must be some of this model's early exits {early}, got {list(layers)}")
+    return sorted(set(layers))
+
+
+def thresholds_of(
+    model: MultiExitBert, threshold: float | Sequence[float] | None, criterion: str, top_k: int, layers: Sequence[int]
+) -> dict[int, float]:
+    """Layer -> threshold; the model's own where none is given. ValueError where they do not fit."""
+    if threshold is None:
+        if criterion != "normalized_entropy":
+            raise ValueError(f"criterion {criterion!r} needs a threshold: config.exit_thresholds are of normalized_entropy")
+        threshold = model.config.exit_thresholds
+        if threshold is None:
+            raise ValueError("this policy needs a threshold: pass one, or set model.config.exit_thresholds")
+        if isinstance(threshold, (list, tuple)):
+            by_layer = dict(zip(model.config.exit_layers[:-1], threshold, strict=True))
+            threshold = [by_layer[layer] for layer in layers]
+    values = list(threshold) if isinstance(threshold, (list, tuple)) else [threshold] * len(layers)
+    if len(values) != len(layers):
+        raise ValueError(f"threshold must be one number, or one per scored exit {list(layers)}, got {len(values)}")
+    for value in values:
+        check_criterion(value, criterion, top_k)
+    return dict(zip(layers, values, strict=True))
+
+
+def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str) -> None:
+    """Raise ValueError unless the model has an exit table that fits it and this tokenizer."""
+    if model.exit_table is None:
+        raise ValueError(f"policy {policy!r} needs an exit table: model.exit_table = build_exit_table(model, ...)")
+    config = model.config
+    model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
+
+
+# The short form's name -> policy, and the field that the value behind the colon is for.
+NAMES: dict[str, tuple[type, str | None]] = {
+    "full": (FullDepth, None),
+    "constant": (ConstantDepth, "layer"),
+    "threshold": (Threshold, "threshold"),
+    "patience": (Patience, "patience"),
+    "predicted": (Predicted, "decision"),
+    "verified": (Verified, "threshold"),
+}
+POLICIES = (
+    "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, predicted, predicted:mean, predicted:Q, "
+    "verified, verified:T; further settings behind commas, as in threshold:0.2,criterion=margin,layers=2/4"
+)
 
 
 def parse_policy(text: str | Policy) -> Policy:
-    """A policy from its short form, e.g. "full", "constant:3", "threshold:0.3", "predicted:0.9"; or as it is.
+    """A policy from its short form, e.g. "full", "constant:3", "threshold:0.3", "verified:0.2,decision=0.9"; or as it is.
 
     Raises:
         ValueError: not such a form; the error lists the known ones. TypeError: neither a text nor a policy.
     """
     if not isinstance(text, str):
-        if not all(hasattr(text, name) for name in ("answer_head", "check", "plan", "thresholds")):
+        if not all(hasattr(text, name) for name in ("answer_head", "pooling", "check", "plan", "rule")):
             raise TypeError(f"policy must be a policy or its short form, got {shorten(text)}; known: {POLICIES}")
         return text
-    name, _, value = text.partition(":")
+    head, *settings = text.split(",")
+    name, _, value = head.partition(":")
+    if name not in NAMES:
+        raise ValueError(f"unknown policy {shorten(text)}; known: {POLICIES}")
+    policy, main_field = NAMES[name]
+    pairs = [setting.partition("=")[::2] for setting in settings]
+    if value:
+        pairs.insert(0, (main_field, value))
+    types = typing.get_type_hints(policy)
+    fields = {field.name for field in dataclasses.fields(policy)}
     try:
-        if name == "full" and not value:
-            return FullDepth()
-        if name == "constant":
-            return ConstantDepth(int(value))
-        if name == "threshold":
-            return Threshold(float(value) if value else None)
-        if name == "predicted":
-            return Predicted(_decision(value) if value else "argmax")
-    except ValueError as error:
+        for key, _ in pairs:
+            if key not in fields:
+                raise ValueError(f"it has no setting {key!r}" if key else "it takes no value")
+        return policy(**{key: _read(content, types[key]) for key, content in pairs})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"policy {shorten(text)}: {error}; known: {POLICIES}") from error
-    raise ValueError(f"unknown policy {shorten(text)}; known: {POLICIES}")
 
 
-def _decision(value: str) -> str | float:
+def format_policy(policy: Policy) -> str:
+    """The short form of a policy, from which `parse_policy` makes an equal one."""
+    name, main_field = next((name, main) for name, (kind, main) in NAMES.items() if type(policy) is kind)
+    values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+    defaults = {field.name: field.default for field in dataclasses.fields(policy)}
+    changed = {key: _write(value) for key, value in values.items() if value != defaults[key]}
+    head = f"{name}:{changed.pop(main_field)}" if main_field in changed else name
+    return ",".join([head, *(f"{key}={value}" for key, value in changed.items())])
+
+
+def _write(value: Any) -> str:
+    return "/".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _read(text: str, kind: Any) -> Any:
+    """A setting's value from its text: numbers, several of them with slashes between, else a word."""
+    choices = typing.get_args(kind) or (kind,)
+    if tuple[int, ...] in choices:
+        return tuple(int(layer) for layer in text.split("/"))
+    if kind is int:
+        return int(text)
     try:
-        return float(value)
+        return tuple(map(float, text.split("/"))) if "/" in text else float(text)
     except ValueError:
-        return value
+        if str in choices:
+            return text
+        raise ValueError(f"{text!r} is no number") from None

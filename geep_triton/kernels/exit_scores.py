@@ -69,8 +69,8 @@ def decide_leaving(
     tl.store(uncertainties + row, uncertainty, mask=inside)
     tl.store(leaving + row, leaves.to(tl.uint8), mask=inside)
     tl.store(streaks + row, streak, mask=inside)
-    tl.atomic_add(counts, tl.sum((leaves & inside).to(tl.int32), 0))
-    tl.atomic_add(counts + 1, tl.sum(((valid == 0) & inside).to(tl.int32), 0))
+    tl.atomic_add(counts, tl.sum((leaves & inside).to(tl.int32), 0), sem="relaxed")
+    tl.atomic_add(counts + 1, tl.sum(((valid == 0) & inside).to(tl.int32), 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "top_k", "patience", "by_agreement", "is_first"])
@@ -227,7 +227,7 @@ def score_hidden(
     config = choose("score_hidden", hidden_size, hidden_states.device)
     launching.launch(
         score_hidden_kernel, (num_rows,),
-        hidden_states.contiguous(), attention_mask.contiguous(), weight.contiguous(), bias, logits,
+        hidden_states.contiguous(), attention_mask.contiguous(), weight.contiguous(), bias.contiguous(), logits,
         *_pointers(outputs, previous, streak), num_rows, length, hidden_size, classes,
         *_scalars(classes, threshold, criterion, top_k, rule, patience, streak),
         MEAN=pooling == "mean", CRITERION=criterion, COLUMNS=columns, BLOCK=config.block, TOKENS=8, num_warps=config.warps,

@@ -27,24 +27,26 @@ def insert_add_kernel(
     step = 0
     while (step < max_probes * BUCKET) & (tl.max(pending.to(tl.int32), 0) > 0):
         slot = ((home + step // BUCKET) & last_bucket) * BUCKET + step % BUCKET
-        # A key that is there stays there, so most duplicates need no atomic; a stale free slot is settled by the swap.
+        # A key that is there stays there, so blocks of known keys need no atomic; a stale free slot is settled by the swap.
         stored = tl.load(slots + slot, mask=pending, other=EMPTY)
         claims = pending & (stored == EMPTY)
-        # The swap has no mask: lanes that claim nothing swap a free slot for a free slot.
-        before = tl.atomic_cas(slots + slot, tl.full([BLOCK], EMPTY, tl.int64), tl.where(claims, key, EMPTY))
-        stored = tl.where(claims & (before == EMPTY), key, tl.where(claims, before, stored))
+        if tl.max(claims.to(tl.int32), 0) > 0:
+            # The swap has no mask: lanes that claim nothing swap a free slot for a free slot.
+            free = tl.full([BLOCK], EMPTY, tl.int64)
+            before = tl.atomic_cas(slots + slot, free, tl.where(claims, key, EMPTY), sem="relaxed")
+            stored = tl.where(claims & (before == EMPTY), key, tl.where(claims, before, stored))
         placed = pending & (stored == key)
         row = tl.where(placed, slot, row)
         longest = tl.where(placed, step // BUCKET + 1, longest)
         pending = pending & (stored != key)
         step += 1
-    tl.atomic_max(state, tl.max(longest, 0))
-    tl.atomic_add(state + 1, tl.sum(pending.to(tl.int32), 0))
+    tl.atomic_max(state, tl.max(longest, 0), sem="relaxed")
+    tl.atomic_add(state + 1, tl.sum(pending.to(tl.int32), 0), sem="relaxed")
     place = row * num_exits + tl.load(exits + index, mask=inside, other=0)
     weight = tl.full([BLOCK], 1, tl.int64)
     if WEIGHTED:
         weight = tl.load(weights + index, mask=inside, other=0)
-    tl.atomic_add(counts + place, weight, mask=row >= 0)
+    tl.atomic_add(counts + place, weight, mask=row >= 0, sem="relaxed")
 
 
 def insert_add(

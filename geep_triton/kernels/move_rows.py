@@ -15,7 +15,7 @@ from geep_triton.kernels.configs import choose
 CARRIERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
-@triton.jit(do_not_specialize=["moved", "num_rows"])
+@triton.jit(do_not_specialize=["moved", "num_rows"], do_not_specialize_on_alignment=["index"])
 def move_rows_kernel(
     source, target, index, moved, num_rows, width, GATHER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -24,12 +24,13 @@ def move_rows_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = row < moved
     at = tl.load(index + row, mask=inside, other=0)
-    # An index out of range moves nothing rather than touching memory that is not ours.
-    inside = inside & (at >= 0) & (at < num_rows)
-    mask = inside[:, None] & (column < width)[None, :]
+    # An index out of range reads zeros and writes nothing rather than touching memory that is not ours.
+    present = inside & (at >= 0) & (at < num_rows)
+    within = (column < width)[None, :]
+    mask = present[:, None] & within
     packed, spread = row[:, None] * width + column[None, :], at[:, None] * width + column[None, :]
     if GATHER:
-        tl.store(target + packed, tl.load(source + spread, mask=mask), mask=mask)
+        tl.store(target + packed, tl.load(source + spread, mask=mask, other=0), mask=inside[:, None] & within)
     else:
         tl.store(target + spread, tl.load(source + packed, mask=mask), mask=mask)
 

@@ -54,7 +54,7 @@ def partition(flags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys"])
 def counting_sort_kernel(
-    keys, lengths, order, survivors, num_rows, num_keys, KEYS: tl.constexpr, BLOCK: tl.constexpr, OTHERS: tl.constexpr
+    keys, lengths, order, survivors, num_rows, num_keys, LEVELS: tl.constexpr, BLOCK: tl.constexpr, OTHERS: tl.constexpr
 ):
     """Each row's place is the number of rows that go before it, counted (Knuth's comparison counting): no scan, no scratch."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -75,9 +75,12 @@ def counting_sort_kernel(
         place += tl.sum((goes_before & present[None, :]).to(tl.int32), 1)
         begin += OTHERS
     tl.store(order + place, row.to(tl.int64), mask=inside)
-    level = tl.arange(0, KEYS)
-    reaches = (key[:, None] >= level[None, :]) & inside[:, None]
-    tl.atomic_add(survivors + level, tl.sum(reaches.to(tl.int32), 0), mask=level < num_keys)
+    first = 0
+    while first < num_keys:
+        level = first + tl.arange(0, LEVELS)
+        reaches = (key[:, None] >= level[None, :]) & inside[:, None]
+        tl.atomic_add(survivors + level, tl.sum(reaches.to(tl.int32), 0), mask=level < num_keys, sem="relaxed")
+        first += LEVELS
 
 
 def counting_sort(keys: torch.Tensor, lengths: torch.Tensor, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +92,6 @@ def counting_sort(keys: torch.Tensor, lengths: torch.Tensor, num_keys: int) -> t
     launching.launch(
         counting_sort_kernel, (triton.cdiv(num_rows, config.block),),
         keys.contiguous(), lengths.contiguous(), order, survivors, num_rows, num_keys,
-        KEYS=128, BLOCK=config.block, OTHERS=64, num_warps=config.warps,
+        LEVELS=16, BLOCK=config.block, OTHERS=64, num_warps=config.warps,
     )  # fmt: skip
     return order, survivors

@@ -28,7 +28,7 @@ def load_tokens(ids, uncounted, position, end, vocab_size):
 
 @triton.jit(do_not_specialize=["vocab_size", "last_bucket", "probes", "num_exits", "ngram", "log_space", "decision"])
 def predict_exits_kernel(
-    ids, offsets, uncounted, unigrams, slots, ngrams, layers, probabilities, exits, histogram,
+    ids, offsets, uncounted, unigrams, slots, ngrams, prior_scores, layers, probabilities, exits, histogram,
     vocab_size, last_bucket, probes, num_exits, ngram, log_space, decision, quantile,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +36,7 @@ def predict_exits_kernel(
     sample = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(offsets + sample), tl.load(offsets + sample + 1)
     column = tl.arange(0, WIDTH)
-    prior = tl.load(unigrams + vocab_size * WIDTH + column)
+    prior = tl.load(prior_scores + column)
     total = tl.zeros([WIDTH], tl.float32)
     keys_found = 0
     miss = (last_bucket + 1) * BUCKET
@@ -64,7 +64,7 @@ def predict_exits_kernel(
 
     real = column < num_exits
     mean = tl.where(keys_found > 0, total / tl.maximum(keys_found, 1), prior)
-    evidence = tl.where(real, total + (1 - keys_found) * prior, -float("inf"))
+    evidence = tl.where(real, total + prior, -float("inf"))
     weight = tl.exp(evidence - tl.max(evidence, 0))
     share = tl.where(log_space != 0, weight / tl.sum(weight, 0), mean)
 
@@ -78,7 +78,7 @@ def predict_exits_kernel(
     index = tl.minimum(index, num_exits - 1)
     tl.store(probabilities + sample * num_exits + column, share, mask=real)
     tl.store(exits + sample, tl.load(layers + index))
-    tl.atomic_add(histogram + index, 1)
+    tl.atomic_add(histogram + index, 1, sem="relaxed")
 
 
 def predict_exits(
@@ -88,6 +88,7 @@ def predict_exits(
     unigrams: torch.Tensor,
     slots: torch.Tensor,
     ngrams: torch.Tensor,
+    prior: torch.Tensor,
     probes: int,
     layers: torch.Tensor,
     ngram: int,
@@ -102,7 +103,7 @@ def predict_exits(
     config = choose("predict_exits", ids.numel() // max(samples, 1), ids.device)
     launching.launch(
         predict_exits_kernel, (samples,),
-        ids.contiguous(), offsets.contiguous(), uncounted.view(torch.uint8), unigrams, slots, ngrams, layers,
+        ids.contiguous(), offsets.contiguous(), uncounted.view(torch.uint8), unigrams, slots, ngrams, prior, layers,
         probabilities, exits, histogram,
         unigrams.shape[0] - 1, slots.numel() // BUCKET.value - 1, probes, num_exits, ngram, int(log_space),
         DECISIONS.get(decision, QUANTILE), 0.0 if decision in DECISIONS else float(decision),

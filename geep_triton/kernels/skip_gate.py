@@ -37,7 +37,7 @@ def skip_gate_kernel(
         open_share = 1.0 / (1.0 + tl.exp(-gate))
         skip = open_share >= threshold
         tl.store(soft + row, open_share, mask=inside)
-        tl.store(skips + row, skip.to(tl.uint8), mask=inside)
+        tl.store(skips + row, skip.to(tl.float32), mask=inside)
         tl.store(active + row, (skip == 0).to(tl.uint8), mask=inside)
         begin += ROWS
     # What one thread stored another is about to read.
@@ -45,21 +45,27 @@ def skip_gate_kernel(
     write_order(active, order, count, num_rows, BLOCK)
 
 
+# Of pooled states that one program reads; more, or hidden sizes that no BERT has, are a matrix product before the launch.
+MOST_STATES = 1 << 18
+
+
 def skip_gate(
     states: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, threshold: float
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.skip_gate.skip_gate`."""
     rows, device = states.shape[0], states.device
-    soft = torch.empty(rows, device=device)
-    skips, active = (torch.empty(rows, dtype=torch.bool, device=device) for _ in range(2))
+    soft, skips = (torch.empty(rows, device=device) for _ in range(2))
+    active = torch.empty(rows, dtype=torch.uint8, device=device)
     order = torch.empty(rows, dtype=torch.int64, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
     linear = weight is not None
+    if linear and (states.numel() > MOST_STATES or states.shape[1] % 16):
+        states, linear = states.float() @ weight.float() + bias.float(), False
     config = choose("skip_gate", rows, device)
     launching.launch(
         skip_gate_kernel, (1,),
         states.contiguous(), weight.contiguous() if linear else states, bias if linear else states,
-        soft, skips.view(torch.uint8), active.view(torch.uint8), order, count,
+        soft, skips, active, order, count,
         rows, states.shape[1] if linear else 1, float(threshold),
         LINEAR=linear, BLOCK=config.block, ROWS=16 if linear else config.block, UNITS=128, num_warps=config.warps,
     )  # fmt: skip

@@ -46,7 +46,8 @@ def score_exits(
     top_k: int = 5,
     rule: str = "confidence",
     patience: int = 1,
-    before: ExitScores | None = None,
+    previous: torch.Tensor | None = None,
+    streak: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> ExitScores:
     """Score one exit's answers.
@@ -61,14 +62,16 @@ def score_exits(
         rule: what makes a streak: "confidence" (the sample is sure; patience above 1 is PCEE, Zhang et al. 2022) or
             "agreement" (the answer is that of the exit before; PABEE, Zhou et al. 2020; the threshold plays no part).
         patience: a sample leaves once its streak is that long; 1 with "confidence" is the plain threshold.
-        before: what the exit before returned for the same rows; None at the first exit.
+        previous, streak: [N], prediction and streak of the same rows at the exit before; None at the first exit.
         backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
 
     Raises:
         ValueError: fewer than two classes (regression has no such criterion), unknown criterion or rule, threshold out of
-            range, patience below 1, top_k below 2, or `before` of another number of rows.
+            range, patience below 1, top_k below 2, or only one of previous and streak, or of another number of rows.
     """
     check_tensor("logits", logits, 2)
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.shape[1] < 2:
         raise ValueError(
             f"criterion {criterion!r} needs at least two classes, got logits of shape {tuple(logits.shape)}: "
@@ -76,7 +79,7 @@ def score_exits(
         )
     backend = "torch" if logits.shape[1] > MAX_CLASSES else backend
     op = implementation("exit_scores", logits.device, backend)
-    settings = _settings(logits.shape[0], threshold, criterion, top_k, rule, patience, before)
+    settings = _settings(logits.shape[0], threshold, criterion, top_k, rule, patience, previous, streak)
     return ExitScores(*op.score_exits(logits, *settings))
 
 
@@ -92,7 +95,8 @@ def score_hidden(
     top_k: int = 5,
     rule: str = "confidence",
     patience: int = 1,
-    before: ExitScores | None = None,
+    previous: torch.Tensor | None = None,
+    streak: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, ExitScores]:
     """A linear head and the scoring of its answers in one: pool, weight and bias in float32, then as `score_exits`.
@@ -102,7 +106,7 @@ def score_hidden(
         attention_mask: [N, S] int64, 0 on padding.
         weight: [C, H]; bias: [C].
         pooling: "cls" (the first token) or "mean" (over tokens whose mask is not 0).
-        threshold, criterion, top_k, rule, patience, before, backend: as for `score_exits`.
+        threshold, criterion, top_k, rule, patience, previous, streak, backend: as for `score_exits`.
 
     Returns:
         logits [N, C] float32, and their scores.
@@ -111,6 +115,8 @@ def score_hidden(
         ValueError, TypeError: shapes or dtypes that do not fit, and all that `score_exits` raises.
     """
     check_tensor("hidden_states", hidden_states, 3)
+    if not hidden_states.is_floating_point():
+        raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
     check_tensor("attention_mask", attention_mask, 2, torch.int64)
     check_tensor("weight", weight, 2)
     check_tensor("bias", bias, 1)
@@ -130,21 +136,33 @@ def score_hidden(
     if weight.shape[0] > MAX_FUSED_CLASSES or hidden_states.shape[2] % 16:
         backend = "torch"
     op = implementation("exit_scores", hidden_states.device, backend)
-    settings = _settings(hidden_states.shape[0], threshold, criterion, top_k, rule, patience, before)
+    settings = _settings(hidden_states.shape[0], threshold, criterion, top_k, rule, patience, previous, streak)
     logits, *scores = op.score_hidden(hidden_states, attention_mask, weight, bias, pooling, *settings)
     return logits, ExitScores(*scores)
 
 
 def _settings(
-    rows: int, threshold: float, criterion: str, top_k: int, rule: str, patience: int, before: ExitScores | None
+    rows: int,
+    threshold: float,
+    criterion: str,
+    top_k: int,
+    rule: str,
+    patience: int,
+    previous: torch.Tensor | None,
+    streak: torch.Tensor | None,
 ) -> tuple[float, str, int, str, int, torch.Tensor | None, torch.Tensor | None]:
     """The implementations' arguments after the logits, checked."""
     check_criterion(threshold, criterion, top_k)
     check_choice("rule", rule, RULES)
     check_int("patience", patience, 1)
-    if before is not None and before.streak.shape[0] != rows:
-        raise ValueError(f"before must be of the same {rows} rows, got {before.streak.shape[0]}")
-    previous, streak = (None, None) if before is None else (before.prediction, before.streak)
+    if (previous is None) != (streak is None):
+        raise ValueError("previous and streak must come together, got only one")
+    for name, value, dtype in (("previous", previous, torch.int64), ("streak", streak, torch.int32)):
+        if value is None:
+            continue
+        check_tensor(name, value, 1, dtype)
+        if value.shape != (rows,):
+            raise ValueError(f"{name} must have shape {(rows,)}, got {tuple(value.shape)}")
     return threshold, criterion, top_k, rule, patience, previous, streak
 
 

@@ -71,7 +71,7 @@ def insert_add(
         table: to start from; it is left as it is.
         keys: [M] int64, duplicates welcome, none the most negative int64.
         exits: [M] int64, index of the exit (0..E-1).
-        weights: [M] int64, how often each pair counts; None: once.
+        weights: [M] int64, how often each pair counts, at least once; None: once.
         max_capacity: most slots the table may grow to.
         backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
 
@@ -79,7 +79,8 @@ def insert_add(
         The new table. Its counts per key are exact; where a key stands may differ from run to run.
 
     Raises:
-        ValueError: lengths differ, an exit out of range, the reserved key, or `max_capacity` slots are not enough.
+        ValueError: lengths differ, an exit out of range, a weight below 1, the reserved key, or `max_capacity` slots are not
+            enough.
     """
     check_tensor("keys", keys, 1, torch.int64)
     for name, value in {"exits": exits, "weights": weights}.items():
@@ -91,6 +92,8 @@ def insert_add(
     num_exits = table.counts.shape[1]
     if exits.numel() and (int(exits.min()) < 0 or int(exits.max()) >= num_exits):
         raise ValueError(f"exits must be between 0 and {num_exits - 1}, got {int(exits.min())}..{int(exits.max())}")
+    if weights is not None and weights.numel() and int(weights.min()) < 1:
+        raise ValueError(f"weights must be at least 1, got {int(weights.min())}")
     if (keys == EMPTY).any():
         raise ValueError(f"keys must not hold {EMPTY}, which marks free slots")
 
@@ -99,10 +102,11 @@ def insert_add(
     while True:
         *parts, failed = op.insert_add(start.slots, start.counts, start.probes, *pairs, MAX_PROBES)
         result = HashTable(*parts)
-        larger = 4 * start.capacity
-        if not failed and (len(result) <= MAX_LOAD * result.capacity or larger > max_capacity):
+        # Fourfold, but no further than the largest power of two that is allowed.
+        larger = min(4 * start.capacity, 1 << (max_capacity.bit_length() - 1))
+        if not failed and (len(result) <= MAX_LOAD * result.capacity or larger <= start.capacity):
             return result
-        if larger > max_capacity:
+        if larger <= start.capacity:
             raise ValueError(f"the table is full: it may not have more than max_capacity={max_capacity} slots")
         if start is table:
             pairs = _with_old_pairs(table, keys, exits, weights)
@@ -138,4 +142,6 @@ def lookup(slots: torch.Tensor, probes: int, keys: torch.Tensor, *, backend: str
     check_tensor("slots", slots, 1, torch.int64)
     check_tensor("keys", keys, 1, torch.int64)
     check_int("probes", probes, 0)
-    return implementation("hash_table", keys.device, backend).lookup(slots, probes, keys)
+    if slots.numel() < 4 or slots.numel() & (slots.numel() - 1):
+        raise ValueError(f"slots must be a power of two of at least 4, got {slots.numel()}")
+    return implementation("hash_table", keys.device, backend).lookup(slots.contiguous(), probes, keys)

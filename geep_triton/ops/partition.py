@@ -8,8 +8,8 @@ from geep_triton.checks import check_int, check_tensor
 from geep_triton.ops.dispatch import implementation
 
 MAX_KEYS = 128
-# The kernel compares each pair of rows: beyond a window's size a sort does better.
-MAX_ROWS = 32768
+# The kernel compares each pair of rows: beyond a window's usual size a sort does better.
+MAX_ROWS = 8192
 
 
 def partition(flags: torch.Tensor, *, backend: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def partition(flags: torch.Tensor, *, backend: str | None = None) -> tuple[torch
         backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
 
     Returns:
-        order [N] int64, row indices; count [1] int32, how many flags are set. Neither waits for the device.
+        order [N] int64, row indices; count [1] int32, how many flags are set. In Triton neither waits for the device.
     """
     check_tensor("flags", flags, 1, torch.bool)
     return implementation("partition", flags.device, backend).partition(flags)

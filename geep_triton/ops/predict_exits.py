@@ -20,20 +20,22 @@ class ScoreTable:
 
     Attributes:
         uncounted: [V] bool, ids that never count.
-        unigrams: [V + 1, W] float32, scores of each id, indexed directly; an id that was never seen has the prior's. The last
-            row is the prior. W is E rounded up to a power of two, so that rows lie on whole memory sectors.
+        unigrams: [V + 1, W] float32, scores of each id, indexed directly. The last row is that of a key never seen. W is E
+            rounded up to a power of two, so that rows lie on whole memory sectors.
         slots: [capacity] int64, keys of longer n-grams; see `HashTable`.
-        ngrams: [capacity + 1, W] float32, their scores; the last row is the prior.
+        ngrams: [capacity + 1, W] float32, their scores; the last row is that of a key never seen.
+        prior: [W] float32, of a sample without keys; with `log_space` what the keys' evidence is added to.
         probes: longest search in `slots`, in buckets.
         layers: [E] int64, the exits' layers, ascending.
         ngram: highest order of n-grams that count.
-        log_space: scores are logarithms, and reduced as naive Bayes does.
+        log_space: scores are ln P(e|key) - ln prior(e), and summed, as naive Bayes does; else they are averaged.
     """
 
     uncounted: torch.Tensor
     unigrams: torch.Tensor
     slots: torch.Tensor
     ngrams: torch.Tensor
+    prior: torch.Tensor
     probes: int
     layers: torch.Tensor
     ngram: int
@@ -55,24 +57,24 @@ class ScoreTable:
         if reduction == "naive_bayes":
             # An exit that nobody took has probability 0; the floor keeps its logarithm finite.
             scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+            scores[:-1] -= scores[-1]
         padded = scores.new_zeros(scores.shape[0], max(4, 1 << (len(layers) - 1).bit_length()))
         padded[:, : len(layers)] = scores
         rows, prior = padded[:-1], padded[-1]
+        unseen = torch.zeros_like(prior) if reduction == "naive_bayes" else prior
         single = (keys >= 0) & (keys < vocab_size)
-        unigrams = prior.repeat(vocab_size + 1, 1)
+        unigrams = unseen.repeat(vocab_size + 1, 1)
         unigrams[keys[single]] = rows[single]
 
         longer = keys[keys < 0]
         capacity = max(4, 1 << (int(longer.numel() / MAX_LOAD) - 1).bit_length())
         table = insert_add(HashTable.empty(1, capacity), longer, torch.zeros_like(longer), backend="torch")
-        ngrams = prior.repeat(table.capacity + 1, 1)
+        ngrams = unseen.repeat(table.capacity + 1, 1)
         ngrams[lookup(table.slots, table.probes, longer, backend="torch")] = rows[keys < 0]
         uncounted = torch.zeros(vocab_size, dtype=torch.bool)
         uncounted[torch.tensor(uncounted_ids, dtype=torch.int64)] = True
-        layer_numbers = torch.tensor(layers)
-        return cls(
-            uncounted, unigrams, table.slots, ngrams, table.probes, layer_numbers, ngram, log_space=reduction == "naive_bayes"
-        )
+        in_log_space = reduction == "naive_bayes"
+        return cls(uncounted, unigrams, table.slots, ngrams, prior, table.probes, torch.tensor(layers), ngram, in_log_space)
 
     def to(self, device: torch.device | str) -> ScoreTable:
         """The same on another device."""

@@ -70,10 +70,10 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, threshold, backend):
         op = implementation("skip_gate", states.device, backend)
-        soft, skips, order, count = op.skip_gate(states, weight, bias, threshold)
+        soft, hard, order, count = op.skip_gate(states, weight, bias, threshold)
         ctx.save_for_backward(states, weight, soft)
         ctx.mark_non_differentiable(order, count)
-        return soft, skips.float(), order, count
+        return soft, hard, order, count
 
     @staticmethod
     def backward(ctx, grad_soft, grad_hard, _order, _count):

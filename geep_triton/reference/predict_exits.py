@@ -16,6 +16,7 @@ def predict_exits(
     unigrams: torch.Tensor,
     slots: torch.Tensor,
     ngrams: torch.Tensor,
+    prior: torch.Tensor,
     probes: int,
     layers: torch.Tensor,
     ngram: int,
@@ -27,8 +28,9 @@ def predict_exits(
     Args:
         ids: [T] int64; offsets: [N + 1] int64.
         uncounted: [V] bool, ids that never count.
-        unigrams: [V + 1, W] float32, scores of each id, directly indexed, the last row the prior; W >= E columns.
-        slots: [capacity] int64, keys of longer n-grams; ngrams: [capacity + 1, W] float32, the last row the prior.
+        unigrams: [V + 1, W] float32, scores of each id, directly indexed, the last row of an unseen one; W >= E columns.
+        slots: [capacity] int64, keys of longer n-grams; ngrams: [capacity + 1, W] float32, the last row of an unseen one.
+        prior: [W] float32.
         probes: longest search in `slots`, in buckets.
         layers: [E] int64, the exits' layers.
         ngram: highest order that counts.
@@ -50,9 +52,8 @@ def predict_exits(
         total = total + F.embedding_bag(rows, scores, offsets[:-1], mode="sum", per_sample_weights=counts.to(scores.dtype))
         counted = F.pad(counts.cumsum(0), (1, 0))
         keys_found = keys_found + (counted[offsets[1:]] - counted[offsets[:-1]])[:, None]
-    prior = unigrams[-1]
     if log_space:
-        probabilities = (total + (1 - keys_found) * prior)[:, :num_exits].softmax(-1)
+        probabilities = (total + prior)[:, :num_exits].softmax(-1)
     else:
         probabilities = torch.where(keys_found > 0, total / keys_found.clamp(min=1), prior)[:, :num_exits]
     index = decide(probabilities, layers, decision)
@@ -66,7 +67,7 @@ def decide(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | fl
     if decision == "argmax":
         return probabilities.argmax(-1)
     if decision == "mean":
-        expected = probabilities @ layers.to(probabilities.dtype)
+        expected = (probabilities * layers).sum(-1)
         index = (layers < expected[:, None] - slack).sum(-1)
     else:
         index = (probabilities.cumsum(-1) < decision - slack).sum(-1)

@@ -16,4 +16,4 @@ def skip_gate(
         logits = logits @ weight.float() + bias.float()
     soft = logits.sigmoid()
     skips = soft >= threshold  # a NaN compares false: a layer is never skipped by mistake
-    return soft, skips, *partition(~skips)
+    return soft, skips.float(), *partition(~skips)

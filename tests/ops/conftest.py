@@ -46,7 +46,7 @@ def target(request) -> Target:
     return request.param
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _guard_zones():
     """Every buffer of every launch lies between guard zones, which no kernel may change; what it reads there is poison."""
     if not has_triton():
@@ -88,7 +88,7 @@ def _with_guards(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return memory, inside
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _poisoned_buffers():
     """torch.empty gives NaN and the largest integers, so that a place that no kernel wrote shows."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -27,6 +27,10 @@ def test_argument_before_environment(monkeypatch):
     monkeypatch.setenv(backend.VARIABLE, "torch")
     assert choose_backend(GPU) == "torch"
     assert choose_backend(GPU, "triton") == "triton"
+    monkeypatch.setenv(backend.VARIABLE, "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose_backend(CPU) == "torch"  # the engine has work for the host too
+    assert choose_backend(GPU) == "triton"
 
 
 def test_refusals(monkeypatch):

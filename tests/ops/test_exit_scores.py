@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep_triton.ops.exit_scores import CRITERIA, ExitScores, score_exits, score_hidden
+from geep_triton.ops.exit_scores import CRITERIA, score_exits, score_hidden
 from tests.ops.tolerances import TOLERANCE
 
 INF, NAN = math.inf, math.nan
@@ -59,7 +59,10 @@ def check(target, logits, criterion, threshold, top_k=3):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @settings.get_profile("ops")
-@given(rows=st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), max_size=6), threshold=st.floats(0, 1))
+@given(
+    rows=st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), max_size=6),
+    threshold=st.floats(0, 1, width=32),
+)
 def test_criteria_equal_a_loop(target, criterion, rows, threshold):
     check(target, torch.tensor(rows, dtype=torch.float32).reshape(-1, 3), criterion, threshold)
 
@@ -120,6 +123,10 @@ def test_ties(target, criterion):
     assert margin.uncertainty.tolist() == [1.0]
 
 
+def memory(scores):
+    return {"previous": scores.prediction, "streak": scores.streak}
+
+
 def patience_by_hand(layers, rule, threshold, patience):
     """Per row the exit (index) at which it leaves, None for never; PABEE's and PCEE's loops for one sample."""
     exits = []
@@ -141,21 +148,21 @@ def patience_by_hand(layers, rule, threshold, patience):
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience(target, rule, patience):
     layers = [3 * torch.randn(200, 3) for _ in range(6)]
-    before, left = None, [None] * 200
+    before, left = {}, [None] * 200
     for index, logits in enumerate(layers):
-        scores = score_exits(target(logits), 0.6, rule=rule, patience=patience, before=before, backend=target.backend)
+        scores = score_exits(target(logits), 0.6, rule=rule, patience=patience, backend=target.backend, **before)
         for row, leaves in enumerate(scores.leaves.tolist()):
             left[row] = index if leaves and left[row] is None else left[row]
-        before = scores
+        before = memory(scores)
     assert left == patience_by_hand(layers, rule, 0.6, patience)
     assert (patience if rule == "agreement" else patience - 1) in left
 
 
 def test_nan_breaks_a_streak(target):
     first = score_exits(target([[0.0, 9.0]]), 0.5, rule="agreement", backend=target.backend)
-    broken = score_exits(target([[NAN, 9.0]]), 0.5, rule="agreement", before=first, backend=target.backend)
-    after = score_exits(target([[0.0, 9.0]]), 0.5, rule="agreement", before=broken, backend=target.backend)
-    again = score_exits(target([[NAN, 9.0]]), 0.5, rule="agreement", before=broken, backend=target.backend)
+    broken = score_exits(target([[NAN, 9.0]]), 0.5, rule="agreement", backend=target.backend, **memory(first))
+    after = score_exits(target([[0.0, 9.0]]), 0.5, rule="agreement", backend=target.backend, **memory(broken))
+    again = score_exits(target([[NAN, 9.0]]), 0.5, rule="agreement", backend=target.backend, **memory(broken))
     assert [s.leaves.item() for s in (first, broken, after, again)] == [False] * 4
 
 
@@ -206,15 +213,23 @@ def test_score_hidden_edges(target):
     assert scores.leaves.tolist() == [True, False]
 
 
+def test_tensors_that_are_not_contiguous(target):
+    wide = target(torch.randn(6, 32, 12))
+    hidden, mask = wide.transpose(1, 2)[:, ::2], target(torch.ones(6, 12, dtype=torch.int64))[:, ::2]
+    weight, bias = target(torch.randn(16, 6, 2))[:, ::2, 0].T.repeat(1, 2), target(torch.randn(3, 4))[:, 1]
+    strided, scores = score_hidden(hidden, mask, weight, bias, 0.5, backend=target.backend)
+    copies = (value.clone(memory_format=torch.contiguous_format) for value in (hidden, mask, weight, bias))
+    plain, _ = score_hidden(*copies, 0.5, backend=target.backend)
+    assert torch.equal(strided, plain)
+    again = score_exits(strided.T.contiguous().T, 0.5, backend=target.backend)
+    assert torch.equal(again.leaves, scores.leaves)
+
+
 def test_score_hidden_with_many_classes(target):
     hidden, mask = torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.int64)
     weight, bias = torch.randn(100, 8), torch.zeros(100)
     logits, _ = score_hidden(*map(target, (hidden, mask, weight, bias)), 0.5, backend=target.backend)
     torch.testing.assert_close(logits.cpu(), hidden_by_hand(hidden, mask, weight, bias, "cls").float(), atol=1e-4, rtol=0)
-
-
-def some_scores(rows: int) -> ExitScores:
-    return score_exits(torch.zeros(rows, 2), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +243,8 @@ def some_scores(rows: int) -> ExitScores:
         (torch.zeros(3, 2), {"rule": "mood"}, "unknown rule 'mood'; known: agreement, confidence"),
         (torch.zeros(3, 2), {"patience": 0}, "patience must be at least 1, got 0"),
         (torch.zeros(3, 2), {"top_k": 1}, "top_k must be at least 2, got 1"),
-        (torch.zeros(3, 2), {"before": some_scores(2)}, "before must be of the same 3 rows, got 2"),
+        (torch.zeros(3, 2), {"streak": torch.zeros(3)}, "previous and streak must come together"),
+        (torch.zeros(3, 2), memory(score_exits(torch.zeros(2, 2), 0.5)), r"previous must have shape \(3,\), got \(2,\)"),
     ],
 )
 def test_score_exits_refuses(logits, options, message):

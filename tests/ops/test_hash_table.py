@@ -141,6 +141,7 @@ def test_a_full_table_serves_and_says_so(target):
         ([1], [-1], None, "exits must be between 0 and 2, got -1"),
         ([1], [3], None, "exits must be between 0 and 2, got 3"),
         ([1, 2], [0], None, "keys and exits must be of one length, got 2 and 1"),
+        ([1], [0], [0], "weights must be at least 1, got 0"),
         ([1], [0], [1, 2], "keys and weights must be of one length, got 1 and 2"),
     ],
 )

@@ -81,6 +81,8 @@ def test_an_index_out_of_range_touches_nothing(target):
     rows = target(torch.randn(3, 4))
     moved = move_rows.scatter_rows(rows, target([0, 5, -1]), 2)
     assert torch.equal(moved, torch.stack([rows[0], torch.zeros_like(rows[0])]))
+    taken = move_rows.gather_rows(rows, target([3, 1, -1]))
+    assert torch.equal(taken, torch.stack([torch.zeros_like(rows[0]), rows[1], torch.zeros_like(rows[0])]))
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,11 @@ def test_decision_and_histogram(target, decision, layers, ngram):
     """Samples of 0 to 512 tokens; lengths are powers of two, so that their means are exact too and ties fall alike."""
     lengths = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     samples = [torch.randint(4, VOCABULARY, (length,)).tolist() for length in lengths]
-    table, *_ = make_table(samples, ngram, layers)
+    table, by_key, prior = make_table(samples, ngram, layers)
     result = predict(target, table, samples, decision)
     probabilities = result.probabilities.cpu()
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(samples)), atol=TOLERANCE, rtol=0)
+    by_hand = probabilities_by_hand(samples, ngram, by_key, prior, "mean")
+    torch.testing.assert_close(probabilities.double(), by_hand, atol=TOLERANCE, rtol=0)
     expected = torch.tensor(layers)[decide(probabilities, torch.tensor(layers), decision)]
     assert result.exits.tolist() == expected.tolist()
     assert result.histogram.tolist() == [expected.tolist().count(layer) for layer in layers]

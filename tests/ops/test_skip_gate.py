@@ -26,7 +26,7 @@ def sigmoid(x: float) -> float:
 
 
 @settings.get_profile("ops")
-@given(logits=st.lists(st.floats(-90, 90, width=32), max_size=40), threshold=st.floats(0, 1))
+@given(logits=st.lists(st.floats(-90, 90, width=32), max_size=40), threshold=st.floats(0, 1, width=32))
 def test_gates_from_logits(target, logits, threshold):
     check(target, logits, skip_gate(target(logits, torch.float32), threshold=threshold, backend=target.backend), threshold)
 

@@ -1,0 +1,77 @@
+"""What layers and moves cost on this machine, measured; and when re-grouping pays."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.ops.move_rows import gather_rows
+
+SAMPLE_LENGTH = 32
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """Seconds that one layer takes, by tokens a batch, and that moving a token takes.
+
+    Attributes:
+        points: (tokens, seconds) of a layer, tokens ascending; the last is a full batch.
+        move: seconds to take a token's states out of one batch and put them into another.
+    """
+
+    points: tuple[tuple[int, float], ...]
+    move: float
+
+    def layer(self, tokens: int) -> float:
+        """Seconds of one layer on a batch of `tokens`, between the measured points on a straight line."""
+        before = (0, self.points[0][1])  # below the smallest point a layer takes what it takes there
+        for point in self.points:
+            if tokens <= point[0]:
+                share = (tokens - before[0]) / (point[0] - before[0])
+                return before[1] + share * (point[1] - before[1])
+            before = point
+        return before[1] * tokens / before[0]
+
+    def regrouping_pays(self, tokens: int, layers: int) -> bool:
+        """Whether survivors of `tokens` gain more by waiting for a full batch than moving them costs.
+
+        Alone they pay for `layers` layers of a small batch; in a full batch their share of one.
+
+        Args:
+            tokens: of the survivors, padding included.
+            layers: that they run before they are scored again.
+        """
+        full, seconds = self.points[-1]
+        return layers * (self.layer(tokens) - seconds * tokens / full) > self.move * tokens
+
+    @classmethod
+    def measure(cls, model: MultiExitBert, token_budget: int, rounds: int = 3) -> LayerCosts:
+        """Time the model's first layer where it is, up to batches of `token_budget` tokens."""
+        length = min(SAMPLE_LENGTH, token_budget, model.config.max_position_embeddings)
+        sizes = sorted({max(1, int(share * token_budget) // length) for share in SHARES})
+        points = []
+        with torch.inference_mode():
+            for size in sizes:
+                states = torch.zeros(size, length, model.config.hidden_size, device=model.device, dtype=model.dtype)
+                points.append((size * length, _seconds(lambda s=states: model.run_layer(1, s, None), model.device, rounds)))
+            order = torch.arange(sizes[-1], device=model.device)
+            move = _seconds(lambda: gather_rows(states, order).clone(), model.device, rounds)
+        return cls(tuple(points), move / points[-1][0])
+
+
+def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median of `rounds` after one unmeasured call."""
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

@@ -1,0 +1,118 @@
+"""Survivors of many batches wait after a layer until they fill a dense batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from geep_triton.outputs import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples that stand after the same layer.
+
+    Attributes:
+        rows: [B] int64 on the host, which samples.
+        hidden: [B, S, H].
+        attention_mask: [B, S] int64.
+        prediction, streak: [B], what patience needs to know of the exit before; None at first.
+    """
+
+    rows: torch.Tensor
+    hidden: torch.Tensor
+    attention_mask: torch.Tensor
+    prediction: torch.Tensor | None = None
+    streak: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.rows.numel()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens held, padding included."""
+        return self.attention_mask.numel()
+
+    def part(self, begin: int, end: int) -> Batch:
+        """Samples begin..end-1."""
+        values = (self.rows, self.hidden, self.attention_mask, self.prediction, self.streak)
+        return Batch(*(None if value is None else value[begin:end] for value in values))
+
+    @classmethod
+    def concatenate(cls, parts: list[Batch], longest: int) -> Batch:
+        """All samples, padded or cut to `longest` tokens, which none of them exceeds."""
+        if len(parts) == 1 and parts[0].hidden.shape[1] == longest:
+            return parts[0]
+        first, total = parts[0], sum(map(len, parts))
+        hidden = first.hidden.new_zeros(total, longest, first.hidden.shape[2])
+        mask = first.attention_mask.new_zeros(total, longest)
+        begin = 0
+        for part in parts:
+            end, width = begin + len(part), min(longest, part.hidden.shape[1])
+            hidden[begin:end, :width] = part.hidden[:, :width]
+            mask[begin:end, :width] = part.attention_mask[:, :width]
+            begin = end
+        known = first.streak is not None
+        return cls(
+            torch.cat([part.rows for part in parts]),
+            hidden,
+            mask,
+            torch.cat([part.prediction for part in parts]) if known else None,
+            torch.cat([part.streak for part in parts]) if known else None,
+        )
+
+
+class Pools:
+    """One first-in, first-out pool per layer; a pool that fills a batch is emptied before more is put in.
+
+    So each holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after: memory is
+    bounded by twice the budget for every layer where samples wait, whatever comes.
+
+    Args:
+        tokens: the window's samples.
+        token_budget: tokens of a dense batch, padding included.
+
+    Attributes:
+        most_held: most tokens that waited at a time.
+    """
+
+    def __init__(self, tokens: Tokens, token_budget: int) -> None:
+        self.token_budget = token_budget
+        self.most_held = 0
+        self._lengths = tokens.lengths
+        self._pools: dict[int, deque[Batch]] = {}
+
+    def put(self, layer: int, batch: Batch) -> None:
+        """Let a batch wait after `layer`."""
+        self._pools.setdefault(layer, deque()).append(batch)
+        self.most_held = max(self.most_held, sum(batch.tokens for pool in self._pools.values() for batch in pool))
+
+    def take_full(self) -> tuple[int, Batch] | None:
+        """A dense batch of the deepest layer whose pool fills one, or None. Deepest first: those are nearest to done."""
+        for layer in sorted(self._pools, reverse=True):
+            if sum(batch.tokens for batch in self._pools[layer]) >= self.token_budget:
+                return layer, self._take(layer)
+        return None
+
+    def take_rest(self) -> tuple[int, Batch] | None:
+        """A batch of the shallowest layer where samples wait, or None. Shallowest first: they may fill deeper pools yet."""
+        layers = [layer for layer, pool in self._pools.items() if pool]
+        return (min(layers), self._take(min(layers))) if layers else None
+
+    def _take(self, layer: int) -> Batch:
+        """As many samples as the budget holds, and at least one."""
+        pool, parts, count, longest = self._pools[layer], [], 0, 0
+        while pool:
+            batch = pool.popleft()
+            lengths = self._lengths[batch.rows].cummax(0).values.clamp(min=longest)
+            fits = int(((torch.arange(len(batch)) + count + 1) * lengths <= self.token_budget).sum())
+            fits = max(fits, 1 if count == 0 else 0)
+            if fits:
+                parts.append(batch.part(0, fits))
+                count, longest = count + fits, int(lengths[fits - 1])
+            if fits < len(batch):
+                pool.appendleft(batch.part(fits, len(batch)))
+                break
+        return Batch.concatenate(parts, longest)

@@ -1,0 +1,44 @@
+"""Where samples would leave under a policy, from the recorded answers of every exit: no layer runs."""
+
+from __future__ import annotations
+
+import torch
+
+from geep_triton.engine.policies import Policy
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.outputs import Tokens
+
+
+def simulate(model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch.Tensor) -> torch.Tensor:
+    """Index among the model's exits at which each sample is answered.
+
+    Args:
+        model: whose exits they are.
+        policy: any policy that this model can run.
+        tokens: N samples.
+        logits: [N, E, C], every exit's answers, as `Engine.exit_logits` returns.
+
+    Returns:
+        [N] int64; layers are `model.config.exit_layers` at these.
+    """
+    exit_layers, last = model.config.exit_layers, model.config.num_hidden_layers
+    plan, rule = policy.plan(model, tokens), policy.rule(model)
+    stops = plan.stops.clone()
+    for layer in sorted(rule.thresholds) if rule is not None else ():
+        rows = (stops == layer).nonzero()[:, 0]
+        if not rows.numel():
+            continue
+        memory = (None, None)
+        if rule.remembers and layer != min(rule.thresholds):
+            memory = previous[rows], streak[rows]  # noqa: F821 - set at the first scored layer
+        scores = rule.score(layer, logits[rows, exit_layers.index(layer)], *memory)
+        if rule.remembers and layer == min(rule.thresholds):
+            previous, streak = torch.full_like(stops, -1), torch.zeros_like(stops, dtype=torch.int32)
+        if rule.remembers:
+            previous[rows], streak[rows] = scores.prediction, scores.streak
+        leaves = scores.leaves
+        if plan.certain is not None:
+            leaves = leaves | (plan.certain[rows] & (plan.stops[rows] == layer))
+        stops[rows[~leaves]] = rule.next_stop(layer, last)
+        # Those who leave keep their stop, which no later layer equals.
+    return torch.searchsorted(torch.tensor(exit_layers), stops)

@@ -1,0 +1,91 @@
+"""Promises about exits that hold with a stated confidence, from calibration samples exchangeable with those to come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+def binomial_p_value(failures: int, samples: int, risk: float) -> float:
+    """P(at most `failures` of `samples` | each fails with probability `risk`): small where the true risk is lower."""
+    if failures >= samples:
+        return 1.0
+    k = torch.arange(failures + 1, dtype=torch.float64)
+    n = torch.tensor(float(samples), dtype=torch.float64)
+    log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    return float((log_choose + k * math.log(risk) + (n - k) * math.log1p(-risk)).logsumexp(0).exp().clamp(max=1.0))
+
+
+def binomial_interval(failures: int, samples: int, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's two-sided interval for the failures' probability."""
+    tail = (1 - confidence) / 2
+    upper = 1.0 if failures == samples else _solve(lambda risk: binomial_p_value(failures, samples, risk) > tail)
+    lower = 0.0 if failures == 0 else _solve(lambda risk: 1 - binomial_p_value(failures - 1, samples, risk) < tail)
+    return lower, upper
+
+
+def _solve(holds) -> float:
+    """The number in [0, 1] up to which `holds` is true, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def betting_p_value(losses: torch.Tensor, risk: float, confidence: float) -> float:
+    """P-value of "the mean loss is `risk` or more", for losses in [0, 1] in random order (Waudby-Smith and Ramdas 2020).
+
+    A gambler bets against it, loss by loss; under the hypothesis the fortune is a supermartingale, so by Ville's inequality
+    it exceeds 1/p with probability at most p. Uses the losses' variance, which a small drop of accuracy needs.
+    """
+    losses = losses.double()
+    count = torch.arange(1, len(losses) + 1, dtype=torch.float64)
+    mean = (0.5 + losses.cumsum(0)) / (1 + count)
+    variance = (0.25 + (losses - mean).square().cumsum(0)) / (1 + count)
+    before = torch.cat([variance.new_tensor([0.25]), variance[:-1]])
+    bet = (2 * math.log(1 / (1 - confidence)) / (len(losses) * before)).sqrt().clamp(max=1.0)
+    fortune = torch.log1p(-bet * (losses - risk)).cumsum(0)
+    return float((-fortune.max()).exp().clamp(max=1.0)) if len(losses) else 1.0
+
+
+def samples_needed(risk: float, confidence: float) -> int:
+    """Samples that without a single failure show a risk below `risk` with this confidence."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-risk))
+
+
+def boldest_safe(p_values: Sequence[float], confidence: float) -> int | None:
+    """Index of the last setting before the first that is not shown to be safe; None where the first is not.
+
+    Settings are ordered from cautious to bold before the data are seen, so testing stops at the first failure and no
+    correction for their number is needed (fixed-sequence Learn-then-Test, Angelopoulos et al. 2021).
+    """
+    chosen = None
+    for index, p_value in enumerate(p_values):
+        if p_value > 1 - confidence:
+            break
+        chosen = index
+    return chosen
+
+
+def conformal_threshold(uncertainty: torch.Tensor, agrees: torch.Tensor, agreement: float) -> float:
+    """The threshold under which a new sample leaves with the last exit's answer with probability `agreement` or more (CATs,
+    Schuster et al. 2021). On average over calibration sets: no further confidence is stated.
+
+    Args:
+        uncertainty: [N, E - 1] at the early exits.
+        agrees: [N, E - 1] bool, whether each gives the last exit's answer.
+
+    Returns:
+        A threshold; -inf where no sample may leave early.
+    """
+    # A sample is at risk once the threshold reaches the surest of its wrong exits.
+    surest_wrong = torch.where(agrees, math.inf, uncertainty).amin(1).sort().values
+    allowed = math.floor((len(surest_wrong) + 1) * (1 - agreement)) - 1
+    if allowed < 0:
+        return -math.inf
+    bound = float(surest_wrong[allowed])
+    below = uncertainty[uncertainty < bound]
+    return float(below.max()) if below.numel() else -math.inf
