@@ -28,7 +28,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a trained MultiExitBert, or hub id")
     parser.add_argument("--input", required=True, type=Path, help="JSON lines with text and optionally text_pair")
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--policy", default="full", help="full, constant:3, threshold:0.3, predicted, predicted:0.9, ...")
+    parser.add_argument(
+        "--policy",
+        help="full, constant:3, threshold:0.3, predicted:0.9, ... (default: as calibrated, else full)",
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")

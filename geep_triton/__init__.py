@@ -11,6 +11,7 @@ from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.model import MultiExitBert
 
 if TYPE_CHECKING:
+    from geep_triton.engine.calibrate import Calibration as Calibration
     from geep_triton.engine.collect import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
     from geep_triton.exits.table import ExitTable as ExitTable
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: the trainer alone would double the time that `import geep_triton` takes.
 _LAZY = {
+    "Calibration": "geep_triton.engine.calibrate",
     "Engine": "geep_triton.engine.engine",
     "ExitTable": "geep_triton.exits.table",
     "MultiExitTrainer": "geep_triton.training.trainer",

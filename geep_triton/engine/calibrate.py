@@ -33,6 +33,7 @@ from geep_triton.outputs import Predictions, Tokens
 PROMISES = ("agreement", "max_accuracy_drop", "mean_depth", "speedup")
 SETTINGS = 60  # of a family, from cautious to bold
 SEED = 0
+PLANNING_PRICE = 0.05  # of a layer, where a check follows anyway
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,10 @@ def policy_families(model: MultiExitBert, fit: torch.Tensor) -> dict[str, tuple[
         families["predicted"] = ([Predicted(quantile / 20) for quantile in range(20, 0, -1)], False)
         families["verified"] = ([Verified(threshold) for threshold in grid], False)
         families["verified per layer"] = ([Verified(values) for values in per_layer], True)
+    if model.exit_table is not None and model.exit_table.agreement is not None:
+        prices = [0.0, *torch.logspace(-4, -0.5, SETTINGS).tolist()]
+        families["allocated"] = ([Predicted(price=price) for price in prices], False)
+        families["allocated, verified"] = ([Verified(threshold, price=PLANNING_PRICE) for threshold in grid], False)
     return {name: family for name, family in families.items() if family[0]}
 
 

@@ -25,6 +25,7 @@ def build_exit_table(
     smoothing: float = 1.0,
     reduction: str = "mean",
     criterion: str = "normalized_entropy",
+    learn_agreement: bool = False,
     progress: bool = True,
     **engine: Any,
 ) -> ExitTable:
@@ -36,6 +37,7 @@ def build_exit_table(
         threshold: uncertainty at or under which a sample leaves, 0..1; `ExitTable.rebuild` changes it later for free.
         ngram, smoothing, reduction: see `TableSettings`.
         criterion: see `geep_triton.ops.exit_scores.score_exits`.
+        learn_agreement: also learn how likely each exit gives the last one's answer; see `ExitTable.with_agreement`.
         progress: show a progress bar.
         **engine: further arguments of `Engine` (max_length, truncation, text_column, ...).
 
@@ -46,13 +48,15 @@ def build_exit_table(
         ValueError: a regression model, settings out of range, and all that `Engine.predict` raises.
     """
     settings = TableSettings(threshold, ngram, smoothing, reduction)
-    tokens, uncertainties = [], []
+    tokens, uncertainties, agrees = [], [], []
     for part, logits in Engine(model, tokenizer, progress=progress, **engine).exit_logits_windows(texts):
         uncertainty = score_exits(logits.flatten(0, 1), threshold, criterion).uncertainty
+        answers = logits.argmax(-1)
+        agrees.append(answers == answers[:, -1:])
         tokens.append(part)
         uncertainties.append(uncertainty.view(logits.shape[:2]))
-    records = ExitRecords(Tokens.concatenate(tokens), torch.cat(uncertainties))
-    return ExitTable.from_records(
+    records = ExitRecords(Tokens.concatenate(tokens), torch.cat(uncertainties), torch.cat(agrees))
+    table = ExitTable.from_records(
         records,
         model.config.exit_layers,
         settings,
@@ -61,3 +65,4 @@ def build_exit_table(
         uncounted_ids(tokenizer),
         criterion,
     )
+    return table.with_agreement() if learn_agreement else table

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_choice, check_int, check_number, shorten
 from geep_triton.engine.rules import ExitRule
+from geep_triton.exits.agreement import allocate
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
 from geep_triton.ops.exit_scores import check_criterion
@@ -199,23 +200,30 @@ class Predicted:
 
     Args:
         decision: "argmax", "mean", or a quantile in (0, 1]; see `geep_triton.ops.predict_exits.predict_exits`.
+        price: instead of that, the exit whose learned agreement less this price for every layer is highest
+            (`geep_triton.exits.agreement.allocate`); the table must have learned values.
         answer_head: "student" or "teacher".
     """
 
     decision: str | float = "argmax"
+    price: float | None = None
     answer_head: str = "student"
     pooling = "never"
 
     def __post_init__(self) -> None:
         check_decision(self.decision)
+        check_price(self.price)
         check_choice("answer_head", self.answer_head, ANSWER_HEADS)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer."""
-        check_table(model, tokenizer, "predicted")
+        check_table(model, tokenizer, "predicted", self.price)
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits."""
+        if self.price is not None:
+            agreement = model.exit_table.predict_agreement(tokens, model.device)
+            return Plan(allocate(agreement, model.exit_table.exit_layers, self.price))
         return Plan(model.exit_table.predict(tokens, self.decision, model.device).exits.cpu())
 
     def rule(self, model: MultiExitBert) -> None:
@@ -228,14 +236,15 @@ class Verified:
 
     Args:
         threshold, criterion, top_k, layers, pooling: as for `Threshold`.
-        decision: as for `Predicted`.
-        earlier: a sample whose predicted exit has less than this probability is scored one exit earlier; 0: none is.
-        certain: a sample that has left by its predicted exit with at least this probability is answered there unscored;
-            above 1: none is.
+        decision, price: as for `Predicted`.
+        earlier: a sample that has left by its predicted exit (with `price`: that agrees there) with less than this probability
+            is scored one exit earlier; 0: none is.
+        certain: one with at least this probability is answered there unscored; above 1: none is.
     """
 
     threshold: float | Sequence[float] | None = None
     decision: str | float = "argmax"
+    price: float | None = None
     criterion: str = "normalized_entropy"
     top_k: int = 5
     layers: tuple[int, ...] | None = None
@@ -246,6 +255,7 @@ class Verified:
 
     def __post_init__(self) -> None:
         check_decision(self.decision)
+        check_price(self.price)
         check_choice("pooling", self.pooling, POOLINGS)
         check_criterion(0.0, self.criterion, self.top_k)
         check_number("earlier", self.earlier, 0.0, 1.0)
@@ -253,21 +263,24 @@ class Verified:
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer, classes, and thresholds that fit the exits."""
-        check_table(model, tokenizer, "verified")
+        check_table(model, tokenizer, "verified", self.price)
         self.rule(model)
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits, moved to where samples are scored."""
-        predicted = model.exit_table.predict(tokens, self.decision, model.device)
-        probabilities, exits = predicted.probabilities.cpu(), predicted.exits.cpu()
+        if self.price is None:
+            predicted = model.exit_table.predict(tokens, self.decision, model.device)
+            done_by, exits = predicted.probabilities.cpu().cumsum(1), predicted.exits.cpu()
+        else:
+            done_by = model.exit_table.predict_agreement(tokens, model.device)
+            exits = allocate(done_by, model.exit_table.exit_layers, self.price)
         allowed = torch.tensor([*self.rule(model).thresholds, model.config.num_hidden_layers])
         layers = torch.tensor(model.config.exit_layers)
-        index = torch.searchsorted(layers, exits)
-        left_by_then = probabilities.cumsum(1).gather(1, index[:, None])[:, 0]
-        unsure = probabilities.gather(1, index[:, None])[:, 0] < self.earlier
+        share = done_by.gather(1, torch.searchsorted(layers, exits)[:, None])[:, 0]
+        unsure = share < self.earlier
         stop = torch.searchsorted(allowed, exits)
         stop = torch.where(unsure, (stop - 1).clamp(min=0), stop)
-        return Plan(allowed[stop], (left_by_then >= self.certain) & ~unsure if self.certain <= 1 else None)
+        return Plan(allowed[stop], (share >= self.certain) & ~unsure if self.certain <= 1 else None)
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """A score at every chosen exit that a sample stops at."""
@@ -313,12 +326,22 @@ def thresholds_of(
     return dict(zip(layers, values, strict=True))
 
 
-def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str) -> None:
-    """Raise ValueError unless the model has an exit table that fits it and this tokenizer."""
+def check_price(price: float | None) -> None:
+    """Raise unless `price` is None or a number from 0 to 1."""
+    if price is not None:
+        check_number("price", price, 0.0, 1.0)
+
+
+def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, price: float | None) -> None:
+    """Raise ValueError unless the model has an exit table that fits it and this tokenizer, and what a price needs."""
     if model.exit_table is None:
         raise ValueError(f"policy {policy!r} needs an exit table: model.exit_table = build_exit_table(model, ...)")
     config = model.config
     model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
+    if price is not None and model.exit_table.agreement is None:
+        raise ValueError(
+            f"policy {policy!r} with a price needs learned values: model.exit_table = model.exit_table.with_agreement()"
+        )
 
 
 # The short form's name -> policy, and the field that the value behind the colon is for.

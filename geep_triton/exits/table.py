@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
+from geep_triton.exits.agreement import LENGTH_BUCKETS, AgreementValues, fit_agreement, length_bucket
 from geep_triton.ops.exit_scores import CRITERIA
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
@@ -33,10 +34,12 @@ class ExitRecords:
     Attributes:
         tokens: the samples.
         uncertainty: [N, E] float32, the criterion's value at each exit; low is sure.
+        agrees: [N, E] bool, whether each exit gives the last exit's answer; None where that was not recorded.
     """
 
     tokens: Tokens
     uncertainty: torch.Tensor
+    agrees: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class ExitTable:
         fingerprint: of the tokenizer.
         special_ids: ids that never count.
         records: the samples behind the counts, or None where they were dropped.
+        agreement: learned values (`with_agreement`), or None.
     """
 
     keys: torch.Tensor
@@ -91,6 +95,7 @@ class ExitTable:
     fingerprint: str
     special_ids: tuple[int, ...]
     records: ExitRecords | None = None
+    agreement: AgreementValues | None = None
 
     @classmethod
     def from_records(
@@ -116,6 +121,10 @@ class ExitTable:
             raise ValueError(
                 f"records.uncertainty must have shape {(len(records.tokens), len(exit_layers))}, "
                 f"got {tuple(records.uncertainty.shape)}"
+            )
+        if records.agrees is not None and records.agrees.shape != records.uncertainty.shape:
+            raise ValueError(
+                f"records.agrees must have shape {tuple(records.uncertainty.shape)}, got {tuple(records.agrees.shape)}"
             )
         if records.uncertainty.isnan().any():
             raise ValueError("records.uncertainty holds NaN: the model that made it gives NaN logits")
@@ -151,12 +160,28 @@ class ExitTable:
             self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion
         )
 
+    def with_agreement(self, **training: float | int) -> ExitTable:
+        """The table with learned values: for each exit, how likely it already gives the last exit's answer.
+
+        Args:
+            **training: epochs, learning_rate, batch_size, seed of `geep_triton.exits.agreement.fit_agreement`.
+
+        Raises:
+            ValueError: the table's records were dropped, or hold no agreement.
+        """
+        if self.records is None or self.records.agrees is None:
+            raise ValueError("records: this table was saved without its records or their agreement; build it again from texts")
+        tokens = self.records.tokens
+        special = torch.isin(tokens.ids, torch.tensor(self.special_ids, dtype=torch.int64))
+        values = fit_agreement(self.keys, tokens, special, self.settings.ngram, self.records.agrees, **training)
+        return replace(self, agreement=values)
+
     def without_records(self) -> ExitTable:
         """A smaller table that predicts the same but cannot be rebuilt."""
         return replace(self, records=None)
 
     def merge(self, other: ExitTable) -> ExitTable:
-        """One table of both corpora, equal to one built from both at once.
+        """One table of both corpora, equal to one built from both at once; learned values are to be learned again.
 
         Raises:
             ValueError: the tables differ in settings, exits, criterion, vocabulary or tokenizer.
@@ -174,8 +199,10 @@ class ExitTable:
             records = ExitRecords(
                 Tokens.concatenate([self.records.tokens, other.records.tokens]),
                 torch.cat([self.records.uncertainty, other.records.uncertainty]),
+                None if None in (parts := (self.records.agrees, other.records.agrees)) else torch.cat(parts),
             )
-        return replace(self, keys=keys, counts=counts, exit_counts=self.exit_counts + other.exit_counts, records=records)
+        merged = {"keys": keys, "counts": counts, "exit_counts": self.exit_counts + other.exit_counts}
+        return replace(self, **merged, records=records, agreement=None)
 
     @cached_property
     def scores(self) -> torch.Tensor:
@@ -187,21 +214,18 @@ class ExitTable:
 
     def score_table(self, device: str | torch.device = "cpu") -> ScoreTable:
         """The scores laid out for lookup on `device`; made once per device."""
-        device = torch.device(device)
-        if device not in self._score_tables:
-            self._score_tables[device] = ScoreTable.build(
-                self.keys,
-                self.scores,
-                self.exit_layers,
-                self.special_ids,
-                self.vocab_size,
-                self.settings.ngram,
-                self.settings.reduction,
-            ).to(device)
-        return self._score_tables[device]
+        return self._laid_out("exits", self.scores, self.settings.reduction, torch.device(device))
+
+    def _laid_out(self, name: str, scores: torch.Tensor, reduction: str, device: torch.device) -> ScoreTable:
+        if (name, device) not in self._score_tables:
+            built = ScoreTable.build(
+                self.keys, scores, self.exit_layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction
+            )
+            self._score_tables[name, device] = built.to(device)
+        return self._score_tables[name, device]
 
     @cached_property
-    def _score_tables(self) -> dict[torch.device, ScoreTable]:
+    def _score_tables(self) -> dict[tuple[str, torch.device], ScoreTable]:
         return {}
 
     def predict(self, tokens: Tokens, decision: str | float = "argmax", device: str | torch.device = "cpu") -> PredictedExits:
@@ -213,6 +237,20 @@ class ExitTable:
             device: where to look up; the result is there.
         """
         return predict_exits(self.score_table(device), tokens.ids.to(device), tokens.offsets.to(device), decision)
+
+    def predict_agreement(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
+        """[N, E] float32 on the host: how likely each exit gives the last exit's answer, which itself surely does.
+
+        Raises:
+            ValueError: the table has no learned values.
+        """
+        if self.agreement is None:
+            raise ValueError("exit_table has no learned values: model.exit_table = model.exit_table.with_agreement()")
+        table = self._laid_out("agreement", self.agreement.weights, "mean", torch.device(device))
+        evidence = predict_exits(table, tokens.ids.to(device), tokens.offsets.to(device)).probabilities.cpu()
+        result = (evidence + self.agreement.length_bias[length_bucket(tokens.lengths)]).sigmoid()
+        result[:, -1] = 1.0
+        return result
 
     def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
         """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
@@ -240,6 +278,10 @@ class ExitTable:
             }
             if tokens.type_ids is not None:
                 tensors["records.type_ids"] = tokens.type_ids.to(torch.int8)
+            if self.records.agrees is not None:
+                tensors["records.agrees"] = self.records.agrees
+        if self.agreement is not None:
+            tensors |= {"agreement.weights": self.agreement.weights, "agreement.length_bias": self.agreement.length_bias}
         header = {name: getattr(self, name) for name in COMPATIBLE} | {"settings": vars(self.settings)}
         path = Path(directory) / TABLE_FILE
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -281,6 +323,7 @@ class ExitTable:
             fingerprint=header["fingerprint"],
             special_ids=tuple(header["special_ids"]),
             records=_load_records(tensors),
+            agreement=_load_agreement(path, tensors),
         )
 
 
@@ -320,4 +363,16 @@ def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
         return None
     type_ids = tensors.get("records.type_ids")
     tokens = Tokens(tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long())
-    return ExitRecords(tokens, tensors["records.uncertainty"])
+    return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"))
+
+
+def _load_agreement(path: Path, tensors: dict[str, torch.Tensor]) -> AgreementValues | None:
+    if "agreement.weights" not in tensors:
+        return None
+    values = AgreementValues(tensors["agreement.weights"], tensors["agreement.length_bias"])
+    keys, exits = tensors["counts"].shape
+    expected = {"weights": (keys + 1, exits), "length_bias": (LENGTH_BUCKETS, exits)}
+    for name, shape in expected.items():
+        if getattr(values, name).shape != shape:
+            raise ValueError(f"{path}: agreement.{name} must have shape {shape}, got {tuple(getattr(values, name).shape)}")
+    return values

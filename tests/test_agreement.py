@@ -1,0 +1,117 @@
+"""Learned values of the exit table, and depth allocated by them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from geep_triton import Engine
+from geep_triton.exits.agreement import allocate, fit_agreement, length_bucket, price_for
+from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
+from geep_triton.outputs import Tokens
+
+EXITS = (1, 2, 4)
+
+
+def make_table(count=600, seed=0, ngram=1):
+    """Texts of tokens 5..9; those with a 9 agree only from the last exit on, those with an 8 from the second."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = [torch.randint(5, 10, (int(n),), generator=generator).tolist() for n in torch.randint(1, 5, (count,))]
+    agrees = torch.tensor([[9 not in s and 8 not in s, 9 not in s, True] for s in samples])
+    records = ExitRecords(Tokens.from_lists([[2, *s, 3] for s in samples]), 1.0 - agrees.float(), agrees)
+    return ExitTable.from_records(records, EXITS, TableSettings(0.5, ngram), 12, "f", (0, 2, 3))
+
+
+@pytest.mark.parametrize("ngram", [1, 2])
+def test_learned_values_tell_easy_texts_from_hard_ones(ngram):
+    table = make_table(ngram=ngram).with_agreement()
+    test = make_table(200, seed=1)
+    agreement = table.predict_agreement(test.records.tokens)
+    assert agreement.shape == (200, 3)
+    assert (agreement[:, -1] == 1).all()
+    right = (agreement[:, :2] > 0.5) == test.records.agrees[:, :2]
+    assert right.double().mean() > 0.9
+    exits = torch.searchsorted(torch.tensor(EXITS), allocate(agreement, EXITS, 0.05))
+    assert test.records.agrees.gather(1, exits[:, None]).double().mean() > 0.9
+
+
+def test_prediction_equals_the_formula():
+    table = make_table().with_agreement(epochs=3)
+    tokens = Tokens.from_lists([[2, 5, 9, 11, 3], [2, 3]])
+    weights, bias = table.agreement.weights, table.agreement.length_bias
+    rows = {int(key): weights[row] for row, key in enumerate(table.keys)}
+    first = (rows[5] + rows[9] + weights[-1]) / 3 + bias[length_bucket(torch.tensor([5]))[0]]
+    expected = torch.stack([first, bias[length_bucket(torch.tensor([2]))[0]]]).sigmoid()
+    expected[:, -1] = 1.0
+    torch.testing.assert_close(table.predict_agreement(tokens)[0], expected[0])
+
+
+def test_learned_values_are_saved_and_dropped_by_a_merge(tmp_path):
+    table = make_table().with_agreement(epochs=2)
+    table.save_pretrained(tmp_path)
+    again = ExitTable.load(tmp_path)
+    tokens = table.records.tokens
+    assert torch.equal(again.predict_agreement(tokens), table.predict_agreement(tokens))
+    assert torch.equal(again.records.agrees, table.records.agrees)
+    assert table.merge(make_table(seed=2)).agreement is None
+    assert table.merge(make_table(seed=2)).records.agrees.shape == (1200, 3)
+    small = table.without_records()
+    assert torch.equal(small.predict_agreement(tokens), table.predict_agreement(tokens))
+    with pytest.raises(ValueError, match="saved without its records"):
+        small.with_agreement()
+
+
+def test_no_learned_values():
+    with pytest.raises(ValueError, match="has no learned values"):
+        make_table().predict_agreement(Tokens.from_lists([[5]]))
+
+
+def test_too_few_texts():
+    with pytest.raises(ValueError, match="at least 20 texts, got 5"):
+        make_table(5).with_agreement()
+    table = make_table(50)
+    tokens = table.records.tokens
+    with pytest.raises(ValueError, match="every n-gram of the texts"):
+        fit_agreement(table.keys[:2], tokens, tokens.ids < 4, 1, table.records.agrees)
+
+
+def test_length_buckets():
+    assert length_bucket(torch.tensor([0, 1, 2, 3, 4, 512, 10**9])).tolist() == [0, 0, 2, 3, 4, 18, 19]
+
+
+def test_allocate_weighs_agreement_against_layers():
+    agreement = torch.tensor([[0.5, 0.9, 1.0], [0.95, 0.96, 1.0], [0.3, 0.3, 1.0]])
+    assert allocate(agreement, EXITS, 0.0).tolist() == [4, 4, 4]
+    assert allocate(agreement, EXITS, 0.1).tolist() == [2, 1, 4]
+    assert allocate(agreement, EXITS, 1.0).tolist() == [1, 1, 1]
+
+
+def test_where_tokens_tell_nothing_all_get_one_depth():
+    agreement = torch.tensor([[0.7, 0.85, 1.0]]).expand(50, 3)
+    for price in (0.0, 0.01, 0.1, 0.14, 0.5):
+        assert allocate(agreement, EXITS, price).unique().numel() == 1
+
+
+def test_price_for_a_budget():
+    agreement = torch.rand(500, 3).sort(1).values
+    agreement[:, -1] = 1.0
+    for depth in (1.5, 2.0, 3.0):
+        chosen = allocate(agreement, EXITS, price_for(agreement, EXITS, mean_depth=depth))
+        assert depth - 0.1 <= chosen.double().mean() <= depth
+    chosen = allocate(agreement, EXITS, price_for(agreement, EXITS, expected_agreement=0.9))
+    index = torch.searchsorted(torch.tensor(EXITS), chosen)
+    assert 0.9 <= agreement.gather(1, index[:, None]).mean() <= 0.91
+    with pytest.raises(ValueError, match="exactly one"):
+        price_for(agreement, EXITS)
+
+
+@pytest.mark.parametrize("policy", ["predicted,price=0.05", "verified:0.8,price=0.05,pooling=always"])
+def test_policies_with_a_price(model, tokenizer, texts, policy):
+    from geep_triton import build_exit_table
+    from geep_triton.engine.simulate import simulate
+
+    model.exit_table = build_exit_table(model, tokenizer, texts * 4, 0.8, learn_agreement=True, progress=False)
+    engine = Engine(model, tokenizer, policy, token_budget=40)
+    assert (simulate(model, engine.policy, *engine.exit_logits(texts)) + 1).tolist() == engine.predict(
+        texts
+    ).exit_layers.tolist()

@@ -1,0 +1,223 @@
+"""Promises: their statistics against brute force, on real exits, and through the engine."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geep_triton import Engine, MultiExitBert, build_exit_table
+from geep_triton.engine.audit import Audit
+from geep_triton.exits.guarantees import (
+    betting_p_value,
+    binomial_interval,
+    binomial_p_value,
+    boldest_safe,
+    conformal_threshold,
+    samples_needed,
+)
+from geep_triton.exits.table import first_sure_exit
+from geep_triton.ops.exit_scores import score_exits
+
+CONFIDENCE = 0.9
+
+
+@pytest.mark.parametrize(("failures", "samples", "risk"), [(0, 10, 0.1), (3, 20, 0.3), (5, 5, 0.5), (99, 1000, 0.1)])
+def test_binomial_p_value(failures, samples, risk):
+    expected = sum(math.comb(samples, k) * risk**k * (1 - risk) ** (samples - k) for k in range(failures + 1))
+    assert binomial_p_value(failures, samples, risk) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("failures", "samples"), [(0, 20), (20, 20), (3, 50)])
+def test_binomial_interval_is_clopper_and_pearsons(failures, samples):
+    low, high = binomial_interval(failures, samples, 0.95)
+    at_least = 1 - sum(math.comb(samples, k) * low**k * (1 - low) ** (samples - k) for k in range(failures))
+    at_most = sum(math.comb(samples, k) * high**k * (1 - high) ** (samples - k) for k in range(failures + 1))
+    assert at_least == pytest.approx(0.025, abs=1e-6) or failures == 0
+    assert at_most == pytest.approx(0.025, abs=1e-6) or failures == samples
+    assert low <= failures / samples <= high
+
+
+def test_samples_needed_is_the_least_that_shows_anything():
+    for risk in (0.01, 0.02, 0.1):
+        needed = samples_needed(risk, 0.95)
+        assert binomial_p_value(0, needed, risk) <= 0.05 < binomial_p_value(0, needed - 1, risk)
+
+
+def test_boldest_safe_stops_at_the_first_failure():
+    assert boldest_safe([0.01, 0.04, 0.2, 0.01], 0.95) == 1
+    assert boldest_safe([0.2, 0.01], 0.95) is None
+    assert boldest_safe([], 0.95) is None
+
+
+def test_betting_rarely_rejects_what_is_true():
+    """Mean loss exactly at the risk: p-values under .1 in at most a tenth of the runs, and the bet wins where it is lower."""
+    generator = torch.Generator().manual_seed(0)
+    at, below = [], []
+    for _ in range(300):
+        draws = torch.rand(400, generator=generator)
+        at.append(betting_p_value((draws < 0.3).double(), 0.3, 0.9) <= 0.1)
+        below.append(betting_p_value((draws < 0.2).double(), 0.3, 0.9) <= 0.1)
+    assert sum(at) / 300 <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / 300)
+    assert sum(below) / 300 >= 0.8
+
+
+@pytest.fixture(scope="module")
+def real_exits():
+    """Uncertainty at the early exits [N, E-1], and whether each agrees, of MiniLM on the 1,821 texts of sst2's test set."""
+    tensors = load_file(Path(__file__).parent / "data" / "sst2_exit_logits.safetensors")
+    logits = tensors["logits"].float()
+    answers = logits.argmax(-1)
+    uncertainty = score_exits(logits.flatten(0, 1), 1.0).uncertainty.view(logits.shape[:2])
+    return uncertainty, answers == answers[:, -1:]
+
+
+@pytest.mark.parametrize("agreement", [0.95, 0.98])
+def test_the_promise_holds_as_often_as_stated_on_real_exits(real_exits, agreement):
+    """200 calibrations on 600 texts drawn from 1,821: at most a tenth choose a threshold whose agreement on all is lower."""
+    uncertainty, agrees = real_exits
+    grid = torch.logspace(-4, 0, 60).tolist()
+    exits = torch.stack([first_sure_exit(uncertainty.clone(), threshold) for threshold in grid])
+    differs = ~agrees.gather(1, exits.T).T
+    truth = differs.double().mean(1)
+    generator, broken, chosen = torch.Generator().manual_seed(0), 0, []
+    for _ in range(200):
+        drawn = torch.randint(len(uncertainty), (600,), generator=generator)
+        failures = differs[:, drawn].sum(1).tolist()
+        index = boldest_safe([binomial_p_value(count, 600, 1 - agreement) for count in failures], CONFIDENCE)
+        if index is not None:
+            chosen.append(index)
+            broken += float(truth[index]) > 1 - agreement
+    assert broken <= 200 * (1 - CONFIDENCE) + 3 * math.sqrt(200 * CONFIDENCE * (1 - CONFIDENCE))
+    assert len(chosen) > 150
+    assert exits[max(chosen)].double().mean() < uncertainty.shape[1] - 1  # and it is worth something
+
+
+def test_conformal_thresholds_keep_their_agreement_on_average(real_exits):
+    uncertainty, agrees = real_exits
+    generator, kept = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        order = torch.randperm(len(uncertainty), generator=generator)
+        calibration, test = order[:600], order[600:]
+        threshold = conformal_threshold(uncertainty[calibration][:, :-1], agrees[calibration][:, :-1], 0.95)
+        exits = first_sure_exit(uncertainty[test].clone(), threshold)
+        kept.append(float(agrees[test].gather(1, exits[:, None]).double().mean()))
+    assert sum(kept) / 200 >= 0.95
+    assert conformal_threshold(uncertainty[:5, :-1], agrees[:5, :-1], 0.95) == -math.inf
+
+
+@pytest.fixture
+def many(texts):
+    """400 texts of the tiny vocabulary."""
+    words = " ".join(texts).split()
+    generator = random.Random(0)
+    return [" ".join(generator.choices(words, k=generator.randint(1, 12))) for _ in range(400)]
+
+
+@pytest.fixture
+def calibrated(model, tokenizer, many):
+    model.exit_table = build_exit_table(model, tokenizer, many, 0.8, learn_agreement=True, progress=False)
+    engine = Engine(model, tokenizer)
+    return engine, engine.calibrate(many, agreement=0.8, rounds=1, speed_samples=100)
+
+
+def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokenizer, many, tmp_path):
+    engine, result = calibrated
+    full = engine.with_policy("full").predict(many)
+    agreement = float((engine.predict(many).label_ids == full.label_ids).double().mean())
+    assert agreement >= 0.8
+    assert agreement == pytest.approx(result.chosen.agreement)
+    assert result.promise == ("agreement", 0.8)
+    assert result.samples == 400
+    names = {candidate.policy.partition(":")[0].partition(",")[0] for candidate in result.candidates}
+    assert {"full", "threshold", "verified"} <= names
+    fastest = max(result.candidates, key=lambda candidate: candidate.samples_per_second)
+    assert result.chosen == fastest
+    # It is saved with the model.
+    engine.model.save_pretrained(tmp_path)
+    again = MultiExitBert.from_pretrained(tmp_path)
+    assert again.config.calibration["chosen"]["policy"] == result.chosen.policy
+    assert Engine(again, tokenizer).policy == engine.policy
+
+
+def test_calibration_plot(calibrated, tmp_path):
+    pytest.importorskip("matplotlib")
+    calibrated[1].plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_calibrate_to_a_depth_and_to_an_accuracy(model, tokenizer, many):
+    engine = Engine(model, tokenizer)
+    deep = engine.calibrate(many, mean_depth=3.0, rounds=1, speed_samples=50)
+    assert deep.chosen.mean_layers <= 3.0
+    labels = engine.with_policy("full").predict(many).labels
+    accurate = engine.calibrate(many, labels, max_accuracy_drop=0.3, rounds=1, speed_samples=50)
+    assert accurate.chosen.accuracy >= 0.7
+    with pytest.raises(ValueError, match="no policy is 4 times as fast here"):
+        engine.calibrate(many[:60], speedup=4.0, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of agreement, max_accuracy_drop, mean_depth, speedup, got 0"),
+        ({"agreement": 0.9, "speedup": 2.0}, "exactly one of .*, got 2"),
+        ({"agreement": 1.5}, "agreement must be between"),
+        ({"max_accuracy_drop": 0.1}, "max_accuracy_drop needs labels"),
+        ({"max_accuracy_drop": 0.1, "labels": ["LABEL_0"]}, r"labels must be one per text \(400\), got 1"),
+        ({"max_accuracy_drop": 0.1, "labels": ["sad"] * 400}, "unknown label 'sad'; known: LABEL_0"),
+        ({"mean_depth": 9.0}, "mean_depth must be between 1 and 4"),
+        ({"agreement": 0.9, "confidence": 1.0}, "confidence must be between"),
+        ({"agreement": 0.999}, r"400 texts are too few to promise agreement=0.999: at least \d+ are needed"),
+    ],
+)
+def test_calibrate_refuses(model, tokenizer, many, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer).calibrate(many, **arguments)
+
+
+def test_the_number_it_asks_for_is_enough(model, tokenizer, many):
+    engine = Engine(model, tokenizer)
+    with pytest.raises(ValueError, match="at least") as error:
+        engine.calibrate(many[:10], agreement=0.9)
+    needed = int(str(error.value).split("at least ")[1].split()[0])
+    engine.calibrate(many[:needed], agreement=0.9, rounds=1, speed_samples=10)
+
+
+def test_audit_sees_what_the_engine_answers(model, tokenizer, many):
+    engine = Engine(model, tokenizer, "threshold:0.95", window=64)
+    audit = engine.audit(rate=1.0)
+    result = engine.predict(many)
+    full = engine.with_policy("full").predict(many)
+    report = audit.report()
+    assert report.samples == 400
+    assert report.agreement == pytest.approx(float((result.label_ids == full.label_ids).double().mean()))
+    assert report.interval[0] <= report.agreement <= report.interval[1]
+    assert result.timings["audit"] > 0
+    assert engine.with_policy("full").predict(many[:3]).timings.keys() == {"tokenize", "plan", "run", "gather"}
+
+
+def test_audit_warns_once_when_the_promise_is_broken():
+    audit = Audit(0.5, promised=0.9)
+    rows = audit.choose(10_000)
+    assert 4700 < len(rows) < 5300
+    audit.record(torch.ones(50, dtype=torch.bool))
+    with pytest.warns(UserWarning, match="below the promised 90.0%.*calibrate again"):
+        audit.record(torch.zeros(50, dtype=torch.bool))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        audit.record(torch.zeros(50, dtype=torch.bool))
+    assert not audit.report().holds
+
+
+def test_audit_takes_the_calibrations_promise(calibrated):
+    engine, _ = calibrated
+    assert engine.audit(0.1).promised == 0.8
+    assert engine.audit(0.1, promised=0.5).promised == 0.5
+    with pytest.raises(ValueError, match="rate must be above 0"):
+        engine.audit(0.0)

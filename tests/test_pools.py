@@ -1,0 +1,153 @@
+"""Pools: every sample answered once, in order, never forced; memory bounded; and when waiting pays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geep_triton import Engine, MultiExitBert
+from geep_triton.engine.costs import LayerCosts
+from geep_triton.engine.policies import Patience, Plan, Threshold
+from geep_triton.engine.pools import Batch, Pools
+from geep_triton.engine.rules import ExitRule
+from geep_triton.engine.run import WindowRun
+from geep_triton.engine.simulate import simulate
+from geep_triton.outputs import Tokens
+from geep_triton.schedule import schedule
+from tests.conftest import WORDS, tiny_config
+
+SAMPLES = st.lists(st.lists(st.integers(5, len(WORDS) - 1), min_size=1, max_size=30), min_size=1, max_size=25)
+
+
+@pytest.fixture(scope="module")
+def sharp() -> MultiExitBert:
+    torch.manual_seed(1)
+    model = MultiExitBert(tiny_config(pooling="mean")).eval()
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.classifier.weight.mul_(2)
+    return model
+
+
+@settings(max_examples=40)
+@given(
+    samples=SAMPLES,
+    stops=st.lists(st.integers(1, 4), min_size=25, max_size=25),
+    thresholds=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
+    token_budget=st.integers(1, 200),
+)
+def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(sharp, samples, stops, thresholds, token_budget):
+    tokens = Tokens.from_lists(samples)
+    rule = ExitRule(dict(zip((1, 2, 3), thresholds, strict=True)))
+    stops = torch.tensor(stops[: len(samples)])
+    pools = Pools(tokens, token_budget)
+    with torch.no_grad():
+        run = WindowRun(sharp, tokens, rule, pools=pools)
+        answers = list(run.answers(schedule(stops, tokens.lengths, token_budget)))
+        ids, mask, _ = tokens.padded(torch.arange(len(samples)), 0)
+        logits = torch.stack(sharp(ids, mask, output_exit_logits=True).exit_logits, dim=1)
+    rows = torch.cat([answer.rows for answer in answers])
+    assert sorted(rows.tolist()) == list(range(len(samples)))
+    longest = int(tokens.lengths.max())
+    assert pools.most_held <= 3 * 2 * max(token_budget, longest)
+
+    class Fixed(Threshold):
+        def plan(self, model, tokens):
+            return Plan(stops)
+
+    expected = simulate(sharp, Fixed(thresholds), tokens, logits) + 1
+    for answer in answers:
+        assert (expected[answer.rows] == answer.exit_layer).all()
+        torch.testing.assert_close(answer.logits, logits[answer.rows, answer.exit_layer - 1], atol=1e-5, rtol=0)
+
+
+@settings(max_examples=15)
+@given(
+    samples=SAMPLES, window=st.integers(1, 30), token_budget=st.integers(1, 300), pooling=st.sampled_from(["auto", "always"])
+)
+def test_windows_and_budgets_never_change_an_answer(sharp, tokenizer, samples, window, token_budget, pooling):
+    rows = [{"input_ids": sample} for sample in samples]
+    expected = Engine(sharp, tokenizer, Threshold(0.8, pooling="never")).predict(rows)
+    engine = Engine(sharp, tokenizer, Threshold(0.8, pooling=pooling), window=window, token_budget=token_budget)
+    engine.__dict__["_costs"] = LayerCosts(((100, 1.0),), 0.001)  # measuring it each time would take long
+    result = engine.predict(rows)
+    assert result.exit_layers.tolist() == expected.exit_layers.tolist()
+    torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=0)
+
+
+def batch(rows, length):
+    count = len(rows)
+    states = torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1).expand(count, length, 2)
+    return Batch(torch.tensor(rows), states.contiguous(), torch.ones(count, length, dtype=torch.int64))
+
+
+def test_pools_give_the_deepest_full_batch_first_and_the_shallowest_rest():
+    tokens = Tokens.from_lists([[1] * 4] * 12)
+    pools = Pools(tokens, 16)
+    pools.put(1, batch([0, 1, 2, 3], 4))
+    assert pools.most_held == 16
+    pools.put(2, batch([4, 5, 6], 4))
+    pools.put(2, batch([7, 8], 4))
+    layer, full = pools.take_full()
+    assert (layer, full.rows.tolist()) == (2, [4, 5, 6, 7])
+    assert full.hidden[:, 0, 0].tolist() == [4, 5, 6, 7]
+    assert pools.take_full()[0] == 1
+    assert pools.take_full() is None
+    layer, rest = pools.take_rest()
+    assert (layer, rest.rows.tolist()) == (2, [8])
+    assert pools.take_rest() is None
+
+
+def test_batches_of_different_lengths_are_padded_to_the_longest_real_one():
+    tokens = Tokens.from_lists([[1] * 3, [1] * 2, [1] * 5])
+    padded = Batch(torch.tensor([0, 1]), torch.ones(2, 9, 2), torch.tensor([[1] * 3 + [0] * 6, [1] * 2 + [0] * 7]))
+    pools = Pools(tokens, 100)
+    pools.put(1, padded)
+    pools.put(1, batch([2], 5))
+    _, merged = pools.take_rest()
+    assert merged.hidden.shape == (3, 5, 2)
+    assert merged.attention_mask.sum(1).tolist() == [3, 2, 5]
+
+
+def test_a_sample_longer_than_the_budget_goes_alone():
+    tokens = Tokens.from_lists([[1] * 9, [1] * 2])
+    pools = Pools(tokens, 4)
+    pools.put(1, batch([0, 1], 9))
+    assert pools.take_full()[1].rows.tolist() == [0]
+    assert pools.take_rest()[1].rows.tolist() == [1]
+
+
+COSTS = LayerCosts(((100, 1.0), (200, 1.1), (1000, 5.0)), move=0.0001)
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(1, 1.0), (100, 1.0), (150, 1.05), (600, 3.05), (1000, 5.0), (2000, 10.0)])
+def test_layer_costs_between_the_measured_points(tokens, seconds):
+    assert COSTS.layer(tokens) == pytest.approx(seconds)
+
+
+def test_regrouping_pays_for_small_batches_that_go_far():
+    assert COSTS.regrouping_pays(50, 3)  # alone 3 s, in a full batch .75 s
+    assert not COSTS.regrouping_pays(1000, 3)  # full already
+    dear = LayerCosts(COSTS.points, move=1.0)
+    assert not dear.regrouping_pays(50, 3)
+    linear = LayerCosts(((1, 0.005), (1000, 5.0)), move=1e-6)
+    assert not linear.regrouping_pays(500, 3)  # nothing is lost by being small
+
+
+def test_costs_are_measured_where_the_model_is(sharp):
+    costs = LayerCosts.measure(sharp, 256)
+    assert [tokens for tokens, _ in costs.points][-1] == 256
+    assert all(seconds > 0 for _, seconds in costs.points)
+    assert costs.move > 0
+
+
+@pytest.mark.parametrize(
+    "policy", [Threshold(0.8), Patience(1), Patience(2, 0.9), Threshold(0.7, "margin", layers=(2,))], ids=str
+)
+def test_simulation_is_what_the_engine_does(model, tokenizer, texts, policy):
+    engine = Engine(model, tokenizer, policy)
+    result = engine.predict(texts)
+    simulated = simulate(model, policy, *engine.exit_logits(texts))
+    assert (simulated + 1).tolist() == result.exit_layers.tolist()
