@@ -1,6 +1,9 @@
-"""Constant depth on a BERT-base shape with random weights: how much of the saved layers becomes saved time.
+"""How much of the saved layers becomes saved time: each depth beside full depth, run in turns.
 
-python -m bench.depth --tokenizer runs/ag_news --texts ag_news/test.jsonl --samples 128
+    python -m bench.depth --model runs/ag_news --texts ag_news/test.jsonl --name ag_news
+    python -m bench.depth --base-shape --tokenizer runs/ag_news --texts ag_news/test.jsonl --samples 128 --name bert_base_shape
+
+Each policy takes turns with full depth alone, so that a machine that slows down slows both; the ratio is of the two medians.
 """
 
 from __future__ import annotations
@@ -13,64 +16,93 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench.environment import RESULTS, environment
 from bench.rivals import HuggingFaceSorted
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
 from geep_triton.data import read_rows
+from geep_triton.evaluation.measure import quiet_garbage_collector
 
-DEPTHS = (1, 2, 3, 6, 9)
+RIVAL = "huggingface, length-sorted"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="a trained MultiExitBert with an exit table")
+    model.add_argument("--base-shape", action="store_true", help="12 layers of width 768 with random weights")
+    parser.add_argument("--tokenizer", help="default: the model's")
+    parser.add_argument("--texts", required=True)
+    parser.add_argument("--name", required=True, help="names the result file")
+    parser.add_argument("--policies", nargs="+", help="default: Hugging Face, early exits, and what an exit table can do")
+    parser.add_argument("--samples", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def in_turns(one: Any, other: Any, rows: list[dict[str, Any]], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each run of `one` and of `other` on all rows."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for engine, taken in zip((one, other), seconds, strict=True):
+            start = time.perf_counter()
+            engine.predict(rows)
+            taken.append(time.perf_counter() - start)
+    return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--texts", required=True)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    model = MultiExitBert(MultiExitBertConfig(num_labels=4, pooling="mean")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    if arguments.base_shape:
+        model = MultiExitBert(MultiExitBertConfig(num_labels=4, pooling="mean")).eval()
+    else:
+        model = MultiExitBert.from_pretrained(arguments.model)
     rows = read_rows(arguments.texts)[: arguments.samples]
+    layers = model.config.num_hidden_layers
+    early = [layer for layer in model.config.exit_layers if layer < layers and (layers < 12 or layer in (1, 2, 3, 6, 9))]
 
-    full = Engine(model, tokenizer, truncation=True)
+    full = Engine(model, tokenizer, "full", truncation=True, max_length=128)
     rival = HuggingFaceSorted(model, tokenizer, full.token_budget)
     difference = rival.check_same_backbone(model, rows[0]["text"])
-    engines: dict[str, Any] = {"huggingface, length-sorted": rival, "full": full}
-    engines |= {f"constant:{depth}": Engine(model, tokenizer, f"constant:{depth}", truncation=True) for depth in DEPTHS}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    layers = {}
-    for name, engine in engines.items():
-        layers[name] = engine.predict(rows[:8]).mean_layers
-    for _ in range(arguments.rounds):
-        for name, engine in engines.items():
-            start = time.perf_counter()
-            engine.predict(rows)
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    depth = model.config.num_hidden_layers
+    short = [row for row in rows if len(tokenizer(row["text"])["input_ids"]) <= 128]  # the rival does not truncate
+    policies: dict[str, Any] = {RIVAL: rival}
+    policies |= {form: full.with_policy(form) for form in (f"constant:{layer}" for layer in early)}
+    if model.exit_table is not None:
+        policies |= {form: full.with_policy(form) for form in ("predicted:mean", "predicted:0.9")}
+    if arguments.policies:
+        policies = {form: rival if form == RIVAL else full.with_policy(form) for form in arguments.policies}
+    results = []
+    with quiet_garbage_collector():
+        for name, engine in tqdm(policies.items(), unit="policy"):
+            mean_layers = engine.predict(short).mean_layers
+            full_seconds, seconds = in_turns(full, engine, short, arguments.rounds)
+            speed_up = statistics.median(full_seconds) / statistics.median(seconds)
+            results.append({
+                "policy": name,
+                "mean_layers": mean_layers,
+                "samples_per_second": len(short) / statistics.median(seconds),
+                "full_samples_per_second": len(short) / statistics.median(full_seconds),
+                "speed_up": speed_up,
+                "share_of_bound": speed_up / (layers / mean_layers),
+                "seconds": seconds,
+                "full_seconds": full_seconds,
+            })  # fmt: skip
     result = {
         "environment": environment(),
-        "shape": {"layers": depth, "hidden_size": model.config.hidden_size},
-        "settings": {"token_budget": full.token_budget, "rounds": arguments.rounds, "samples": len(rows)},
+        "shape": {"layers": layers, "hidden_size": model.config.hidden_size, "random": arguments.base_shape},
+        "settings": {
+            "token_budget": full.token_budget, "rounds": arguments.rounds, "samples": len(short), "texts": arguments.name
+        },
         "backbone_difference": difference,
-        "policies": [
-            {
-                "policy": name,
-                "mean_layers": layers[name],
-                "samples_per_second": len(rows) / median[name],
-                "speed_up": median["full"] / median[name],
-                "share_of_bound": median["full"] / median[name] / (depth / layers[name]),
-                "seconds": seconds[name],
-            }
-            for name in engines
-        ],
-    }
+        "policies": results,
+    }  # fmt: skip
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "depth_bert_base_shape.json"
+    path = arguments.output / f"depth_{arguments.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

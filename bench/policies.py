@@ -79,7 +79,7 @@ def main() -> None:
     settings = {"token_budget": arguments.token_budget, "truncation": True}
     layers, depth = model.config.exit_layers, model.config.num_hidden_layers
 
-    full = Engine(model, tokenizer, **settings)
+    full = Engine(model, tokenizer, "full", **settings)
     tokens, logits = full.exit_logits(rows)
     labels = targets(rows, model.config.label2id)
     exit_rows = {"test": exit_accuracies(logits, labels).tolist()}

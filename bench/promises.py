@@ -27,6 +27,7 @@ from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.data import read_rows
 from geep_triton.engine.policies import Threshold, parse_policy
 from geep_triton.engine.simulate import simulate
+from geep_triton.evaluation.measure import quiet_garbage_collector
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,11 +53,12 @@ def speeds(engines: dict[str, Engine], rows: list[dict[str, Any]], rounds: int) 
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for engine in engines.values():
         engine.predict(rows[:64])
-    for _ in range(rounds):
-        for name, engine in engines.items():
-            start = time.perf_counter()
-            engine.predict(rows)
-            seconds[name].append(time.perf_counter() - start)
+    with quiet_garbage_collector():
+        for _ in range(rounds):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                engine.predict(rows)
+                seconds[name].append(time.perf_counter() - start)
     return {name: len(rows) / statistics.median(values) for name, values in seconds.items()}
 
 

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results
 
 
 def tables(folder: Path = RESULTS) -> str:
-    """A section per data set (exits, policies, predictors), and one for constant depth on a BERT-base shape."""
+    """A section per data set (exits, policies, predictors), and one for each measurement of depth."""
     sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("policies_*.json"))]
     sections += [depth_section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("depth_*.json"))]
     return "\n\n".join(sections)
@@ -26,17 +26,18 @@ def tables(folder: Path = RESULTS) -> str:
 
 def depth_section(result: dict[str, Any]) -> str:
     where, shape = result["environment"], result["shape"]
+    kind = "random weights" if shape["random"] else "trained"
     lines = [
-        f"**BERT-base shape** ({shape['layers']} layers of width {shape['hidden_size']}, random weights, "
-        f"{result['settings']['samples']} ag_news texts; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
-        f"{where['date']})",
+        f"**Depth in turns with full depth: {result['settings']['texts']}** ({shape['layers']} layers of width "
+        f"{shape['hidden_size']}, {kind}, {result['settings']['samples']} texts, {result['settings']['rounds']} turns; "
+        f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']})",
         "",
-        "| policy | mean layers | samples/s | speed-up | share of L / mean layers |",
-        "|---|---|---|---|---|",
+        "| policy | mean layers | samples/s | full depth, in turns | speed-up | share of L / mean layers |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | {row['speed_up']:.2f}x | "
-        f"{row['share_of_bound']:.0%} |"
+        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | "
+        f"{row['full_samples_per_second']:.1f} | {row['speed_up']:.2f}x | {row['share_of_bound']:.1%} |"
         for row in result["policies"]
     ]
     return "\n".join(lines)

@@ -71,7 +71,7 @@ def test_windows_and_budgets_never_change_an_answer(sharp, tokenizer, samples, w
     rows = [{"input_ids": sample} for sample in samples]
     expected = Engine(sharp, tokenizer, Threshold(0.8, pooling="never")).predict(rows)
     engine = Engine(sharp, tokenizer, Threshold(0.8, pooling=pooling), window=window, token_budget=token_budget)
-    engine.__dict__["_costs"] = LayerCosts(((100, 1.0),), 0.001)  # measuring it each time would take long
+    engine.__dict__["layer_costs"] = LayerCosts(((100, 1.0),), 0.001)  # measuring it each time would take long
     result = engine.predict(rows)
     assert result.exit_layers.tolist() == expected.exit_layers.tolist()
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=0)

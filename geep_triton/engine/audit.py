@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -18,9 +19,9 @@ class AuditReport:
     Attributes:
         samples: audited.
         agreement: share of them that got the last exit's answer; None before the first.
-        interval: of the agreement, at the audit's confidence (Clopper and Pearson).
+        interval: of the agreement, at the audit's confidence for one look (Clopper and Pearson).
         promised: the agreement that was promised; None where none was.
-        holds: whether the promise may still hold; False once the whole interval lies below it.
+        holds: False once the audit has shown, at its confidence however often one looks, that the promise is broken.
     """
 
     samples: int
@@ -53,7 +54,8 @@ class Audit:
         self._generator = torch.Generator().manual_seed(seed)
         self._samples = 0
         self._differing = 0
-        self._warned = False
+        self._log_wealth = 0.0
+        self._broken = False
 
     def choose(self, samples: int) -> torch.Tensor:
         """[K] int64, which of a window's samples are audited."""
@@ -61,22 +63,37 @@ class Audit:
 
     def record(self, agrees: torch.Tensor) -> None:
         """Count audited samples [K] bool."""
-        self._samples += agrees.numel()
-        self._differing += int((~agrees).sum())
+        for agreeing in agrees.tolist():
+            self._bet(not agreeing)
+            self._samples += 1
+            self._differing += not agreeing
+        if self._broken or self._log_wealth < -math.log(1 - self.confidence):
+            return
+        self._broken = True
         report = self.report()
-        if not report.holds and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"of {report.samples} audited samples {report.agreement:.1%} got the full model's answer; at confidence "
-                f"{self.confidence:g} the true share is at most {report.interval[1]:.1%}, below the promised "
-                f"{self.promised:.1%}: the inputs are not like those of the calibration; calibrate again",
-                stacklevel=2,
-            )
+        warnings.warn(
+            f"of {report.samples} audited samples {report.agreement:.1%} got the full model's answer, which shows at "
+            f"confidence {self.confidence:g} that fewer than the promised {self.promised:.1%} do: the inputs are "
+            "not like those of the calibration; calibrate again",
+            stacklevel=2,
+        )
+
+    def _bet(self, differs: bool) -> None:
+        """Bet on one sample that more differ than promised; while the promise holds, wealth never grows on average.
+
+        So it reaches 1 / (1 - confidence) with probability 1 - confidence at most, whenever one looks (Ville's inequality).
+        """
+        if self.promised is None:
+            return
+        allowed = max(1 - self.promised, 1e-6)
+        rate = (self._differing + allowed) / (self._samples + 1)
+        stake = min(max(0.0, (rate - allowed) / (allowed * (1 - allowed))), 0.5 / allowed)
+        self._log_wealth += math.log1p(stake * (differs - allowed))
 
     def report(self) -> AuditReport:
         """What was seen so far."""
         if not self._samples:
             return AuditReport(0, None, (0.0, 1.0), self.promised, holds=True)
         low, high = binomial_interval(self._differing, self._samples, self.confidence)
-        holds = self.promised is None or 1 - low >= self.promised
-        return AuditReport(self._samples, 1 - self._differing / self._samples, (1 - high, 1 - low), self.promised, holds)
+        agreement = 1 - self._differing / self._samples
+        return AuditReport(self._samples, agreement, (1 - high, 1 - low), self.promised, not self._broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from geep_triton.outputs import Predictions, Tokens
 PROMISES = ("agreement", "max_accuracy_drop", "mean_depth", "speedup")
 SETTINGS = 60  # of a family, from cautious to bold
 SEED = 0
+MOST_SEEN = 0.1  # of the texts may be in the table; short ones come up again by chance
 PLANNING_PRICE = 0.05  # of a layer, where a check follows anyway
 
 
@@ -111,6 +112,8 @@ def calibrate(
     progress: bool,
 ) -> Calibration:
     """See `Engine.calibrate`."""
+    if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
+        raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
     inputs = list(inputs)
     check_promise(promise, labels, engine.model, confidence)
     check_int("rounds", rounds, 1)
@@ -118,44 +121,76 @@ def calibrate(
     model: MultiExitBert = engine.model
     if model.config.num_labels < 2:
         raise ValueError("calibrate needs classes: a regression model (num_labels=1) runs at full or constant depth")
+    share = 1 - (1 - confidence) / number_of_families(model)  # the fastest of several: each takes its part of the error
+    if promise[0] in PROMISES[:2]:
+        _refuse_too_few(promise, len(inputs), share)
     tokens, logits = engine.exit_logits(inputs)
+    _refuse_seen(model, tokens)
     truth = None if labels is None else label_ids(labels, len(tokens), model.config.label2id)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))
     judge = Judge(model, tokens, logits, truth, order)
     families = policy_families(model, logits[order[: len(order) // 2]])
-    share = 1 - (1 - confidence) / len(families)  # the fastest of several: each must hold with a share of the error
-    if promise[0] in PROMISES[:2]:
-        _refuse_too_few(promise, len(tokens) - len(tokens) // 2, share)
-    found: dict[str, tuple[Policy, Candidate]] = {}
-    curves: dict[str, tuple[Candidate, ...]] = {}
-    for policies, held_out in tqdm(families.values(), desc="calibrate", disable=not progress):
-        judged = [judge(policy) for policy in policies]
-        index = _choose(judged, promise, share, held_out, model.config.num_hidden_layers)
-        if index is not None:
-            candidate = judged[index].candidate
-            found[candidate.policy] = policies[index], candidate
-            curves[candidate.policy] = tuple(verdict.candidate for verdict in judged)
+    judged = {
+        name: [judge(policy) for policy in policies]
+        for name, (policies, _) in tqdm(families.items(), desc="calibrate", disable=not progress)
+    }
+    timed_inputs = [inputs[row] for row in order[:speed_samples].tolist()]
     full = judge(FullDepth()).candidate
-    measured = _measure(engine, {"full": FullDepth()} | {name: policy for name, (policy, _) in found.items()},
-                        inputs[:speed_samples], rounds)  # fmt: skip
-    candidates = [_timed(full, measured, full.policy)] + [
-        _timed(candidate, measured, full.policy) for _, candidate in found.values()
+    shares = dict.fromkeys(families, 1.0)  # of what the saved layers allow, as far as it is known
+    for _ in range(2 if promise[0] == "speedup" else 1):
+        chosen_of = {
+            name: _choose(judged[name], promise, share, held_out, model.config.num_hidden_layers / shares[name])
+            for name, (_, held_out) in families.items()
+        }
+        chosen_of = {name: index for name, index in chosen_of.items() if index is not None}
+        policies = {judged[name][index].candidate.policy: families[name][0][index] for name, index in chosen_of.items()}
+        speeds = _measure(engine, {full.policy: FullDepth()} | policies, timed_inputs, rounds)
+        found = {name: _timed(judged[name][index].candidate, speeds, full.policy) for name, index in chosen_of.items()}
+        shares |= {name: model.config.num_hidden_layers / (c.mean_layers * c.speed_up) for name, c in found.items()}
+    candidates = [_timed(full, speeds, full.policy), *found.values()]
+    chosen = _best(candidates, promise)
+    curves = {found[name].policy: tuple(verdict.candidate for verdict in judged[name]) for name in found}
+    return Calibration(promise, confidence, len(tokens), chosen, tuple(candidates), curves.get(chosen.policy, (full,)))
+
+
+def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
+    """The fastest of those that keep a promise on answers; of those that are cheap enough the one that agrees most."""
+    name, value = promise
+    if name in PROMISES[:2]:
+        return max(candidates, key=lambda candidate: candidate.samples_per_second)
+    cheap = [
+        candidate
+        for candidate in candidates
+        if (candidate.mean_layers <= value if name == "mean_depth" else candidate.speed_up >= value)
     ]
-    keeping = candidates
-    if promise[0] == "speedup":
-        keeping = [candidate for candidate in candidates if candidate.speed_up >= promise[1]]
-        if not keeping:
-            best = max(candidates, key=lambda candidate: candidate.speed_up)
-            raise ValueError(f"no policy is {promise[1]:g} times as fast here; {best.policy} reaches {best.speed_up:.2f}")
-    if promise[0] in ("mean_depth", "speedup"):
-        chosen = max(
-            (candidate for candidate in keeping if promise[0] == "speedup" or candidate.mean_layers <= promise[1]),
-            key=lambda candidate: (candidate.agreement, candidate.samples_per_second),
+    if not cheap:
+        best = max(candidates, key=lambda candidate: candidate.speed_up)
+        raise ValueError(f"no policy is {value:g} times as fast here; {best.policy} reaches {best.speed_up:.2f}")
+    return max(cheap, key=lambda candidate: (candidate.agreement, candidate.samples_per_second))
+
+
+def number_of_families(model: MultiExitBert) -> int:
+    """How many `policy_families` makes of this model."""
+    if len(model.config.exit_layers) == 1:
+        return 1
+    table = model.exit_table
+    return 4 + (0 if table is None else 3 if table.agreement is None else 5)
+
+
+def _refuse_seen(model: MultiExitBert, tokens: Tokens) -> None:
+    """A table knows the texts it was built from too well: what it promises of them says nothing about others."""
+    if model.exit_table is None or model.exit_table.records is None:
+        return
+    seen = {tuple(row.tolist()) for row in _split(model.exit_table.records.tokens)}
+    again = sum(tuple(row.tolist()) in seen for row in _split(tokens))
+    if again > MOST_SEEN * len(tokens):
+        raise ValueError(
+            f"inputs: {again} of {len(tokens)} texts are among those that the exit table was built from; calibrate on others"
         )
-    else:
-        chosen = max(keeping, key=lambda candidate: candidate.samples_per_second)
-    curve = curves.get(chosen.policy, (full,))
-    return Calibration(promise, confidence, len(tokens), chosen, tuple(candidates), curve)
+
+
+def _split(tokens: Tokens) -> tuple[torch.Tensor, ...]:
+    return tokens.ids.split(tokens.lengths.tolist())
 
 
 def check_promise(
@@ -180,11 +215,13 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     """[N] int64 from names or ids. ValueError where one is unknown or their number is another."""
     if len(labels) != samples:
         raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
-    known = {**label2id, **{index: index for index in label2id.values()}}
-    unknown = [label for label in labels if label not in known and str(label) not in known]
+    # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4.
+    known = {**{index: index for index in label2id.values()}, **{str(name): index for name, index in label2id.items()}}
+    keys = [str(label) if str(label) in known else label for label in labels]
+    unknown = [label for label in keys if label not in known]
     if unknown:
         raise ValueError(f"labels: unknown label {shorten(unknown[0])}; known: {', '.join(map(str, label2id))}")
-    return torch.tensor([known[label] if label in known else known[str(label)] for label in labels])
+    return torch.tensor([known[label] for label in keys])
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +273,8 @@ def policy_families(model: MultiExitBert, fit: torch.Tensor) -> dict[str, tuple[
         fit: [N, E, C], the first half's answers, for thresholds of each layer's own.
     """
     early = model.config.exit_layers[:-1]
+    if not early:
+        return {"full": ([FullDepth()], False)}
     uncertainty = score_exits(fit[:, :-1].flatten(0, 1), 1.0).uncertainty.view(len(fit), len(early))
     agrees = fit[:, :-1].argmax(-1) == fit[:, -1:].argmax(-1)
     grid = torch.logspace(-4, 0, SETTINGS).tolist()
@@ -243,7 +282,7 @@ def policy_families(model: MultiExitBert, fit: torch.Tensor) -> dict[str, tuple[
     families: dict[str, tuple[list[Policy], bool]] = {
         "threshold": ([Threshold(threshold) for threshold in grid], False),
         "threshold per layer": ([Threshold(values) for values in per_layer], True),
-        "patience": ([Patience(patience) for patience in range(len(early) - 1, 0, -1)], False),
+        "patience": ([Patience(patience) for patience in range(len(early), 0, -1)], False),
         "constant": ([ConstantDepth(layer) for layer in reversed(early)], False),
     }
     if model.exit_table is not None:
@@ -254,7 +293,7 @@ def policy_families(model: MultiExitBert, fit: torch.Tensor) -> dict[str, tuple[
         prices = [0.0, *torch.logspace(-4, -0.5, SETTINGS).tolist()]
         families["allocated"] = ([Predicted(price=price) for price in prices], False)
         families["allocated, verified"] = ([Verified(threshold, price=PLANNING_PRICE) for threshold in grid], False)
-    return {name: family for name, family in families.items() if family[0]}
+    return families
 
 
 def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float, ...]:
@@ -273,13 +312,12 @@ def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float)
 
 
 def _refuse_too_few(promise: tuple[str, float], samples: int, confidence: float) -> None:
-    """The half that judges fitted thresholds must be large enough to show anything."""
+    """Fewer could show nothing, not even if no answer differed."""
     name, value = promise
     needed = samples_needed(1 - value, confidence) if name == "agreement" else _samples_for_drop(value, confidence)
     if samples < needed:
         raise ValueError(
-            f"{2 * samples} texts are too few to promise {name}={value:g}: "
-            f"at least {2 * needed} are needed even if no answer differs"
+            f"{samples} texts are too few to promise {name}={value:g}: at least {needed} are needed even if no answer differs"
         )
 
 
@@ -302,12 +340,12 @@ def _p_value_of_drop(drop: torch.Tensor, largest: float, confidence: float) -> f
 
 
 def _choose(
-    judged: Sequence[Verdict], promise: tuple[str, float], confidence: float, held_out: bool, num_layers: int
+    judged: Sequence[Verdict], promise: tuple[str, float], confidence: float, held_out: bool, num_layers: float
 ) -> int | None:
     """Index of the setting of a family to try: the boldest that is safe, or the safest that is cheap enough."""
     name, value = promise
     if name in ("mean_depth", "speedup"):
-        target = value if name == "mean_depth" else num_layers / value * 0.97  # what scoring and moving cost
+        target = value if name == "mean_depth" else num_layers / value
         cheap = [index for index, verdict in enumerate(judged) if verdict.candidate.mean_layers <= target]
         return max(cheap, key=lambda index: judged[index].candidate.agreement, default=None)
     p_values = []
@@ -323,6 +361,7 @@ def _choose(
 
 def _measure(engine: Any, policies: dict[str, Policy], inputs: list[Any], rounds: int) -> dict[str, float]:
     """Samples a second of each policy, median of interleaved rounds after a warm-up."""
+    _ = engine.layer_costs  # measured once, for all of them
     engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
     run: dict[str, Callable[[], Predictions]] = {name: (lambda e=e: e.predict(inputs)) for name, e in engines.items()}
     seconds: dict[str, list[float]] = {name: [] for name in engines}

@@ -49,7 +49,7 @@ def build_exit_table(
     """
     settings = TableSettings(threshold, ngram, smoothing, reduction)
     tokens, uncertainties, agrees = [], [], []
-    for part, logits in Engine(model, tokenizer, progress=progress, **engine).exit_logits_windows(texts):
+    for part, logits in Engine(model, tokenizer, "full", progress=progress, **engine).exit_logits_windows(texts):
         uncertainty = score_exits(logits.flatten(0, 1), threshold, criterion).uncertainty
         answers = logits.argmax(-1)
         agrees.append(answers == answers[:, -1:])

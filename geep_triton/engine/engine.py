@@ -89,6 +89,8 @@ class Engine:
         self.pair_column = pair_column
         self.progress = progress
         self._audit: Audit | None = None
+        # What the calibration promised of this policy's agreement.
+        self._promised = _saved_promise(model) if policy is None else None
         self._encoder = Encoder(
             tokenizer, max_length or longest, truncation, model.config.vocab_size, model.config.type_vocab_size
         )
@@ -120,7 +122,7 @@ class Engine:
         other = copy.copy(self)
         other.policy = parse_policy(policy)
         other.policy.check(self.model, self.tokenizer)
-        other._audit = None
+        other._audit, other._promised = None, None
         return other
 
     def calibrate(
@@ -144,7 +146,8 @@ class Engine:
         the policy that agrees most among those that are cheap enough is taken; those are not promises about answers.
 
         Args:
-            inputs: what `predict` takes, as a list; the more, the bolder the policy that can be shown to be safe.
+            inputs: a list of what `predict` takes, or a `datasets.Dataset`; neither trained on nor in the exit table. The more,
+                the bolder the policy that can be shown to be safe.
             labels: names or ids, one per text; only "max_accuracy_drop" needs them.
             agreement: share of texts that must get the full model's answer, e.g. .98.
             max_accuracy_drop: by how much accuracy may lie below the full model's, e.g. .01.
@@ -156,7 +159,8 @@ class Engine:
 
         Raises:
             ValueError: not exactly one promise, or one out of range; too few texts for it (the error says how many are
-                needed); labels that do not fit; no policy is as fast as asked; and all that `predict` raises.
+                needed); texts that the exit table was built from; labels that do not fit; no policy is as fast as asked; and
+                all that `predict` raises.
         """
         promises = {
             "agreement": agreement, "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup
@@ -166,6 +170,7 @@ class Engine:
             raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
         result = calibrate(self, inputs, labels, given[0], confidence, rounds, speed_samples, self.progress)
         self.policy = parse_policy(result.chosen.policy)
+        self._audit, self._promised = None, agreement
         if save:
             self.model.config.exit_policy = result.chosen.policy
             self.model.config.calibration = result.to_dict()
@@ -176,16 +181,13 @@ class Engine:
 
         Args:
             rate: that share.
-            promised: the agreement to hold answers to; None: that of the model's calibration, if it promised one.
+            promised: the agreement to hold answers to; None: what `calibrate` promised of this policy, if it did.
             confidence: of the audit's interval.
 
         Returns:
             The audit, whose `report()` tells the observed agreement; it warns when the promise no longer holds.
         """
-        calibration = self.model.config.calibration
-        if promised is None and calibration is not None and calibration["promise"][0] == "agreement":
-            promised = calibration["promise"][1]
-        self._audit = Audit(rate, promised, confidence)
+        self._audit = Audit(rate, self._promised if promised is None else promised, confidence)
         return self._audit
 
     def predict(self, inputs: Any) -> Predictions:
@@ -290,10 +292,12 @@ class Engine:
         if rows.numel():
             part = tokens.select(rows)
             plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), part)
+            agrees = torch.empty(len(rows), dtype=torch.bool)
             with torch.inference_mode():
                 for answer in WindowRun(self.model, part).answers(plan):
                     given = logits[rows[answer.rows]].argmax(-1)
-                    self._audit.record(given == answer.logits.argmax(-1).cpu())
+                    agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
+            self._audit.record(agrees)
         return time.perf_counter() - start
 
     def _warn_of_one_exit(self, exits: Counter[int]) -> None:
@@ -319,16 +323,22 @@ class Engine:
             plan.certain,
             self.policy.answer_head,
             Pools(tokens, self.token_budget) if waits else None,
-            self._costs if waits and self.policy.pooling == "auto" else None,
+            self.layer_costs if waits and self.policy.pooling == "auto" else None,
         )
 
     @cached_property
-    def _costs(self) -> LayerCosts:
-        """Of this model where it is; measured when first needed."""
+    def layer_costs(self) -> LayerCosts:
+        """Of this model on this machine, which decide whether survivors wait; measured when first needed."""
         return LayerCosts.measure(self.model, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget)
+
+
+def _saved_promise(model: MultiExitBert) -> float | None:
+    """The agreement that the model's saved calibration promised."""
+    calibration = model.config.calibration
+    return calibration["promise"][1] if calibration is not None and calibration["promise"][0] == "agreement" else None
 
 
 def _check_model(model: MultiExitBert) -> None:

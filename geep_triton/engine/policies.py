@@ -237,9 +237,10 @@ class Verified:
     Args:
         threshold, criterion, top_k, layers, pooling: as for `Threshold`.
         decision, price: as for `Predicted`.
-        earlier: a sample that has left by its predicted exit (with `price`: that agrees there) with less than this probability
-            is scored one exit earlier; 0: none is.
-        certain: one with at least this probability is answered there unscored; above 1: none is.
+        earlier: a sample that leaves exactly at its predicted exit with less than this probability is scored one exit earlier;
+            0: none is.
+        certain: one that has left by its predicted exit with at least this probability is answered there unscored; above 1:
+            none is. With `price` the probabilities are those of agreeing with the last exit by then.
     """
 
     threshold: float | Sequence[float] | None = None
@@ -276,8 +277,9 @@ class Verified:
             exits = allocate(done_by, model.exit_table.exit_layers, self.price)
         allowed = torch.tensor([*self.rule(model).thresholds, model.config.num_hidden_layers])
         layers = torch.tensor(model.config.exit_layers)
-        share = done_by.gather(1, torch.searchsorted(layers, exits)[:, None])[:, 0]
-        unsure = share < self.earlier
+        at = torch.searchsorted(layers, exits)[:, None]
+        exactly = torch.diff(done_by, dim=1, prepend=torch.zeros(len(tokens), 1))
+        share, unsure = done_by.gather(1, at)[:, 0], exactly.gather(1, at)[:, 0] < self.earlier
         stop = torch.searchsorted(allowed, exits)
         stop = torch.where(unsure, (stop - 1).clamp(min=0), stop)
         return Plan(allowed[stop], (share >= self.certain) & ~unsure if self.certain <= 1 else None)
@@ -299,10 +301,9 @@ def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[in
     early = model.config.exit_layers[:-1]
     if layers is None:
         return early
-    wrong = [layer for layer in layers if layer not in early]
-    if wrong or not layers:
-        raise ValueError(f"layers must be some of this model's early exits {early}, got {list(layers)}")
-    return sorted(set(layers))
+    if not layers or list(layers) != [layer for layer in early if layer in layers]:
+        raise ValueError(f"layers must be some of this model's early exits {early}, ascending, got {list(layers)}")
+    return list(layers)
 
 
 def thresholds_of(
@@ -389,8 +390,11 @@ def parse_policy(text: str | Policy) -> Policy:
 
 
 def format_policy(policy: Policy) -> str:
-    """The short form of a policy, from which `parse_policy` makes an equal one."""
-    name, main_field = next((name, main) for name, (kind, main) in NAMES.items() if type(policy) is kind)
+    """The short form of a policy, from which `parse_policy` makes an equal one. TypeError where it is none of ours."""
+    names = [name for name, (kind, _) in NAMES.items() if type(policy) is kind]
+    if not names:
+        raise TypeError(f"policy {shorten(policy)} has no short form; those that have: {', '.join(NAMES)}")
+    name, main_field = names[0], NAMES[names[0]][1]
     values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
     defaults = {field.name: field.default for field in dataclasses.fields(policy)}
     changed = {key: _write(value) for key, value in values.items() if value != defaults[key]}
@@ -399,7 +403,9 @@ def format_policy(policy: Policy) -> str:
 
 
 def _write(value: Any) -> str:
-    return "/".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return "/".join(repr(float(item) if isinstance(item, float) else int(item)) for item in value)
+    return str(value)
 
 
 def _read(text: str, kind: Any) -> Any:

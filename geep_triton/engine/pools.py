@@ -35,10 +35,11 @@ class Batch:
         """Tokens held, padding included."""
         return self.attention_mask.numel()
 
-    def part(self, begin: int, end: int) -> Batch:
-        """Samples begin..end-1."""
+    def part(self, begin: int, end: int, copy: bool = False) -> Batch:
+        """Samples begin..end-1; a copy does not keep the memory of the whole batch."""
         values = (self.rows, self.hidden, self.attention_mask, self.prediction, self.streak)
-        return Batch(*(None if value is None else value[begin:end] for value in values))
+        parts = (None if value is None else value[begin:end] for value in values)
+        return Batch(*(part.clone() if copy and part is not None else part for part in parts))
 
     @classmethod
     def concatenate(cls, parts: list[Batch], longest: int) -> Batch:
@@ -113,6 +114,6 @@ class Pools:
                 parts.append(batch.part(0, fits))
                 count, longest = count + fits, int(lengths[fits - 1])
             if fits < len(batch):
-                pool.appendleft(batch.part(fits, len(batch)))
+                pool.appendleft(batch.part(fits, len(batch), copy=True))
                 break
         return Batch.concatenate(parts, longest)

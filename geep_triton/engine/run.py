@@ -72,8 +72,8 @@ class WindowRun:
             yield from self._run(0, stop, Batch(rows, self.model.embed(input_ids, type_ids), attention_mask))
             while self.pools is not None and (full := self.pools.take_full()) is not None:
                 yield from self._resume(*full)
-        while self.pools is not None and (rest := self.pools.take_rest()) is not None:
-            yield from self._resume(*rest)
+        while self.pools is not None and (waiting := self.pools.take_full() or self.pools.take_rest()) is not None:
+            yield from self._resume(*waiting)
 
     def _resume(self, layer: int, batch: Batch) -> Iterator[Answer]:
         yield from self._run(layer, self.rule.next_stop(layer, self.last), batch)

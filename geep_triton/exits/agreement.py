@@ -52,7 +52,7 @@ def fit_agreement(
         ngram: highest order of the table's keys.
         agrees: [N, E] bool, whether each exit gave the last exit's answer.
         epochs: at most.
-        learning_rate, batch_size, seed: of the training.
+        learning_rate, batch_size, seed: of the training; batches are smaller where there are few texts.
 
     Raises:
         ValueError: fewer than 20 samples.
@@ -69,6 +69,7 @@ def fit_agreement(
     starts = F.pad(counts.cumsum(0), (1, 0))
     buckets, wanted = length_bucket(tokens.lengths), agrees.float()
 
+    batch_size = min(batch_size, max(32, samples // 20))  # few texts need more steps an epoch
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(samples, generator=generator)
     held_out, training = shuffled[: max(1, int(HELD_OUT * samples))], shuffled[max(1, int(HELD_OUT * samples)) :]

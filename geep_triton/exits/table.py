@@ -148,6 +148,8 @@ class ExitTable:
     def rebuild(self, **settings: float | int | str) -> ExitTable:
         """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
 
+        Learned values are kept, but for another `ngram`.
+
         Raises:
             ValueError: the table's records were dropped and the new settings need them (threshold, ngram).
         """
@@ -156,9 +158,11 @@ class ExitTable:
             return replace(self, settings=changed)
         if self.records is None:
             raise ValueError("records: this table was saved without its records; build it again from texts")
-        return ExitTable.from_records(
+        rebuilt = ExitTable.from_records(
             self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion
         )
+        # Learned values do not depend on the threshold, and the keys are the same unless the order of n-grams changes.
+        return replace(rebuilt, agreement=self.agreement if changed.ngram == self.settings.ngram else None)
 
     def with_agreement(self, **training: float | int) -> ExitTable:
         """The table with learned values: for each exit, how likely it already gives the last exit's answer.

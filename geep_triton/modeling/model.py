@@ -12,6 +12,7 @@ from transformers import BertModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
+from transformers.utils import logging
 
 from geep_triton.checks import check_choice, check_int
 from geep_triton.config import MultiExitBertConfig
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 ANSWER_HEADS = ("student", "teacher")
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
+logger = logging.get_logger(__name__)
 
 
 class MultiExitBert(BertPreTrainedModel):
@@ -99,6 +103,12 @@ class MultiExitBert(BertPreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def forget_calibration(self) -> None:
+        """Drop the calibrated policy and its promise, which hold for these weights, exits and table only."""
+        if self.config.calibration is not None:
+            logger.warning("The model's calibration is dropped, since what it was made for has changed: calibrate again.")
+        self.config.exit_policy = self.config.calibration = None
+
     @property
     def exit_table(self) -> ExitTable | None:
         """Predicts exits from tokens; saved and loaded with the model. Setting one that does not fit raises ValueError."""
@@ -108,6 +118,8 @@ class MultiExitBert(BertPreTrainedModel):
     def exit_table(self, table: ExitTable | None) -> None:
         if table is not None:
             table.check_fits(self.config.vocab_size, self.config.exit_layers)
+        if self._exit_table is not None and table is not self._exit_table:
+            self.forget_calibration()  # it was measured with the other table
         self._exit_table = table
 
     def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -116,6 +128,9 @@ class MultiExitBert(BertPreTrainedModel):
 
     def layer_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | BlockMask | None:
         """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked)."""
+        if self.config._attn_implementation == "sdpa":
+            # What transformers would make, but not spread over the queries, and without its wait for a GPU.
+            return attention_mask[:, None, None, :].bool()
         return create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
     def run_layer(self, layer: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
