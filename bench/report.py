@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,39 @@ def tables(folder: Path = RESULTS) -> str:
     """A section per data set (exits, policies, predictors), and one for each measurement of depth."""
     sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("policies_*.json"))]
     sections += [depth_section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("depth_*.json"))]
+    sections += [
+        promises_section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("promises_*.json"))
+    ]
     return "\n\n".join(sections)
+
+
+def promises_section(result: dict[str, Any]) -> str:
+    where, data = result["environment"], result["data"]
+    budgets = list(result["policies"][0]["speed"])
+    lines = [
+        f"**Promises on {data['name']}** ({data['calibration']:,} calibration texts, {data['test']:,} others measured, "
+        f"exit table from {data['table']:,}; confidence {result['settings']['confidence']:g}; {where['cpu']}, "
+        f"{where['threads']} threads, torch {where['torch']}, {where['date']}). In bold what `calibrate` "
+        "chose; speed-up over full depth in the same run.",
+        "",
+        "| promised agreement | policy | agreement | accuracy | mean layers | "
+        + " | ".join(f"{int(budget):,} tokens a batch" for budget in budgets)
+        + " |",
+        "|---|---|---|---|---|" + "---|" * len(budgets),
+    ]
+    for row in result["policies"]:
+        name = f"**{row['policy']}**" if row["chosen"] else row["policy"]
+        speeds = " | ".join(f"{row['speed'][budget]['speed_up']:.2f}x" for budget in budgets)
+        lines.append(
+            f"| {row['promise']:g} | {shorten_policy(name)} | {row['agreement']:.3f} | {row['accuracy']:.3f} | "
+            f"{row['mean_layers']:.2f} | {speeds} |"
+        )
+    return "\n".join(lines)
+
+
+def shorten_policy(form: str) -> str:
+    """Numbers of a short form with three digits."""
+    return re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda match: f"{float(match[0]):.3g}", form)
 
 
 def depth_section(result: dict[str, Any]) -> str:
@@ -47,10 +80,11 @@ def section(result: dict[str, Any]) -> str:
     data, where = result["data"], result["environment"]
     arguments = result["training"]["arguments"]
     exits = result["exit_accuracies"]
+    kept = ", checkpoint best on dev" if arguments.get("keep_best") else ""
     minutes = "" if result["training"]["resumed_from"] else f" in {result['training']['seconds'] / 60:.0f} min"
     lines = [
         f"**{data['name']}** ({data['samples']:,} test samples; trained {arguments['epochs']:g} epochs by recipe "
-        f"`{arguments['recipe']}`{minutes}; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
+        f"`{arguments['recipe']}`{minutes}{kept}; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
         f"{where['date']})",
         "",
         "| exit after layer | " + " | ".join(map(str, result["exit_layers"])) + " |",

@@ -28,6 +28,7 @@ class MultiExitBertConfig(BertConfig):
             own classifier_dropout.
         exit_thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number for every
             exit, or one per exit but the last.
+        exit_temperatures: one per exit, by which its logits are divided; set by `Engine.fit_temperatures`. None: 1 for all.
         exit_policy: short form of the policy that `Engine` uses unless told otherwise, e.g. "verified:0.2"; set by
             `Engine.calibrate`.
         calibration: what `Engine.calibrate` found, as `Calibration.to_dict` gives it.
@@ -47,6 +48,7 @@ class MultiExitBertConfig(BertConfig):
     head_attention_heads: int = 2
     head_dropout: float | int = 0.5
     exit_thresholds: float | int | list | None = None
+    exit_temperatures: list | None = None
     exit_policy: str | None = None
     calibration: dict | None = None
 
@@ -72,6 +74,7 @@ class MultiExitBertConfig(BertConfig):
             )
         check_number("head_dropout", self.head_dropout, 0.0, 1.0)
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
+        check_temperatures(self.exit_temperatures, len(self.exit_layers))
 
 
 def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:
@@ -91,6 +94,18 @@ def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_lay
     if num_layers not in exit_layers:
         raise ValueError(f"exit_layers must include the last layer ({num_layers}), got {list(exit_layers)}")
     return sorted(exit_layers)
+
+
+def check_temperatures(temperatures: list | None, num_exits: int) -> None:
+    """Raise unless `temperatures` is None or one number above 0 per exit."""
+    if temperatures is None:
+        return
+    if not isinstance(temperatures, (list, tuple)):
+        raise TypeError(f"exit_temperatures must be a list of numbers, got {shorten(temperatures)}")
+    if len(temperatures) != num_exits:
+        raise ValueError(f"exit_temperatures must be one per exit ({num_exits}), got {len(temperatures)}")
+    for value in temperatures:
+        check_number("each of exit_temperatures", value, 1e-6, 1e6)
 
 
 def check_thresholds(thresholds: float | list | None, num_exits: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from geep_triton.checks import check_int, check_tensor
 from geep_triton.ops.partition import counting_sort
 from geep_triton.outputs import Schedule
+
+# What a batch costs besides its tokens, as a share of the token budget: launches, and a batch that fills the machine less.
+BATCH_COST = 1 / 16
 
 
 def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> Schedule:
@@ -34,17 +38,19 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> S
         raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}")
 
     order, _ = counting_sort(exits, lengths, int(exits.max()) + 1)
-    sorted_exits, sorted_lengths = exits[order].tolist(), lengths[order].tolist()
+    sorted_exits, sorted_lengths = exits[order].numpy(), lengths[order].numpy()
+    real = np.concatenate([[0], sorted_lengths.cumsum()])
 
     bounds, batch_exits, padded = [0], [], 0
     while bounds[-1] < len(sorted_exits):
         begin = bounds[-1]
-        longest = sorted_lengths[begin]
-        end = min(begin + max(1, token_budget // longest), len(sorted_exits))
-        layer = sorted_exits[begin]
-        while sorted_exits[end - 1] != layer:
-            end -= 1
+        layer, longest = int(sorted_exits[begin]), int(sorted_lengths[begin])
+        same_exit = int(np.searchsorted(-sorted_exits, -layer, side="right"))
+        ends = np.arange(begin + 1, min(begin + max(1, token_budget // longest), same_exit) + 1)
+        # Where lengths fall, a batch that ends earlier pads less; the best has most real tokens for what it costs.
+        cost = (ends - begin) * longest + BATCH_COST * token_budget
+        end = int(ends[np.argmax((real[ends] - real[begin]) / cost)])
         bounds.append(end)
         batch_exits.append(layer)
         padded += longest * (end - begin)
-    return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - sum(sorted_lengths) / padded)
+    return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(real[-1]) / padded)

@@ -19,11 +19,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
-from geep_triton.engine.calibrate import Calibration, calibrate
+from geep_triton.engine.calibrate import Calibration, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import Plan, Policy, parse_policy
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.run import WindowRun, run_every_exit
+from geep_triton.exits.temperature import fit_temperatures
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
@@ -175,6 +176,30 @@ class Engine:
             self.model.config.exit_policy = result.chosen.policy
             self.model.config.calibration = result.to_dict()
         return result
+
+    def fit_temperatures(self, inputs: Any, labels: Sequence[str | int]) -> list[float]:
+        """Fit a temperature to each exit, so that its probabilities mean what they say; answers stay the same.
+
+        Thresholds and a calibration made before then mean something else, so do this first.
+
+        Args:
+            inputs: what `predict` takes; texts that were not trained on.
+            labels: names or ids, one per text.
+
+        Returns:
+            One temperature per exit, kept in `model.config.exit_temperatures` and saved with the model.
+
+        Raises:
+            ValueError: labels that do not fit, and all that `predict` raises.
+        """
+        config = self.model.config
+        tokens, logits = self.exit_logits(inputs)
+        if config.exit_temperatures is not None:
+            logits = logits * torch.tensor(config.exit_temperatures)[:, None]
+        found = fit_temperatures(logits, label_ids(labels, len(tokens), config.label2id))
+        self.model.forget_calibration()
+        config.exit_temperatures = found
+        return found
 
     def audit(self, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95) -> Audit:
         """From now on also run a random share of the samples to the end, and compare.

@@ -103,6 +103,9 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     if isinstance(own, list) and "exit_thresholds" not in overrides and layers != original.exit_layers:
         logger.warning("exit_thresholds are left out: they are one per exit, and the exits are others now.")
         values.pop("exit_thresholds")
+    if getattr(original, "exit_temperatures", None) is not None and layers != original.exit_layers:
+        logger.warning("exit_temperatures are left out: they are one per exit, and the exits are others now.")
+        values.pop("exit_temperatures")
     if getattr(original, "calibration", None) is not None and layers != original.exit_layers:
         logger.warning("The calibration is left out: the exits are others now; calibrate again.")
         values.pop("exit_policy", None)

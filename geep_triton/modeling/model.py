@@ -104,7 +104,7 @@ class MultiExitBert(BertPreTrainedModel):
             super()._init_weights(module)
 
     def forget_calibration(self) -> None:
-        """Drop the calibrated policy and its promise, which hold for these weights, exits and table only."""
+        """Drop the calibrated policy and its promise, which hold for these weights, exits, temperatures and table only."""
         if self.config.calibration is not None:
             logger.warning("The model's calibration is dropped, since what it was made for has changed: calibrate again.")
         self.config.exit_policy = self.config.calibration = None
@@ -138,8 +138,11 @@ class MultiExitBert(BertPreTrainedModel):
         return self.bert.encoder.layer[layer - 1](hidden_states, layer_mask)
 
     def exit_logits(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """h_layer [B, S, H] -> logits [B, C] of the head at `layer`."""
-        return self.heads[str(layer)](hidden_states, attention_mask)
+        """h_layer [B, S, H] -> logits [B, C] of the head at `layer`, at its temperature."""
+        logits = self.heads[str(layer)](hidden_states, attention_mask)
+        if self.config.exit_temperatures is None:
+            return logits
+        return logits / self.config.exit_temperatures[self.config.exit_layers.index(layer)]
 
     def shared_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, layer_mask: Any) -> torch.Tensor:
         """h_k [B, S, H] -> logits [B, C] of the last head on the last layer on h_k (GEEP's sub-network k)."""

@@ -58,11 +58,12 @@ class MultiExitTrainer(Trainer):
             self.compute_metrics = self._exit_accuracies
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' Trainer; an exit table that the model holds describes the old weights, so it is dropped."""
+        """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
+        self.model.config.exit_temperatures = None
         return super().train(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:

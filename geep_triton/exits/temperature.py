@@ -1,0 +1,59 @@
+"""Temperatures that make an exit's probabilities mean what they say (Guo et al. 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from geep_triton.checks import check_int, check_tensor
+
+
+def fit_temperatures(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """The temperature of each exit at which its probabilities fit the labels best (least cross entropy).
+
+    Args:
+        logits: [N, E, C] of labelled texts that were not trained on.
+        labels: [N] int64.
+
+    Returns:
+        E temperatures; above 1 for an exit that is too sure of itself.
+
+    Raises:
+        ValueError: no samples, or shapes that differ.
+    """
+    check_tensor("logits", logits, 3)
+    check_tensor("labels", labels, 1, torch.int64)
+    if not len(labels) or len(labels) != len(logits):
+        raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
+    logits = logits.double()
+    targets = labels[:, None].expand(logits.shape[:2])
+    # Cross entropy is convex in the inverse temperature; its logarithm keeps that positive.
+    log_inverse = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        scaled = logits * log_inverse.exp()[:, None]
+        loss = F.cross_entropy(scaled.flatten(0, 1), targets.flatten())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # Exits that are always right would grow without end.
+    return (-log_inverse.detach()).clamp(-5.0, 5.0).exp().tolist()
+
+
+def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over equal bins of confidence, weighted by samples (Naeini et al. 2015).
+
+    Args:
+        logits: [N, C]; labels: [N] int64.
+        bins: of the highest probability, 0..1.
+    """
+    check_tensor("logits", logits, 2)
+    check_tensor("labels", labels, 1, torch.int64)
+    check_int("bins", bins, 1)
+    confidence, prediction = logits.double().softmax(-1).max(-1)
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    excess = confidence - (prediction == labels).double()
+    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, index, excess).abs().sum() / len(labels))

@@ -1,0 +1,89 @@
+"""Temperatures and the calibration error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from geep_triton import Engine, MultiExitBert
+from geep_triton.exits.temperature import expected_calibration_error, fit_temperatures
+
+
+def sampled(temperatures, count=20_000):
+    """Labels drawn from softmax(true logits), and logits that are too sharp or too flat by these factors."""
+    true = 2 * torch.randn(count, 1, 4)
+    labels = true[:, 0].softmax(-1).multinomial(1)[:, 0]
+    return true * torch.tensor(temperatures)[:, None], labels
+
+
+def test_temperatures_are_found():
+    logits, labels = sampled([0.5, 1.0, 3.0])
+    assert fit_temperatures(logits, labels) == pytest.approx([0.5, 1.0, 3.0], rel=0.05)
+
+
+def test_error_equals_a_loop():
+    logits, labels = sampled([2.0], 500)
+    confidence, prediction = logits[:, 0].softmax(-1).max(-1)
+    expected = 0.0
+    for bin_number in range(15):
+        inside = (confidence > bin_number / 15) & (confidence <= (bin_number + 1) / 15)
+        if inside.any():
+            gap = (confidence[inside].mean() - (prediction == labels)[inside].float().mean()).abs()
+            expected += float(gap) * int(inside.sum()) / 500
+    assert expected_calibration_error(logits[:, 0], labels) == pytest.approx(expected, abs=1e-5)
+
+
+def test_temperatures_lower_the_error_of_real_exits():
+    """Of MiniLM on sst2's test texts: fitted on one half, judged on the other."""
+    tensors = load_file(Path(__file__).parent / "data" / "sst2_exit_logits.safetensors")
+    logits, labels = tensors["logits"].float(), tensors["labels"].long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    fit, test = order[:910], order[910:]
+    temperatures = torch.tensor(fit_temperatures(logits[fit], labels[fit]))
+    before, after = (
+        sum(F.cross_entropy(values[test, layer], labels[test]).item() for layer in range(6))
+        for values in (logits, logits / temperatures[:, None])
+    )
+    assert after < before
+
+
+def test_an_exit_that_is_always_right_stays_finite():
+    logits = torch.tensor([[[5.0, 0.0]], [[0.0, 5.0]]])
+    assert 0 < fit_temperatures(logits, torch.tensor([0, 1]))[0] < 1
+
+
+def test_the_model_answers_at_its_temperatures(model, tokenizer, texts, tmp_path):
+    engine = Engine(model, tokenizer, "full")
+    plain = engine.exit_logits(texts)[1]
+    found = engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
+    assert model.config.exit_temperatures == found
+    scaled = plain / torch.tensor(found)[:, None]
+    torch.testing.assert_close(engine.exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = MultiExitBert.from_pretrained(tmp_path)
+    torch.testing.assert_close(Engine(again, tokenizer, "full").exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
+    # Fitted once more, they are found from the plain logits again.
+    assert engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2) == pytest.approx(found, rel=1e-3)
+    assert MultiExitBert.from_pretrained(tmp_path, exit_layers=[2, 4]).config.exit_temperatures is None
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(0, 2, 3), torch.zeros(0, dtype=torch.int64), "at least 1"),
+        (torch.zeros(4, 2, 3), torch.zeros(3, dtype=torch.int64), r"one per sample \(4, at least 1\), got 3"),
+    ],
+)
+def test_refusals(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        fit_temperatures(logits, labels)
+
+
+@pytest.mark.parametrize("temperatures", [[1.0], [1.0, 0.0, 1.0, 1.0], "warm"])
+def test_config_refuses_temperatures(make_model, temperatures):
+    with pytest.raises((ValueError, TypeError), match="exit_temperatures"):
+        make_model(exit_temperatures=temperatures)
