@@ -283,19 +283,32 @@ class Encoder:
             rows = [index for index, (_, pair) in enumerate(samples) if (pair is not None) == has_pair]
             if not rows:
                 continue
-            encoded = self.tokenizer(
-                [samples[index][0] for index in rows],
-                [samples[index][1] for index in rows] if has_pair else None,
-                truncation=truncation,
-                max_length=self.max_length if truncation else None,
-                return_attention_mask=False,
-                return_token_type_ids=has_pair,
-                verbose=False,
-            )
-            for position, index in enumerate(rows):
-                ids[index] = encoded["input_ids"][position]
-                type_ids[index] = encoded["token_type_ids"][position] if has_pair else []
+            texts = [samples[index] if has_pair else samples[index][0] for index in rows]
+            for index, (row, types) in zip(rows, self._encode(texts, has_pair, truncation), strict=True):
+                ids[index], type_ids[index] = row, types
         return ids, type_ids
+
+    def _encode(
+        self, texts: list[str] | list[Sample], has_pair: bool, truncation: bool
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids and segment ids (none for single texts) of texts that are all single or all pairs."""
+        if self.tokenizer.is_fast and not truncation:
+            # A third faster than the tokenizer's call, which also makes offsets and copies all it found.
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            return ((encoding.ids, encoding.type_ids if has_pair else []) for encoding in backend.encode_batch_fast(texts))
+        encoded = self.tokenizer(
+            [text for text, _ in texts] if has_pair else texts,
+            [pair for _, pair in texts] if has_pair else None,
+            truncation=truncation,
+            max_length=self.max_length if truncation else None,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+            verbose=False,
+        )
+        type_ids = encoded["token_type_ids"] if has_pair else [[] for _ in texts]
+        return zip(encoded["input_ids"], type_ids, strict=True)
 
     def _rows(self, rows: Sequence[Row], first: int) -> tuple[list[list[int]], list[list[int]]]:
         ids, type_ids, errors = [], [], {}

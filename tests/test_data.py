@@ -202,3 +202,17 @@ def test_truncation_only_when_asked_and_counted(tokenizer):
 def test_bad_samples(tokenizer, samples, message):
     with pytest.raises(ValueError, match=message):
         Encoder(tokenizer, 64, vocab_size=41)(samples)
+
+
+def test_encoder_gives_what_the_tokenizer_gives(minilm):
+    """Also after somebody used the tokenizer with padding and truncation, which it remembers."""
+    _, tokenizer = minilm
+    singles = ["A film about rain.", "[MASK] no [SEP] 42", "naïve  Ünïcode 電影", "x" * 300]
+    pairs = [(text, f"and {text}") for text in singles]
+    tokenizer(singles, padding="max_length", truncation=True, max_length=4)
+    for samples in (singles, pairs):
+        tokens = Encoder(tokenizer, 512)(list(iter_samples(samples, "text", "text_pair")))
+        expected = tokenizer(singles, [pair for _, pair in pairs] if samples is pairs else None)
+        assert [row.tolist() for row in tokens.ids.split(tokens.lengths.tolist())] == expected["input_ids"]
+        if samples is pairs:
+            assert [row.tolist() for row in tokens.type_ids.split(tokens.lengths.tolist())] == expected["token_type_ids"]

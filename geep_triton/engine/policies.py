@@ -115,23 +115,9 @@ class ConstantDepth:
         """No scoring."""
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A sample leaves at the first exit whose uncertainty is at or under the threshold (FastBERT, DeeBERT and others).
+class Scored:
+    """What the policies share that score samples at exits on their way; their settings are `Threshold`'s."""
 
-    Args:
-        threshold: for every exit, or one per scored exit; None: the model's own `config.exit_thresholds`.
-        criterion: the uncertainty; see `geep_triton.ops.exit_scores.score_exits`.
-        top_k: of the criterion "top_k_entropy".
-        layers: exits at which samples are scored; None: all but the last.
-        pooling: "auto", "always" or "never"; see `Policy`.
-    """
-
-    threshold: float | Sequence[float] | None = None
-    criterion: str = "normalized_entropy"
-    top_k: int = 5
-    layers: tuple[int, ...] | None = None
-    pooling: str = "auto"
     answer_head = "student"
 
     def __post_init__(self) -> None:
@@ -154,7 +140,26 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Patience:
+class Threshold(Scored):
+    """A sample leaves at the first exit whose uncertainty is at or under the threshold (FastBERT, DeeBERT and others).
+
+    Args:
+        threshold: for every exit, or one per scored exit; None: the model's own `config.exit_thresholds`.
+        criterion: the uncertainty; see `geep_triton.ops.exit_scores.score_exits`.
+        top_k: of the criterion "top_k_entropy".
+        layers: exits at which samples are scored; None: all but the last.
+        pooling: "auto", "always" or "never"; see `Policy`.
+    """
+
+    threshold: float | Sequence[float] | None = None
+    criterion: str = "normalized_entropy"
+    top_k: int = 5
+    layers: tuple[int, ...] | None = None
+    pooling: str = "auto"
+
+
+@dataclass(frozen=True)
+class Patience(Scored):
     """A sample leaves once `patience` exits in a row have agreed with the one before (PABEE, Zhou et al. 2020), or, with a
     threshold, have been sure (PCEE, Zhang et al. 2022).
 
@@ -170,20 +175,10 @@ class Patience:
     top_k: int = 5
     layers: tuple[int, ...] | None = None
     pooling: str = "auto"
-    answer_head = "student"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_int("patience", self.patience, 1)
-        check_choice("pooling", self.pooling, POOLINGS)
-        check_criterion(0.0, self.criterion, self.top_k)
-
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Needs classes, and thresholds that fit the exits."""
-        self.rule(model)
-
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
-        """The first scored exit for all."""
-        return _same_stop(tokens, self.rule(model).next_stop(0, model.config.num_hidden_layers))
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """A score at every chosen exit."""
@@ -231,7 +226,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(Scored):
     """Each sample runs to the exit that the table predicts and is scored there; the unsure go on, pooled into dense batches.
 
     Args:
@@ -252,13 +247,11 @@ class Verified:
     earlier: float = 0.0
     certain: float = 2.0
     pooling: str = "auto"
-    answer_head = "student"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_decision(self.decision)
         check_price(self.price)
-        check_choice("pooling", self.pooling, POOLINGS)
-        check_criterion(0.0, self.criterion, self.top_k)
         check_number("earlier", self.earlier, 0.0, 1.0)
         check_number("certain", self.certain, 0.0)
 
@@ -283,12 +276,6 @@ class Verified:
         stop = torch.searchsorted(allowed, exits)
         stop = torch.where(unsure, (stop - 1).clamp(min=0), stop)
         return Plan(allowed[stop], (share >= self.certain) & ~unsure if self.certain <= 1 else None)
-
-    def rule(self, model: MultiExitBert) -> ExitRule:
-        """A score at every chosen exit that a sample stops at."""
-        layers = scored_layers(model, self.layers)
-        thresholds = thresholds_of(model, self.threshold, self.criterion, self.top_k, layers)
-        return ExitRule(thresholds, self.criterion, self.top_k)
 
 
 def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[int]:
