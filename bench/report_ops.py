@@ -101,7 +101,7 @@ grow at .5. Predicting a window of 4,096 samples handles {unigrams:.0f} M tokens
 bigrams.
 
 **When a CPU predictor does.** NumPy on the host, with unigrams, handles {host:.0f} M tokens/s, which is {versus_host} than ours
-here. A machine that classifies S texts of 36 tokens a second spends S / {host / 36 * 1e6:,.0f} of a core on it: prediction on
+here. A machine that classifies S texts of 36 tokens a second spends S / {host / 36 * 1e6:,.0f} of its time on it: prediction on
 the host is enough until that share counts, or until the tokens are on the GPU already.
 """
 
