@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bench.environment import RESULTS, environment
 from bench.rivals import HuggingFaceSorted
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
 from geep_triton.data import read_rows
+from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
 
 RIVAL = "huggingface, length-sorted"
@@ -41,17 +42,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def in_turns(one: Any, other: Any, rows: list[dict[str, Any]], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each run of `one` and of `other` on all rows."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for engine, taken in zip((one, other), seconds, strict=True):
-            start = time.perf_counter()
-            engine.predict(rows)
-            taken.append(time.perf_counter() - start)
-    return seconds
 
 
 def main() -> None:
@@ -80,7 +70,8 @@ def main() -> None:
     with quiet_garbage_collector():
         for name, engine in tqdm(policies.items(), unit="policy"):
             mean_layers = engine.predict(short).mean_layers
-            full_seconds, seconds = in_turns(full, engine, short, arguments.rounds)
+            calls = {"full depth": partial(full.predict, short), "policy": partial(engine.predict, short)}
+            full_seconds, seconds = in_turns(calls, arguments.rounds).values()
             speed_up = statistics.median(full_seconds) / statistics.median(seconds)
             results.append({
                 "policy": name,

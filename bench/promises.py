@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.data import read_rows
 from geep_triton.engine.policies import Threshold, parse_policy
 from geep_triton.engine.simulate import simulate
+from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
 
 
@@ -50,15 +51,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def speeds(engines: dict[str, Engine], rows: list[dict[str, Any]], rounds: int) -> dict[str, float]:
     """Samples a second, median of interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
     for engine in engines.values():
         engine.predict(rows[:64])
     with quiet_garbage_collector():
-        for _ in range(rounds):
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                engine.predict(rows)
-                seconds[name].append(time.perf_counter() - start)
+        seconds = in_turns({name: partial(engine.predict, rows) for name, engine in engines.items()}, rounds)
     return {name: len(rows) / statistics.median(values) for name, values in seconds.items()}
 
 

@@ -7,7 +7,6 @@ python -m bench.report --check    # fails where README.md or bench/OPS.md differ
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,9 @@ BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results
 
 
 def tables(folder: Path = RESULTS) -> str:
-    """A section per data set (exits, policies, predictors), and one for each measurement of depth."""
-    sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("policies_*.json"))]
-    sections += [depth_section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("depth_*.json"))]
-    sections += [
-        promises_section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("promises_*.json"))
-    ]
-    return "\n\n".join(sections)
+    """A section per data set (exits, policies, predictors), and one for each measurement of depth or of promises."""
+    makers = {"policies_*.json": section, "depth_*.json": depth_section, "promises_*.json": promises_section}
+    return "\n\n".join(make(report_ops.read(path)) for pattern, make in makers.items() for path in sorted(folder.glob(pattern)))
 
 
 def promises_section(result: dict[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ from geep_triton.engine.policies import (
     format_policy,
 )
 from geep_triton.engine.simulate import simulate
+from geep_triton.engine.timing import in_turns
 from geep_triton.exits.guarantees import betting_p_value, binomial_p_value, boldest_safe, samples_needed
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.outputs import Predictions, Tokens
+from geep_triton.outputs import Tokens
 
 PROMISES = ("agreement", "max_accuracy_drop", "mean_depth", "speedup")
 SETTINGS = 60  # of a family, from cautious to bold
@@ -363,18 +363,12 @@ def _measure(engine: Any, policies: dict[str, Policy], inputs: list[Any], rounds
     """Samples a second of each policy, median of interleaved rounds after a warm-up."""
     _ = engine.layer_costs  # measured once, for all of them
     engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
-    run: dict[str, Callable[[], Predictions]] = {name: (lambda e=e: e.predict(inputs)) for name, e in engines.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
     for e in engines.values():
         e.predict(inputs[:64])
-    for _ in range(rounds):
-        for name, call in run.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = in_turns({name: partial(e.predict, inputs) for name, e in engines.items()}, rounds)
     return {name: len(inputs) / statistics.median(values) for name, values in seconds.items()}
 
 
 def _timed(candidate: Candidate, speeds: dict[str, float], full: str) -> Candidate:
-    speed = speeds.get(candidate.policy, math.nan)
+    speed = speeds[candidate.policy]
     return Candidate(**asdict(candidate) | {"samples_per_second": speed, "speed_up": speed / speeds[full]})

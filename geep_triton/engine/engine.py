@@ -235,7 +235,7 @@ class Engine:
         for tokens, first, seconds, truncated in self._encoded_windows(inputs):
             result = self._predict_window(tokens, first, seconds, truncated)
             if rule is not None:
-                exits.update(result.exit_layers.tolist())
+                exits += Counter(result.histogram)
             yield result
         self._warn_of_one_exit(exits)
 

@@ -24,18 +24,15 @@ def simulate(model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch
     exit_layers, last = model.config.exit_layers, model.config.num_hidden_layers
     plan, rule = policy.plan(model, tokens), policy.rule(model)
     stops = plan.stops.clone()
+    previous, streak = torch.full_like(stops, -1), torch.zeros_like(stops, dtype=torch.int32)
     for layer in sorted(rule.thresholds) if rule is not None else ():
         rows = (stops == layer).nonzero()[:, 0]
         if not rows.numel():
             continue
-        memory = (None, None)
-        if rule.remembers and layer != min(rule.thresholds):
-            memory = previous[rows], streak[rows]  # noqa: F821 - set at the first scored layer
+        first = not rule.remembers or layer == min(rule.thresholds)
+        memory = (None, None) if first else (previous[rows], streak[rows])
         scores = rule.score(layer, logits[rows, exit_layers.index(layer)], *memory)
-        if rule.remembers and layer == min(rule.thresholds):
-            previous, streak = torch.full_like(stops, -1), torch.zeros_like(stops, dtype=torch.int32)
-        if rule.remembers:
-            previous[rows], streak[rows] = scores.prediction, scores.streak
+        previous[rows], streak[rows] = scores.prediction, scores.streak
         leaves = scores.leaves
         if plan.certain is not None:
             leaves = leaves | (plan.certain[rows] & (plan.stops[rows] == layer))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from geep_triton.data import Row, check_columns
 from geep_triton.engine.engine import Engine
+from geep_triton.engine.timing import in_turns
 from geep_triton.outputs import Predictions
 
 
@@ -62,24 +63,21 @@ def measure(
     for row in rows:
         check_columns(row, ("label",))
     labels = [str(row["label"]) for row in rows]
-    speeds: dict[str, list[float]] = {name: [] for name in engines}
     predictions: dict[str, Predictions] = {}
+
+    def run(name: str) -> None:
+        predictions[name] = engines[name].predict(rows)
+
     for engine in engines.values():
         engine.predict(rows[:64])
     with quiet_garbage_collector():
-        for _ in range(rounds):
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                predictions[name] = engine.predict(rows)
-                speeds[name].append(len(rows) / (time.perf_counter() - start))
-                if report is not None:
-                    report(name)
+        seconds = in_turns({name: partial(run, name) for name in engines}, rounds, report)
     measurements = [
         Measurement(
             name,
             sum(map(str.__eq__, predictions[name].labels, labels)) / len(labels),
             predictions[name].mean_layers,
-            statistics.median(speeds[name]),
+            len(rows) / statistics.median(seconds[name]),
         )
         for name in engines
     ]

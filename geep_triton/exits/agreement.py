@@ -66,7 +66,7 @@ def fit_agreement(
     if not bool((keys[rows] == found[order]).all()):
         raise ValueError("keys must hold every n-gram of the texts")
     counts = torch.bincount(owners, minlength=samples)
-    starts = F.pad(counts.cumsum(0), (1, 0))
+    bags = Tokens(rows, F.pad(counts.cumsum(0), (1, 0)))
     buckets, wanted = length_bucket(tokens.lengths), agrees.float()
 
     batch_size = min(batch_size, max(32, samples // 20))  # few texts need more steps an epoch
@@ -79,8 +79,8 @@ def fit_agreement(
     optimizer = torch.optim.Adam([weights, length_bias], learning_rate)
 
     def loss_of(part: torch.Tensor) -> torch.Tensor:
-        bag_rows, offsets = _rows_of(part, rows, starts)
-        logits = F.embedding_bag(bag_rows, weights, offsets, mode="mean") + length_bias[buckets[part]]
+        chosen = bags.select(part)
+        logits = F.embedding_bag(chosen.ids, weights, chosen.offsets[:-1], mode="mean") + length_bias[buckets[part]]
         return F.binary_cross_entropy_with_logits(logits, wanted[part])
 
     best, kept, worse = float("inf"), (weights, length_bias), 0
@@ -97,14 +97,6 @@ def fit_agreement(
         elif worse == 2:
             break
     return AgreementValues(*(tensor.detach() for tensor in kept))
-
-
-def _rows_of(part: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of some samples' keys, one sample after another, and where each begins."""
-    counts = starts[part + 1] - starts[part]
-    offsets = F.pad(counts.cumsum(0), (1, 0))
-    within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], counts)
-    return rows[torch.repeat_interleave(starts[part], counts) + within], offsets[:-1]
 
 
 def allocate(agreement: torch.Tensor, layers: tuple[int, ...], price: float) -> torch.Tensor:
