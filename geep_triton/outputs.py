@@ -23,6 +23,9 @@ class MultiExitBertOutput(ModelOutput):
         shared_logits: one [B, C] per early exit k below layer L-1: the last head on the last layer on h_k (GEEP's
             sub-networks; k = L-1 is `logits` itself).
         hidden_states: h_0 (embeddings) .. h_k, each [B, S, H].
+        gates: one [B] float32 per gated layer up to the depth: the soft gate, the share of the layer that is skipped.
+        skips: one [B] bool per gated layer up to the depth: whether the sample skips it.
+        layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: what each layer gives before a gate mixes it with its input.
     """
 
     loss: torch.Tensor | None = None
@@ -30,6 +33,9 @@ class MultiExitBertOutput(ModelOutput):
     exit_logits: tuple[torch.Tensor, ...] | None = None
     shared_logits: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    gates: tuple[torch.Tensor, ...] | None = None
+    skips: tuple[torch.Tensor, ...] | None = None
+    layer_outputs: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
