@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, Trainer
 from transformers.utils import logging
 
 from geep_triton.checks import check_number
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.training.recipes import Recipe, get_recipe
+from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe
+from geep_triton.training.freezing import StageParameters
+from geep_triton.training.recipes import get_recipe
+from geep_triton.training.schedule import one_after_another
+from geep_triton.training.stages import Batch, Recipe
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +26,9 @@ class MultiExitTrainer(Trainer):
     """Trains a `MultiExitBert` by a recipe; everything else is transformers' Trainer (Accelerate, mixed precision,
     checkpoints and resume, several processes, callbacks).
 
+    A recipe's stages run within one `train()`. Which one it is follows from the global step alone, so a resumed training goes
+    on in the right stage. The optimizer holds what any stage trains; each stage has a learning-rate schedule of its own.
+
     Evaluation runs every exit: predictions are logits [N, exits, C], and unless `compute_metrics` is given the metrics are
     `accuracy_exit_<layer>` and `accuracy` (the last exit).
 
@@ -27,10 +36,12 @@ class MultiExitTrainer(Trainer):
         *args, **kwargs: of `transformers.Trainer`.
         head_learning_rate: of the exit heads, where it differs from the backbone's; new heads learn faster with about ten
             times as much.
-        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`.
+        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, as
+            `get_recipe(name, **settings)` makes it.
 
     Raises:
-        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss.
+        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss. While training: a
+            stage with nothing to train, fewer steps than stages, a batch without labels, a checkpoint of another recipe.
         TypeError: another kind of model.
     """
 
@@ -56,18 +67,32 @@ class MultiExitTrainer(Trainer):
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
+        self.add_callback(RecipeRecord(self.recipe.name, dict(self.recipe.settings)))
+        self._stages: list[StageParameters] = []
+        self._flags: list[tuple[nn.Parameter, bool]] = []  # as the user set them
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
+        check_same_recipe(self.recipe, resume_from_checkpoint, self.args.output_dir)
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
         self.model.config.exit_temperatures = None
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        finally:
+            for parameter, flag in self._flags:
+                parameter.requires_grad_(flag)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """transformers' optimizer, with the heads in groups of their own where they have their own learning rate."""
+        """transformers' optimizer over what any stage trains, with the heads in groups of their own where they have their own
+        learning rate.
+        """
+        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self._stages = [StageParameters(self.model, self.recipe, stage) for stage in self.recipe.stages]
+        for flags in zip(*(stage.flags for stage in self._stages), strict=True):
+            flags[0][0].requires_grad_(any(trains for _, trains in flags))
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.head_learning_rate is None:
             return optimizer
@@ -79,6 +104,23 @@ class MultiExitTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": own, "lr": self.head_learning_rate})
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """transformers' schedule, one for each stage: warm-up included, it starts anew with each."""
+        bounds = self.recipe.bounds(num_training_steps)
+        if self.lr_scheduler is not None or len(bounds) == 2:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedules = []
+        for first, end in pairwise(bounds):
+            self.lr_scheduler = None
+            schedules.append(super().create_scheduler(end - first, optimizer))
+        if not all(isinstance(schedule, LambdaLR) for schedule in schedules):
+            raise ValueError(
+                f"lr_scheduler_type {self.args.lr_scheduler_type!s} cannot start anew with each of the stages of recipe "
+                f"{self.recipe.name!r}; linear, cosine, constant_with_warmup and their like can"
+            )
+        self.lr_scheduler = one_after_another(self.optimizer if optimizer is None else optimizer, schedules, bounds)
+        return self.lr_scheduler
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -86,10 +128,21 @@ class MultiExitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The recipe's loss, a mean over the batch."""
+        """The loss of the recipe's stage at this step, a mean over the batch."""
+        index, progress = self.recipe.at(self.state.global_step, self.state.max_steps)
+        stage = self.recipe.stages[index]
+        self._stages[index].apply()
         features = {name: value for name, value in inputs.items() if name != "labels"}
-        output = model(**features, **self.recipe.forward)
-        loss = self.recipe.loss(output, inputs["labels"])
+        if stage.needs_labels and "labels" not in inputs:
+            raise ValueError(f"recipe {self.recipe.name!r} needs labels, but the batch has only {', '.join(inputs)}")
+        output = model(**features, **stage.forward)
+        batch = Batch(
+            labels=inputs.get("labels"),
+            attention_mask=inputs.get("attention_mask"),
+            exit_layers=tuple(self.model.config.exit_layers),
+            progress=progress,
+        )
+        loss = stage.loss(output, batch)
         return (loss, output) if return_outputs else loss
 
     def prediction_step(
