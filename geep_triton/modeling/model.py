@@ -47,6 +47,8 @@ class MultiExitBert(BertPreTrainedModel):
 
     config: MultiExitBertConfig
     config_class = MultiExitBertConfig
+    # A checkpoint of an unfinished training also holds what only its recipe needs.
+    _keys_to_ignore_on_load_unexpected = (r"^auxiliary\.",)
 
     def __init__(self, config: MultiExitBertConfig) -> None:
         super().__init__(config)
@@ -54,6 +56,7 @@ class MultiExitBert(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.heads = build_heads(config)
         self.gates = build_gates(config)
+        self.auxiliary: nn.Module | None = None  # what a recipe trains along; see `geep_triton.training.stages.Recipe`
         self._exit_table: ExitTable | None = None
         self.post_init()
 

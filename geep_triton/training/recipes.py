@@ -12,6 +12,7 @@ import torch
 from geep_triton.checks import check_choice, check_number
 from geep_triton.outputs import MultiExitBertOutput
 from geep_triton.training.losses import cross_entropy, geep_loss, joint_loss, self_distillation_loss
+from geep_triton.training.smartbert import smartbert
 from geep_triton.training.stages import Batch, Recipe, Stage
 
 EXITS = {"output_exit_logits": True}
@@ -64,6 +65,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "fastbert": fastbert,
     "geep": geep,
     "joint": joint,
+    "smartbert": smartbert,
 }
 
 
