@@ -39,18 +39,30 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> S
 
     order, _ = counting_sort(exits, lengths, int(exits.max()) + 1)
     sorted_exits, sorted_lengths = exits[order].numpy(), lengths[order].numpy()
-    real = np.concatenate([[0], sorted_lengths.cumsum()])
 
     bounds, batch_exits, padded = [0], [], 0
     while bounds[-1] < len(sorted_exits):
         begin = bounds[-1]
         layer, longest = int(sorted_exits[begin]), int(sorted_lengths[begin])
         same_exit = int(np.searchsorted(-sorted_exits, -layer, side="right"))
-        ends = np.arange(begin + 1, min(begin + max(1, token_budget // longest), same_exit) + 1)
-        # Where lengths fall, a batch that ends earlier pads less; the best has most real tokens for what it costs.
-        cost = (ends - begin) * longest + BATCH_COST * token_budget
-        end = int(ends[np.argmax((real[ends] - real[begin]) / cost)])
-        bounds.append(end)
+        count = dense_count(sorted_lengths[begin : min(begin + max(1, token_budget // longest), same_exit)], token_budget)
+        bounds.append(begin + count)
         batch_exits.append(layer)
-        padded += longest * (end - begin)
-    return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(real[-1]) / padded)
+        padded += longest * count
+    return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(sorted_lengths.sum()) / padded)
+
+
+def dense_count(lengths: np.ndarray, token_budget: int) -> int:
+    """How many of the first samples make the best batch: most real tokens for what it costs.
+
+    Where lengths differ, a batch that ends earlier pads less.
+
+    Args:
+        lengths: [N] tokens per sample, N at least 1.
+        token_budget: most tokens with padding; the first sample may exceed it alone.
+    """
+    counts = np.arange(1, len(lengths) + 1)
+    padded = counts * np.maximum.accumulate(lengths)
+    fits = max(1, int((padded <= token_budget).sum()))
+    cost = padded[:fits] + BATCH_COST * token_budget
+    return int(counts[np.argmax(lengths[:fits].cumsum() / cost)])

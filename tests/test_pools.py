@@ -128,12 +128,12 @@ def test_layer_costs_between_the_measured_points(tokens, seconds):
 
 
 def test_regrouping_pays_for_small_batches_that_go_far():
-    assert COSTS.regrouping_pays(50, 3)  # alone 3 s, in a full batch .75 s
-    assert not COSTS.regrouping_pays(1000, 3)  # full already
+    assert COSTS.regrouping_pays(50, 50, 3)  # alone 3 s, in a full batch .75 s
+    assert not COSTS.regrouping_pays(1000, 1000, 3)  # full already
     dear = LayerCosts(COSTS.points, move=1.0)
-    assert not dear.regrouping_pays(50, 3)
+    assert not dear.regrouping_pays(50, 50, 3)
     linear = LayerCosts(((1, 0.005), (1000, 5.0)), move=1e-6)
-    assert not linear.regrouping_pays(500, 3)  # nothing is lost by being small
+    assert not linear.regrouping_pays(500, 500, 3)  # nothing is lost by being small
 
 
 def test_costs_are_measured_where_the_model_is(sharp):

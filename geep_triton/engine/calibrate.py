@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,37 +13,36 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from geep_triton.checks import check_int, check_number, shorten
-from geep_triton.engine.policies import (
-    ConstantDepth,
-    FullDepth,
-    Patience,
-    Policy,
-    Predicted,
-    Threshold,
-    Verified,
-    format_policy,
-)
+from geep_triton.checks import check_choice, check_int, check_number, shorten
+from geep_triton.engine.families import FitSamples, families_of
+from geep_triton.engine.policies import FullDepth, OneExitWarning, Policy, format_policy
 from geep_triton.engine.simulate import simulate
 from geep_triton.engine.timing import in_turns
-from geep_triton.exits.guarantees import betting_p_value, binomial_p_value, boldest_safe, samples_needed
+from geep_triton.exits.guarantees import (
+    betting_p_value,
+    binomial_p_value,
+    boldest_on_average,
+    boldest_safe,
+    samples_needed,
+    samples_needed_on_average,
+)
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.ops.exit_scores import score_exits
 from geep_triton.outputs import Tokens
 
 PROMISES = ("agreement", "max_accuracy_drop", "mean_depth", "speedup")
-SETTINGS = 60  # of a family, from cautious to bold
+METHODS = ("learn-then-test", "conformal")
 SEED = 0
 MOST_SEEN = 0.1  # of the texts may be in the table; short ones come up again by chance
-PLANNING_PRICE = 0.05  # of a layer, where a check follows anyway
+MEASURED_POINTS = 6  # of the chosen family's curve
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The boldest setting of one family of policies that keeps the promise, measured.
+    """One policy on the calibration samples.
 
     Attributes:
         policy: its short form.
+        family: the name of its family; see `geep_triton.engine.families`.
         agreement: share of the calibration samples that get the last exit's answer.
         accuracy: share that get the right one; None without labels.
         mean_layers: layers run a sample, on average.
@@ -51,6 +51,7 @@ class Candidate:
     """
 
     policy: str
+    family: str
     agreement: float
     accuracy: float | None
     mean_layers: float
@@ -64,15 +65,18 @@ class Calibration:
 
     Attributes:
         promise: which of "agreement", "max_accuracy_drop", "mean_depth", "speedup", and its value.
-        confidence: with which "agreement" and "max_accuracy_drop" hold for texts like the calibration's.
+        method: "learn-then-test" or "conformal"; see `Engine.calibrate`.
+        confidence: with which "agreement" and "max_accuracy_drop" hold for texts like the calibration's; None: on average.
         samples: calibration samples.
         chosen: the fastest candidate.
-        candidates: the best setting of each family that keeps the promise.
-        curve: the settings of the chosen family, from cautious to bold.
+        candidates: the best setting of each family that keeps the promise, measured; with "conformal" the chosen one is not
+            among them, since it is set on samples that had no part in choosing its family.
+        curve: the settings of the chosen family, from cautious to bold, some of them measured.
     """
 
     promise: tuple[str, float]
-    confidence: float
+    method: str
+    confidence: float | None
     samples: int
     chosen: Candidate
     candidates: tuple[Candidate, ...]
@@ -85,7 +89,7 @@ class Calibration:
         return values | {"promise": list(self.promise)}
 
     def plot(self, path: str | Path) -> None:
-        """Agreement (and accuracy) over mean layers of the chosen family, as PNG. Needs matplotlib."""
+        """Agreement, accuracy and measured samples/s over mean layers of the chosen family, as PNG. Needs matplotlib."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -95,9 +99,18 @@ class Calibration:
         axes.plot(layers, [point.agreement for point in points], marker=".", label="same answer as all layers")
         if self.chosen.accuracy is not None:
             axes.plot(layers, [point.accuracy for point in points], marker=".", label="accuracy")
-        axes.axvline(self.chosen.mean_layers, color="gray", linestyle=":", label=self.chosen.policy)
+        axes.axvline(self.chosen.mean_layers, color="gray", linestyle=":", label=self.chosen.family)
         axes.set(xlabel="mean layers", ylabel="share of the calibration samples")
-        axes.legend()
+        measured = [point for point in points if point.samples_per_second is not None]
+        speed = axes.twinx()
+        speed.plot(
+            [point.mean_layers for point in measured],
+            [point.samples_per_second for point in measured],
+            color="gray", marker="x", linestyle="--", label="samples/s",
+        )  # fmt: skip
+        speed.set(ylabel="samples/s", ylim=(0, None))
+        handles = [*axes.get_legend_handles_labels()[0], *speed.get_legend_handles_labels()[0]]
+        axes.legend(handles=handles, loc="lower right")
         figure.savefig(path, dpi=120)
 
 
@@ -106,7 +119,8 @@ def calibrate(
     inputs: Any,
     labels: Sequence[str | int] | None,
     promise: tuple[str, float],
-    confidence: float,
+    method: str,
+    confidence: float | None,
     rounds: int,
     speed_samples: int,
     progress: bool,
@@ -115,13 +129,16 @@ def calibrate(
     if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
         raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
     inputs = list(inputs)
-    check_promise(promise, labels, engine.model, confidence)
+    model: MultiExitBert = engine.model
+    confidence = check_method(method, promise, confidence)
+    check_promise(promise, labels, model)
     check_int("rounds", rounds, 1)
     check_int("speed_samples", speed_samples, 1)
-    model: MultiExitBert = engine.model
     if model.config.num_labels < 2:
         raise ValueError("calibrate needs classes: a regression model (num_labels=1) runs at full or constant depth")
-    share = 1 - (1 - confidence) / number_of_families(model)  # the fastest of several: each takes its part of the error
+    families = families_of(model)
+    # The fastest of several is taken: each has its part of the error.
+    share = None if confidence is None else 1 - (1 - confidence) / len(families)
     if promise[0] in PROMISES[:2]:
         _refuse_too_few(promise, len(inputs), share)
     tokens, logits = engine.exit_logits(inputs)
@@ -129,28 +146,59 @@ def calibrate(
     truth = None if labels is None else label_ids(labels, len(tokens), model.config.label2id)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))
     judge = Judge(model, tokens, logits, truth, order)
-    families = policy_families(model, logits[order[: len(order) // 2]])
+    fit = FitSamples.of(logits[order[: len(order) // 2]], model.config.exit_layers, engine.layer_costs.score)
+    policies = {family.name: family.policies(fit) for family in families}
     judged = {
-        name: [judge(policy) for policy in policies]
-        for name, (policies, _) in tqdm(families.items(), desc="calibrate", disable=not progress)
+        name: [judge(policy, name) for policy in several]
+        for name, several in tqdm(policies.items(), desc="calibrate", disable=not progress)
     }
     timed_inputs = [inputs[row] for row in order[:speed_samples].tolist()]
-    full = judge(FullDepth()).candidate
-    shares = dict.fromkeys(families, 1.0)  # of what the saved layers allow, as far as it is known
+    full = judge(FullDepth(), "full").candidate
+
+    def measure(chosen_of: dict[str, int]) -> dict[str, Candidate]:
+        """Family -> its chosen setting, and full depth, measured in turns."""
+        chosen = {name: policies[name][index] for name, index in chosen_of.items()}
+        speeds = _measure(engine, {"full": FullDepth()} | chosen, timed_inputs, rounds)
+        candidates = {"full": full} | {name: judged[name][index].candidate for name, index in chosen_of.items()}
+        return {name: _timed(candidate, speeds[name], speeds["full"]) for name, candidate in candidates.items()}
+
+    def choose(name: str, judging: slice, num_layers: float) -> int | None:
+        return _choose(judged[name], promise, share, judging, num_layers)
+
+    half = len(order) // 2
+    depth = model.config.num_hidden_layers
+    # With "conformal" the first half chooses the family, and the second, which had no part in that, its setting.
+    first = {
+        family.name: slice(0, half) if confidence is None else slice(half if family.fitted else 0, None) for family in families
+    }
+    shares = dict.fromkeys(first, 1.0)  # of what the saved layers allow, as far as it is known
     for _ in range(2 if promise[0] == "speedup" else 1):
-        chosen_of = {
-            name: _choose(judged[name], promise, share, held_out, model.config.num_hidden_layers / shares[name])
-            for name, (_, held_out) in families.items()
-        }
-        chosen_of = {name: index for name, index in chosen_of.items() if index is not None}
-        policies = {judged[name][index].candidate.policy: families[name][0][index] for name, index in chosen_of.items()}
-        speeds = _measure(engine, {full.policy: FullDepth()} | policies, timed_inputs, rounds)
-        found = {name: _timed(judged[name][index].candidate, speeds, full.policy) for name, index in chosen_of.items()}
-        shares |= {name: model.config.num_hidden_layers / (c.mean_layers * c.speed_up) for name, c in found.items()}
-    candidates = [_timed(full, speeds, full.policy), *found.values()]
+        chosen_of = {name: choose(name, rows, depth / shares[name]) for name, rows in first.items()}
+        found = measure({name: index for name, index in chosen_of.items() if index is not None})
+        shares |= {name: depth / (c.mean_layers * c.speed_up) for name, c in found.items() if name != "full"}
+    candidates = list(found.values())
     chosen = _best(candidates, promise)
-    curves = {found[name].policy: tuple(verdict.candidate for verdict in judged[name]) for name in found}
-    return Calibration(promise, confidence, len(tokens), chosen, tuple(candidates), curves.get(chosen.policy, (full,)))
+    if confidence is None and promise[0] in PROMISES[:2] and chosen.family != "full":
+        index = choose(chosen.family, slice(half, None), depth)
+        chosen = found["full"] if index is None else measure({chosen.family: index})[chosen.family]
+    curve = [verdict.candidate for verdict in judged.get(chosen.family, [])] or [chosen]
+    curve = _with_speeds(engine, curve, policies.get(chosen.family, [FullDepth()]), timed_inputs, rounds, found["full"])
+    return Calibration(promise, method, confidence, len(tokens), chosen, tuple(candidates), tuple(curve))
+
+
+def _with_speeds(
+    engine: Any, curve: list[Candidate], policies: list[Policy], inputs: list[Any], rounds: int, full: Candidate
+) -> list[Candidate]:
+    """The curve with some points measured: from one end to the other in equal steps of mean layers."""
+    by_depth = sorted(range(len(curve)), key=lambda index: curve[index].mean_layers)
+    low, high = (curve[by_depth[end]].mean_layers for end in (0, -1))
+    wanted = [low + (high - low) * step / (MEASURED_POINTS - 1) for step in range(MEASURED_POINTS)]
+    points = {min(by_depth, key=lambda index: abs(curve[index].mean_layers - depth)) for depth in wanted}
+    speeds = _measure(engine, {str(index): policies[index] for index in points}, inputs, rounds)
+    return [
+        _timed(candidate, speeds[str(index)], full.samples_per_second) if index in points else candidate
+        for index, candidate in enumerate(curve)
+    ]
 
 
 def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
@@ -169,14 +217,6 @@ def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
     return max(cheap, key=lambda candidate: (candidate.agreement, candidate.samples_per_second))
 
 
-def number_of_families(model: MultiExitBert) -> int:
-    """How many `policy_families` makes of this model."""
-    if len(model.config.exit_layers) == 1:
-        return 1
-    table = model.exit_table
-    return 4 + (0 if table is None else 3 if table.agreement is None else 5)
-
-
 def _refuse_seen(model: MultiExitBert, tokens: Tokens) -> None:
     """A table knows the texts it was built from too well: what it promises of them says nothing about others."""
     if model.exit_table is None or model.exit_table.records is None:
@@ -193,12 +233,23 @@ def _split(tokens: Tokens) -> tuple[torch.Tensor, ...]:
     return tokens.ids.split(tokens.lengths.tolist())
 
 
-def check_promise(
-    promise: tuple[str, float], labels: Sequence[str | int] | None, model: MultiExitBert, confidence: float
-) -> None:
+def check_method(method: str, promise: tuple[str, float], confidence: float | None) -> float | None:
+    """The confidence to be had by `method`: None where a promise is kept on average. ValueError where they do not fit."""
+    check_choice("method", method, METHODS)
+    if method == "learn-then-test":
+        confidence = 0.95 if confidence is None else confidence
+        check_number("confidence", confidence, 0.5, 0.9999)
+        return confidence
+    if confidence is not None:
+        raise ValueError(f"method 'conformal' keeps a promise on average and takes no confidence, got {confidence:g}")
+    if promise[0] not in PROMISES[:2]:
+        raise ValueError(f"method 'conformal' is for agreement and max_accuracy_drop, got {promise[0]}")
+    return None
+
+
+def check_promise(promise: tuple[str, float], labels: Sequence[str | int] | None, model: MultiExitBert) -> None:
     """Raise ValueError unless the promise can be made of this model."""
     name, value = promise
-    check_number("confidence", confidence, 0.5, 0.9999)
     if name == "agreement":
         check_number(name, value, 0.5, 0.9999)
     elif name == "max_accuracy_drop":
@@ -250,7 +301,7 @@ class Judge:
         self.answers = logits.argmax(-1)
         self.layers = torch.tensor(model.config.exit_layers)
 
-    def __call__(self, policy: Policy) -> Verdict:
+    def __call__(self, policy: Policy, family: str) -> Verdict:
         """How the policy answers the calibration samples."""
         exits = simulate(self.model, policy, self.tokens, self.logits)
         given = self.answers.gather(1, exits[:, None])[:, 0]
@@ -259,66 +310,28 @@ class Judge:
             right = given == self.truth
             drop = ((self.answers[:, -1] == self.truth).long() - right.long())[self.order]
             accuracy = float(right.double().mean())
-        candidate = Candidate(
-            format_policy(policy), 1 - float(disagrees.double().mean()), accuracy, float(self.layers[exits].double().mean())
-        )
+        agreement, mean_layers = 1 - float(disagrees.double().mean()), float(self.layers[exits].double().mean())
+        candidate = Candidate(format_policy(policy), family, agreement, accuracy, mean_layers)
         return Verdict(candidate, disagrees[self.order], drop)
 
 
-def policy_families(model: MultiExitBert, fit: torch.Tensor) -> dict[str, tuple[list[Policy], bool]]:
-    """Name -> policies from cautious to bold, and whether they were fitted to the first half of the samples.
-
-    Args:
-        model: what it has decides what can be tried: the table policies need an exit table.
-        fit: [N, E, C], the first half's answers, for thresholds of each layer's own.
-    """
-    early = model.config.exit_layers[:-1]
-    if not early:
-        return {"full": ([FullDepth()], False)}
-    uncertainty = score_exits(fit[:, :-1].flatten(0, 1), 1.0).uncertainty.view(len(fit), len(early))
-    agrees = fit[:, :-1].argmax(-1) == fit[:, -1:].argmax(-1)
-    grid = torch.logspace(-4, 0, SETTINGS).tolist()
-    per_layer = [thresholds_at(uncertainty, agrees, share) for share in torch.linspace(0, 0.2, SETTINGS).tolist()]
-    families: dict[str, tuple[list[Policy], bool]] = {
-        "threshold": ([Threshold(threshold) for threshold in grid], False),
-        "threshold per layer": ([Threshold(values) for values in per_layer], True),
-        "patience": ([Patience(patience) for patience in range(len(early), 0, -1)], False),
-        "constant": ([ConstantDepth(layer) for layer in reversed(early)], False),
-    }
-    if model.exit_table is not None:
-        families["predicted"] = ([Predicted(quantile / 20) for quantile in range(20, 0, -1)], False)
-        families["verified"] = ([Verified(threshold) for threshold in grid], False)
-        families["verified per layer"] = ([Verified(values) for values in per_layer], True)
-    if model.exit_table is not None and model.exit_table.agreement is not None:
-        prices = [0.0, *torch.logspace(-4, -0.5, SETTINGS).tolist()]
-        families["allocated"] = ([Predicted(price=price) for price in prices], False)
-        families["allocated, verified"] = ([Verified(threshold, price=PLANNING_PRICE) for threshold in grid], False)
-    return families
-
-
-def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float, ...]:
-    """Per layer the highest threshold under which at most `share` of the samples that pass it disagree; 0 where none does.
-
-    Args:
-        uncertainty, agrees: [N, E - 1].
-        share: 0..1.
-    """
-    values, order = uncertainty.sort(0)
-    wrong = (~agrees).gather(0, order).cumsum(0)
-    passing = torch.arange(1, len(values) + 1)[:, None]
-    holds = wrong <= share * passing
-    last = torch.where(holds, passing, 0).amax(0)
-    return tuple(float(values[count - 1, layer]) if count else 0.0 for layer, count in enumerate(last.tolist()))
-
-
-def _refuse_too_few(promise: tuple[str, float], samples: int, confidence: float) -> None:
-    """Fewer could show nothing, not even if no answer differed."""
+def _refuse_too_few(promise: tuple[str, float], samples: int, confidence: float | None) -> None:
+    """Fewer could show nothing, not even if no answer differed; without a confidence only half of them are judged by."""
     name, value = promise
-    needed = samples_needed(1 - value, confidence) if name == "agreement" else _samples_for_drop(value, confidence)
+    if confidence is None:
+        needed = 2 * samples_needed_on_average(_risk(promise))
+    else:
+        needed = samples_needed(_risk(promise), confidence) if name == "agreement" else _samples_for_drop(value, confidence)
     if samples < needed:
         raise ValueError(
             f"{samples} texts are too few to promise {name}={value:g}: at least {needed} are needed even if no answer differs"
         )
+
+
+def _risk(promise: tuple[str, float]) -> float:
+    """The loss that a promise on answers allows, without the float's dust of 1 - .9."""
+    name, value = promise
+    return round(1 - value, 12) if name == "agreement" else value
 
 
 def _samples_for_drop(drop: float, confidence: float) -> int:
@@ -340,22 +353,29 @@ def _p_value_of_drop(drop: torch.Tensor, largest: float, confidence: float) -> f
 
 
 def _choose(
-    judged: Sequence[Verdict], promise: tuple[str, float], confidence: float, held_out: bool, num_layers: float
+    judged: Sequence[Verdict], promise: tuple[str, float], confidence: float | None, judging: slice, num_layers: float
 ) -> int | None:
-    """Index of the setting of a family to try: the boldest that is safe, or the safest that is cheap enough."""
+    """Index of the setting of a family to take: the boldest that is safe, or the safest that is cheap enough.
+
+    Args:
+        judged: its settings, from cautious to bold.
+        promise: its name and value.
+        confidence: of this family; None: on average.
+        judging: samples, in the judge's order, that had no part in making the settings.
+        num_layers: L less what is lost on the way, for a speed-up.
+    """
     name, value = promise
     if name in ("mean_depth", "speedup"):
         target = value if name == "mean_depth" else num_layers / value
         cheap = [index for index, verdict in enumerate(judged) if verdict.candidate.mean_layers <= target]
         return max(cheap, key=lambda index: judged[index].candidate.agreement, default=None)
-    p_values = []
-    for verdict in judged:
-        begin = len(verdict.disagrees) // 2 if held_out else 0
-        if name == "agreement":
-            judging = verdict.disagrees[begin:]
-            p_values.append(binomial_p_value(int(judging.sum()), len(judging), 1 - value))
-        else:
-            p_values.append(_p_value_of_drop(verdict.drop[begin:], value, confidence))
+    losses = [(verdict.disagrees if name == "agreement" else verdict.drop)[judging] for verdict in judged]
+    if confidence is None:
+        return boldest_on_average(torch.stack(losses), _risk(promise))
+    if name == "agreement":
+        p_values = [binomial_p_value(int(loss.sum()), len(loss), _risk(promise)) for loss in losses]
+    else:
+        p_values = [_p_value_of_drop(loss, value, confidence) for loss in losses]
     return boldest_safe(p_values, confidence)
 
 
@@ -363,12 +383,13 @@ def _measure(engine: Any, policies: dict[str, Policy], inputs: list[Any], rounds
     """Samples a second of each policy, median of interleaved rounds after a warm-up."""
     _ = engine.layer_costs  # measured once, for all of them
     engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
-    for e in engines.values():
-        e.predict(inputs[:64])
-    seconds = in_turns({name: partial(e.predict, inputs) for name, e in engines.items()}, rounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OneExitWarning)  # candidates, not what the user chose
+        for e in engines.values():
+            e.predict(inputs[:64])
+        seconds = in_turns({name: partial(e.predict, inputs) for name, e in engines.items()}, rounds)
     return {name: len(inputs) / statistics.median(values) for name, values in seconds.items()}
 
 
-def _timed(candidate: Candidate, speeds: dict[str, float], full: str) -> Candidate:
-    speed = speeds[candidate.policy]
-    return Candidate(**asdict(candidate) | {"samples_per_second": speed, "speed_up": speed / speeds[full]})
+def _timed(candidate: Candidate, speed: float, full: float) -> Candidate:
+    return replace(candidate, samples_per_second=speed, speed_up=speed / full)

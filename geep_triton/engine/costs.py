@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +17,17 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Seconds that one layer takes, by tokens a batch, and that moving a token takes.
+    """Seconds that one layer takes, by tokens a batch, and that moving and scoring a token take.
 
     Attributes:
         points: (tokens, seconds) of a layer, tokens ascending; the last is a full batch.
         move: seconds to take a token's states out of one batch and put them into another.
+        score: layers that one exit's head takes.
     """
 
     points: tuple[tuple[int, float], ...]
     move: float
+    score: float = 0.0
 
     def layer(self, tokens: int) -> float:
         """Seconds of one layer on a batch of `tokens`, between the measured points on a straight line."""
@@ -38,35 +39,39 @@ class LayerCosts:
             before = point
         return before[1] * tokens / before[0]
 
-    def regrouping_pays(self, tokens: int, layers: int) -> bool:
-        """Whether survivors of `tokens` gain more by waiting for a full batch than moving them costs.
+    def regrouping_pays(self, tokens: int, padded: int, layers: int) -> bool:
+        """Whether survivors gain more by waiting for a full batch than moving and padding them costs.
 
         Alone they pay for `layers` layers of a small batch; in a full batch their share of one.
 
         Args:
             tokens: of the survivors, padding included.
+            padded: as many as the samples they would join make of them.
             layers: that they run before they are scored again.
         """
         full, seconds = self.points[-1]
-        return layers * (self.layer(tokens) - seconds * tokens / full) > self.move * tokens
+        return layers * (self.layer(tokens) - seconds * padded / full) > self.move * padded
 
     @classmethod
-    def measure(cls, model: MultiExitBert, token_budget: int, rounds: int = 3) -> LayerCosts:
-        """Time the model's first layer where it is, up to batches of `token_budget` tokens."""
+    def measure(cls, model: MultiExitBert, token_budget: int, rounds: int = 5) -> LayerCosts:
+        """Time the model's first layer and exit where it is, up to batches of `token_budget` tokens."""
         length = min(SAMPLE_LENGTH, token_budget, model.config.max_position_embeddings)
         sizes = sorted({max(1, int(share * token_budget) // length) for share in SHARES})
-        points = []
+        points, exit_layer = [], model.config.exit_layers[0]
         with torch.inference_mode():
             for size in sizes:
                 states = torch.zeros(size, length, model.config.hidden_size, device=model.device, dtype=model.dtype)
                 points.append((size * length, _seconds(lambda s=states: model.run_layer(1, s, None), model.device, rounds)))
+            mask = torch.ones(states.shape[:2], dtype=torch.int64, device=model.device)
+            score = _seconds(lambda: model.exit_logits(exit_layer, states, mask), model.device, rounds)
             order = torch.arange(sizes[-1], device=model.device)
             move = _seconds(lambda: gather_rows(states, order).clone(), model.device, rounds)
-        return cls(tuple(points), move / points[-1][0])
+        tokens, layer = points[-1]
+        return cls(tuple(points), move / tokens, score / layer)
 
 
 def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median of `rounds` after one unmeasured call."""
+    """The least of `rounds` after one unmeasured call: whatever else runs on the machine only adds."""
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -74,4 +79,4 @@ def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> f
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return min(times[1:])

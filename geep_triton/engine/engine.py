@@ -21,7 +21,7 @@ from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.policies import Plan, Policy, parse_policy
+from geep_triton.engine.policies import OneExitWarning, Plan, Policy, parse_policy
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.run import WindowRun, run_every_exit
 from geep_triton.exits.temperature import fit_temperatures
@@ -135,7 +135,8 @@ class Engine:
         max_accuracy_drop: float | None = None,
         mean_depth: float | None = None,
         speedup: float | None = None,
-        confidence: float = 0.95,
+        method: str = "learn-then-test",
+        confidence: float | None = None,
         rounds: int = 3,
         speed_samples: int = 512,
         save: bool = True,
@@ -143,8 +144,10 @@ class Engine:
         """Find the fastest policy that keeps one promise, and use it from now on.
 
         The promises on answers hold with `confidence` for texts like the given ones (fixed-sequence Learn-then-Test,
-        Angelopoulos et al. 2021; the error is shared among the families of policies tried). With `mean_depth` or `speedup`
-        the policy that agrees most among those that are cheap enough is taken; those are not promises about answers.
+        Angelopoulos et al. 2021; the error is shared among the families of policies tried), or, with the method "conformal",
+        on average over the texts one might have given (conformal risk control, Angelopoulos et al. 2022): bolder, and fewer
+        texts will do, but any one calibration may fall short. With `mean_depth` or `speedup` the policy that agrees most
+        among those that are cheap enough is taken; those are not promises about answers.
 
         Args:
             inputs: a list of what `predict` takes, or a `datasets.Dataset`; neither trained on nor in the exit table. The more,
@@ -154,7 +157,8 @@ class Engine:
             max_accuracy_drop: by how much accuracy may lie below the full model's, e.g. .01.
             mean_depth: mean layers a text may take.
             speedup: over full depth, measured here.
-            confidence: of the promise.
+            method: "learn-then-test" or "conformal".
+            confidence: of the promise by "learn-then-test"; None: .95.
             rounds, speed_samples: how speed is measured: the median of interleaved rounds over so many texts.
             save: keep the policy in `model.config`, so that `save_pretrained` saves it and `Engine(...)` uses it.
 
@@ -169,7 +173,7 @@ class Engine:
         given = [(name, value) for name, value in promises.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
-        result = calibrate(self, inputs, labels, given[0], confidence, rounds, speed_samples, self.progress)
+        result = calibrate(self, inputs, labels, given[0], method, confidence, rounds, speed_samples, self.progress)
         self.policy = parse_policy(result.chosen.policy)
         self._audit, self._promised = None, agreement
         if save:
@@ -335,6 +339,7 @@ class Engine:
             f"policy {self.policy}: of {exits[layer]} samples "
             f"{'none left before the last layer' if last else f'all left at layer {layer}'}; "
             "its threshold or patience tells none of them apart",
+            OneExitWarning,
             stacklevel=3,
         )
 

@@ -23,6 +23,10 @@ from geep_triton.outputs import Tokens
 POOLINGS = ("auto", "always", "never")
 
 
+class OneExitWarning(UserWarning):
+    """A policy that scores samples let all of them leave at one exit."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What is known of a window before any layer runs.

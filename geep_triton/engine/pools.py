@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from geep_triton.outputs import Tokens
+from geep_triton.schedule import dense_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,11 @@ class Pools:
         self._pools.setdefault(layer, deque()).append(batch)
         self.most_held = max(self.most_held, sum(batch.tokens for pool in self._pools.values() for batch in pool))
 
+    def padded(self, layer: int, batch: Batch) -> int:
+        """Tokens of `batch` once it is padded to the longest sample that waits after `layer`."""
+        waiting = self._pools.get(layer, ())
+        return len(batch) * max([batch.hidden.shape[1], *(other.hidden.shape[1] for other in waiting)])
+
     def take_full(self) -> tuple[int, Batch] | None:
         """A dense batch of the deepest layer whose pool fills one, or None. Deepest first: those are nearest to done."""
         for layer in sorted(self._pools, reverse=True):
@@ -103,17 +109,16 @@ class Pools:
         return (min(layers), self._take(min(layers))) if layers else None
 
     def _take(self, layer: int) -> Batch:
-        """As many samples as the budget holds, and at least one."""
-        pool, parts, count, longest = self._pools[layer], [], 0, 0
-        while pool:
+        """The samples that have waited longest and make a dense batch together, at least one."""
+        pool = self._pools[layer]
+        lengths = self._lengths[torch.cat([batch.rows for batch in pool])]
+        count = dense_count(lengths.numpy(), self.token_budget)
+        longest, parts = int(lengths[:count].max()), []
+        while count:
             batch = pool.popleft()
-            lengths = self._lengths[batch.rows].cummax(0).values.clamp(min=longest)
-            fits = int(((torch.arange(len(batch)) + count + 1) * lengths <= self.token_budget).sum())
-            fits = max(fits, 1 if count == 0 else 0)
-            if fits:
-                parts.append(batch.part(0, fits))
-                count, longest = count + fits, int(lengths[fits - 1])
-            if fits < len(batch):
-                pool.appendleft(batch.part(fits, len(batch), copy=True))
-                break
+            taken = min(count, len(batch))
+            parts.append(batch.part(0, taken))
+            if taken < len(batch):
+                pool.appendleft(batch.part(taken, len(batch), copy=True))
+            count -= taken
         return Batch.concatenate(parts, longest)

@@ -95,9 +95,15 @@ class WindowRun:
             if batch is None:
                 return
             layer, stop, first = stop, self.rule.next_stop(stop, self.last), False
-            if self.pools is not None and (self.costs is None or self.costs.regrouping_pays(batch.tokens, stop - layer)):
+            if self._waits(layer, stop, batch):
                 self.pools.put(layer, batch)
                 return
+
+    def _waits(self, layer: int, stop: int, batch: Batch) -> bool:
+        """Whether a batch of survivors after `layer`, scored next at `stop`, waits for others."""
+        if self.pools is None or self.costs is None:
+            return self.pools is not None
+        return self.costs.regrouping_pays(batch.tokens, self.pools.padded(layer, batch), stop - layer)
 
     def _leave(self, stop: int, batch: Batch, hidden: torch.Tensor, first: bool) -> tuple[Answer | None, Batch | None]:
         """Score a batch at `stop`: the answer of those who leave, and the batch of those who stay."""

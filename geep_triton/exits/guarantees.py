@@ -70,22 +70,22 @@ def boldest_safe(p_values: Sequence[float], confidence: float) -> int | None:
     return chosen
 
 
-def conformal_threshold(uncertainty: torch.Tensor, agrees: torch.Tensor, agreement: float) -> float:
-    """The threshold under which a new sample leaves with the last exit's answer with probability `agreement` or more (CATs,
-    Schuster et al. 2021). On average over calibration sets: no further confidence is stated.
+def samples_needed_on_average(risk: float) -> int:
+    """Samples after which `boldest_on_average` can choose anything, where none of them is a loss."""
+    return math.ceil(1 / risk) - 1
+
+
+def boldest_on_average(losses: torch.Tensor, risk: float) -> int | None:
+    """Index of the boldest setting whose expected loss on a new sample is at most `risk`; None where there is none.
+
+    Conformal risk control (Angelopoulos et al. 2022); for agreement it is what CATs do (Schuster et al. 2021). On average over
+    calibration sets: no further confidence is stated. A loss counts from the first setting on that has it, since the
+    guarantee needs losses that do not fall as settings get bolder.
 
     Args:
-        uncertainty: [N, E - 1] at the early exits.
-        agrees: [N, E - 1] bool, whether each gives the last exit's answer.
-
-    Returns:
-        A threshold; -inf where no sample may leave early.
+        losses: [S, N] at most 1, a row for each setting, from cautious to bold.
+        risk: the loss that is allowed.
     """
-    # A sample is at risk once the threshold reaches the surest of its wrong exits.
-    surest_wrong = torch.where(agrees, math.inf, uncertainty).amin(1).sort().values
-    allowed = math.floor((len(surest_wrong) + 1) * (1 - agreement)) - 1
-    if allowed < 0:
-        return -math.inf
-    bound = float(surest_wrong[allowed])
-    below = uncertainty[uncertainty < bound]
-    return float(below.max()) if below.numel() else -math.inf
+    worst = losses.double().cummax(0).values
+    safe = (worst.sum(1) + 1) / (losses.shape[1] + 1) <= risk
+    return int(safe.sum()) - 1 if bool(safe.any()) else None
