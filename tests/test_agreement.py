@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from geep_triton import Engine
-from geep_triton.exits.agreement import allocate, fit_agreement, length_bucket, price_for
-from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
+from geep_triton.exits.agreement import allocate, price_for
+from geep_triton.exits.learned import fit_values, length_bucket
+from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings, first_sure_exit
 from geep_triton.outputs import Tokens
 
 EXITS = (1, 2, 4)
@@ -47,12 +48,14 @@ def test_prediction_equals_the_formula():
 
 
 def test_learned_values_are_saved_and_dropped_by_a_merge(tmp_path):
-    table = make_table().with_agreement(epochs=2)
+    table = make_table().with_agreement(epochs=2).with_exit_values(epochs=2)
     table.save_pretrained(tmp_path)
     again = ExitTable.load(tmp_path)
     tokens = table.records.tokens
     assert torch.equal(again.predict_agreement(tokens), table.predict_agreement(tokens))
     assert torch.equal(again.records.agrees, table.records.agrees)
+    assert torch.equal(again.predict(tokens, values="learned").exits, table.predict(tokens, values="learned").exits)
+    assert again.price_for(mean_depth=2.0) == table.price_for(mean_depth=2.0)
     assert table.merge(make_table(seed=2)).agreement is None
     assert table.merge(make_table(seed=2)).records.agrees.shape == (1200, 3)
     small = table.without_records()
@@ -72,7 +75,7 @@ def test_too_few_texts():
     table = make_table(50)
     tokens = table.records.tokens
     with pytest.raises(ValueError, match="every n-gram of the texts"):
-        fit_agreement(table.keys[:2], tokens, tokens.ids < 4, 1, table.records.agrees)
+        fit_values(table.keys[:2], tokens, tokens.ids < 4, 1, table.records.agrees, one_exit=False)
 
 
 def test_length_buckets():
@@ -95,17 +98,52 @@ def test_where_tokens_tell_nothing_all_get_one_depth():
 def test_price_for_a_budget():
     agreement = torch.rand(500, 3).sort(1).values
     agreement[:, -1] = 1.0
+    agrees = torch.rand(500, 3) < agreement
     for depth in (1.5, 2.0, 3.0):
-        chosen = allocate(agreement, EXITS, price_for(agreement, EXITS, mean_depth=depth))
+        chosen = allocate(agreement, EXITS, price_for(agreement, agrees, EXITS, mean_depth=depth))
         assert depth - 0.1 <= chosen.double().mean() <= depth
-    chosen = allocate(agreement, EXITS, price_for(agreement, EXITS, expected_agreement=0.9))
+    chosen = allocate(agreement, EXITS, price_for(agreement, agrees, EXITS, expected_agreement=0.9))
     index = torch.searchsorted(torch.tensor(EXITS), chosen)
-    assert 0.9 <= agreement.gather(1, index[:, None]).mean() <= 0.91
+    assert 0.9 <= agrees.gather(1, index[:, None]).double().mean() <= 0.92
     with pytest.raises(ValueError, match="exactly one"):
-        price_for(agreement, EXITS)
+        price_for(agreement, agrees, EXITS)
 
 
-@pytest.mark.parametrize("policy", ["predicted,price=0.05", "verified:0.8,price=0.05,pooling=always"])
+def test_the_table_prices_a_budget_on_texts_it_did_not_learn_from():
+    table = make_table(2000).with_agreement()
+    assert table.agreement.held_out.shape == (200, 3)
+    tokens = make_table(1000, seed=1).records.tokens
+    for depth in (1.5, 2.5, 3.0):
+        chosen = allocate(table.predict_agreement(tokens), EXITS, table.price_for(mean_depth=depth))
+        assert 1.0 <= chosen.double().mean() <= depth + 0.2
+    predicted = table.agreement.held_out.sigmoid()
+    predicted[:, -1] = 1.0
+    chosen = allocate(predicted, EXITS, table.price_for(agreement=0.9))
+    index = torch.searchsorted(torch.tensor(EXITS), chosen)
+    assert table.agreement.held_out_targets.gather(1, index[:, None]).double().mean() >= 0.9
+    assert chosen.double().mean() < 4
+    with pytest.raises(ValueError, match="with_agreement"):
+        make_table().price_for(mean_depth=2.0)
+
+
+def test_learned_exits():
+    table, test = make_table(2000).with_exit_values(), make_table(500, seed=1)
+    actual = torch.tensor(EXITS)[first_sure_exit(test.records.uncertainty, 0.5)]
+    learned = table.predict(test.records.tokens, values="learned")
+    torch.testing.assert_close(learned.probabilities.sum(1), torch.ones(500))
+    assert (learned.exits == actual).double().mean() > 0.95
+    assert learned.histogram.sum() == 500
+    assert table.rebuild(threshold=0.9).exit_values is None
+    with pytest.raises(ValueError, match="with_exit_values"):
+        test.predict(test.records.tokens, values="learned")
+    with pytest.raises(ValueError, match="unknown values 'magic'"):
+        table.predict(test.records.tokens, values="magic")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["allocated:0.05", "allocated,mean_depth=2.5", "allocated,agreement=0.9", "verified:0.8,price=0.05,pooling=always"],
+)
 def test_policies_with_a_price(model, tokenizer, texts, policy):
     from geep_triton import build_exit_table
     from geep_triton.engine.simulate import simulate

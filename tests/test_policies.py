@@ -6,6 +6,7 @@ import pytest
 
 from geep_triton import Engine, build_exit_table
 from geep_triton.engine.policies import (
+    Allocated,
     ConstantDepth,
     FullDepth,
     Patience,
@@ -30,7 +31,10 @@ FORMS = {
     "predicted": Predicted(),
     "predicted:mean": Predicted("mean"),
     "predicted:0.9,answer_head=teacher": Predicted(0.9, answer_head="teacher"),
-    "predicted,price=0.01": Predicted(price=0.01),
+    "predicted:mean,values=learned": Predicted("mean", "learned"),
+    "allocated:0.01": Allocated(0.01),
+    "allocated,mean_depth=2.5": Allocated(mean_depth=2.5),
+    "allocated,agreement=0.98,answer_head=teacher": Allocated(agreement=0.98, answer_head="teacher"),
     "verified:0.2,decision=mean,earlier=0.5,certain=0.99": Verified(0.2, "mean", earlier=0.5, certain=0.99),
     "verified,layers=2/3": Verified(layers=(2, 3)),
 }
@@ -57,7 +61,10 @@ def test_short_forms_both_ways(text, policy):
         ("threshold:0.2,layers=a", "invalid literal"),
         ("patience:0", "patience must be at least 1"),
         ("predicted:2", "decision"),
-        ("predicted,price=7", "price must be between 0.0 and 1.0, got 7.0"),
+        ("predicted,values=guessed", "unknown values 'guessed'; known: counts, learned"),
+        ("allocated:7", "price must be between 0.0 and 1.0, got 7.0"),
+        ("allocated", "exactly one of price, mean_depth and agreement, got none"),
+        ("allocated:0.1,mean_depth=3", "exactly one of price, mean_depth and agreement, got .'price', 'mean_depth'."),
         ("verified:0.2,earlier=3", "earlier must be between"),
     ],
 )
@@ -85,10 +92,19 @@ def test_policies_that_do_not_fit_the_model(model, tokenizer, policy, message):
         Engine(model, tokenizer, policy)
 
 
-def test_a_price_needs_learned_values(model, tokenizer, texts):
+@pytest.mark.parametrize(
+    ("policy", "method"),
+    [
+        ("allocated:0.1", "with_agreement"),
+        ("verified:0.1,price=0.1", "with_agreement"),
+        ("predicted,values=learned", "with_exit_values"),
+        ("verified:0.1,values=learned", "with_exit_values"),
+    ],
+)
+def test_learned_values_are_asked_for(model, tokenizer, texts, policy, method):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
-    with pytest.raises(ValueError, match=r"needs learned values: .*with_agreement"):
-        Engine(model, tokenizer, "predicted,price=0.1")
+    with pytest.raises(ValueError, match=rf"needs learned values: .*{method}"):
+        Engine(model, tokenizer, policy)
 
 
 def test_the_models_own_thresholds(model, tokenizer, texts):

@@ -26,6 +26,7 @@ def build_exit_table(
     reduction: str = "mean",
     criterion: str = "normalized_entropy",
     learn_agreement: bool = False,
+    learn_exits: bool = False,
     progress: bool = True,
     **engine: Any,
 ) -> ExitTable:
@@ -38,6 +39,7 @@ def build_exit_table(
         ngram, smoothing, reduction: see `TableSettings`.
         criterion: see `geep_triton.ops.exit_scores.score_exits`.
         learn_agreement: also learn how likely each exit gives the last one's answer; see `ExitTable.with_agreement`.
+        learn_exits: also learn values of the exit itself; see `ExitTable.with_exit_values`.
         progress: show a progress bar.
         **engine: further arguments of `Engine` (max_length, truncation, text_column, ...).
 
@@ -65,4 +67,5 @@ def build_exit_table(
         uncounted_ids(tokenizer),
         criterion,
     )
-    return table.with_agreement() if learn_agreement else table
+    table = table.with_agreement() if learn_agreement else table
+    return table.with_exit_values() if learn_exits else table

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.engine.policies import ConstantDepth, FullDepth, Patience, Policy, Predicted, Threshold, Verified
+from geep_triton.engine.policies import Allocated, ConstantDepth, FullDepth, Patience, Policy, Predicted, Threshold, Verified
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
 
@@ -78,10 +78,13 @@ def families_of(model: MultiExitBert) -> list[Family]:
         Family("verified", lambda fit: [Verified(value) for value in grid]),
         Family("verified per layer", _verified_per_layer, fitted=True),
     ]
+    if model.exit_table.exit_values is not None:
+        quantiles = [quantile / 20 for quantile in range(20, 0, -1)]
+        families.append(Family("predicted, learned", lambda fit: [Predicted(quantile, "learned") for quantile in quantiles]))
     if model.exit_table.agreement is not None:
         prices = [0.0, *torch.logspace(-4, -0.5, SETTINGS).tolist()]
         families += [
-            Family("allocated", lambda fit: [Predicted(price=price) for price in prices]),
+            Family("allocated", lambda fit: [Allocated(price) for price in prices]),
             Family("allocated, verified", lambda fit: [Verified(value, price=PLANNING_PRICE) for value in grid]),
         ]
     return families

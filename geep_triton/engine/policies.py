@@ -15,6 +15,7 @@ from geep_triton.checks import check_choice, check_int, check_number, shorten
 from geep_triton.engine.rules import ExitRule
 from geep_triton.exits.agreement import allocate
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
+from geep_triton.exits.table import VALUES
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
 from geep_triton.ops.exit_scores import check_criterion
 from geep_triton.ops.predict_exits import check_decision
@@ -199,31 +200,73 @@ class Predicted:
 
     Args:
         decision: "argmax", "mean", or a quantile in (0, 1]; see `geep_triton.ops.predict_exits.predict_exits`.
-        price: instead of that, the exit whose learned agreement less this price for every layer is highest
-            (`geep_triton.exits.agreement.allocate`); the table must have learned values.
+        values: the table's "counts", or its "learned" values.
         answer_head: "student" or "teacher".
     """
 
     decision: str | float = "argmax"
-    price: float | None = None
+    values: str = "counts"
     answer_head: str = "student"
     pooling = "never"
 
     def __post_init__(self) -> None:
         check_decision(self.decision)
-        check_price(self.price)
+        check_choice("values", self.values, VALUES)
         check_choice("answer_head", self.answer_head, ANSWER_HEADS)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer."""
-        check_table(model, tokenizer, "predicted", self.price)
+        needs = "exit_values" if self.values == "learned" else None
+        check_table(model, tokenizer, "predicted", needs)
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits."""
-        if self.price is not None:
-            agreement = model.exit_table.predict_agreement(tokens, model.device)
-            return Plan(allocate(agreement, model.exit_table.exit_layers, self.price))
-        return Plan(model.exit_table.predict(tokens, self.decision, model.device).exits.cpu())
+        return Plan(model.exit_table.predict(tokens, self.decision, model.device, self.values).exits.cpu())
+
+    def rule(self, model: MultiExitBert) -> None:
+        """No scoring."""
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """Each sample runs to the exit whose learned agreement with the last one, less a price for every layer, is highest.
+
+    Exactly one of the three is given; see `geep_triton.exits.agreement.allocate`.
+
+    Args:
+        price: of a layer, in agreement.
+        mean_depth: the price at which texts like the table's take so many layers on average.
+        agreement: the price at which so many of them get the last exit's answer.
+        answer_head: "student" or "teacher".
+    """
+
+    price: float | None = None
+    mean_depth: float | None = None
+    agreement: float | None = None
+    answer_head: str = "student"
+    pooling = "never"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("price", "mean_depth", "agreement") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"allocated needs exactly one of price, mean_depth and agreement, got {given or 'none'}")
+        check_price(self.price)
+        if self.mean_depth is not None:
+            check_number("mean_depth", self.mean_depth, 1.0)
+        if self.agreement is not None:
+            check_number("agreement", self.agreement, 0.0, 1.0)
+        check_choice("answer_head", self.answer_head, ANSWER_HEADS)
+
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Needs an exit table built with this tokenizer, with learned agreement."""
+        check_table(model, tokenizer, "allocated", "agreement")
+
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+        """The exits worth their layers."""
+        table, price = model.exit_table, self.price
+        if price is None:
+            price = table.price_for(self.mean_depth, self.agreement)
+        return Plan(allocate(table.predict_agreement(tokens, model.device), table.exit_layers, price))
 
     def rule(self, model: MultiExitBert) -> None:
         """No scoring."""
@@ -235,7 +278,8 @@ class Verified(Scored):
 
     Args:
         threshold, criterion, top_k, layers, pooling: as for `Threshold`.
-        decision, price: as for `Predicted`.
+        decision, values: as for `Predicted`.
+        price: instead of those, as for `Allocated`.
         earlier: a sample that leaves exactly at its predicted exit with less than this probability is scored one exit earlier;
             0: none is.
         certain: one that has left by its predicted exit with at least this probability is answered there unscored; above 1:
@@ -244,6 +288,7 @@ class Verified(Scored):
 
     threshold: float | Sequence[float] | None = None
     decision: str | float = "argmax"
+    values: str = "counts"
     price: float | None = None
     criterion: str = "normalized_entropy"
     top_k: int = 5
@@ -255,19 +300,21 @@ class Verified(Scored):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_decision(self.decision)
+        check_choice("values", self.values, VALUES)
         check_price(self.price)
         check_number("earlier", self.earlier, 0.0, 1.0)
         check_number("certain", self.certain, 0.0)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer, classes, and thresholds that fit the exits."""
-        check_table(model, tokenizer, "verified", self.price)
+        needs = "agreement" if self.price is not None else "exit_values" if self.values == "learned" else None
+        check_table(model, tokenizer, "verified", needs)
         self.rule(model)
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits, moved to where samples are scored."""
         if self.price is None:
-            predicted = model.exit_table.predict(tokens, self.decision, model.device)
+            predicted = model.exit_table.predict(tokens, self.decision, model.device, self.values)
             done_by, exits = predicted.probabilities.cpu().cumsum(1), predicted.exits.cpu()
         else:
             done_by = model.exit_table.predict_agreement(tokens, model.device)
@@ -324,16 +371,14 @@ def check_price(price: float | None) -> None:
         check_number("price", price, 0.0, 1.0)
 
 
-def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, price: float | None) -> None:
-    """Raise ValueError unless the model has an exit table that fits it and this tokenizer, and what a price needs."""
+def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, needs: str | None) -> None:
+    """Raise ValueError unless the model has an exit table that fits it and this tokenizer, and the learned values needed."""
     if model.exit_table is None:
         raise ValueError(f"policy {policy!r} needs an exit table: model.exit_table = build_exit_table(model, ...)")
     config = model.config
     model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
-    if price is not None and model.exit_table.agreement is None:
-        raise ValueError(
-            f"policy {policy!r} with a price needs learned values: model.exit_table = model.exit_table.with_agreement()"
-        )
+    if needs is not None and getattr(model.exit_table, needs) is None:
+        raise ValueError(f"policy {policy!r} needs learned values: model.exit_table = model.exit_table.with_{needs}()")
 
 
 # The short form's name -> policy, and the field that the value behind the colon is for.
@@ -343,11 +388,12 @@ NAMES: dict[str, tuple[type, str | None]] = {
     "threshold": (Threshold, "threshold"),
     "patience": (Patience, "patience"),
     "predicted": (Predicted, "decision"),
+    "allocated": (Allocated, "price"),
     "verified": (Verified, "threshold"),
 }
 POLICIES = (
     "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, predicted, predicted:mean, predicted:Q, "
-    "verified, verified:T; further settings behind commas, as in threshold:0.2,criterion=margin,layers=2/4"
+    "allocated:PRICE, verified, verified:T; further settings behind commas, as in threshold:0.2,criterion=margin,layers=2/4"
 )
 
 

@@ -15,15 +15,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
-from geep_triton.exits.agreement import LENGTH_BUCKETS, AgreementValues, fit_agreement, length_bucket
+from geep_triton.exits.agreement import price_for
+from geep_triton.exits.learned import LENGTH_BUCKETS, LearnedValues, fit_values, length_bucket
 from geep_triton.ops.exit_scores import CRITERIA
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
-from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, predict_exits
+from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, choose_exits, predict_exits
 from geep_triton.outputs import Tokens
 
 TABLE_FILE = "exit_table.safetensors"
 FORMAT = "geep_triton.exit_table.1"
+VALUES = ("counts", "learned")
+LEARNED = ("agreement", "exit_values")
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
 
 
@@ -82,7 +85,8 @@ class ExitTable:
         fingerprint: of the tokenizer.
         special_ids: ids that never count.
         records: the samples behind the counts, or None where they were dropped.
-        agreement: learned values (`with_agreement`), or None.
+        agreement: learned values of agreeing with the last exit (`with_agreement`), or None.
+        exit_values: learned values of the exit itself (`with_exit_values`), or None.
     """
 
     keys: torch.Tensor
@@ -95,7 +99,8 @@ class ExitTable:
     fingerprint: str
     special_ids: tuple[int, ...]
     records: ExitRecords | None = None
-    agreement: AgreementValues | None = None
+    agreement: LearnedValues | None = None
+    exit_values: LearnedValues | None = None
 
     @classmethod
     def from_records(
@@ -148,7 +153,7 @@ class ExitTable:
     def rebuild(self, **settings: float | int | str) -> ExitTable:
         """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
 
-        Learned values are kept, but for another `ngram`.
+        Learned values are kept, but for another `ngram`, and those of the exit for another `threshold`.
 
         Raises:
             ValueError: the table's records were dropped and the new settings need them (threshold, ngram).
@@ -161,24 +166,38 @@ class ExitTable:
         rebuilt = ExitTable.from_records(
             self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion
         )
-        # Learned values do not depend on the threshold, and the keys are the same unless the order of n-grams changes.
+        # Agreement does not depend on the threshold, and the keys are the same unless the order of n-grams changes.
         return replace(rebuilt, agreement=self.agreement if changed.ngram == self.settings.ngram else None)
 
     def with_agreement(self, **training: float | int) -> ExitTable:
         """The table with learned values: for each exit, how likely it already gives the last exit's answer.
 
         Args:
-            **training: epochs, learning_rate, batch_size, seed of `geep_triton.exits.agreement.fit_agreement`.
+            **training: epochs, learning_rate, batch_size, seed of `geep_triton.exits.learned.fit_values`.
 
         Raises:
             ValueError: the table's records were dropped, or hold no agreement.
         """
         if self.records is None or self.records.agrees is None:
             raise ValueError("records: this table was saved without its records or their agreement; build it again from texts")
+        return replace(self, agreement=self._learn(self.records.agrees, one_exit=False, **training))
+
+    def with_exit_values(self, **training: float | int) -> ExitTable:
+        """The table with learned values of the exit that the threshold takes, beside its counts; arguments as above.
+
+        Raises:
+            ValueError: the table's records were dropped.
+        """
+        if self.records is None:
+            raise ValueError("records: this table was saved without its records; build it again from texts")
+        exits = first_sure_exit(self.records.uncertainty, self.settings.threshold)
+        taken = torch.nn.functional.one_hot(exits, len(self.exit_layers)).bool()
+        return replace(self, exit_values=self._learn(taken, one_exit=True, **training))
+
+    def _learn(self, targets: torch.Tensor, one_exit: bool, **training: float | int) -> LearnedValues:
         tokens = self.records.tokens
         special = torch.isin(tokens.ids, torch.tensor(self.special_ids, dtype=torch.int64))
-        values = fit_agreement(self.keys, tokens, special, self.settings.ngram, self.records.agrees, **training)
-        return replace(self, agreement=values)
+        return fit_values(self.keys, tokens, special, self.settings.ngram, targets, one_exit, **training)
 
     def without_records(self) -> ExitTable:
         """A smaller table that predicts the same but cannot be rebuilt."""
@@ -206,7 +225,7 @@ class ExitTable:
                 None if None in (parts := (self.records.agrees, other.records.agrees)) else torch.cat(parts),
             )
         merged = {"keys": keys, "counts": counts, "exit_counts": self.exit_counts + other.exit_counts}
-        return replace(self, **merged, records=records, agreement=None)
+        return replace(self, **merged, records=records, agreement=None, exit_values=None)
 
     @cached_property
     def scores(self) -> torch.Tensor:
@@ -232,15 +251,29 @@ class ExitTable:
     def _score_tables(self) -> dict[tuple[str, torch.device], ScoreTable]:
         return {}
 
-    def predict(self, tokens: Tokens, decision: str | float = "argmax", device: str | torch.device = "cpu") -> PredictedExits:
+    def predict(
+        self,
+        tokens: Tokens,
+        decision: str | float = "argmax",
+        device: str | torch.device = "cpu",
+        values: str = "counts",
+    ) -> PredictedExits:
         """P(e|x) and the exit layer of each sample; see `geep_triton.ops.predict_exits.predict_exits`.
 
         Args:
             tokens: on the host.
             decision: "argmax", "mean", or a quantile in (0, 1].
             device: where to look up; the result is there.
+            values: "counts", or "learned" where the table has them (`with_exit_values`).
+
+        Raises:
+            ValueError: the table has no learned values.
         """
-        return predict_exits(self.score_table(device), tokens.ids.to(device), tokens.offsets.to(device), decision)
+        check_choice("values", values, VALUES)
+        if values == "counts":
+            return predict_exits(self.score_table(device), tokens.ids.to(device), tokens.offsets.to(device), decision)
+        probabilities = self._learned_scores("exit_values", tokens, device).softmax(-1)
+        return choose_exits(probabilities, torch.tensor(self.exit_layers, device=device), decision)
 
     def predict_agreement(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
         """[N, E] float32 on the host: how likely each exit gives the last exit's answer, which itself surely does.
@@ -248,13 +281,35 @@ class ExitTable:
         Raises:
             ValueError: the table has no learned values.
         """
-        if self.agreement is None:
-            raise ValueError("exit_table has no learned values: model.exit_table = model.exit_table.with_agreement()")
-        table = self._laid_out("agreement", self.agreement.weights, "mean", torch.device(device))
-        evidence = predict_exits(table, tokens.ids.to(device), tokens.offsets.to(device)).probabilities.cpu()
-        result = (evidence + self.agreement.length_bias[length_bucket(tokens.lengths)]).sigmoid()
-        result[:, -1] = 1.0
-        return result
+        return _as_agreement(self._learned_scores("agreement", tokens, device).cpu())
+
+    def price_for(self, mean_depth: float | None = None, agreement: float | None = None) -> float:
+        """The price of a layer that keeps a budget on the texts held out when `with_agreement` learned; see `allocate`.
+
+        Args:
+            mean_depth: layers that a text may take on average.
+            agreement: share of texts that shall get the last exit's answer. Observed on the held-out texts, not promised:
+                that is what `Engine.calibrate` does.
+
+        Raises:
+            ValueError: the table has no learned values, or not exactly one budget.
+        """
+        values = self._values("agreement")
+        return price_for(
+            _as_agreement(values.held_out), values.held_out_targets, self.exit_layers, mean_depth, agreement
+        )  # fmt: skip
+
+    def _values(self, name: str) -> LearnedValues:
+        values = getattr(self, name)
+        if values is None:
+            raise ValueError(f"exit_table has no learned values: model.exit_table = model.exit_table.with_{name}()")
+        return values
+
+    def _learned_scores(self, name: str, tokens: Tokens, device: str | torch.device) -> torch.Tensor:
+        values = self._values(name)
+        table = self._laid_out(name, values.weights, "mean", torch.device(device))
+        evidence = predict_exits(table, tokens.ids.to(device), tokens.offsets.to(device)).probabilities
+        return evidence + values.length_bias[length_bucket(tokens.lengths)].to(device)
 
     def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
         """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
@@ -284,8 +339,9 @@ class ExitTable:
                 tensors["records.type_ids"] = tokens.type_ids.to(torch.int8)
             if self.records.agrees is not None:
                 tensors["records.agrees"] = self.records.agrees
-        if self.agreement is not None:
-            tensors |= {"agreement.weights": self.agreement.weights, "agreement.length_bias": self.agreement.length_bias}
+        for name in LEARNED:
+            values = getattr(self, name)
+            tensors |= {} if values is None else {f"{name}.{key}": tensor for key, tensor in vars(values).items()}
         header = {name: getattr(self, name) for name in COMPATIBLE} | {"settings": vars(self.settings)}
         path = Path(directory) / TABLE_FILE
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -327,7 +383,7 @@ class ExitTable:
             fingerprint=header["fingerprint"],
             special_ids=tuple(header["special_ids"]),
             records=_load_records(tensors),
-            agreement=_load_agreement(path, tensors),
+            **{name: _load_learned(path, tensors, name) for name in LEARNED},
         )
 
 
@@ -370,13 +426,27 @@ def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
     return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"))
 
 
-def _load_agreement(path: Path, tensors: dict[str, torch.Tensor]) -> AgreementValues | None:
-    if "agreement.weights" not in tensors:
+def _load_learned(path: Path, tensors: dict[str, torch.Tensor], name: str) -> LearnedValues | None:
+    found = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+    if not found:
         return None
-    values = AgreementValues(tensors["agreement.weights"], tensors["agreement.length_bias"])
     keys, exits = tensors["counts"].shape
-    expected = {"weights": (keys + 1, exits), "length_bias": (LENGTH_BUCKETS, exits)}
-    for name, shape in expected.items():
-        if getattr(values, name).shape != shape:
-            raise ValueError(f"{path}: agreement.{name} must have shape {shape}, got {tuple(getattr(values, name).shape)}")
-    return values
+    held_out = found["held_out"].shape[0] if "held_out" in found else 0
+    expected = {
+        "weights": (keys + 1, exits),
+        "length_bias": (LENGTH_BUCKETS, exits),
+        "held_out": (held_out, exits),
+        "held_out_targets": (held_out, exits),
+    }
+    for part, shape in expected.items():
+        if part not in found or found[part].shape != shape:
+            got = tuple(found[part].shape) if part in found else "none"
+            raise ValueError(f"{path}: {name}.{part} must have shape {shape}, got {got}")
+    return LearnedValues(**found)
+
+
+def _as_agreement(scores: torch.Tensor) -> torch.Tensor:
+    """[N, E] scores to probabilities; the last exit surely agrees with itself."""
+    result = scores.sigmoid()
+    result[:, -1] = 1.0
+    return result

@@ -9,6 +9,7 @@ import torch
 from geep_triton.checks import check_choice, check_number, check_tensor, shorten
 from geep_triton.ops.dispatch import implementation
 from geep_triton.ops.hash_table import MAX_LOAD, HashTable, insert_add, lookup
+from geep_triton.reference.predict_exits import decide
 
 REDUCTIONS = ("mean", "naive_bayes")
 DECISIONS = ("argmax", "mean")
@@ -129,6 +130,13 @@ def predict_exits(
         raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
     op = implementation("predict_exits", ids.device, backend)
     return PredictedExits(*op.predict_exits(ids, offsets, **vars(table), decision=decision))
+
+
+def choose_exits(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float = "argmax") -> PredictedExits:
+    """One exit of each sample from a distribution [N, E] over the exits at `layers` [E]; see `predict_exits`."""
+    check_decision(decision)
+    index = decide(probabilities, layers, decision)
+    return PredictedExits(probabilities, layers[index], torch.bincount(index, minlength=layers.numel()).int())
 
 
 def check_decision(decision: str | float) -> None:
