@@ -13,9 +13,7 @@ from geep_triton.outputs import Schedule
 BATCH_COST = 1 / 16
 
 
-def schedule(
-    exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, groups: torch.Tensor | None = None
-) -> Schedule:
+def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, groups: torch.Tensor | None = None) -> Schedule:
     """Sort samples by (exit, group, length), exits and lengths descending, and cut batches of one exit and group.
 
     Args:

@@ -55,8 +55,8 @@ class Engine:
         progress: show a progress bar.
 
     Raises:
-        ValueError: a policy this model cannot run, skipping without gates or learned paths, weights that are NaN or infinite, an exit table built with another
-            tokenizer, a window or budget below 1, a multi-label model.
+        ValueError: a policy this model cannot run, skipping without gates or learned paths, weights that are NaN or infinite,
+            an exit table built with another tokenizer, a window or budget below 1, a multi-label model.
     """
 
     def __init__(

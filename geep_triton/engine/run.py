@@ -131,9 +131,7 @@ class WindowRun:
             return self.pools is not None
         return self.costs.regrouping_pays(batch.tokens, self.pools.padded(layer, batch), stop - layer)
 
-    def _leave(
-        self, stop: int, batch: Batch, first: bool, ran: torch.Tensor | None
-    ) -> tuple[Answer | None, Batch | None]:
+    def _leave(self, stop: int, batch: Batch, first: bool, ran: torch.Tensor | None) -> tuple[Answer | None, Batch | None]:
         """Score a batch at `stop`: the answer of those who leave, and the batch of those who stay.
 
         Who skipped the layer (`ran` [B] bool on the host; None: nobody) stays: its head never learned to answer for them.
@@ -155,8 +153,7 @@ class WindowRun:
             return answer, None
         staying = order[leaving:]
         values = (
-            None if value is None else gather_rows(value, staying)
-            for value in (batch.hidden, batch.attention_mask, *memory)
+            None if value is None else gather_rows(value, staying) for value in (batch.hidden, batch.attention_mask, *memory)
         )
         return answer, Batch(batch.rows[~leaves], *values)
 

@@ -59,15 +59,20 @@ class Skipping:
         return f"{self.mode}:{self.price!r}" if self.price else self.mode
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError where this model lacks the gates or the learned paths."""
+        """Raise ValueError where this model lacks the gates, or its table the learned paths."""
         if self.mode != "never" and not len(model.gates):
             raise ValueError(f"skipping={self.mode!r}: {NO_GATES}")
         if self.mode == "planned":
             table = model.exit_table
-            if table is None or table.paths is None:
+            if table is None or table.skip_values is None:
                 raise ValueError(
-                    "skipping='planned' needs an exit table with learned paths: "
-                    "model.exit_table = build_exit_table(model, ..., learn_paths=True)"
+                    "skipping='planned' needs an exit table that learned them: "
+                    "model.exit_table = build_exit_table(model, ..., learn_skips=True)"
+                )
+            if table.paths.shape[1] != model.config.num_hidden_layers:
+                raise ValueError(
+                    f"exit_table learned paths of {table.paths.shape[1]} layers, the model has "
+                    f"{model.config.num_hidden_layers}: build it again"
                 )
             table.check_fits(model.config.vocab_size, model.config.exit_layers, tokenizer_fingerprint(tokenizer))
 
@@ -97,9 +102,8 @@ class Layers:
         self._gated = skipping is not None and skipping.mode == "gates"
         self._paths, self.groups, self.skipped = None, None, None
         if skipping is not None and skipping.mode == "planned":
-            paths = model.exit_table.paths.paths
-            self.groups = choose_paths(model.exit_table.predict_skips(tokens, model.device), paths, skipping.price)
-            self._paths = paths
+            self._paths = model.exit_table.paths
+            self.groups = choose_paths(model.exit_table.predict_skips(tokens, model.device), self._paths, skipping.price)
         if skipping is not None and skipping.mode != "never":
             self.skipped = torch.zeros(len(tokens), model.config.num_hidden_layers, dtype=torch.bool)
 

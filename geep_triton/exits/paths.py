@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from geep_triton.exits.agreement import AgreementValues
 
-MOST_PATHS = 8  # samples of one path share batches: few paths keep batches dense
-
-
-@dataclass(frozen=True, eq=False)
-class PathValues:
-    """What a table has learned of the gates' decisions.
-
-    Attributes:
-        values: a bag-of-n-grams model whose logit k is that of "skips layer k"; see `AgreementValues`.
-        paths: [K, L] bool, the commonest sets of skipped layers, most frequent first.
-    """
-
-    values: AgreementValues
-    paths: torch.Tensor
-
-
-def common_paths(skipped: torch.Tensor, most: int = MOST_PATHS) -> torch.Tensor:
+def common_paths(skipped: torch.Tensor, most: int) -> torch.Tensor:
     """[N, L] bool, the layers each sample skipped -> the `most` commonest rows, the most frequent first."""
     paths, counts = torch.unique(skipped, dim=0, return_counts=True)
     return paths[counts.argsort(descending=True, stable=True)[:most]]
