@@ -3,8 +3,9 @@
     python -m bench.promises --model runs/sst2 --name sst2 --dev sst2/dev.jsonl --test sst2/test.jsonl --train sst2/train.jsonl
 
 Calibration texts are the dev rows and the first third of the test rows; everything is reported on the rest of the test rows.
-The exit table's learned values come from training texts, without their labels. Speed is the median of interleaved rounds,
-at each token budget beside full depth in the same run.
+The exit table is built from training texts, without their labels. Speed is the median of interleaved rounds, at each token
+budget beside full depth in the same run. Two bounds say what speed-up the saved layers allow: L / mean layers of a text, and
+L / mean layers of a token, which is the honest one where long texts stay longer.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import json
 import re
 import statistics
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -24,21 +27,28 @@ from transformers import AutoTokenizer
 from bench.environment import RESULTS, environment
 from bench.policies import targets
 from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.data import read_rows
-from geep_triton.engine.policies import Threshold, parse_policy
+from geep_triton.data import Row, read_rows
+from geep_triton.engine.families import FitSamples, families_of
+from geep_triton.engine.policies import OneExitWarning, Threshold, parse_policy
 from geep_triton.engine.simulate import simulate
 from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
+from geep_triton.outputs import Tokens
+
+EQUAL_DEPTHS = 20  # mean depths at which two families are compared
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--name", required=True, help="of the data set; names the result file")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", required=True, help="of the data set; with the model's seed it names the result file")
+    parser.add_argument("--seed", type=int, default=42, help="that the model was trained with")
     parser.add_argument("--dev", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--train", required=True, help="texts for the exit table; labels are not used")
+    parser.add_argument("--shifted", nargs="+", default=[], help="other kinds of text, served under audit")
     parser.add_argument("--table-samples", type=int, default=20000)
+    parser.add_argument("--calibration-samples", type=int, default=2000, help="at most")
     parser.add_argument("--ngram", type=int, default=1)
     parser.add_argument("--agreements", type=float, nargs="+", default=[0.99, 0.98, 0.95])
     parser.add_argument("--token-budgets", type=int, nargs="+", default=[1024, 4096, 16384])
@@ -49,13 +59,61 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def speeds(engines: dict[str, Engine], rows: list[dict[str, Any]], rounds: int) -> dict[str, float]:
+class HeldOut:
+    """Recorded exits of texts that no calibration saw; labels [N] int64, or None where they are of another task."""
+
+    def __init__(self, model: MultiExitBert, tokens: Tokens, logits: torch.Tensor, labels: torch.Tensor | None) -> None:
+        self.model, self.tokens, self.logits, self.labels = model, tokens, logits, labels
+        self.answers = logits.argmax(-1)
+        self.layers = torch.tensor(model.config.exit_layers)
+
+    def judge(self, policy: Any) -> dict[str, float]:
+        """Agreement, accuracy, and mean layers of a text and of a token."""
+        exits = simulate(self.model, policy, self.tokens, self.logits)
+        given, layers = self.answers.gather(1, exits[:, None])[:, 0], self.layers[exits].double()
+        lengths = self.tokens.lengths.double()
+        accuracy = {} if self.labels is None else {"accuracy": float((given == self.labels).double().mean())}
+        return {
+            "agreement": float((given == self.answers[:, -1]).double().mean()),
+            **accuracy,
+            "mean_layers": float(layers.mean()),
+            "mean_layers_of_a_token": float((layers * lengths).sum() / lengths.sum()),
+        }
+
+
+def speeds(engines: dict[str, Engine], rows: list[Row], rounds: int) -> dict[str, float]:
     """Samples a second, median of interleaved rounds."""
     for engine in engines.values():
         engine.predict(rows[:64])
     with quiet_garbage_collector():
         seconds = in_turns({name: partial(engine.predict, rows) for name, engine in engines.items()}, rounds)
     return {name: len(rows) / statistics.median(values) for name, values in seconds.items()}
+
+
+def curves(held_out: HeldOut, calibration: torch.Tensor, score_cost: float) -> dict[str, list[dict[str, float]]]:
+    """Family -> its settings, from cautious to bold, on the held-out texts; fitted ones to the calibration's exits."""
+    fit = FitSamples.of(calibration, held_out.model.config.exit_layers, score_cost)
+    return {family.name: [held_out.judge(policy) for policy in family.policies(fit)] for family in families_of(held_out.model)}
+
+
+def equal_depth(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
+    """Accuracy of one family less that of another at the same mean depth, where both have settings: worst and mean."""
+    sorted_curves = [sorted((point["mean_layers"], point["accuracy"]) for point in curve) for curve in (ours, theirs)]
+    low, high = max(curve[0][0] for curve in sorted_curves), min(curve[-1][0] for curve in sorted_curves)
+    depths = np.linspace(low, high, EQUAL_DEPTHS)
+    difference = np.subtract(*(np.interp(depths, *zip(*curve, strict=True)) for curve in sorted_curves))
+    return {"worst": float(difference.min()), "mean": float(difference.mean()), "from": float(low), "to": float(high)}
+
+
+def audited(engine: Engine, agreement: float, rows: list[Row]) -> dict[str, Any]:
+    """What an audit of half of these texts reports under the engine's policy."""
+    served = engine.with_policy(engine.policy)
+    audit = served.audit(rate=0.5, promised=agreement)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        served.predict([(row["text"], row.get("text_pair")) for row in rows])
+    report = audit.report()
+    return {name: getattr(report, name) for name in ("samples", "agreement", "interval", "promised", "holds")}
 
 
 def main() -> None:
@@ -65,61 +123,76 @@ def main() -> None:
     model = MultiExitBert.from_pretrained(arguments.model)
     required = ("text", "label")
     dev, test = (read_rows(path, required=required) for path in (arguments.dev, arguments.test))
-    calibration, held_out = dev + test[: len(test) // 3], test[len(test) // 3 :]
+    calibration, test = (dev + test[: len(test) // 3])[: arguments.calibration_samples], test[len(test) // 3 :]
     texts = read_rows(arguments.train, required=required)[: arguments.table_samples]
-    model.exit_table = build_exit_table(model, tokenizer, texts, 0.3, ngram=arguments.ngram, learn_agreement=True, **settings)
+    model.exit_table = build_exit_table(
+        model, tokenizer, texts, 0.3, ngram=arguments.ngram, learn_agreement=True, learn_exits=True, **settings
+    )
     engine = Engine(model, tokenizer, "full", progress=True, **settings)
-    tokens, logits = engine.exit_logits(held_out)
-    labels, answers = targets(held_out, model.config.label2id), logits.argmax(-1)
-    layers, depth = torch.tensor(model.config.exit_layers), model.config.num_hidden_layers
+    held_out = HeldOut(model, *engine.exit_logits(test), targets(test, model.config.label2id))
+    found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.score)
 
-    step = max(1, len(held_out) // arguments.speed_samples)
-    timed = held_out[::step][: arguments.speed_samples]
-    rows = []
+    step = max(1, len(test) // arguments.speed_samples)
+    timed = test[::step][: arguments.speed_samples]
+    others = {Path(path).parent.name: read_rows(path)[: len(test)] for path in arguments.shifted}
+    shifted = {
+        name: HeldOut(model, *engine.exit_logits([(row["text"], row.get("text_pair")) for row in texts]), None)
+        for name, texts in others.items()
+    }
+    rows, audits = [], {}
     for agreement in arguments.agreements:
         found = engine.calibrate(calibration, agreement=agreement, rounds=1, speed_samples=256, save=False)
-        forms = [candidate.policy for candidate in found.candidates]
+        forms = {candidate.policy: candidate.family for candidate in found.candidates}
         # The same thresholds with a batch that shrinks, to see what pooling is worth.
         plain = [form for form in forms if isinstance(parse_policy(form), Threshold)]
-        forms += [f"{form},pooling=never" for form in plain]
-        measured = {
-            budget: speeds(
-                {form: Engine(model, tokenizer, form, token_budget=budget, **settings) for form in forms},
-                timed,
-                arguments.rounds,
-            )
-            for budget in tqdm(arguments.token_budgets, desc=f"agreement {agreement}")
+        forms |= {f"{form},pooling=never": f"{forms[form]}, batch shrinks" for form in plain}
+        audits[str(agreement)] = {
+            name: audited(engine, agreement, texts) for name, texts in {arguments.name: test, **others}.items()
         }
-        for form in forms:
-            exits = simulate(model, parse_policy(form), tokens, logits)
-            given = answers.gather(1, exits[:, None])[:, 0]
-            mean_layers = float(layers[exits].double().mean())
+        measured = {}
+        for budget in tqdm(arguments.token_budgets, desc=f"agreement {agreement}"):
+            engines = {form: Engine(model, tokenizer, form, token_budget=budget, **settings) for form in forms}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", OneExitWarning)
+                measured[budget] = speeds(engines, timed, arguments.rounds)
+        for form, family in forms.items():
+            judged = held_out.judge(parse_policy(form))
+            bounds = {
+                name: held_out.model.config.num_hidden_layers / judged[layers]
+                for name, layers in (("share_of_bound", "mean_layers"), ("share_of_token_bound", "mean_layers_of_a_token"))
+            }
+            speed = {}
+            for budget, by_form in measured.items():
+                speed_up = by_form[form] / by_form["full"]
+                shares = {name: speed_up / bound for name, bound in bounds.items()}
+                speed[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | shares
+            elsewhere = {name: texts.judge(parse_policy(form)) for name, texts in shifted.items()}
             rows.append({
-                "promise": agreement,
-                "policy": form,
-                "chosen": form == found.chosen.policy,
-                "agreement": float((given == answers[:, -1]).double().mean()),
-                "accuracy": float((given == labels).double().mean()),
-                "mean_layers": mean_layers,
-                "speed": {
-                    str(budget): {
-                        "samples_per_second": by_form[form],
-                        "speed_up": by_form[form] / by_form["full"],
-                        "share_of_bound": by_form[form] / by_form["full"] / (depth / mean_layers),
-                    }
-                    for budget, by_form in measured.items()
-                },
+                "promise": agreement, "family": family, "policy": form, "chosen": form == found.chosen.policy, **judged,
+                "speed": speed, "shifted": elsewhere,
             })  # fmt: skip
     result = {
         "environment": environment(),
-        "data": {"name": arguments.name, "calibration": len(calibration), "test": len(held_out), "table": len(texts)},
-        "settings": {"rounds": arguments.rounds, "speed_samples": len(timed), "ngram": arguments.ngram, "confidence": 0.95},
-        "num_layers": depth,
+        "data": {
+            "name": arguments.name, "calibration": len(calibration), "test": len(test), "table": len(texts),
+            "shifted": list(others),
+        },
+        "seed": arguments.seed,
+        "training": json.loads((Path(arguments.model) / "training.json").read_text())["arguments"],
+        "settings": {
+            "rounds": arguments.rounds, "speed_samples": len(timed), "ngram": arguments.ngram, "confidence": 0.95,
+            "max_length": arguments.max_length,
+        },
+        "num_layers": model.config.num_hidden_layers,
         "policies": rows,
-    }
+        "verified_less_threshold": equal_depth(found_curves["verified"], found_curves["threshold"]),
+        "audit": audits,
+        "curves": found_curves,
+    }  # fmt: skip
     name = re.sub("[^a-z0-9_]", "_", arguments.name.lower())
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"promises_{name}.json"
+    folder = arguments.output / "promises"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_s{arguments.seed}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

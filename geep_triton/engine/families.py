@@ -84,7 +84,10 @@ def families_of(model: MultiExitBert) -> list[Family]:
     ]
     if model.exit_table.exit_values is not None:
         quantiles = [quantile / 20 for quantile in range(20, 0, -1)]
-        families.append(Family("predicted, learned", lambda fit: [Predicted(quantile, "learned") for quantile in quantiles]))
+        families += [
+            Family("predicted, learned", lambda fit: [Predicted(quantile, "learned") for quantile in quantiles]),
+            Family("verified, learned", lambda fit: [Verified(value, values="learned") for value in grid]),
+        ]
     if model.exit_table.agreement is not None:
         prices = [0.0, *torch.logspace(-4, -0.5, SETTINGS).tolist()]
         families += [
