@@ -25,7 +25,7 @@ def data_folder() -> Path:
     folder = os.environ.get("GEEP_DATA")
     if not folder or not Path(folder).is_dir():
         raise ValueError(
-            f"GEEP_DATA must name the folder of the data sets (<name>/train.jsonl, <name>/test.jsonl), got {folder!r}"
+            f"GEEP_DATA must name the folder of the data sets, each <name>/train.jsonl and test.jsonl, got {folder!r}"
         )
     return Path(folder)
 
