@@ -1,10 +1,13 @@
-"""What trains in a stage, and what stands still."""
+"""What trains in a stage, how much, and what stands still."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.stages import Recipe, Stage
@@ -50,3 +53,13 @@ def _unwanted(module: nn.Module, name: str, wanted: dict[str, bool]) -> Iterator
     elif own:
         for child_name, child in module.named_children():
             yield from _unwanted(child, f"{name}{child_name}.", wanted)
+
+
+def scale_gradients(model: MultiExitBert, scale: Callable[[str, tuple[int, ...]], float]) -> list[RemovableHandle]:
+    """Have every gradient that arrives at a parameter multiplied by `scale(its name, exit layers)`, until the hooks go."""
+    exit_layers = tuple(model.config.exit_layers)
+    return [
+        parameter.register_hook(partial(torch.mul, scale(name, exit_layers)))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]

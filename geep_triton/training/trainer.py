@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EvalPrediction, Trainer
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.hooks import RemovableHandle
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from geep_triton.checks import check_number
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe
-from geep_triton.training.freezing import StageParameters
+from geep_triton.training.curriculum import TrainSampler
+from geep_triton.training.freezing import StageParameters, scale_gradients
 from geep_triton.training.recipes import get_recipe
+from geep_triton.training.requirements import check_difficulty, check_teacher, resolve_class_weights, teacher_logits
 from geep_triton.training.schedule import one_after_another
 from geep_triton.training.stages import Batch, Recipe
 
@@ -39,10 +46,15 @@ class MultiExitTrainer(Trainer):
         gate_learning_rate: of the skip gates, where it differs from the backbone's.
         recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, as
             `get_recipe(name, **settings)` makes it.
+        difficulty: of each training sample, higher is harder, for recipes with a curriculum; see
+            `geep_triton.training.difficulty`.
+        teacher: a classifier of the same classes and token ids, for recipes that learn from one.
+        class_weights: one factor per class of the cross entropies, or "balanced": N / (C * samples of the class).
 
     Raises:
-        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss. While training: a
-            stage with nothing to train, fewer steps than stages, a batch without labels, a checkpoint of another recipe.
+        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss; a difficulty, teacher
+            or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
+            train, fewer steps than stages, a batch without labels, a checkpoint of another recipe.
         TypeError: another kind of model.
     """
 
@@ -55,6 +67,9 @@ class MultiExitTrainer(Trainer):
         recipe: str | Recipe = "geep",
         head_learning_rate: float | None = None,
         gate_learning_rate: float | None = None,
+        difficulty: Sequence[float] | torch.Tensor | None = None,
+        teacher: PreTrainedModel | None = None,
+        class_weights: Sequence[float] | str | None = None,
         **kwargs: Any,
     ) -> None:
         self.recipe = get_recipe(recipe)
@@ -74,9 +89,13 @@ class MultiExitTrainer(Trainer):
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
+        self.teacher = check_teacher(teacher, self.model, self.recipe)
+        self.class_weights = resolve_class_weights(class_weights, self.model, self.recipe, self.train_dataset)
+        self.difficulty = check_difficulty(difficulty, self.recipe, self.train_dataset)
         self.add_callback(RecipeRecord(self.recipe.name, dict(self.recipe.settings)))
         self._stages: list[StageParameters] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []  # as the user set them
+        self._hooks: list[RemovableHandle] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
@@ -94,6 +113,8 @@ class MultiExitTrainer(Trainer):
             for parameter, flag in self._flags:
                 parameter.requires_grad_(flag)
             self.model.auxiliary = None
+            for hook in self._hooks:
+                hook.remove()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """transformers' optimizer over what any stage trains, with heads and gates in groups of their own where they have
@@ -103,6 +124,8 @@ class MultiExitTrainer(Trainer):
         self._stages = [StageParameters(self.model, self.recipe, stage) for stage in self.recipe.stages]
         for flags in zip(*(stage.flags for stage in self._stages), strict=True):
             flags[0][0].requires_grad_(any(trains for _, trains in flags))
+        if self.recipe.gradient_scale is not None:
+            self._hooks = scale_gradients(self.model, self.recipe.gradient_scale)
         optimizer = super().create_optimizer(*args, **kwargs)
         for name, rate in self._learning_rates.items():
             part = getattr(self.model, name)
@@ -131,6 +154,36 @@ class MultiExitTrainer(Trainer):
         self.lr_scheduler = one_after_another(self.optimizer if optimizer is None else optimizer, schedules, bounds)
         return self.lr_scheduler
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """transformers' sampler; for a curriculum and for batches of like length our own, which resumes within an epoch."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        if self.recipe.curriculum is None and not grouped:
+            return super()._get_train_sampler(train_dataset)
+        if not has_length(dataset):
+            raise ValueError("a curriculum and group_by_length need a training set with a length")
+        if not grouped and self.args.train_sampling_strategy != "random":
+            raise ValueError(
+                f"recipe {self.recipe.name!r} chooses its samples by their difficulty: train_sampling_strategy must be random "
+                f"or group_by_length, got {self.args.train_sampling_strategy!r}"
+            )
+        batch_size = self.get_total_train_batch_size(self.args)
+        steps = self.args.max_steps
+        return TrainSampler(
+            len(dataset),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+            difficulty=self.difficulty,
+            curriculum=self.recipe.curriculum,
+            total=steps * batch_size if steps > 0 else math.ceil(self.args.num_train_epochs * len(dataset)),
+            lengths=[len(sample["input_ids"]) for sample in dataset] if grouped else None,
+            batch_size=batch_size,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """Predictions come in the order of the data set; transformers' own follow the training's sampling strategy."""
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) and self.args.world_size <= 1 else None
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -150,6 +203,8 @@ class MultiExitTrainer(Trainer):
             labels=inputs.get("labels"),
             attention_mask=inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
             exit_layers=tuple(self.model.config.exit_layers),
+            class_weights=None if self.class_weights is None else self.class_weights.to(output.logits.device),
+            teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher else None,
             progress=progress,
             model=self.model,
         )
