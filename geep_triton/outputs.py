@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ class MultiExitBertOutput(ModelOutput):
         gates: one [B] float32 per gated layer up to the depth: the soft gate, the share of the layer that is skipped.
         skips: one [B] bool per gated layer up to the depth: whether the sample skips it.
         layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: what each layer gives before a gate mixes it with its input.
+        auxiliary: in training, what the recipe's own modules make of the rest, by name.
     """
 
     loss: torch.Tensor | None = None
@@ -36,6 +38,7 @@ class MultiExitBertOutput(ModelOutput):
     gates: tuple[torch.Tensor, ...] | None = None
     skips: tuple[torch.Tensor, ...] | None = None
     layer_outputs: tuple[torch.Tensor, ...] | None = None
+    auxiliary: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ LABELS = {"neg": 0, "pos": 1}
 def batch_of(model, tokenizer, texts, progress):
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     labels = torch.arange(len(texts)) % model.config.num_labels
-    batch = Batch(labels, inputs["attention_mask"], tuple(model.config.exit_layers), progress=progress, model=model)
+    batch = Batch(labels, inputs["attention_mask"], tuple(model.config.exit_layers), progress=progress)
     return inputs, batch
 
 
@@ -32,6 +32,9 @@ def stage_loss(model, tokenizer, texts, stage, progress, **settings):
     model.auxiliary = recipe.modules(model.config)
     inputs, batch = batch_of(model, tokenizer, texts, progress)
     chosen = recipe.stages[stage]
+    for module in model.modules():
+        module.training = False  # no dropout
+    model.training = True
     return chosen.loss(model(**inputs, **chosen.asks(progress)), batch), inputs, batch
 
 
@@ -69,7 +72,7 @@ def test_first_stage_by_hand(tokenizer, texts, progress, gating, target):
         loss_by_hand = loss_by_hand + 0.05 / sum(means)
     contrast = 0.0
     for layer in (1, 2, 3):
-        q, k = (model.auxiliary.layers[str(i)](states[i - 1]) for i in (layer, layer + 1))
+        q, k = (model.auxiliary.layers[i - 1](states[i - 1]) for i in (layer, layer + 1))
         contrast = contrast + token_contrast(q, k, mask, 0.5)
     torch.testing.assert_close(loss, 0.9 * loss_by_hand + 0.1 * contrast)
 
@@ -93,6 +96,7 @@ def test_warm_up_runs_all_and_pays_nothing(tokenizer, texts):
     model = gated()
     loss, inputs, batch = stage_loss(model, tokenizer, texts, 0, 0.1, warm_up=0.2, layer_contrast=0.0)
     torch.testing.assert_close(loss, F.cross_entropy(model(**inputs, gating="none").logits, batch.labels))
+    assert model.eval()(**inputs).auxiliary is None
     assert get_recipe("smartbert", warm_up=0.2, soft=0.3).stages[0].asks(0.3)["gating"] == "soft"
     assert get_recipe("smartbert", warm_up=0.2, soft=0.3).stages[0].asks(0.6)["gating"] == "hard"
 

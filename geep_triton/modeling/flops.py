@@ -6,11 +6,13 @@ is usual. `tests/test_flops.py` holds them to what PyTorch counts.
 
 from __future__ import annotations
 
+import torch
+
 from geep_triton.config import MultiExitBertConfig
 
 
-def layer_flops(config: MultiExitBertConfig, tokens: int) -> int:
-    """One BERT layer: four projections, attention, two feed-forward products."""
+def layer_flops(config: MultiExitBertConfig, tokens: int | torch.Tensor) -> int | torch.Tensor:
+    """One BERT layer: four projections, attention, two feed-forward products; of one sample, or of each of [B]."""
     size, inner = config.hidden_size, config.intermediate_size
     return 2 * tokens * (4 * size**2 + 2 * size * inner) + 4 * tokens**2 * size
 

@@ -258,6 +258,9 @@ class MultiExitBert(BertPreTrainedModel):
             skips=tuple(gate.hard.bool() for gate in gates) if output_gates else None,
             layer_outputs=tuple(outputs) if output_layer_outputs else None,
         )
+        if self.auxiliary is not None and self.training:
+            # Within the forward pass, where mixed precision and several processes see it.
+            result.auxiliary = self.auxiliary(self, result, attention_mask)
         return result if return_dict else result.to_tuple()
 
     def _gating(self, gating: str | None, output_gates: bool) -> str:

@@ -13,20 +13,23 @@ from torch import nn
 from geep_triton.checks import check_number
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.flops import layer_flops
+from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import MultiExitBertOutput
 from geep_triton.training.losses import cross_entropy, joint_loss
 from geep_triton.training.skip_losses import flops_budget_loss, inverse_gate_sum, skip_rate_loss, token_contrast
 from geep_triton.training.stages import Batch, Recipe, Stage
 
 PROJECTION = 128
-Cost = Callable[[MultiExitBertOutput, Batch], torch.Tensor]
+Cost = Callable[[MultiExitBertOutput], torch.Tensor]
 
 
-class ContrastProjections(nn.Module):
-    """What the contrastive terms compare layers by; needed in training only.
+class Contrasts(nn.Module):
+    """What the losses compare, and the projections that the contrastive terms compare by; needed in training only.
 
-    `layers[str(i)]`: h_{i-1} [B, S, H] -> [B, S, 128]. `heads[str(i)]`: the features [B, S, D] of the early exit head at layer
-    i -> [B, S, D]. Each Linear, LayerNorm, tanh, Linear.
+    In the first stage it makes "inputs", the projections [B, S, 128] of every layer's input; and "costs" [B], each sample's
+    share of a layer's FLOPs in the batch. In the second, for every early exit: "logits" [B, C] of its head on what its layer
+    gives, also for samples that skip it, so that it learns from all; and "features", the projections [B, S, D] of its tokens.
+    A projection is Linear, LayerNorm, tanh, Linear.
     """
 
     def __init__(self, config: MultiExitBertConfig, layers: bool, heads: bool) -> None:
@@ -35,10 +38,22 @@ class ContrastProjections(nn.Module):
             raise ValueError(
                 f"recipe 'smartbert' with exit_contrast above 0 needs head='attention', the model has {config.head!r}"
             )
-        numbers = range(1, config.num_hidden_layers + 1) if layers else ()
+        number = config.num_hidden_layers if layers else 0
         early = config.exit_layers[:-1] if heads else ()
-        self.layers = nn.ModuleDict({str(number): _projection(config.hidden_size, PROJECTION) for number in numbers})
+        self.layers = nn.ModuleList(_projection(config.hidden_size, PROJECTION) for _ in range(number))
         self.heads = nn.ModuleDict({str(number): _projection(config.head_size, config.head_size) for number in early})
+
+    def forward(self, model: MultiExitBert, output: MultiExitBertOutput, attention_mask: torch.Tensor) -> dict[str, Any]:
+        """See above."""
+        if output.layer_outputs is None:
+            inputs = [project(output.hidden_states[index]) for index, project in enumerate(self.layers)]
+            costs = layer_flops(model.config, attention_mask.sum(1)).float()
+            return {"inputs": inputs, "costs": costs / costs.sum()}
+        states = {str(layer): output.layer_outputs[layer - 1] for layer in model.config.exit_layers[:-1]}
+        return {
+            "logits": [model.exit_logits(int(layer), hidden, attention_mask) for layer, hidden in states.items()],
+            "features": [project(model.heads[layer].features(states[layer])) for layer, project in self.heads.items()],
+        }
 
 
 def _projection(features: int, size: int) -> nn.Sequential:
@@ -114,7 +129,7 @@ def smartbert(
         share=exit_epochs or 1.0,
     )
     stages = tuple(stage for stage, epochs in ((first, gate_epochs), (second, exit_epochs)) if epochs > 0)
-    modules = partial(ContrastProjections, layers=layer_contrast > 0, heads=exit_contrast > 0 and exit_epochs > 0)
+    modules = partial(Contrasts, layers=layer_contrast > 0, heads=exit_contrast > 0 and exit_epochs > 0)
     return Recipe("smartbert", stages, modules=modules)
 
 
@@ -133,18 +148,14 @@ def _cost(skip_weight: float, skip_rate: float | None, flops_budget: float | Non
         raise ValueError("skip_rate and flops_budget are two ways to say one thing: give one of them")
     if skip_rate is not None:
         check_number("skip_rate", skip_rate, 0.0, 1.0)
-        return lambda output, batch: target_weight * skip_rate_loss(output.gates, skip_rate)
+        return lambda output: target_weight * skip_rate_loss(output.gates, skip_rate)
     if flops_budget is not None:
         check_number("flops_budget", flops_budget, 0.0, 1.0)
-        return lambda output, batch: target_weight * _budget_loss(output, batch, flops_budget)
-    return lambda output, batch: skip_weight * inverse_gate_sum(output.gates)
-
-
-def _budget_loss(output: MultiExitBertOutput, batch: Batch, budget: float) -> torch.Tensor:
-    config = batch.model.config
-    costs = [layer_flops(config, length) for length in batch.attention_mask.sum(1).tolist()]
-    costs = torch.tensor(costs, dtype=torch.float32, device=batch.attention_mask.device)
-    return flops_budget_loss(output.gates, costs / costs.sum(), config.num_hidden_layers, budget)
+        return lambda output: (
+            target_weight
+            * flops_budget_loss(output.gates, output.auxiliary["costs"], len(output.hidden_states) - 1, flops_budget)
+        )
+    return lambda output: skip_weight * inverse_gate_sum(output.gates)
 
 
 def _gate_forward(runs_all_until: float, soft_until: float, progress: float) -> Mapping[str, Any]:
@@ -157,26 +168,14 @@ def _gate_forward(runs_all_until: float, soft_until: float, progress: float) -> 
 def _gate_loss(cost: Cost, weight: float, temperature: float, output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
     loss = cross_entropy(output.logits, batch.labels, batch.class_weights)
     if output.gates is not None:
-        loss = loss + cost(output, batch)
-    if not weight:
-        return loss
-    inputs = output.hidden_states[:-1]
-    features = [project(hidden) for project, hidden in zip(batch.model.auxiliary.layers.values(), inputs, strict=True)]
-    contrast = sum(token_contrast(q, k, batch.attention_mask, temperature) for q, k in pairwise(features))
+        loss = loss + cost(output)
+    contrast = sum(token_contrast(q, k, batch.attention_mask, temperature) for q, k in pairwise(output.auxiliary["inputs"]))
     return (1 - weight) * loss + weight * contrast
 
 
 def _exit_loss(weight: float, temperature: float, output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-    """The heads answer from what their layer gives, also for samples that skip it: so they learn from every sample."""
-    model, early = batch.model, batch.exit_layers[:-1]
-    states = [output.layer_outputs[layer - 1] for layer in early]
-    logits = [model.exit_logits(layer, hidden, batch.attention_mask) for layer, hidden in zip(early, states, strict=True)]
+    logits, features = output.auxiliary["logits"], output.auxiliary["features"]
+    pairs = list(pairwise(features))
+    contrast = sum(token_contrast(q, k, batch.attention_mask, temperature, positive_below=False) for q, k in pairs)
     loss = joint_loss(logits, batch.labels, class_weights=batch.class_weights)
-    if not weight:
-        return loss
-    features = [
-        model.auxiliary.heads[str(layer)](model.heads[str(layer)].features(hidden))
-        for layer, hidden in zip(early, states, strict=True)
-    ]
-    contrast = [token_contrast(q, k, batch.attention_mask, temperature, positive_below=False) for q, k in pairwise(features)]
-    return (1 - weight) * loss + weight * sum(contrast) / max(1, len(contrast))
+    return (1 - weight) * loss + weight * contrast / max(1, len(pairs))

@@ -12,7 +12,6 @@ from torch import nn
 
 from geep_triton.checks import check_choice, check_number
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import MultiExitBertOutput
 
 
@@ -27,7 +26,6 @@ class Batch:
         class_weights: [C], or None.
         teacher_logits: [B, C] of an external teacher, or None.
         progress: share of the stage that is over, 0 <= progress < 1.
-        model: the model, with the recipe's own modules as `model.auxiliary`.
     """
 
     labels: torch.Tensor | None
@@ -36,7 +34,6 @@ class Batch:
     class_weights: torch.Tensor | None = None
     teacher_logits: torch.Tensor | None = None
     progress: float = 0.0
-    model: MultiExitBert | None = None
 
 
 Loss = Callable[[MultiExitBertOutput, Batch], torch.Tensor]
@@ -106,8 +103,9 @@ class Recipe:
         gradient_scale: (name of a parameter, exit layers) -> factor of its gradient; None: 1 for all.
         curriculum: share of the training that is over, 0..1 -> share of the training set, easiest samples first, to draw from;
             None: all data from the start.
-        modules: configuration -> modules of the recipe's own, which train with the model as `model.auxiliary`, are in its
-            checkpoints and leave it when the training is over; None: none.
+        modules: configuration -> a module of the recipe's own, which trains with the model as `model.auxiliary`, is in its
+            checkpoints and leaves it when the training is over. In each training step it is called with the model, its output
+            and the attention mask [B, S], and makes `output.auxiliary`. None: none.
         settings: that a named recipe was made with; checkpoints remember name and settings.
 
     Raises:

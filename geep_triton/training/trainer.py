@@ -206,7 +206,6 @@ class MultiExitTrainer(Trainer):
             class_weights=None if self.class_weights is None else self.class_weights.to(output.logits.device),
             teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher else None,
             progress=progress,
-            model=self.model,
         )
         loss = stage.loss(output, batch)
         return (loss, output) if return_outputs else loss
