@@ -2,7 +2,8 @@
 
     python examples/predict.py --model runs/mine --input in.jsonl --output out.jsonl --policy threshold:0.3
 
-The output appears only when it is whole. A bad line (no JSON object, no text, empty or too long a text) stops the run
+The output appears only when it is whole; a run that was killed goes on where it stood when it is started again with the same
+arguments. A bad line (no JSON object, no text, empty or too long a text) stops the run
 with its number; with --skip-bad-lines it is reported and becomes a line {"error": ...} of the output.
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -37,6 +38,69 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
     return parser.parse_args()
+
+
+class Progress:
+    """What is answered already, in two files beside the output: the lines, and how far they are known to be whole.
+
+    Attributes:
+        lines: of the input that are answered.
+        truncated: texts of them that were cut.
+        exits: how many of them left at each layer.
+    """
+
+    def __init__(self, output: Path, run: dict[str, Any]) -> None:
+        self.output, self.run = output, run
+        self.partial = output.with_name(f"{output.name}.partial")
+        self.state = output.with_name(f"{output.name}.partial.json")
+        self.lines, self.bytes, self.truncated = 0, 0, 0
+        self.exits: Counter[int] = Counter()
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Progress:
+        """Of this run, as far as an earlier one with the same arguments and input got."""
+        stat = arguments.input.stat()
+        run = {name: str(value) for name, value in vars(arguments).items()} | {"input_is": [stat.st_size, stat.st_mtime_ns]}
+        progress = cls(arguments.output, run)
+        try:
+            state = json.loads(progress.state.read_text(encoding="utf-8"))
+            whole = progress.partial.stat().st_size >= state["bytes"]
+        except (OSError, ValueError, KeyError):
+            return progress
+        if state["run"] != run or not whole:
+            print(f"{progress.partial} is of another run: starting over", file=sys.stderr)
+            return progress
+        progress.lines, progress.bytes, progress.truncated = state["lines"], state["bytes"], state["truncated"]
+        progress.exits = Counter({int(layer): count for layer, count in state["exits"].items()})
+        return progress
+
+    def open_output(self) -> TextIO:
+        """The file to write further lines to; what an interruption left half written is cut off."""
+        with self.partial.open("ab") as file:
+            file.truncate(self.bytes)
+        return self.partial.open("a", encoding="utf-8")
+
+    def record(self, file: TextIO, results: list[dict], truncated: int) -> None:
+        """A window was written."""
+        file.flush()
+        self.lines += len(results)
+        self.bytes = self.partial.stat().st_size
+        self.truncated += truncated
+        self.exits.update(result["exit_layer"] for result in results if "exit_layer" in result)
+        state = {name: getattr(self, name) for name in ("run", "lines", "bytes", "truncated", "exits")}
+        new = self.state.with_name(f"{self.state.name}.new")
+        new.write_text(json.dumps(state), encoding="utf-8")
+        new.replace(self.state)
+
+    def finish(self) -> None:
+        """All is answered: the output appears."""
+        self.partial.replace(self.output)
+        self.state.unlink()
+
+    def forget(self) -> None:
+        """Leave nothing behind."""
+        self.partial.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
 
 
 def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, skip: bool) -> tuple[list[dict], int]:
@@ -89,34 +153,35 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     on_bad_line = (lambda error: {"error": error}) if arguments.skip_bad_lines else None
-    rows = read_json_lines(arguments.input, ("text",), on_bad_line)
     with arguments.input.open("rb") as file:
         total = sum(1 for _ in file)
-    partial = arguments.output.with_name(f"{arguments.output.name}.{os.getpid()}.partial")
-    exits: Counter[int] = Counter()
-    line, truncated = 1, 0
+    progress = Progress.of(arguments)
+    if progress.lines:
+        print(f"going on after line {progress.lines}")
+    rows = islice(read_json_lines(arguments.input, ("text",), on_bad_line), progress.lines, None)
     try:
-        with partial.open("w", encoding="utf-8") as file, tqdm(total=total, unit="line") as bar:
+        with progress.open_output() as file, tqdm(total=total, initial=progress.lines, unit="line") as bar:
             while window := list(islice(rows, arguments.window)):
-                results, cut = answer_window(engine, arguments.input, window, line, arguments.skip_bad_lines)
+                results, cut = answer_window(engine, arguments.input, window, progress.lines + 1, arguments.skip_bad_lines)
                 file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-                exits.update(result["exit_layer"] for result in results if "exit_layer" in result)
-                truncated += cut
-                line += len(window)
+                progress.record(file, results, cut)
                 bar.update(len(window))
-        if line == 1:
-            raise SystemExit(f"{arguments.input} has no lines")
-        partial.replace(arguments.output)
     except BadLine as error:
+        progress.forget()
         raise SystemExit(str(error)) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped after line {progress.lines}; the same command goes on from there") from None
+    if not progress.lines:
+        progress.forget()
+        raise SystemExit(f"{arguments.input} has no lines")
+    progress.finish()
+    exits, truncated = progress.exits, progress.truncated
     answered = sum(exits.values())
     if truncated:
         print(f"{truncated} texts were cut to the model's maximum length")
     if answered:
         mean = sum(layer * count for layer, count in exits.items()) / answered
-        print(f"{answered} of {line - 1} lines answered, mean exit layer {mean:.2f}: {arguments.output}")
+        print(f"{answered} of {progress.lines} lines answered, mean exit layer {mean:.2f}: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -336,6 +336,30 @@ def test_audit_warns_once_when_the_promise_is_broken():
     assert not audit.report().holds
 
 
+def test_audit_of_shifted_texts(real_logits):
+    """Promises shown on movie phrases (sst2), served reviews of businesses (yelp): one depth for all breaks its own, which the
+    audit says; thresholds keep theirs, since what is strange to the model is also less sure."""
+    shifted = load_file(Path(__file__).parent / "data" / "yelp_exit_logits.safetensors")["logits"].float()
+    model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
+
+    def agrees(policy, logits):
+        exits = simulate(model, parse_policy(policy), Tokens.from_lists([[5]] * len(logits)), logits)
+        answers = logits.argmax(-1)
+        return answers.gather(1, exits[:, None])[:, 0] == answers[:, -1]
+
+    for policy, promised, keeps in (("constant:1", 0.885, False), ("threshold:0.4", 0.97, True)):
+        calibration = agrees(policy, real_logits)
+        assert binomial_p_value(int((~calibration).sum()), len(calibration), 1 - promised) < 0.05
+        at_home, away = Audit(1.0, promised), Audit(1.0, promised)
+        at_home.record(calibration[:800])
+        assert at_home.report().holds
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            away.record(agrees(policy, shifted))
+        assert away.report().holds == keeps
+        assert bool(caught) != keeps
+
+
 def test_texts_that_the_table_was_built_from_prove_nothing(model, tokenizer, many):
     model.exit_table = build_exit_table(model, tokenizer, many, 0.8, progress=False)
     with pytest.raises(ValueError, match="400 of 400 texts are among those that the exit table was built from"):

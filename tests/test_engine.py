@@ -11,7 +11,7 @@ from geep_triton import Engine, build_exit_table
 from geep_triton.backend import VARIABLE, has_triton
 from geep_triton.engine.policies import ConstantDepth, FullDepth, Patience, Predicted, Threshold, Verified, parse_policy
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.outputs import Tokens
+from geep_triton.outputs import Predictions, Tokens
 
 TOLERANCE = 1e-5
 PAIRS = ["very", "we liked it again and again", "no", "bad film", "the hotel was cold", "good", "but", "never"]
@@ -406,3 +406,18 @@ def test_table_of_another_vocabulary_depth_or_tokenizer(model, make_model, token
     with pytest.raises(ValueError, match="another tokenizer"):
         Engine(model, tokenizer, "predicted")
     assert len(Engine(model, tokenizer, "full").predict(texts)) == len(texts)  # needs no table
+
+
+def test_an_interrupted_stream_has_lost_nothing_that_was_given_out(model, tokenizer, texts):
+    """The windows that were read are whole, and the rest of the inputs gives the rest of the answers."""
+    model.config.exit_thresholds = 0.8
+    engine = Engine(model, tokenizer, "threshold,pooling=always", window=3)
+    whole = engine.predict(texts)
+    stream = engine.predict_windows(iter(texts))
+    read = [next(stream), next(stream)]
+    stream.close()
+    done = sum(map(len, read))
+    assert 0 < done < len(texts)
+    parts = Predictions.concatenate([*read, engine.predict(texts[done:])])
+    assert torch.equal(parts.logits, whole.logits)
+    assert torch.equal(parts.exit_layers, whole.exit_layers)

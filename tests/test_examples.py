@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import time
@@ -143,6 +145,37 @@ def test_predict_stops_at_a_bad_line_and_leaves_nothing(trained, tmp_path, first
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_predict_goes_on_where_it_was_killed(trained, tmp_path):
+    rows = [{"text": " ".join(["good", "bad", "and"][i % 3 :] * (1 + i % 7))} for i in range(3000)]
+    source = write(tmp_path / "in.jsonl", rows)
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    command = ["--model", trained, "--input", source, "--truncate", "--window", 10, "--policy", "threshold:0.7", "--output"]
+    done = run("predict.py", *command, whole)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(list(map(str, [sys.executable, ROOT / "examples" / "predict.py", *command, killed])))
+    state, deadline = tmp_path / "killed.jsonl.partial.json", time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert state.exists()
+    assert not killed.exists()
+    with (tmp_path / "killed.jsonl.partial").open("a") as file:
+        file.write('{"label": "go')  # as a kill in the middle of a window leaves it
+    done = run("predict.py", *command, killed)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"going on after line [1-9]\d*0\b", done.stdout)
+    assert killed.read_text() == whole.read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "whole.jsonl", "killed.jsonl"}
+
+    # Of a run with another policy nothing is used.
+    state.write_text(json.dumps({"run": {}, "lines": 5, "bytes": 0, "truncated": 0, "exits": {}}))
+    (tmp_path / "killed.jsonl.partial").write_text("")
+    done = run("predict.py", *command, killed)
+    assert "starting over" in done.stderr
+    assert killed.read_text() == whole.read_text()
+
+
 @pytest.mark.parametrize("window", [1, 2, 100])
 def test_predict_carries_bad_lines_through(trained, tmp_path, window):
     source = write(tmp_path / "in.jsonl", BAD)
@@ -212,3 +245,60 @@ def test_bench_policies(trained, tmp_path):
     for row in result["policies"]:
         bound = 3 / row["mean_layers_timed"]
         assert row["share_of_bound"] == pytest.approx(row["speed_up"] / bound)
+
+
+def texts_of(words: str, count: int, seed: int) -> list[dict]:
+    """Rows of four to nine random words, labelled by whether "good" is among them."""
+    generator = random.Random(seed)
+    texts = [" ".join(generator.choices(words.split(), k=generator.randint(4, 9))) for _ in range(count)]
+    return [{"text": text, "label": "pos" if "good" in text else "neg"} for text in texts]
+
+
+def bench(module: str, *arguments: object) -> None:
+    command = [sys.executable, "-m", f"bench.{module}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+WORDS = "the film was good a great book we liked soup not bad awful dull hated"
+
+
+def test_bench_promises(trained, tmp_path):
+    files = {}
+    for seed, name in enumerate(("train", "dev", "test", "other")):
+        (tmp_path / name).mkdir()
+        files[name] = write(tmp_path / name / "rows.jsonl", texts_of(WORDS, 150, seed))
+    bench(
+        "promises", "--model", trained, "--name", "tiny set", "--seed", 7, "--output", tmp_path, "--dev", files["dev"],
+        "--test", files["test"], "--train", files["train"], "--shifted", files["other"], "--agreements", 0.6,
+        "--token-budgets", 64, "--rounds", 1, "--speed-samples", 30, "--max-length", 32,
+    )  # fmt: skip
+    result = json.loads((tmp_path / "promises" / "tiny_set_s7.json").read_text())
+    assert sum(row["chosen"] for row in result["policies"]) == 1
+    for row in result["policies"]:
+        speed = row["speed"]["64"]
+        assert speed["share_of_bound"] == pytest.approx(speed["speed_up"] * row["mean_layers"] / 3)
+        assert speed["share_of_token_bound"] == pytest.approx(speed["speed_up"] * row["mean_layers_of_a_token"] / 3)
+        assert "accuracy" not in row["shifted"]["other"]
+    full = next(row for row in result["policies"] if row["policy"] == "full")
+    assert (full["agreement"], full["mean_layers"], full["mean_layers_of_a_token"]) == (1.0, 3.0, 3.0)
+    assert result["audit"]["0.6"]["other"]["samples"] > 20
+    assert result["verified_less_threshold"]["worst"] <= result["verified_less_threshold"]["mean"]
+
+
+def test_bench_predictors(trained, tmp_path):
+    train, test = (write(tmp_path / f"{seed}.jsonl", texts_of(WORDS, 200, seed)) for seed in (0, 1))
+    bench("predictors", "--model", trained, "--name", "tiny", "--train", train, "--test", test, "--output", tmp_path)
+    rows = json.loads((tmp_path / "predictors" / "tiny.json").read_text())["predictors"]
+    by_name = {row["predictor"]: row for row in rows}
+    assert by_name["the threshold itself"]["exact_match"] == 1.0
+    assert {row.get("ngram") for row in rows if row["predictor"] == "counts"} == {1, 2, 3}
+    assert by_name["random"]["exact_match"] < by_name["the threshold itself"]["exact_match"]
+
+    flags = [{"text": row["text"], "label": [0, int("good" in row["text"]), 1]} for row in texts_of(WORDS, 200, 2)]
+    train, test = write(tmp_path / "2.jsonl", flags[:150]), write(tmp_path / "3.jsonl", flags[150:])
+    bench("predictors", "--flags", "--tokenizer", trained, "--name", "flags", "--train", train, "--test", test,
+          "--output", tmp_path)  # fmt: skip
+    rows = json.loads((tmp_path / "predictors" / "flags.json").read_text())["predictors"]
+    learned = [row for row in rows if row["predictor"] == "learned exits" and row["texts"] == 150]
+    assert max(row["exact_match"] for row in learned) > 0.9

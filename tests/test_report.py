@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from bench import report_ops
 from bench.environment import ROOT
-from bench.report import tables, with_tables
+from bench.report import pages, with_tables
+from bench.report_policies import spread
 
 
-def test_readme_shows_the_result_files():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    content = tables()
-    assert content
-    assert readme == with_tables(readme, content)
+def test_pages_show_the_result_files():
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m bench.report"
 
 
-def test_the_ops_page_shows_the_result_files():
-    assert (ROOT / "bench" / "OPS.md").read_text(encoding="utf-8") == report_ops.page()
+def test_spread():
+    assert spread([0.5, 0.5]) == "0.500"
+    assert spread([1.0, 2.0, 3.0], 1) == "2.0 (1.0-3.0)"
 
 
 def test_markers_are_required():

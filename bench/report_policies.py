@@ -1,0 +1,232 @@
+"""The page on policies: exits, depths, promises and predictors. Made from result files."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.environment import RESULTS
+from bench.report_ops import read
+
+INTRODUCTION = """# Policies, measured
+
+Made from the files in `bench/results` by `python -m bench.report`; `tests/test_report.py` holds it to them. Speed-up is wall
+clock over the same engine at full depth in the same run. *Share of L / mean layers* is how much of the speed-up that the saved
+layers allow was reached; where long texts stay longer, that of a token's mean layers is the honest bound.
+"""
+PREDICTOR_FIGURES = ("rank_correlation", "exact_match", "agreement", "accuracy")
+PROMISE_HEAD = "| promised agreement | policy | seeds | agreement | accuracy | mean layers |"
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The whole page, in Markdown."""
+    parts = [INTRODUCTION]
+    parts += ["## Promises", PROMISES, *(promises_section(runs) for runs in promises(folder).values())]
+    parts += ["## Predictors", PREDICTORS]
+    parts += [predictors_section(read(path)) for path in sorted((folder / "predictors").glob("*.json"))]
+    parts += ["## Exits and policies, one by one"]
+    parts += [policies_section(read(path)) for path in sorted(folder.glob("policies_*.json"))]
+    parts += ["## Depth", *(depth_section(read(path)) for path in sorted(folder.glob("depth_*.json")))]
+    return "\n\n".join(parts) + "\n"
+
+
+PROMISES = """Calibrated on the dev texts and a third of the test texts, measured on the others (`python -m bench.promises`):
+the fastest setting of each family of policies that keeps the promise with 95 % confidence. Mean over the seeds; in brackets the
+lowest and the highest. *Chosen* counts the seeds in which `calibrate` took the family; a promise that was not kept in all seeds
+says in how many. Shares are those of the token budget with the highest speed-up."""
+
+PREDICTORS = """Every predictor ranks the test texts from easy to hard, and the ranks get the exits that the threshold takes on
+these texts, as many of each, so that all have the same mean depth (`python -m bench.predictors`)."""
+
+
+def promises(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """Data set -> its result files, a seed each."""
+    found = defaultdict(list)
+    for path in sorted((folder / "promises").glob("*.json")):
+        result = read(path)
+        found[result["data"]["name"]].append(result)
+    return dict(found)
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Mean, and in brackets the range where there is one."""
+    values = list(values)
+    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def setting(runs: list[dict[str, Any]]) -> str:
+    """Texts, machine, versions and date of some runs."""
+    first, where = runs[0], runs[0]["environment"]
+    training = first["training"]
+    epochs = " or ".join(sorted({f"{run['training']['epochs']:g}" for run in runs}))
+    dates = sorted({run["environment"]["date"] for run in runs})
+    return (
+        f"{first['data']['calibration']:,} calibration texts, {first['data']['test']:,} others measured, exit table from "
+        f"{first['data']['table']:,}; {first['num_layers']} layers, recipe `{training['recipe']}`, {epochs} epochs, at most "
+        f"{first['settings']['max_length']} tokens; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
+        f"{' to '.join(sorted({dates[0], dates[-1]}))}"
+    )
+
+
+def families(runs: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict[str, Any]]]:
+    """(promise, family) -> its row in each seed."""
+    found = defaultdict(list)
+    for run in runs:
+        for row in run["policies"]:
+            found[row["promise"], row["family"]].append(row)
+    return dict(sorted(found.items(), key=lambda item: -item[0][0]))
+
+
+def promises_section(runs: list[dict[str, Any]]) -> str:
+    """One data set: every family under every promise."""
+    data, budgets = runs[0]["data"], list(runs[0]["policies"][0]["speed"])
+    columns = [f"{int(budget):,} tokens a batch" for budget in budgets]
+    lines = [
+        f"**{data['name']}** ({setting(runs)}; seeds {', '.join(str(run['seed']) for run in runs)})",
+        "",
+        f"{PROMISE_HEAD} chosen | {' | '.join(columns)} | share of L / mean layers | of a token |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(budgets) + "---|---|",
+    ]
+    for (promise, family), rows in families(runs).items():
+        kept = sum(row["agreement"] >= promise for row in rows)
+        agreement = spread(row["agreement"] for row in rows) + ("" if kept == len(rows) else f", kept in {kept}")
+        speeds = " | ".join(f"{spread((row['speed'][b]['speed_up'] for row in rows), 2)}x" for b in budgets)
+        best = [max(row["speed"].values(), key=lambda speed: speed["speed_up"]) for row in rows]
+        shares = (statistics.mean(speed[key] for speed in best) for key in ("share_of_bound", "share_of_token_bound"))
+        cells = [
+            f"{promise:g}", family, str(len(rows)), agreement, spread(row["accuracy"] for row in rows),
+            spread((row["mean_layers"] for row in rows), 2), str(sum(row["chosen"] for row in rows)), speeds,
+            *(f"{share:.0%}" for share in shares),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    differences = [run["verified_less_threshold"] for run in runs]
+    low, high = (round(100 * f(d[key] for d in differences), 2) for f, key in ((min, "worst"), (statistics.mean, "mean")))
+    lines += [
+        "",
+        f"Verified less threshold, one threshold for all layers, accuracy at equal mean depth: {high:+.2f} points on average, "
+        f"{low:+.2f} at worst.",
+    ]
+    return "\n".join([*lines, *shift_lines(runs)])
+
+
+def shift_lines(runs: list[dict[str, Any]]) -> list[str]:
+    """Where other kinds of text were served: agreement there, and what the audit said."""
+    others = runs[0]["data"]["shifted"]
+    if not others:
+        return []
+    kinds = [runs[0]["data"]["name"], *others]
+    lines = [
+        "",
+        "The same policies on other kinds of text (first seed): agreement, and the mean layers they take there.",
+        "",
+        "| promised agreement | policy | " + " | ".join(kinds) + " |",
+        "|---|---|" + "---|" * len(kinds),
+    ]
+    for row in runs[0]["policies"]:
+        if row["family"].endswith("batch shrinks") or row["family"] == "full":
+            continue
+        cells = [row, *(row["shifted"][name] for name in others)]
+        cells = " | ".join(f"{cell['agreement']:.3f} at {cell['mean_layers']:.2f}" for cell in cells)
+        lines.append(f"| {row['promise']:g} | {row['family']} | {cells} |")
+    lines += ["", "The audit of the chosen policy, half of the texts:", ""]
+    for promise, audits in runs[0]["audit"].items():
+        told = (
+            f"{name} {report['agreement']:.3f} ({report['interval'][0]:.3f}-{report['interval'][1]:.3f}), "
+            f"{'holds' if report['holds'] else 'broken'}"
+            for name, report in audits.items()
+        )
+        lines.append(f"- promised {promise}: {'; '.join(told)}")
+    return lines
+
+
+def predictors_section(result: dict[str, Any]) -> str:
+    """One data set: every predictor."""
+    data, settings, where = result["data"], result["settings"], result["environment"]
+    whose = "flags of another model: is it right there" if settings["flags"] else f"threshold {settings['threshold']:g}"
+    lines = [
+        f"**{data['name']}** ({data['test']:,} test texts, {result['num_exits']} exits, {whose}, mean exit "
+        f"{result['mean_exit']:.2f}; torch {where['torch']}, {where['date']})",
+        "",
+        "| predictor | texts | n-grams | rank correlation | exact match | agreement | accuracy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["predictors"]:
+        values = [
+            f"{row[key]:.3f}" if key in row else "-" for key in ("rank_correlation", "exact_match", "agreement", "accuracy")
+        ]
+        texts = f"{row['texts']:,} | 1-{row['ngram']}" if "texts" in row else "- | -"
+        lines.append(f"| {row['predictor']} | {texts} | {' | '.join(values)} |")
+    return "\n".join(lines).replace("| 1-1 |", "| 1 |")
+
+
+def depth_section(result: dict[str, Any]) -> str:
+    where, shape = result["environment"], result["shape"]
+    kind = "random weights" if shape["random"] else "trained"
+    lines = [
+        f"**Depth in turns with full depth: {result['settings']['texts']}** ({shape['layers']} layers of width "
+        f"{shape['hidden_size']}, {kind}, {result['settings']['samples']} texts, {result['settings']['rounds']} turns; "
+        f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']})",
+        "",
+        "| policy | mean layers | samples/s | full depth, in turns | speed-up | share of L / mean layers |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | "
+        f"{row['full_samples_per_second']:.1f} | {row['speed_up']:.2f}x | {row['share_of_bound']:.1%} |"
+        for row in result["policies"]
+    ]
+    return "\n".join(lines)
+
+
+def policies_section(result: dict[str, Any]) -> str:
+    data, where = result["data"], result["environment"]
+    arguments = result["training"]["arguments"]
+    exits = result["exit_accuracies"]
+    kept = ", checkpoint best on dev" if arguments.get("keep_best") else ""
+    minutes = "" if result["training"]["resumed_from"] else f" in {result['training']['seconds'] / 60:.0f} min"
+    lines = [
+        f"**{data['name']}** ({data['samples']:,} test samples; trained {arguments['epochs']:g} epochs by recipe "
+        f"`{arguments['recipe']}`{minutes}{kept}; {where['cpu']}, {where['threads']} threads, torch {where['torch']}, "
+        f"{where['date']})",
+        "",
+        "| exit after layer | " + " | ".join(map(str, result["exit_layers"])) + " |",
+        "|---|" + "---|" * len(result["exit_layers"]),
+    ]
+    lines += [
+        f"| accuracy, {split} | " + " | ".join(f"{value:.3f}" for value in values) + " |" for split, values in exits.items()
+    ]
+    lines += [
+        "",
+        "| policy | accuracy | same answer as all layers | mean layers | samples/s | speed-up | share of L / mean layers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [policy_row(row) for row in result["policies"]]
+    lines += [
+        "",
+        "| table threshold | decision | exact | over | under | rank corr. | mean layers | accuracy | constant depth | "
+        "random | threshold exits | oracle |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [predictor_row(row) for row in result["predictors"]]
+    return "\n".join(lines)
+
+
+def policy_row(row: dict[str, Any]) -> str:
+    accuracy, agreement = (f"{row[key]:.3f}" if key in row else "-" for key in ("accuracy", "agreement"))
+    return (
+        f"| {row['policy']} | {accuracy} | {agreement} | {row['mean_layers']:.2f} | {row['samples_per_second']:.0f} | "
+        f"{row['speed_up']:.2f}x | {row['share_of_bound']:.0%} |"
+    )
+
+
+def predictor_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['threshold']:g} | {row['decision']} | {row['exact_match']:.2f} | {row['over_prediction']:.2f} | "
+        f"{row['under_prediction']:.2f} | {row['rank_correlation']:.2f} | {row['mean_layers']:.2f} | {row['accuracy']:.3f} | "
+        f"{row['constant_accuracy']:.3f} | {row['random_accuracy']:.3f} | {row['threshold_accuracy']:.3f} at "
+        f"{row['threshold_mean_layers']:.2f} | {row['oracle_accuracy']:.3f} at {row['oracle_mean_layers']:.2f} |"
+    )
