@@ -187,7 +187,7 @@ def page(folder: Path) -> str:
         "# Experiments on the training claims",
         "Made by `python -m bench.experiments.report` from the files in `bench/results/experiments`, which "
         "`python -m bench.experiments.run` writes. Grid, sizes and hypotheses are declared in `bench/experiments/grid.py`, "
-        "before the runs. Test samples, training subsets and splits are ours: compare the methods, not with the papers' tables. "
+        "before the runs. Test samples, training subsets and splits are ours: compare methods, not papers' tables. "
         "Intervals are paired bootstraps over the test samples (questions for MAP), scores averaged over seeds.",
         f"Machines: {'; '.join(machines) or 'none yet'}.",
         missing_section(results),
