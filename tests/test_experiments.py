@@ -10,7 +10,7 @@ import torch
 
 from bench.experiments import report
 from bench.experiments.cell import OutOfTime, judged, remembered, run_cell
-from bench.experiments.data import rows_of, with_an_answer
+from bench.experiments.data import draw, rows_of, with_an_answer
 from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Cell, Claim, DataSet, Method, cells
 from bench.experiments.run import is_done, main
 from geep_triton.training.recipes import get_recipe
@@ -44,7 +44,7 @@ def test_the_declaration_holds_together():
         assert claim.reading in ("early", "no worse")
         assert {(data_set, name) for data_set in claim.data_sets for name in (claim.method, claim.baseline)} <= runs
     required = {"sst2", "ag_news", "rte", "snli", "wikiqa", "book_review_zh"}
-    assert {name for name, method in runs if method == "geep"} == required
+    assert {name for name, method in runs if method == "geep"} >= required
     assert len(list(cells([1, 2]))) == 2 * len(runs)
 
 
@@ -55,12 +55,37 @@ def test_subsets_are_always_the_same(data):
     assert [len(rows) for rows in rows_of(TINY, limit=4)] == [4, 4]
     rows = [{"text": "a", "label": "0"}, {"text": "b", "label": "0"}, {"text": "a", "label": "1"}]
     assert with_an_answer(rows) == [rows[0], rows[2]]
+    questions = [{"text": f"q{i // 3}", "label": str(int(i % 3 == 0))} for i in range(30)]
+    drawn = draw(questions, 7, whole_questions=True)
+    assert len(drawn) == 9
+    assert {row["text"] for row in drawn} == {row["text"] for row in drawn if row["label"] == "1"}
 
 
 def test_no_data(monkeypatch):
-    monkeypatch.delenv("GEEP_DATA", raising=False)
-    with pytest.raises(ValueError, match="GEEP_DATA must name the folder of the data sets"):
+    monkeypatch.setenv("GEEP_DATA", "/nowhere")
+    with pytest.raises(ValueError, match="GEEP_DATA must name the folder of the data sets, .* got '/nowhere'"):
         rows_of(TINY)
+    monkeypatch.delenv("GEEP_DATA")
+    with pytest.raises(ValueError, match="tiny is not on the hub: GEEP_DATA must name the folder"):
+        rows_of(TINY)
+
+
+def test_rows_from_the_hub(monkeypatch):
+    """The hub is not reached: a data set of its shape stands in."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        return datasets.Dataset.from_dict({"premise": ["a", "b", "c"], "hypothesis": ["d"] * 3, "label": [0, -1, 2]})
+
+    monkeypatch.delenv("GEEP_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    train, test = rows_of(next(one for one in DATA_SETS if one.name == "snli"))
+    assert asked == [("stanfordnlp/snli", None, "train"), ("stanfordnlp/snli", None, "test")]
+    expected = [{"text": "a", "text_pair": "d", "label": 0}, {"text": "c", "text_pair": "d", "label": 2}]
+    assert train == test == expected
 
 
 def test_a_stopped_cell_goes_on_to_the_same_result(data, tmp_path):
@@ -73,7 +98,7 @@ def test_a_stopped_cell_goes_on_to_the_same_result(data, tmp_path):
     parts = run_cell(cell, tmp_path / "parts", deadline=0.0)
     for key in ("scores", "metrics", "area", "declaration", "steps"):
         assert parts[key] == whole[key]
-    assert parts["train_seconds"] > 0
+    assert parts["training"]["cpu_seconds"] > 0
     assert not list((tmp_path / "parts").glob("tiny.fastbert*/checkpoints"))
     assert len(list((tmp_path / "parts").glob("tiny.fastbert*/model/model.safetensors"))) == 1
 
@@ -81,7 +106,7 @@ def test_a_stopped_cell_goes_on_to_the_same_result(data, tmp_path):
 def test_cells_share_their_difficulty(data, tmp_path):
     for name in ("curriculum", "curriculum-kd"):
         result = run_cell(Cell(TINY, Method(name, name), 1), tmp_path, float("inf"))
-        assert result["difficulty_seconds"] > 0
+        assert result["difficulty"]["wall_seconds"] > 0
     assert len(list(tmp_path.glob("tiny.difficulty.*/answers_*.json"))) == 3
 
 
@@ -131,8 +156,8 @@ def fabricate(folder: Path, name: str, method: str, seed: int, right: torch.Tens
         "declaration": cell.declaration(),
         "environment": {"gpu": None, "cpu": "some", "threads": 1, "torch": "2"},
         "samples": {"train": 5, "test": right.shape[1]},
-        "train_seconds": seconds,
-        "difficulty_seconds": 0.0,
+        "training": {"wall_seconds": 1.0, "cpu_seconds": seconds},
+        "difficulty": {"wall_seconds": 0.0, "cpu_seconds": 0.0},
         "exit_layers": layers,
         **judged("accuracy", logits, labels, [], layers),
     }

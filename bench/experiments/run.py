@@ -65,7 +65,7 @@ def main() -> None:
             except OutOfTime:
                 break
             write_json(path, result)
-            print(f"{cell.name}: area {result['area']:.4f}, trained in {result['train_seconds']:.0f} s", flush=True)
+            print(f"{cell.name}: area {result['area']:.4f}, trained in {result['training']['wall_seconds']:.0f} s", flush=True)
     missing = sum(not is_done(arguments.output / f"{cell.name}.json", cell, arguments.limit_samples) for cell in wanted)
     print(f"{len(wanted) - missing} of {len(wanted)} cells have results")
 

@@ -1,4 +1,7 @@
-"""Metrics of answers, per exit and over depth; each equals scikit-learn's or scipy's, which the tests compare with."""
+"""Metrics of answers, per exit and over depth; each equals scikit-learn's or scipy's, which the tests compare with.
+
+Those of logits judge a policy as well: `f1(engine.predict(rows).logits, labels)`.
+"""
 
 from __future__ import annotations
 
