@@ -47,7 +47,7 @@ def test_joint_loss_equals_a_loop(exits):
 
 def test_self_distillation_equals_a_loop(exits):
     expected = sum(kl_by_hand(x.tolist(), exits[-1].tolist()) for x in exits[:-1])
-    assert float(self_distillation_loss(exits)) == pytest.approx(expected, abs=1e-9)
+    assert self_distillation_loss(exits).item() == pytest.approx(expected, abs=1e-9)
 
 
 TEACHERS = {"next": [[1], [2], [3]], "last": [[3], [3], [3]], "deeper": [[1, 2, 3], [2, 3], [3]]}

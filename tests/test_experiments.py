@@ -12,7 +12,7 @@ from bench.experiments import report
 from bench.experiments.cell import OutOfTime, judged, remembered, run_cell
 from bench.experiments.data import draw, rows_of, with_an_answer
 from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Cell, Claim, DataSet, Method, cells
-from bench.experiments.run import is_done, main
+from bench.experiments.run import OUTPUT, is_done, main
 from geep_triton.training.recipes import get_recipe
 
 TINY = DataSet("tiny", train=20, test=10, epochs=1, max_length=16, model="random", batch_size=8)
@@ -41,7 +41,7 @@ def test_the_declaration_holds_together():
         get_recipe(method.recipe, **method.settings)
     runs = {(cell.data_set.name, cell.method.name) for cell in cells([1])}
     for claim in CLAIMS:
-        assert claim.reading in ("early", "no worse")
+        assert claim.reading in report.READINGS
         assert {(data_set, name) for data_set in claim.data_sets for name in (claim.method, claim.baseline)} <= runs
     required = {"sst2", "ag_news", "rte", "snli", "wikiqa", "book_review_zh"}
     assert {name for name, method in runs if method == "geep"} >= required
@@ -135,6 +135,8 @@ def test_runs_only_what_is_missing(data, tmp_path, monkeypatch, capsys):
 
     assert run("--budget-minutes", "0", "--methods", "joint", "fastbert")[-1] == "0 of 2 cells have results"
     assert run("--methods", "joint")[-1] == "1 of 1 cells have results"
+    with pytest.raises(SystemExit):
+        run("--output", str(OUTPUT))  # a trial among the results
     path = tmp_path / "out" / "book_review_zh.joint.1.json"
     before = path.stat().st_mtime_ns
     assert run("--methods", "joint") == ["1 of 1 cells have results"]
@@ -192,9 +194,11 @@ def test_report_judges_claims(tmp_path):
     worse = Claim("x", "", "joint", "curriculum-kd", "early", ("sst2",))
     assert report.judge(worse, "sst2", results).word == "refuted"
     assert verdict("3a").word == "undecided"  # no difference at all
-    assert verdict("1").word == "supported"
-    assert verdict("1").seconds == 0.5
-    assert verdict("1", "ag_news").word == "refuted"  # as accurate, but it took longer
+    assert [verdict(number).word for number in ("1a", "1b")] == ["supported", "supported"]
+    assert verdict("1b").seconds == 0.5
+    assert [verdict(number, "ag_news").word for number in ("1a", "1b")] == ["supported", "refuted"]
+    no_worse = Claim("y", "", "joint", "curriculum-kd", "no worse", ("sst2",))
+    assert report.judge(no_worse, "sst2", results).word == "refuted"
     assert verdict("3b") is None
     page = report.page(tmp_path)
     assert f"| sst2 | {100 * expected:+.1f} (" in page

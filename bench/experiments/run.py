@@ -31,7 +31,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit-samples", type=int, help="at most as many of each data set, to try the grid out")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for checkpoints and trained models")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limit_samples is not None and arguments.output == OUTPUT:
+        parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
+    return arguments
 
 
 def is_done(path: Path, cell: Cell, limit: int | None) -> bool:
