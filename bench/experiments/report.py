@@ -121,7 +121,7 @@ def claim_section(claim: Claim, results: Results) -> str:
         f"`{claim.method}` less `{claim.baseline}`, in points, and its training time over that of `{claim.baseline}`. "
         f"{READINGS[claim.reading].format(margin=100 * claim.margin)}",
         "",
-        "| data set | early exits (95 % interval) | worst exit | last exit | training time | seeds | |",
+        "| data set | early exits (95 % interval) | exit of the lowest bound | last exit | training time | seeds | |",
         "|---|---|---|---|---|---|---|",
     ]
     for data_set in claim.data_sets:
