@@ -134,7 +134,7 @@ def test_cross_review_with_real_teachers_finds_the_wrong_labels(make_model, toke
     data = TextDataset(rows, Encoder(tokenizer, 64), {"neg": 0, "pos": 1})
     args = TrainingArguments(
         output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", num_train_epochs=40, learning_rate=1e-3,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length", use_cpu=True,
     )  # fmt: skip
 
     def make():
@@ -148,7 +148,7 @@ def test_cross_review_with_real_teachers_finds_the_wrong_labels(make_model, toke
 
 def test_difficulty_must_fit_the_training(make_model, tokenizer, tmp_path):
     data = TextDataset(ROWS, Encoder(tokenizer, 64), {"neg": 0, "pos": 1})
-    args = TrainingArguments(output_dir=str(tmp_path), report_to=[])
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
 
     def trainer(**changes):
         return MultiExitTrainer(model=make_model(num_labels=2), args=args, train_dataset=data, **changes)
@@ -161,7 +161,7 @@ def test_difficulty_must_fit_the_training(make_model, tokenizer, tmp_path):
         trainer(recipe="curriculum", difficulty=[0.0] * 15)
     with pytest.raises(ValueError, match="not for 2 samples, the first being 3"):
         trainer(recipe="curriculum", difficulty=[0.0] * 3 + [float("nan")] * 2 + [1.0] * 11)
-    sequential = TrainingArguments(output_dir=str(tmp_path), report_to=[], train_sampling_strategy="sequential")
+    sequential = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, train_sampling_strategy="sequential")
     given = MultiExitTrainer(
         model=make_model(num_labels=2), args=sequential, train_dataset=data, recipe="curriculum", difficulty=[0.0] * 16,
     )  # fmt: skip

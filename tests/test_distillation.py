@@ -47,7 +47,7 @@ def test_joint_loss_equals_a_loop(exits):
 
 def test_self_distillation_equals_a_loop(exits):
     expected = sum(kl_by_hand(x.tolist(), exits[-1].tolist()) for x in exits[:-1])
-    assert float(self_distillation_loss(exits)) == pytest.approx(expected, abs=1e-9)
+    assert self_distillation_loss(exits).item() == pytest.approx(expected, abs=1e-9)
 
 
 TEACHERS = {"next": [[1], [2], [3]], "last": [[3], [3], [3]], "deeper": [[1, 2, 3], [2, 3], [3]]}
@@ -69,9 +69,9 @@ def test_layerwise_distillation_equals_a_loop(exits, pairing, progress, active):
         return total
 
     together = layerwise_distillation_loss(exits, pairing, temperature, progress=progress)
-    assert float(together) == pytest.approx(by_hand(3), abs=1e-9)
+    assert together.item() == pytest.approx(by_hand(3), abs=1e-9)
     grown = layerwise_distillation_loss(exits, pairing, temperature, progress=progress, order="shallow_to_deep")
-    assert float(grown) == pytest.approx(by_hand(active), abs=1e-9)
+    assert grown.item() == pytest.approx(by_hand(active), abs=1e-9)
     grown.backward()
     assert [x.grad is not None and bool(x.grad.abs().sum() > 0) for x in exits] == [i < active for i in range(4)]
 
@@ -80,7 +80,7 @@ def test_external_teacher_teaches_every_exit(exits):
     teacher = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     loss = layerwise_distillation_loss(exits, "teacher", 2.0, teacher)
     expected = sum(4 * kl_by_hand(scaled(x, 2.0), scaled(teacher, 2.0)) for x in exits)
-    assert float(loss) == pytest.approx(expected, abs=1e-9)
+    assert loss.item() == pytest.approx(expected, abs=1e-9)
     loss.backward()
     assert teacher.grad is None
 
@@ -102,7 +102,7 @@ def test_feature_loss_equals_a_loop(pairing):
                 pair = zip(unit(states[student][b, s].tolist()), unit(states[teacher][b, s].tolist()), strict=True)
                 expected += sum((x - y) ** 2 for x, y in pair) / len(real) / len(teachers)
     loss = feature_loss(states, mask, pairing)
-    assert float(loss) == pytest.approx(expected, abs=1e-9)
+    assert loss.item() == pytest.approx(expected, abs=1e-9)
     loss.backward()
     assert states[3].grad is None
     assert states[0].grad[1, 1:].abs().sum() == 0

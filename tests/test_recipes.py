@@ -31,7 +31,7 @@ def build(model, tokenizer, folder, recipe, data=None, **changes) -> MultiExitTr
     own = {name: changes.pop(name) for name in ("teacher", "class_weights", "callbacks", "eval_dataset") if name in changes}
     values = {
         "num_train_epochs": 3, "per_device_train_batch_size": 6, "learning_rate": 1e-3, "weight_decay": 0.1, "seed": 3,
-        "save_strategy": "no", "logging_steps": 1,
+        "save_strategy": "no", "logging_steps": 1, "use_cpu": True,
     }  # fmt: skip
     return MultiExitTrainer(
         model=model,
@@ -197,7 +197,7 @@ def test_resume_by_another_recipe_is_refused(make_model, tokenizer, tmp_path):
 def test_every_recipe_trains_every_head_under_autocast(make_model, tokenizer, tmp_path, name):
     model = make_model(num_labels=2, skip_gate="attention" if name == "smartbert" else None)
     before = copied(model)
-    trainer = build(model, tokenizer, tmp_path, name, bf16=True, use_cpu=True)
+    trainer = build(model, tokenizer, tmp_path, name, bf16=True)
     trainer.train()
     heads = {1, 2, 3} if name == "frozen" else {1, 2, 3, 4}
     moved = changed(before, model.state_dict())
@@ -332,3 +332,15 @@ def test_predictions_keep_the_order_of_the_data(make_model, tokenizer, tmp_path)
     model = make_model(num_labels=2)
     trainer = build(model, tokenizer, tmp_path, "geep", train_sampling_strategy="group_by_length")
     assert trainer.predict(data).label_ids.tolist() == data.labels
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["geep", "fastbert", "curriculum-kd"])
+def test_half_precision_on_a_gpu(make_model, tokenizer, tmp_path, name):
+    model = make_model(num_labels=2)
+    before = copied(model)
+    build(model, tokenizer, tmp_path, name, fp16=True, use_cpu=False, class_weights="balanced").train()
+    after = copied(model.cpu())
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert {f"heads.{layer}.classifier.weight" for layer in (1, 2, 3, 4)} <= changed(before, after)

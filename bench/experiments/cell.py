@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 from transformers.trainer_callback import ExportableState
 
 from bench.environment import environment
-from bench.experiments.data import fresh_model, rows_of, tokenizer_of
+from bench.experiments.data import data_folder, fresh_model, rows_of, tokenizer_of
 from bench.experiments.grid import DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, Cell
 from geep_triton import Engine, MultiExitTrainer
 from geep_triton.data import Encoder, Row
@@ -35,30 +35,46 @@ class OutOfTime(Exception):
     """The budget is spent; what is done is kept, and another run goes on from there."""
 
 
+def now() -> dict[str, float]:
+    """Seconds on the wall, and of all this process's threads, which a machine shared with others falsifies less."""
+    return {"wall_seconds": time.monotonic(), "cpu_seconds": time.process_time()}
+
+
+def since(start: dict[str, float]) -> dict[str, float]:
+    """Seconds that passed."""
+    return {name: value - start[name] for name, value in now().items()}
+
+
+def total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Seconds of several stretches."""
+    spent = list(parts)
+    return {name: sum(part[name] for part in spent) for name in now()}
+
+
 class Clock(TrainerCallback, ExportableState):
     """Counts a training's seconds over all its parts, and stops it at a deadline with a checkpoint to go on from."""
 
     def __init__(self, deadline: float, checkpoint: Path | None) -> None:
         self.deadline = deadline
-        self.before = 0.0
+        self.before = total([])
         if checkpoint is not None:
             state = json.loads((checkpoint / "trainer_state.json").read_text())
-            self.before = state["stateful_callbacks"]["Clock"]["attributes"]["seconds"]
-        self.start = time.monotonic()
+            self.before = state["stateful_callbacks"]["Clock"]["attributes"]["spent"]
+        self.start = now()
 
     @property
-    def seconds(self) -> float:
-        return self.before + time.monotonic() - self.start
+    def spent(self) -> dict[str, float]:
+        return total([self.before, since(self.start)])
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.start = time.monotonic()
+        self.start = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if time.monotonic() > self.deadline:
             control.should_save = control.should_training_stop = True
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"seconds": self.seconds}}
+        return {"args": {}, "attributes": {"spent": self.spent}}
 
 
 def digest(declaration: dict[str, Any]) -> str:
@@ -117,9 +133,9 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     recipe = get_recipe(cell.method.recipe, **cell.method.settings)
     model = fresh_model(cell.data_set, tokenizer, train_rows, cell.seed)
     train_set = TextDataset(train_rows, Encoder(tokenizer, cell.data_set.max_length, truncation=True), model.config.label2id)
-    difficulty, difficulty_seconds = None, 0.0
+    difficulty, review = None, total([])
     if recipe.curriculum is not None:
-        difficulty, difficulty_seconds = difficulty_of(cell, cache, deadline, limit, tokenizer, train_rows, train_set)
+        difficulty, review = difficulty_of(cell, cache, deadline, limit, tokenizer, train_rows, train_set)
 
     checkpoint = last_whole_checkpoint(folder / "checkpoints")
     clock = Clock(deadline, checkpoint)
@@ -136,7 +152,7 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
         callbacks=[clock],
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    seconds = clock.seconds
+    spent = clock.spent
     if trainer.state.global_step < trainer.state.max_steps:
         raise OutOfTime
     model.save_pretrained(folder / "model")
@@ -148,10 +164,11 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     result = {
         "declaration": declaration,
         "environment": environment(),
+        "source": "hub" if data_folder() is None else "GEEP_DATA",
         "samples": {"train": len(train_rows), "test": len(test_rows)},
         "steps": trainer.state.max_steps,
-        "train_seconds": seconds,
-        "difficulty_seconds": difficulty_seconds,
+        "training": spent,
+        "difficulty": review,
         "exit_layers": model.config.exit_layers,
         **judged(cell.data_set.metric, logits, labels, test_rows, model.config.exit_layers),
     }
@@ -187,7 +204,7 @@ def difficulty_of(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
     train_set: TextDataset,
-) -> tuple[torch.Tensor, float]:
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Difficulty by cross review, which the cells of a data set and a seed share, and the seconds it took."""
     shared = {name: value for name, value in cell.declaration().items() if name != "method"}
     folder = cache / f"{cell.data_set.name}.difficulty.{cell.seed}.{digest(shared | {'limit': limit})}"
@@ -201,7 +218,7 @@ def difficulty_of(
         labels = torch.tensor(train_set.labels)
         difficulty = cross_review(labels, train_set, remembered(teach, folder, deadline), DIFFICULTY_FOLDS, cell.seed)
         reviews = [json.loads(path.read_text()) for path in sorted(folder.glob("answers_*.json"))]
-    return difficulty, sum(review["seconds"] for review in reviews)
+    return difficulty, total(review["spent"] for review in reviews)
 
 
 def remembered(teach: Teach, folder: Path, deadline: float) -> Callable[[Dataset], torch.Tensor]:
@@ -213,9 +230,9 @@ def remembered(teach: Teach, folder: Path, deadline: float) -> Callable[[Dataset
         if not path.is_file():
             if time.monotonic() > deadline:
                 raise OutOfTime
-            start = time.monotonic()
+            start = now()
             answers = teach(part).tolist()
-            write_json(path, {"answers": answers, "seconds": time.monotonic() - start})
+            write_json(path, {"answers": answers, "spent": since(start)})
         return torch.tensor(json.loads(path.read_text())["answers"])
 
     return recall

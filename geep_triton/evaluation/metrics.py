@@ -1,4 +1,7 @@
-"""Metrics of answers, per exit and over depth; each equals scikit-learn's or scipy's, which the tests compare with."""
+"""Metrics of answers, per exit and over depth; each equals scikit-learn's or scipy's, which the tests compare with.
+
+Those of logits judge a policy as well: `f1(engine.predict(rows).logits, labels)`.
+"""
 
 from __future__ import annotations
 
@@ -182,6 +185,8 @@ def paired_bootstrap(
     # A resample's mean depends only on how often each value was drawn, and right and wrong give but three values.
     values, counts = np.unique(differences.numpy(), return_counts=True)
     random, samples = np.random.default_rng(seed), len(differences)
-    means = [random.multinomial(samples, counts / samples) @ values / samples for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    at_once = max(1, 2**22 // len(values))  # tens of megabytes
+    parts = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    means = [random.multinomial(samples, counts / samples, size) @ values / samples for size in parts]
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
     return Interval(float(differences.mean()), low, high)

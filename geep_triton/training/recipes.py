@@ -66,7 +66,8 @@ def gradient_equilibrium(name: str, exit_layers: Sequence[int]) -> float:
     """Factor of a parameter's gradient: 1 / (exits at its layer or deeper) in the backbone, 1 in the heads.
 
     Gradient equilibrium (Li et al., ICCV 2019) scales what flows back at each exit so that each layer gets the mean instead of
-    the sum of the gradients of the exits above it. The factors of the way multiply to this one.
+    the sum of the gradients of the exits above it. The factors of the way multiply to this one. Adam is blind to a constant
+    factor: with it only gradient clipping feels the difference.
 
     Args:
         name: of the parameter.
