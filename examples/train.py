@@ -1,6 +1,8 @@
-"""Give a BERT exits and train them in one step; evaluate every exit each epoch; build the exit table.
+"""Give a BERT exits and train them by a recipe; evaluate every exit each epoch; build the exit table.
 
     python examples/train.py --model google-bert/bert-base-uncased --train train.jsonl --dev dev.jsonl --output runs/mine
+    python examples/train.py ... --recipe curriculum-kd --recipe-settings temperature=2 pairing=next --difficulty cross-review:5
+    python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # its own answers stay as they are
 
 The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. A run that was
 killed goes on from its last checkpoint when it is started again with the same --output.
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
@@ -19,7 +22,8 @@ from geep_triton import MultiExitBert, MultiExitTrainer, build_exit_table
 from geep_triton.data import Encoder, read_rows
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset, label_names
-from geep_triton.training.recipes import RECIPES
+from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher
+from geep_triton.training.recipes import RECIPES, get_recipe
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,6 +33,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dev", required=True, help="the same, for evaluation; a hub id's split 'validation'")
     parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
     parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
+    parser.add_argument("--recipe-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="of the recipe")
+    parser.add_argument(
+        "--difficulty", help="for recipes with a curriculum: 'cross-review:FOLDS', or a column of --train; default: 5 folds"
+    )
+    parser.add_argument("--class-weights", choices=["balanced"], help="rare classes count more; default: all count alike")
     parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
     parser.add_argument("--head", choices=["attention", "pooler", "linear"], help="default: attention")
     parser.add_argument("--head-size", type=int, help="width of an attention head's inside; default: 128")
@@ -48,7 +57,37 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.recipe_settings = dict(arguments.recipe_settings)
+    return arguments
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """name=value; the value as JSON where it is, else as text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def training_arguments(arguments: argparse.Namespace, folder: Path, **changes: Any) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=arguments.epochs,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=128,
+        learning_rate=arguments.learning_rate,
+        warmup_steps=0.06,
+        train_sampling_strategy="group_by_length",
+        logging_steps=100,
+        report_to=[],
+        seed=arguments.seed,
+        bf16=arguments.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        **changes,
+    )
 
 
 def start_or_resume(output: Path, run: dict) -> Path | None:
@@ -71,6 +110,7 @@ def start_or_resume(output: Path, run: dict) -> Path | None:
 def main() -> None:
     arguments = parse_arguments()
     set_seed(arguments.seed)
+    recipe = get_recipe(arguments.recipe, **arguments.recipe_settings)
     train_rows = read_rows(arguments.train, "train", ("text", "label"))
     dev_rows = read_rows(arguments.dev, "validation", ("text", "label"))
     names = label_names(train_rows)
@@ -78,47 +118,54 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     choices = {name: getattr(arguments, name) for name in ("exit_layers", "head", "head_size", "pooling", "head_dropout")}
-    model = MultiExitBert.from_pretrained(
-        arguments.model,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        **{name: value for name, value in choices.items() if value is not None},
-    )
+
+    def make_model() -> MultiExitBert:
+        return MultiExitBert.from_pretrained(
+            arguments.model,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+            **{name: value for name, value in choices.items() if value is not None},
+        )
+
+    model = make_model()
     encoder = Encoder(tokenizer, arguments.max_length, arguments.truncate, model.config.vocab_size)
     train_set = TextDataset(train_rows, encoder, model.config.label2id)
     dev_set = TextDataset(dev_rows, encoder, model.config.label2id)
     if encoder.truncated:
         print(f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
+    collator = DataCollatorWithPadding(tokenizer)
+    if arguments.difficulty and recipe.curriculum is None:
+        raise SystemExit(f"--difficulty would be ignored: recipe {recipe.name!r} has no curriculum")
+    difficulty, kind = None, arguments.difficulty or "cross-review:5"
+    if not kind.startswith("cross-review:"):
+        difficulty = difficulty_column(train_rows, kind)
+    elif recipe.curriculum is not None:
+        quiet = training_arguments(arguments, arguments.output / "teachers", save_strategy="no")
+        teach = full_model_teacher(make_model, quiet, collator, train_set)
+        folds = int(kind.partition(":")[2])
+        difficulty = cross_review(torch.tensor(train_set.labels), train_set, teach, folds, arguments.seed)
+
     trainer = MultiExitTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(arguments.output / "checkpoints"),
-            num_train_epochs=arguments.epochs,
-            per_device_train_batch_size=arguments.batch_size,
-            per_device_eval_batch_size=128,
-            learning_rate=arguments.learning_rate,
-            warmup_steps=0.06,
-            train_sampling_strategy="group_by_length",
+        args=training_arguments(
+            arguments,
+            arguments.output / "checkpoints",
             eval_strategy="steps" if arguments.keep_best else "epoch",
             eval_steps=arguments.save_steps,
             load_best_model_at_end=arguments.keep_best,
             metric_for_best_model="accuracy",
             save_steps=arguments.save_steps,
             save_total_limit=2,
-            logging_steps=100,
-            report_to=[],
-            seed=arguments.seed,
-            bf16=arguments.bf16,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=False,
         ),
         train_dataset=train_set,
         eval_dataset=dev_set,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        recipe=arguments.recipe,
+        data_collator=collator,
+        recipe=recipe,
         head_learning_rate=arguments.head_learning_rate,
+        difficulty=difficulty,
+        class_weights=arguments.class_weights,
     )
     result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     metrics = trainer.evaluate()

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -302,3 +303,49 @@ def test_bench_predictors(trained, tmp_path):
     rows = json.loads((tmp_path / "predictors" / "flags.json").read_text())["predictors"]
     learned = [row for row in rows if row["predictor"] == "learned exits" and row["texts"] == 150]
     assert max(row["exact_match"] for row in learned) > 0.9
+
+
+@pytest.fixture
+def train_here(monkeypatch):
+    """examples/train.py in this process, which saves the imports."""
+
+    def train(*arguments: object) -> None:
+        monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / "train.py"), run_name="__main__")
+
+    return train
+
+
+def test_train_by_other_recipes(trained, tmp_path, train_here):
+    """Settings, a difficulty column, class weights; then exits for the model that came out, which keeps its answers."""
+    rows = [{"text": text, "label": label, "hard": len(text)} for text, label in ROWS] * 2
+    data = write(tmp_path / "data.jsonl", rows)
+    common = ["--train", data, "--dev", data, "--epochs", 4, "--max-length", 32]
+    train_here(
+        "--model", trained.parent / "bert", "--output", tmp_path / "kd", *common, "--recipe", "curriculum-kd",
+        "--recipe-settings", "temperature=3", "pairing=last", "--difficulty", "hard", "--class-weights", "balanced",
+    )  # fmt: skip
+    record = json.loads((tmp_path / "kd" / "training.json").read_text())
+    assert record["arguments"]["recipe_settings"] == {"temperature": 3, "pairing": "last"}
+    train_here("--model", tmp_path / "kd", "--output", tmp_path / "frozen", *common, "--recipe", "frozen")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("kd", "frozen"))
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith(("heads.1.", "heads.2.")) for name in moved)
+    train_here(
+        "--model", trained.parent / "bert", "--output", tmp_path / "curriculum", *common, "--recipe", "curriculum",
+        "--difficulty", "cross-review:2",
+    )  # fmt: skip
+    assert (tmp_path / "curriculum" / "model.safetensors").is_file()
+
+
+def test_train_refuses_what_the_recipe_has_no_use_for(trained, tmp_path, train_here):
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    command = ["--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", tmp_path / "out"]
+    for arguments, error, message in (
+        (["--difficulty", "hard"], SystemExit, "--difficulty would be ignored: recipe 'geep' has no curriculum"),
+        (["--recipe-settings", "speed=1"], ValueError, "recipe 'geep' has no setting 'speed'; known: none"),
+        (["--recipe", "curriculum", "--difficulty", "hard"], ValueError, "column 'hard' must have a number in every row"),
+    ):
+        with pytest.raises(error, match=message):
+            train_here(*command, *arguments)

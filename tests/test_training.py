@@ -13,6 +13,7 @@ from geep_triton.data import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.losses import distillation_loss, geep_loss
 from geep_triton.training.recipes import RECIPES, get_recipe
+from geep_triton.training.stages import Batch
 
 ROWS = [
     {"text": text, "label": label}
@@ -89,8 +90,8 @@ def test_geep_recipe_by_hand_trains_every_head(make_model, tokenizer, texts, exi
     model = make_model(exit_layers=exit_layers)
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     mask, labels = inputs["attention_mask"], torch.arange(len(texts)) % 3
-    recipe = get_recipe("geep")
-    loss = recipe.loss(model(**inputs, **recipe.forward), labels)
+    (stage,) = get_recipe("geep").stages
+    loss = stage.loss(model(**inputs, **stage.forward), Batch(labels))
 
     def run(layers):
         hidden = model.bert.embeddings(inputs["input_ids"], inputs["token_type_ids"])
@@ -241,7 +242,7 @@ def test_heads_may_learn_at_their_own_rate(make_model, tokenizer, tmp_path):
 def test_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match="unknown recipe 'magic'; known: .*geep"):
         get_recipe("magic")
-    assert all(recipe.name == name for name, recipe in RECIPES.items())
+    assert all(get_recipe(name).name == name for name in RECIPES)
 
 
 def test_regression_needs_no_recipe(make_model, tmp_path):

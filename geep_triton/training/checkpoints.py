@@ -1,9 +1,53 @@
-"""Finding where a killed training can go on."""
+"""Checkpoints: where a killed training can go on, and by which recipe it was trained."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
+
+from geep_triton.training.stages import Recipe
+
+
+class RecipeRecord(TrainerCallback, ExportableState):
+    """Has each checkpoint's trainer_state.json say which recipe, with which settings, it was trained by."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self.name = name
+        self.settings = settings
+
+    def state(self) -> dict[str, Any]:
+        """What transformers writes."""
+        return {"args": {"name": self.name, "settings": self.settings}, "attributes": {}}
+
+
+def check_same_recipe(recipe: Recipe, resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> None:
+    """Raise ValueError where the checkpoint to go on from was trained by another recipe, or with other settings.
+
+    Args:
+        recipe: to go on with.
+        resume_from_checkpoint, output_dir: as transformers' Trainer has them. A checkpoint without a record passes.
+    """
+    if not resume_from_checkpoint:
+        return
+    checkpoint = get_last_checkpoint(output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+    state = None if checkpoint is None else _read_state(Path(checkpoint))
+    record = (state or {}).get("stateful_callbacks", {}).get(RecipeRecord.__name__)
+    if record is None:
+        return
+    before = record["args"]
+    now = json.loads(json.dumps({"name": recipe.name, "settings": dict(recipe.settings)}))
+    if before != now:
+        raise ValueError(
+            f"{checkpoint} was trained by recipe {before['name']!r} with settings {before['settings']}, now it is "
+            f"{now['name']!r} with {now['settings']}: go on with the same, or start anew in another folder"
+        )
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -12,12 +56,11 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off by a kill.
     """
     checkpoints = sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in checkpoints if _is_whole(path)), None)
+    return next((path for path in checkpoints if _read_state(path) is not None), None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _read_state(checkpoint: Path) -> dict[str, Any] | None:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None

@@ -35,21 +35,21 @@ def _label(row: Row, index: int) -> Any:
 
 
 class TextDataset(Dataset):
-    """Tokenized rows with labels, each {"input_ids", "labels"} and, where any row has a pair, "token_type_ids".
+    """Tokenized rows, each {"input_ids", "labels"} and, where any row has a pair, "token_type_ids".
 
     Args:
         rows: with columns text, label and optionally text_pair.
         encoder: tokenizes and truncates.
-        label2id: class names to ids, as in the model's configuration.
+        label2id: class names to ids, as in the model's configuration; None: without labels, for recipes that need none.
         window: rows tokenized at once.
 
     Raises:
         ValueError: a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder` raises.
     """
 
-    def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int], window: int = 4096) -> None:
-        self.labels = []
-        for index, row in enumerate(rows):
+    def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
+        self.labels: list[int] | None = None if label2id is None else []
+        for index, row in enumerate(rows if label2id is not None else ()):
             name = str(_label(row, index))
             if name not in label2id:
                 raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
@@ -63,12 +63,14 @@ class TextDataset(Dataset):
         self.tokens = Tokens.concatenate(parts)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tokens
         span = slice(int(tokens.offsets[index]), int(tokens.offsets[index + 1]))
-        item = {"input_ids": tokens.ids[span].tolist(), "labels": self.labels[index]}
+        item = {"input_ids": tokens.ids[span].tolist()}
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
         if tokens.type_ids is not None:
             item["token_type_ids"] = tokens.type_ids[span].tolist()
         return item

@@ -1,4 +1,4 @@
-"""Losses as pure functions of logits and labels."""
+"""Losses as pure functions of logits and labels: means over the batch, so that accumulation and processes can average them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,77 @@ import torch
 from torch.nn import functional as F
 
 
-def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(teacher) || softmax(student)), mean over the batch; no gradient reaches the teacher.
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over the batch of w[y] * CE; unlike torch's own weighted mean it is not divided by the batch's weights.
+
+    Args:
+        logits: [B, C].
+        labels: [B] int64.
+        class_weights: [C]; None: 1 for all.
+
+    Returns:
+        Scalar.
+    """
+    if class_weights is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, class_weights.to(logits), reduction="sum") / labels.numel()
+
+
+def joint_loss(
+    exit_logits: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    exit_weights: Sequence[float] | None = None,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Sum over the exits of w_i CE_i.
+
+    Args:
+        exit_logits: one [B, C] per exit.
+        labels: [B] int64.
+        exit_weights: one per exit; None: 1 for all.
+        class_weights: [C]; None: 1 for all.
+
+    Returns:
+        Scalar.
+    """
+    weights = [1.0] * len(exit_logits) if exit_weights is None else exit_weights
+    return sum(w * cross_entropy(logits, labels, class_weights) for w, logits in zip(weights, exit_logits, strict=True))
+
+
+def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch; no gradient reaches the teacher.
 
     Args:
         student_logits: [B, C].
         teacher_logits: [B, C].
+        temperature: T.
 
     Returns:
-        Scalar (FastBERT, eq. 8; GEEP's L2 term).
+        Scalar (Hinton et al. 2015; at T = 1 FastBERT, eq. 8, and GEEP's L2 term).
     """
-    return F.kl_div(
-        student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1), reduction="batchmean", log_target=True
-    )
+    student, teacher = student_logits / temperature, teacher_logits.detach() / temperature
+    return temperature**2 * F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
-def geep_loss(exit_logits: Sequence[torch.Tensor], shared_logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def self_distillation_loss(exit_logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over the early exits of KL(sg softmax(last exit) || softmax(exit)) (FastBERT, eq. 9).
+
+    Args:
+        exit_logits: one [B, C] per exit, the last being the full model's.
+
+    Returns:
+        Scalar.
+    """
+    *students, full = exit_logits
+    return sum(distillation_loss(logits, full) for logits in students)
+
+
+def geep_loss(
+    exit_logits: Sequence[torch.Tensor],
+    shared_logits: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """GEEP's one-step loss, L1 + L2 (Li et al., doi 10.1007/s11704-022-2341-9; alibaba/EasyNLP, geep_classification).
 
     L1 = sum of CE(t(T_L(h_k)), y) over the early exits k and k = L-1 (the full model).
@@ -33,11 +88,11 @@ def geep_loss(exit_logits: Sequence[torch.Tensor], shared_logits: Sequence[torch
         exit_logits: one [B, C] per exit, the last being the full model's.
         shared_logits: one [B, C] per early exit below layer L-1: the last layer and last head on h_k.
         labels: [B] int64.
+        class_weights: [C] of the cross entropies; None: 1 for all.
 
     Returns:
         Scalar; both terms reach the backbone.
     """
-    *students, full = exit_logits
-    shared_exit = sum(F.cross_entropy(logits, labels) for logits in (*shared_logits, full))
-    distillation = sum(distillation_loss(logits, full) for logits in students)
-    return shared_exit + distillation
+    return joint_loss([*shared_logits, exit_logits[-1]], labels, class_weights=class_weights) + self_distillation_loss(
+        exit_logits
+    )

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.hooks import RemovableHandle
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from geep_triton.checks import check_number
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.training.recipes import Recipe, get_recipe
+from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe
+from geep_triton.training.curriculum import TrainSampler
+from geep_triton.training.freezing import StageParameters, scale_gradients
+from geep_triton.training.recipes import get_recipe
+from geep_triton.training.requirements import check_difficulty, check_teacher, resolve_class_weights, teacher_logits
+from geep_triton.training.schedule import one_after_another
+from geep_triton.training.stages import Batch, Recipe
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +33,9 @@ class MultiExitTrainer(Trainer):
     """Trains a `MultiExitBert` by a recipe; everything else is transformers' Trainer (Accelerate, mixed precision,
     checkpoints and resume, several processes, callbacks).
 
+    A recipe's stages run within one `train()`. Which one it is follows from the global step alone, so a resumed training goes
+    on in the right stage. The optimizer holds what any stage trains; each stage has a learning-rate schedule of its own.
+
     Evaluation runs every exit: predictions are logits [N, exits, C], and unless `compute_metrics` is given the metrics are
     `accuracy_exit_<layer>` and `accuracy` (the last exit).
 
@@ -27,10 +43,17 @@ class MultiExitTrainer(Trainer):
         *args, **kwargs: of `transformers.Trainer`.
         head_learning_rate: of the exit heads, where it differs from the backbone's; new heads learn faster with about ten
             times as much.
-        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`.
+        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, as
+            `get_recipe(name, **settings)` makes it.
+        difficulty: of each training sample, higher is harder, for recipes with a curriculum; see
+            `geep_triton.training.difficulty`.
+        teacher: a classifier of the same classes and token ids, for recipes that learn from one.
+        class_weights: one factor per class of the cross entropies, or "balanced": N / (C * samples of the class).
 
     Raises:
-        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss.
+        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss; a difficulty, teacher
+            or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
+            train, fewer steps than stages, a batch without labels, a checkpoint of another recipe.
         TypeError: another kind of model.
     """
 
@@ -38,7 +61,14 @@ class MultiExitTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *args: Any, recipe: str | Recipe = "geep", head_learning_rate: float | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        recipe: str | Recipe = "geep",
+        head_learning_rate: float | None = None,
+        difficulty: Sequence[float] | torch.Tensor | None = None,
+        teacher: PreTrainedModel | None = None,
+        class_weights: Sequence[float] | str | None = None,
+        **kwargs: Any,
     ) -> None:
         self.recipe = get_recipe(recipe)
         if head_learning_rate is not None:
@@ -56,18 +86,40 @@ class MultiExitTrainer(Trainer):
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
+        self.teacher = check_teacher(teacher, self.model, self.recipe)
+        self.class_weights = resolve_class_weights(class_weights, self.model, self.recipe, self.train_dataset)
+        self.difficulty = check_difficulty(difficulty, self.recipe, self.train_dataset)
+        self.add_callback(RecipeRecord(self.recipe.name, dict(self.recipe.settings)))
+        self._stages: list[StageParameters] = []
+        self._flags: list[tuple[nn.Parameter, bool]] = []  # as the user set them
+        self._hooks: list[RemovableHandle] = []
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
+        check_same_recipe(self.recipe, resume_from_checkpoint, self.args.output_dir)
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
         self.model.config.exit_temperatures = None
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        finally:
+            for parameter, flag in self._flags:
+                parameter.requires_grad_(flag)
+            for hook in self._hooks:
+                hook.remove()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """transformers' optimizer, with the heads in groups of their own where they have their own learning rate."""
+        """transformers' optimizer over what any stage trains, with the heads in groups of their own where they have their own
+        learning rate.
+        """
+        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self._stages = [StageParameters(self.model, self.recipe, stage) for stage in self.recipe.stages]
+        for flags in zip(*(stage.flags for stage in self._stages), strict=True):
+            flags[0][0].requires_grad_(any(trains for _, trains in flags))
+        if self.recipe.gradient_scale is not None:
+            self._hooks = scale_gradients(self.model, self.recipe.gradient_scale)
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.head_learning_rate is None:
             return optimizer
@@ -79,6 +131,53 @@ class MultiExitTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": own, "lr": self.head_learning_rate})
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """transformers' schedule, one for each stage: warm-up included, it starts anew with each."""
+        bounds = self.recipe.bounds(num_training_steps)
+        if self.lr_scheduler is not None or len(bounds) == 2:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedules = []
+        for first, end in pairwise(bounds):
+            self.lr_scheduler = None
+            schedules.append(super().create_scheduler(end - first, optimizer))
+        if not all(isinstance(schedule, LambdaLR) for schedule in schedules):
+            raise ValueError(
+                f"lr_scheduler_type {self.args.lr_scheduler_type!s} cannot start anew with each of the stages of recipe "
+                f"{self.recipe.name!r}; linear, cosine, constant_with_warmup and their like can"
+            )
+        self.lr_scheduler = one_after_another(self.optimizer if optimizer is None else optimizer, schedules, bounds)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """transformers' sampler; for a curriculum and for batches of like length our own, which resumes within an epoch."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        if self.recipe.curriculum is None and not grouped:
+            return super()._get_train_sampler(train_dataset)
+        if not has_length(dataset):
+            raise ValueError("a curriculum and group_by_length need a training set with a length")
+        if not grouped and self.args.train_sampling_strategy != "random":
+            raise ValueError(
+                f"recipe {self.recipe.name!r} chooses its samples by their difficulty: train_sampling_strategy must be random "
+                f"or group_by_length, got {self.args.train_sampling_strategy!r}"
+            )
+        batch_size = self.get_total_train_batch_size(self.args)
+        steps = self.args.max_steps
+        return TrainSampler(
+            len(dataset),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+            difficulty=self.difficulty,
+            curriculum=self.recipe.curriculum,
+            total=steps * batch_size if steps > 0 else math.ceil(self.args.num_train_epochs * len(dataset)),
+            lengths=[len(sample["input_ids"]) for sample in dataset] if grouped else None,
+            batch_size=batch_size,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """Predictions come in the order of the data set; transformers' own follow the training's sampling strategy."""
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) and self.args.world_size <= 1 else None
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -86,10 +185,23 @@ class MultiExitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The recipe's loss, a mean over the batch."""
+        """The loss of the recipe's stage at this step, a mean over the batch."""
+        index, progress = self.recipe.at(self.state.global_step, self.state.max_steps)
+        stage = self.recipe.stages[index]
+        self._stages[index].apply()
         features = {name: value for name, value in inputs.items() if name != "labels"}
-        output = model(**features, **self.recipe.forward)
-        loss = self.recipe.loss(output, inputs["labels"])
+        if stage.needs_labels and "labels" not in inputs:
+            raise ValueError(f"recipe {self.recipe.name!r} needs labels, but the batch has only {', '.join(inputs)}")
+        output = model(**features, **stage.forward)
+        batch = Batch(
+            labels=inputs.get("labels"),
+            attention_mask=inputs.get("attention_mask"),
+            exit_layers=tuple(self.model.config.exit_layers),
+            class_weights=None if self.class_weights is None else self.class_weights.to(output.logits.device),
+            teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher else None,
+            progress=progress,
+        )
+        loss = stage.loss(output, batch)
         return (loss, output) if return_outputs else loss
 
     def prediction_step(

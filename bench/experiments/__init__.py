@@ -1,0 +1,1 @@
+"""One grid of experiments for the training claims: data set x method x seed."""

@@ -1,0 +1,248 @@
+"""Tables and plots of the grid from whatever cells have results; says what is missing.
+
+python -m bench.experiments.report            # writes bench/EXPERIMENTS.md and a plot per data set beside the results
+python -m bench.experiments.report --check    # fails where the page differs from the result files
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.environment import ROOT
+from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Claim, DataSet, cells
+from bench.experiments.run import OUTPUT
+from geep_triton.evaluation.metrics import Interval, paired_bootstrap
+
+PAGE = ROOT / "bench" / "EXPERIMENTS.md"
+READINGS = {
+    "early": "Supported where the mean over the early exits is higher, with its interval.",
+    "no worse": "Supported where at no exit it is more than {margin:g} point lower, with its interval.",
+    "time": "Supported where it takes less time.",
+}
+NAMES = {"accuracy": "accuracy", "map": "MAP"}
+
+Results = dict[tuple[str, str], dict[int, dict[str, Any]]]  # (data set, method) -> seed -> what the file holds
+
+
+def read_results(folder: Path) -> Results:
+    """The results of cells as they are declared now; those of an older declaration count as missing."""
+    seeds = sorted({int(path.name.split(".")[-2]) for path in folder.glob("*.*.*.json")})
+    results: Results = {}
+    for cell in cells(seeds):
+        path = folder / f"{cell.name}.json"
+        if not path.is_file():
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        limit = {name: value for name, value in result["declaration"].items() if name == "limit"}
+        if result["declaration"] == cell.declaration() | limit:
+            results.setdefault((cell.data_set.name, cell.method.name), {})[cell.seed] = result
+    return results
+
+
+def scores_of(result: dict[str, Any]) -> torch.Tensor:
+    """[E, N] scores of single samples, or questions, at each exit."""
+    metric = result["declaration"]["data_set"]["metric"]
+    return torch.tensor([[float(x) for x in (line.split() if metric == "map" else line)] for line in result["scores"]])
+
+
+def mean_scores(runs: dict[int, dict[str, Any]], seeds: Sequence[int]) -> torch.Tensor:
+    """[E, N], mean over seeds."""
+    return torch.stack([scores_of(runs[seed]) for seed in seeds]).mean(0)
+
+
+def seconds_of(runs: Iterable[dict[str, Any]], what: str) -> float:
+    """Mean seconds of "training" or "difficulty": on the wall where a GPU worked, else of the CPU's cores."""
+    clock = {True: "wall_seconds", False: "cpu_seconds"}
+    return statistics.mean(run[what][clock[run["environment"]["gpu"] is not None]] for run in runs)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say about a claim on a data set.
+
+    Attributes:
+        early: difference over the early exits, mean over exits.
+        exits: difference at each exit.
+        seconds: training time of the method, its difficulties included, over that of the baseline.
+        seeds: that both have.
+        word: "supported", "refuted" or "undecided".
+    """
+
+    early: Interval
+    exits: tuple[Interval, ...]
+    seconds: float
+    seeds: tuple[int, ...]
+    word: str
+
+
+def judge(claim: Claim, data_set: str, results: Results) -> Verdict | None:
+    """Paired over the test samples, scores averaged over seeds; None while a side has no result."""
+    method, baseline = (results.get((data_set, name), {}) for name in (claim.method, claim.baseline))
+    seeds = sorted(set(method) & set(baseline))
+    if not seeds:
+        return None
+    first, second = mean_scores(method, seeds), mean_scores(baseline, seeds)
+    early = paired_bootstrap(first[:-1].mean(0), second[:-1].mean(0))
+    exits = tuple(paired_bootstrap(a, b) for a, b in zip(first, second, strict=True))
+    spent, usual = (
+        sum(seconds_of([runs[seed] for seed in seeds], what) for what in ("training", "difficulty"))
+        for runs in (method, baseline)
+    )
+    return Verdict(early, exits, spent / usual, tuple(seeds), _word(claim, early, exits, spent / usual))
+
+
+def _word(claim: Claim, early: Interval, exits: Sequence[Interval], seconds: float) -> str:
+    if claim.reading == "early":
+        return "supported" if early.low > 0 else "refuted" if early.high < 0 else "undecided"
+    if claim.reading == "time":
+        return "supported" if seconds < 1 else "refuted"
+    if any(exit_.high < -claim.margin for exit_ in exits):
+        return "refuted"
+    return "supported" if all(exit_.low > -claim.margin for exit_ in exits) else "undecided"
+
+
+def percent(interval: Interval) -> str:
+    """Points of a hundred, with the interval."""
+    return f"{100 * interval.estimate:+.1f} ({100 * interval.low:+.1f} .. {100 * interval.high:+.1f})"
+
+
+def claim_section(claim: Claim, results: Results) -> str:
+    lines = [
+        f"**Claim {claim.number}.** {claim.hypothesis}",
+        "",
+        f"`{claim.method}` less `{claim.baseline}`, in points, and its training time over that of `{claim.baseline}`. "
+        f"{READINGS[claim.reading].format(margin=100 * claim.margin)}",
+        "",
+        "| data set | early exits (95 % interval) | exit of the lowest bound | last exit | training time | seeds | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data_set in claim.data_sets:
+        verdict = judge(claim, data_set, results)
+        if verdict is None:
+            lines.append(f"| {data_set} | missing | | | | | |")
+            continue
+        worst = min(verdict.exits, key=lambda interval: interval.low)
+        shown = " | ".join(percent(interval) for interval in (verdict.early, worst, verdict.exits[-1]))
+        lines.append(f"| {data_set} | {shown} | {verdict.seconds:.2f}x | {len(verdict.seeds)} | {verdict.word} |")
+    return "\n".join(lines)
+
+
+def data_set_section(data_set: DataSet, results: Results) -> str | None:
+    """Each method's metric at each exit, mean over seeds; None without any result."""
+    rows = {method.name: results[data_set.name, method.name] for method in METHODS if (data_set.name, method.name) in results}
+    if not rows:
+        return None
+    some = next(iter(next(iter(rows.values())).values()))
+    layers, limit = some["exit_layers"], some["declaration"].get("limit")
+    note = f"; a trial on {limit} samples, without meaning" if limit else ""
+    lines = [
+        f"**{data_set.name}** ({NAMES[data_set.metric]} on {some['samples']['test']:,} test samples, trained on "
+        f"{some['samples']['train']:,}, {data_set.epochs:g} epochs a step of training{note})",
+        "",
+        "| method | " + " | ".join(f"exit {layer}" for layer in layers) + " | mean over depth | lowest .. highest seed | "
+        "training, s | difficulty, s | seeds |",
+        "|---|" + "---|" * (len(layers) + 5),
+    ]
+    for method, runs in rows.items():
+        values = torch.tensor([run["metrics"][data_set.metric] for run in runs.values()]).mean(0).tolist()
+        areas = [run["area"] for run in runs.values()]
+        seconds, difficulty = (seconds_of(runs.values(), what) for what in ("training", "difficulty"))
+        lines.append(
+            f"| {method} | " + " | ".join(f"{value:.3f}" for value in values) + f" | {statistics.mean(areas):.3f} | "
+            f"{min(areas):.3f} .. {max(areas):.3f} | {seconds:.0f} | {difficulty:.0f} | {len(runs)} |"
+        )
+    if data_set.metric == "map":
+        mrr = {method: [run["metrics"]["mrr"] for run in runs.values()] for method, runs in rows.items()}
+        lines += ["", "| MRR | " + " | ".join(f"exit {layer}" for layer in layers) + " |", "|---|" + "---|" * len(layers)]
+        lines += [
+            f"| {method} | " + " | ".join(f"{value:.3f}" for value in torch.tensor(values).mean(0).tolist()) + " |"
+            for method, values in mrr.items()
+        ]
+    return "\n".join(lines)
+
+
+def missing_section(results: Results) -> str:
+    seeds = sorted({seed for runs in results.values() for seed in runs}) or [1]
+    missing = [cell.name for cell in cells(seeds) if cell.seed not in results.get((cell.data_set.name, cell.method.name), {})]
+    if not missing:
+        return f"No cell is missing at seeds {', '.join(map(str, seeds))}."
+    return f"Missing at seeds {', '.join(map(str, seeds))}: {', '.join(missing)}."
+
+
+def page(folder: Path) -> str:
+    """The whole page."""
+    results = read_results(folder)
+    machines = sorted(
+        {
+            f"{run['environment']['gpu'] or run['environment']['cpu']}, {run['environment']['threads']} threads, torch "
+            f"{run['environment']['torch']}"
+            for runs in results.values()
+            for run in runs.values()
+        }
+    )
+    parts = [
+        "# Experiments on the training claims",
+        "Made by `python -m bench.experiments.report` from the files in `bench/results/experiments`, which "
+        "`python -m bench.experiments.run` writes. Grid, sizes and hypotheses are declared in `bench/experiments/grid.py`, "
+        "before the runs. Test samples, training subsets and splits are ours: compare methods, not papers' tables. "
+        "Intervals are paired bootstraps over the test samples (questions for MAP), scores averaged over seeds. Seconds are "
+        "those of the CPU's cores, or on the wall where a GPU worked; both methods with a curriculum share their difficulties.",
+        f"Machines: {'; '.join(machines) or 'none yet'}.",
+        missing_section(results),
+        *(claim_section(claim, results) for claim in CLAIMS),
+        *filter(None, (data_set_section(data_set, results) for data_set in DATA_SETS)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(data_set: DataSet, results: Results, path: Path) -> None:
+    """The metric over depth, one line per method, the seeds' range shaded, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for method in METHODS:
+        runs = results.get((data_set.name, method.name), {})
+        if not runs:
+            continue
+        layers = next(iter(runs.values()))["exit_layers"]
+        values = 100 * torch.tensor([run["metrics"][data_set.metric] for run in runs.values()])
+        (line,) = axis.plot(layers, values.mean(0), marker="o", label=f"{method.name} ({len(runs)})")
+        axis.fill_between(layers, values.amin(0), values.amax(0), color=line.get_color(), alpha=0.15)
+    axis.set_xlabel("exit after layer")
+    axis.set_ylabel(f"{NAMES[data_set.metric]}, %")
+    axis.set_title(data_set.name)
+    axis.grid(alpha=0.3)
+    axis.legend(title="method (seeds)")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=OUTPUT)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = page(arguments.results)
+    if arguments.check:
+        if not arguments.page.is_file() or arguments.page.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{arguments.page.name} differs from the results: run python -m bench.experiments.report")
+        return
+    arguments.page.write_text(text, encoding="utf-8")
+    results = read_results(arguments.results)
+    for data_set in DATA_SETS:
+        if any(name == data_set.name for name, _ in results):
+            plot(data_set, results, arguments.results / f"{data_set.name}.png")
+    print(arguments.page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Layer-wise distillation: which exit learns from which, and the losses.
+
+Curriculum learning and knowledge distillation for multi-exit BERT (Gu et al., IJSEKE 33(3):395-413, 2023). Only its abstract
+could be had: distillation goes layer by layer from shallow to deep, in place of a single teacher. The formulas are our
+reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from geep_triton.checks import check_choice
+from geep_triton.training.losses import distillation_loss
+
+PAIRINGS = ("next", "last", "deeper", "teacher")
+ORDERS = ("together", "shallow_to_deep")
+
+
+def exit_pairs(num_exits: int, pairing: str) -> list[tuple[int, tuple[int, ...]]]:
+    """(student, its teachers) of each early exit, shallow to deep, by the exits' indices.
+
+    Args:
+        num_exits: the last one teaches only.
+        pairing: "next" (the next deeper exit), "last", or "deeper" (all deeper exits).
+    """
+    check_choice("pairing", pairing, PAIRINGS[:3])
+    last = num_exits - 1
+    teachers = {"next": lambda i: (i + 1,), "last": lambda i: (last,), "deeper": lambda i: tuple(range(i + 1, num_exits))}
+    return [(i, teachers[pairing](i)) for i in range(last)]
+
+
+def active_layers(num_layers: int, progress: float, order: str) -> int:
+    """How many layers, the shallowest first, learn: all together, or one more in each equal part of the training."""
+    check_choice("order", order, ORDERS)
+    return num_layers if order == "together" else min(num_layers, int(progress * num_layers) + 1)
+
+
+def layerwise_distillation_loss(
+    exit_logits: Sequence[torch.Tensor],
+    pairing: str = "next",
+    temperature: float = 1.0,
+    teacher_logits: torch.Tensor | None = None,
+    progress: float = 0.0,
+    order: str = "together",
+) -> torch.Tensor:
+    """Sum over the students of T^2 KL(sg teacher || student), the mean where a student has several teachers.
+
+    Args:
+        exit_logits: one [B, C] per exit.
+        pairing: see `exit_pairs`; or "teacher": every exit learns from `teacher_logits`.
+        temperature: T.
+        teacher_logits: [B, C] of an external model; for pairing "teacher" only.
+        progress: share of the training that is over, 0..1.
+        order: see `active_layers`.
+
+    Returns:
+        Scalar.
+    """
+    if pairing == "teacher":
+        pairs = [(logits, [teacher_logits]) for logits in exit_logits]
+    else:
+        pairs = [(exit_logits[i], [exit_logits[j] for j in js]) for i, js in exit_pairs(len(exit_logits), pairing)]
+    active = pairs[: active_layers(len(pairs), progress, order)]
+    return sum(
+        (
+            torch.stack([distillation_loss(student, teacher, temperature) for teacher in teachers]).mean()
+            for student, teachers in active
+        ),
+        start=exit_logits[0].new_zeros(()),
+    )
+
+
+def feature_loss(
+    hidden_states: Sequence[torch.Tensor],
+    attention_mask: torch.Tensor,
+    pairing: str = "next",
+    progress: float = 0.0,
+    order: str = "together",
+) -> torch.Tensor:
+    """Sum over the students of ||norm(h_i) - sg norm(h_j)||^2, mean over the real tokens and the teachers j.
+
+    Args:
+        hidden_states: one [B, S, H] per exit.
+        attention_mask: [B, S], 1 for real tokens.
+        pairing: see `exit_pairs`.
+        progress, order: as in `layerwise_distillation_loss`.
+
+    Returns:
+        Scalar.
+    """
+    unit = [F.normalize(states, dim=-1) for states in hidden_states]
+    weights = attention_mask.to(unit[0].dtype)
+    weights = weights / weights.sum()
+    total = hidden_states[0].new_zeros(())
+    pairs = exit_pairs(len(unit), pairing)
+    for student, teachers in pairs[: active_layers(len(pairs), progress, order)]:
+        distances = [(unit[student] - unit[teacher].detach()).square().sum(-1) for teacher in teachers]
+        total = total + (torch.stack(distances).mean(0) * weights).sum()
+    return total

@@ -1,0 +1,105 @@
+"""What a recipe needs besides model and data: difficulties, a teacher, class weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PretrainedConfig, PreTrainedModel
+
+from geep_triton.checks import check_number, shorten
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.training.stages import Recipe
+
+
+def check_difficulty(
+    difficulty: Sequence[float] | torch.Tensor | None, recipe: Recipe, dataset: Dataset | None
+) -> torch.Tensor | None:
+    """[N] float32 for a recipe with a curriculum, else None.
+
+    Raises:
+        ValueError: missing, useless, of another length than the training set, or with gaps.
+    """
+    if recipe.curriculum is None:
+        if difficulty is not None:
+            raise ValueError(f"difficulty would be ignored: recipe {recipe.name!r} has no curriculum")
+        return None
+    if dataset is None:
+        return None
+    if difficulty is None:
+        raise ValueError(
+            f"recipe {recipe.name!r} needs the difficulty of each training sample: from geep_triton.training.difficulty take "
+            "cross_review, first_right_exit or difficulty_column"
+        )
+    values = torch.as_tensor(difficulty, dtype=torch.float32)
+    if values.shape != (len(dataset),):
+        raise ValueError(f"difficulty must have one number per training sample ({len(dataset)}), got {tuple(values.shape)}")
+    gaps = (~values.isfinite()).nonzero()[:, 0].tolist()
+    if gaps:
+        raise ValueError(f"difficulty must be finite, but is not for {len(gaps)} samples, the first being {gaps[0]}")
+    return values
+
+
+def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe: Recipe) -> PreTrainedModel | None:
+    """The teacher in evaluation mode on the model's device.
+
+    Raises:
+        ValueError: missing, useless, or of other classes or another vocabulary than the model.
+    """
+    needed = any(stage.needs_teacher for stage in recipe.stages)
+    if needed != (teacher is not None):
+        raise ValueError(
+            f"recipe {recipe.name!r} needs a teacher" if needed else f"recipe {recipe.name!r} has no use for a teacher"
+        )
+    if teacher is None:
+        return None
+    own, other = model.config, teacher.config
+    if own.num_labels != other.num_labels:
+        raise ValueError(f"teacher has {other.num_labels} classes, the model {own.num_labels}")
+    if _has_names(own) and _has_names(other) and own.id2label != other.id2label:
+        raise ValueError(f"teacher has the classes {shorten(other.id2label)}, the model {shorten(own.id2label)}")
+    if own.vocab_size != other.vocab_size:
+        raise ValueError(
+            f"teacher has a vocabulary of {other.vocab_size}, the model of {own.vocab_size}: both read the same ids"
+        )
+    return teacher.to(model.device).eval().requires_grad_(False)
+
+
+def _has_names(config: PretrainedConfig) -> bool:
+    return config.id2label != {index: f"LABEL_{index}" for index in range(config.num_labels)}
+
+
+@torch.no_grad()
+def teacher_logits(teacher: PreTrainedModel, features: Mapping[str, Any]) -> torch.Tensor:
+    """Logits [B, C] of the teacher on a batch."""
+    return teacher(**features).logits
+
+
+def resolve_class_weights(
+    class_weights: Sequence[float] | str | None, model: MultiExitBert, recipe: Recipe, dataset: Dataset | None
+) -> torch.Tensor | None:
+    """[C] float32, or None.
+
+    Raises:
+        ValueError: a recipe that reads no labels; another number of weights than classes; a weight below 0; "balanced" over a
+            training set that lacks a class.
+    """
+    if class_weights is None:
+        return None
+    classes = model.config.num_labels
+    if not any(stage.needs_labels for stage in recipe.stages):
+        raise ValueError(f"class_weights would be ignored: recipe {recipe.name!r} reads no labels")
+    if class_weights == "balanced":
+        if dataset is None:
+            return None
+        counts = torch.bincount(torch.tensor([sample["labels"] for sample in dataset]), minlength=classes)
+        if not counts.all():
+            raise ValueError(f"class_weights 'balanced' needs samples of every class, got {counts.tolist()} of each")
+        return counts.sum() / (classes * counts)
+    if isinstance(class_weights, str) or len(class_weights) != classes:
+        raise ValueError(f"class_weights must be 'balanced' or {classes} numbers, got {shorten(class_weights)}")
+    for weight in class_weights:
+        check_number("each of class_weights", weight, 0.0)
+    return torch.tensor(class_weights, dtype=torch.float32)

@@ -1,0 +1,346 @@
+"""Recipes through the trainer: what trains when, resume to the same weights, and what users get wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from geep_triton import MultiExitBert, MultiExitTrainer
+from geep_triton.data import Encoder
+from geep_triton.training.dataset import TextDataset
+from geep_triton.training.recipes import RECIPES, get_recipe
+from geep_triton.training.stages import Batch, Recipe, Stage
+from tests.conftest import WORDS
+from tests.test_training import ROWS
+
+LABEL2ID = {"neg": 0, "pos": 1}
+DIFFICULTY = [float(len(row["text"])) for row in ROWS]
+
+
+def build(model, tokenizer, folder, recipe, data=None, **changes) -> MultiExitTrainer:
+    """A trainer of a few steps; arguments of the trainer's own are told from TrainingArguments' by name."""
+    recipe = get_recipe(recipe)
+    own = {name: changes.pop(name) for name in ("teacher", "class_weights", "callbacks", "eval_dataset") if name in changes}
+    values = {
+        "num_train_epochs": 3, "per_device_train_batch_size": 6, "learning_rate": 1e-3, "weight_decay": 0.1, "seed": 3,
+        "save_strategy": "no", "logging_steps": 1, "use_cpu": True,
+    }  # fmt: skip
+    return MultiExitTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, **{**values, **changes}),
+        train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID) if data is None else data,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        recipe=recipe,
+        difficulty=None if recipe.curriculum is None else DIFFICULTY,
+        **own,
+    )
+
+
+def copied(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(before, after) -> set[str]:
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+class Snapshot(TrainerCallback):
+    """Keeps the weights, and which modules drop out, after some steps."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+        self.training: dict[int, dict[str, bool]] = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step in self.steps:
+            self.weights[state.global_step] = copied(model)
+            self.training[state.global_step] = {name: module.training for name, module in model.named_modules()}
+
+
+def test_stages_divide_the_training():
+    stages = tuple(Stage(lambda output, batch: None, share=share) for share in (1.0, 2.0, 1.0))
+    recipe = Recipe("three", stages)
+    assert recipe.bounds(8) == [0, 2, 6, 8]
+    assert [recipe.at(step, 8) for step in (0, 1, 2, 5, 6, 7)] == [(0, 0.0), (0, 0.5), (1, 0.0), (1, 0.75), (2, 0.0), (2, 0.5)]
+    turns = Recipe("turns", stages, alternating=True)
+    assert [turns.at(step, 8)[0] for step in range(5)] == [0, 1, 2, 0, 1]
+    assert turns.at(4, 8)[1] == 0.5
+    with pytest.raises(ValueError, match="'three' divides the training into 3 stages, for which 2 steps are too few"):
+        recipe.bounds(2)
+    with pytest.raises(ValueError, match="recipe 'none' has no stages"):
+        Recipe("none", ())
+    with pytest.raises(ValueError, match="unknown trains 'feet'; known: all, all but early heads, early heads, heads"):
+        Stage(lambda output, batch: None, trains="feet")
+
+
+@pytest.mark.parametrize("name", ["fastbert", "deebert"])
+def test_two_steps_move_only_what_they_train(make_model, tokenizer, tmp_path, name):
+    """Weight decay and momentum move nothing that is frozen, and a frozen backbone does not drop out."""
+    model = make_model(num_labels=2)
+    snapshot, before = Snapshot(5, 9), copied(model)
+    trainer = build(model, tokenizer, tmp_path, name, num_train_epochs=3, callbacks=[snapshot])
+    trainer.train()
+    early = {key for key in before if key.startswith("heads.") and not key.startswith("heads.4.")}
+    middle = copied(model) if trainer.state.max_steps == 5 else snapshot.weights[5]
+    first_stage = round(trainer.state.max_steps / 2)
+    assert trainer.state.max_steps == 9
+    assert first_stage == 4  # so step 5 was the second stage's first
+    moved = changed(before, middle)
+    assert not moved.isdisjoint(key for key in before if key.startswith("bert.encoder.layer.0."))
+    assert changed(middle, snapshot.weights[9]) <= early
+    assert {f"heads.{layer}.classifier.weight" for layer in (1, 2, 3)} <= changed(middle, snapshot.weights[9])
+    assert not snapshot.training[9]["bert.encoder.layer.0"]
+    assert not snapshot.training[9]["bert.embeddings.dropout"]
+    assert not snapshot.training[9]["heads.4"]
+    assert snapshot.training[9]["heads.1"]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates[0] == rates[first_stage] == 1e-3  # each stage starts its schedule anew
+    assert rates[first_stage - 1] < 5e-4
+
+
+def test_the_first_step_leaves_early_heads_alone(make_model, tokenizer, tmp_path):
+    model = make_model(num_labels=2)
+    before = copied(model)
+    build(model, tokenizer, tmp_path, get_recipe("fastbert", finetune=1.0)).train()
+    moved = changed(before, model.state_dict())
+    assert not any(key.startswith(("heads.1", "heads.2", "heads.3")) for key in moved)
+    assert "heads.4.classifier.weight" in moved
+
+
+def test_what_the_user_froze_stays_frozen(make_model, tokenizer, tmp_path):
+    model = make_model(num_labels=2)
+    model.bert.embeddings.requires_grad_(False)
+    before = copied(model)
+    build(model, tokenizer, tmp_path, "fastbert").train()
+    assert not any(key.startswith("bert.embeddings") for key in changed(before, model.state_dict()))
+    assert not any(parameter.requires_grad for parameter in model.bert.embeddings.parameters())
+    assert all(parameter.requires_grad for parameter in model.heads.parameters())
+
+
+def test_exits_for_a_fine_tuned_model_leave_its_answers_alone(tokenizer, tmp_path):
+    """The recipe 'frozen', on texts without labels: full-depth logits stay equal to the bit."""
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, num_labels=2,
+        initializer_range=0.2,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "theirs")
+    theirs = BertForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
+    model = MultiExitBert.from_pretrained(tmp_path / "theirs", pooling="mean")
+    inputs = tokenizer([row["text"] for row in ROWS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected, early = theirs(**inputs).logits, model.eval()(**inputs, exit_layer=1).logits
+    unlabelled = TextDataset([{"text": row["text"]} for row in ROWS], Encoder(tokenizer, 64), None)
+    build(model, tokenizer, tmp_path / "run", "frozen", data=unlabelled, num_train_epochs=20).train()
+    model.save_pretrained(tmp_path / "ours")
+    for after in (model.eval(), MultiExitBert.from_pretrained(tmp_path / "ours").eval()):
+        with torch.no_grad():
+            output = after(**inputs, output_exit_logits=True)
+        assert torch.equal(output.logits, expected)
+        assert not torch.equal(output.exit_logits[0], early)
+    agreement = [(logits.argmax(-1) == expected.argmax(-1)).float().mean() for logits in output.exit_logits]
+    assert min(agreement) >= 0.9
+
+
+RESUMED = [
+    ("geep", {}, "random"),
+    ("geep", {}, "group_by_length"),
+    ("fastbert", {}, "random"),
+    ("berxit", {}, "random"),
+    ("elasticbert", {}, "random"),
+    ("curriculum-kd", {"feature": 0.1, "order": "shallow_to_deep", "until": 0.7}, "random"),
+    ("curriculum-kd", {"schedule": "staged"}, "group_by_length"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "strategy"), RESUMED)
+def test_resume_gives_the_same_weights(make_model, tokenizer, tmp_path, name, settings, strategy):
+    """Bit for bit, dropout included, from the middle of an epoch, of a stage and of a curriculum."""
+    changes = {"save_strategy": "steps", "save_steps": 2, "train_sampling_strategy": strategy}
+
+    def run(folder, resume=None):
+        model = make_model(num_labels=2)
+        trainer = build(model, tokenizer, tmp_path / folder, get_recipe(name, **settings), **changes)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run("whole")
+    for step in (2, 4, 8):
+        resumed = run("resumed", str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert resumed.state.global_step == 9
+        assert changed(whole.model.state_dict(), resumed.model.state_dict()) == set(), step
+
+
+def test_resume_by_another_recipe_is_refused(make_model, tokenizer, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    build(make_model(num_labels=2), tokenizer, tmp_path, "fastbert", **changes).train()
+    for recipe, message in (
+        (get_recipe("geep"), r"was trained by recipe 'fastbert' with settings {'finetune': 0.5}, now it is 'geep' with {}"),
+        (get_recipe("fastbert", finetune=0.3), r"now it is 'fastbert' with {'finetune': 0.3}"),
+    ):
+        for resume in (True, str(tmp_path / "checkpoint-2")):
+            with pytest.raises(ValueError, match=message):
+                build(make_model(num_labels=2), tokenizer, tmp_path, recipe, **changes).train(resume)
+    build(make_model(num_labels=2), tokenizer, tmp_path, "fastbert", **changes).train(True)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_trains_every_head_under_autocast(make_model, tokenizer, tmp_path, name):
+    model = make_model(num_labels=2)
+    before = copied(model)
+    trainer = build(model, tokenizer, tmp_path, name, bf16=True)
+    trainer.train()
+    heads = {1, 2, 3} if name == "frozen" else {1, 2, 3, 4}
+    moved = changed(before, model.state_dict())
+    assert {f"heads.{layer}.classifier.weight" for layer in heads} <= moved
+    assert model.dtype == torch.float32
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    if name == "frozen":
+        assert all(key.startswith(("heads.1", "heads.2", "heads.3")) for key in moved)
+
+
+@pytest.mark.parametrize("name", ["joint", "curriculum-kd", "deebert"])
+def test_accumulation_gives_the_same_step(make_model, tokenizer, tmp_path, name):
+    results = []
+    for batch, accumulate in ((16, 1), (4, 4)):
+        model = make_model(num_labels=2, head_dropout=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        trainer = build(
+            model, tokenizer, tmp_path, get_recipe(name), per_device_train_batch_size=batch, max_steps=2,
+            gradient_accumulation_steps=accumulate, class_weights=[1.0, 3.0],
+        )  # fmt: skip
+        trainer.train()
+        results.append(trainer.state.log_history[0])
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
+    assert results[0]["grad_norm"] == pytest.approx(results[1]["grad_norm"], rel=1e-3)
+
+
+def test_early_stopping_and_logging_callbacks(make_model, tokenizer, tmp_path):
+    class Log(TrainerCallback):
+        seen: list[dict] = []  # noqa: RUF012
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.seen.append(dict(logs))
+
+    data = TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID)
+    stop = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=1.0)
+    trainer = build(
+        make_model(num_labels=2), tokenizer, tmp_path, "fastbert", num_train_epochs=20, eval_strategy="epoch",
+        save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="accuracy_exit_1", eval_dataset=data,
+        callbacks=[stop, Log],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.epoch == 3.0  # the first counts as best, then patience runs out
+    assert {"loss", "grad_norm", "learning_rate"} <= set(Log.seen[0])
+    assert any("eval_accuracy_exit_1" in logs for logs in Log.seen)
+
+
+def test_class_weights(make_model, tokenizer, tmp_path):
+    rows = ROWS[:12]  # 8 of pos, 4 of neg
+    data = TextDataset(rows, Encoder(tokenizer, 64), LABEL2ID)
+    model = make_model(num_labels=2)
+    trainer = build(model, tokenizer, tmp_path, "joint", data=data, class_weights="balanced")
+    assert trainer.class_weights.tolist() == [12 / (2 * 4), 12 / (2 * 8)]
+    for weights, message in (
+        ([1.0], r"class_weights must be 'balanced' or 2 numbers, got \[1.0\]"),
+        ("even", "class_weights must be 'balanced' or 2 numbers, got 'even'"),
+        ([1.0, -1.0], "each of class_weights must be between"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(model, tokenizer, tmp_path, "joint", data=data, class_weights=weights)
+    with pytest.raises(ValueError, match="class_weights would be ignored: recipe 'frozen' reads no labels"):
+        build(model, tokenizer, tmp_path, "frozen", data=data, class_weights="balanced")
+    one = TextDataset(ROWS[:8], Encoder(tokenizer, 64), LABEL2ID)
+    with pytest.raises(ValueError, match=r"'balanced' needs samples of every class, got \[0, 8\]"):
+        build(model, tokenizer, tmp_path, "joint", data=one, class_weights="balanced")
+
+
+def test_external_teacher(make_model, tokenizer, tmp_path):
+    teacher = make_model(num_labels=2, hidden_size=16)
+    before = copied(teacher)
+    model = make_model(num_labels=2)
+    recipe = get_recipe("distillation", pairing="teacher", alpha=5.0)
+    build(model, tokenizer, tmp_path, recipe, teacher=teacher).train()
+    assert changed(before, teacher.state_dict()) == set()
+    other = make_model(num_labels=3)
+    names = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    named, swapped = make_model(**names), make_model(num_labels=2, id2label={0: "b", 1: "a"}, label2id={"b": 0, "a": 1})
+    for student, given, message in (
+        (model, other, "teacher has 3 classes, the model 2"),
+        (named, swapped, "teacher has the classes {0: 'b', 1: 'a'}, the model {0: 'a', 1: 'b'}"),
+        (model, make_model(num_labels=2, vocab_size=99), "teacher has a vocabulary of 99"),
+        (model, None, "recipe 'distillation' needs a teacher"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(student, tokenizer, tmp_path, recipe, teacher=given)
+    with pytest.raises(ValueError, match="recipe 'geep' has no use for a teacher"):
+        build(model, tokenizer, tmp_path, "geep", teacher=teacher)
+
+
+def test_settings_are_checked():
+    assert get_recipe("fastbert", finetune=0.25).settings == {"finetune": 0.25}
+    for name, settings, message in (
+        ("magic", {}, "unknown recipe 'magic'; known: berxit, curriculum, curriculum-kd, .*pabee"),
+        ("fastbert", {"speed": 1}, "recipe 'fastbert' has no setting 'speed'; known: finetune"),
+        ("geep", {"speed": 1}, "recipe 'geep' has no setting 'speed'; known: none"),
+        ("fastbert", {"finetune": 1.5}, "finetune must be between 0.0 and 1.0"),
+        ("distillation", {"pairing": "first"}, "unknown pairing 'first'; known: deeper, last, next, teacher"),
+        ("distillation", {"order": "random"}, "unknown order 'random'"),
+        ("distillation", {"temperature": 0.0}, "temperature must be between"),
+        ("curriculum-kd", {"pairing": "teacher", "feature": 1.0}, "feature must be 0 with pairing 'teacher'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_recipe(name, **settings)
+    with pytest.raises(ValueError, match="settings finetune go with a recipe's name"):
+        get_recipe(get_recipe("geep"), finetune=1.0)
+
+
+def test_a_recipe_of_ones_own(make_model, tokenizer, tmp_path):
+    def loss(output, batch: Batch) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output.exit_logits[0], batch.labels)
+
+    stage = Stage(loss, {"output_exit_logits": True}, trains=lambda name, last_layer: name.startswith("heads.1."))
+    model = make_model(num_labels=2)
+    before = copied(model)
+    build(model, tokenizer, tmp_path, Recipe("first exit", (stage,))).train()
+    assert {name.split(".")[1] for name in changed(before, model.state_dict())} == {"1"}
+
+
+def test_what_cannot_be_trained(make_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"trains 'early heads', of which this model has nothing .* its exits: \[4\]"):
+        build(make_model(num_labels=2, exit_layers=[4]), tokenizer, tmp_path, "fastbert").train()
+    unlabelled = TextDataset([{"text": row["text"]} for row in ROWS], Encoder(tokenizer, 64), None)
+    with pytest.raises(ValueError, match="recipe 'geep' needs labels, but the batch has only input_ids, attention_mask"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "geep", data=unlabelled).train()
+    with pytest.raises(ValueError, match="lr_scheduler_type .* cannot start anew with each of the stages of recipe 'fastbert'"):
+        build(
+            make_model(num_labels=2), tokenizer, tmp_path, "fastbert", lr_scheduler_type="reduce_lr_on_plateau",
+            eval_strategy="epoch", eval_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
+        ).train()  # fmt: skip
+
+
+def test_predictions_keep_the_order_of_the_data(make_model, tokenizer, tmp_path):
+    data = TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID)
+    model = make_model(num_labels=2)
+    trainer = build(model, tokenizer, tmp_path, "geep", train_sampling_strategy="group_by_length")
+    assert trainer.predict(data).label_ids.tolist() == data.labels
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["geep", "fastbert", "curriculum-kd"])
+def test_half_precision_on_a_gpu(make_model, tokenizer, tmp_path, name):
+    model = make_model(num_labels=2)
+    before = copied(model)
+    build(model, tokenizer, tmp_path, name, fp16=True, use_cpu=False, class_weights="balanced").train()
+    after = copied(model.cpu())
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert {f"heads.{layer}.classifier.weight" for layer in (1, 2, 3, 4)} <= changed(before, after)
