@@ -176,7 +176,8 @@ def depth_section(result: dict[str, Any]) -> str:
     ]
     lines += [
         f"| {row['policy']} | {row['mean_layers']:.2f} | {row['mean_layers_of_a_token']:.2f} | "
-        f"{row['samples_per_second']:.1f} | {row['full_samples_per_second']:.1f} | {row['speed_up']:.2f}x | {row['share_of_bound']:.1%} | "
+        f"{row['samples_per_second']:.1f} | {row['full_samples_per_second']:.1f} | "
+        f"{row['speed_up']:.2f}x | {row['share_of_bound']:.1%} | "
         f"{row['share_of_token_bound']:.1%} |"
         for row in result["policies"]
     ]
