@@ -377,6 +377,19 @@ def test_a_calibration_does_not_outlive_what_it_was_made_for(calibrated, tokeniz
     assert engine.model.config.calibration is None
 
 
+def test_a_calibration_serves_only_its_own_dtype(calibrated, tokenizer, many):
+    engine, result = calibrated
+    assert result.dtype == engine.model.config.calibration["dtype"] == "float32"
+    with pytest.raises(ValueError, match="the model was calibrated in float32, and what that promises does not hold in dtype"):
+        Engine(engine.model, tokenizer, dtype="int8")
+    named = Engine(engine.model, tokenizer, result.chosen.policy, dtype="int8")
+    assert named.audit(0.1).promised is None
+    assert named.calibrate(many[:100], mean_depth=3, rounds=1, speed_samples=10).dtype == "int8"
+    assert Engine(engine.model, tokenizer, dtype="int8").policy == named.policy
+    with pytest.raises(ValueError, match="calibrated in int8"):
+        Engine(engine.model, tokenizer)
+
+
 @pytest.mark.parametrize("inputs", ["a text", {"text": ["a", "b"]}, iter(["a"])], ids=["text", "columns", "iterator"])
 def test_calibrate_wants_a_list(model, tokenizer, inputs):
     with pytest.raises(TypeError, match="inputs must be a list of texts"):

@@ -68,6 +68,7 @@ class Calibration:
         method: "learn-then-test" or "conformal"; see `Engine.calibrate`.
         confidence: with which "agreement" and "max_accuracy_drop" hold for texts like the calibration's; None: on average.
         samples: calibration samples.
+        dtype: in which the engine ran; in another one the promise does not hold.
         chosen: the fastest candidate.
         candidates: the best setting of each family that keeps the promise, measured; with "conformal" the chosen one is not
             among them, since it is set on samples that had no part in choosing its family.
@@ -78,6 +79,7 @@ class Calibration:
     method: str
     confidence: float | None
     samples: int
+    dtype: str
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     curve: tuple[Candidate, ...]
@@ -186,7 +188,7 @@ def calibrate(
         chosen = found["full"] if index is None else measure({chosen.family: index})[chosen.family]
     curve = [verdict.candidate for verdict in judged.get(chosen.family, [])] or [chosen]
     curve = _with_speeds(engine, curve, policies.get(chosen.family, [FullDepth()]), timed_inputs, rounds, found["full"])
-    return Calibration(promise, method, confidence, len(tokens), chosen, tuple(candidates), tuple(curve))
+    return Calibration(promise, method, confidence, len(tokens), engine.dtype, chosen, tuple(candidates), tuple(curve))
 
 
 def _with_speeds(

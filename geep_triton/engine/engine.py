@@ -26,7 +26,9 @@ from geep_triton.engine.pools import Pools
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
 from geep_triton.exits.temperature import fit_temperatures
+from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.precision import dtype_name, in_dtype
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
 
@@ -49,6 +51,10 @@ class Engine:
             `geep_triton.engine.skipping.Skipping`. None: what the model was calibrated with, else by its gates if it has any.
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
+        dtype: "float32", "bfloat16" or "int8" (a CPU's only), in which the layers run; None: the model's own. The model stays as
+            it is: the engine holds a copy, which later changes of its weights do not reach; see
+            `geep_triton.modeling.precision.in_dtype`.
+        compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
         truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
         text_column, pair_column: where rows of a data set hold their text.
@@ -56,7 +62,12 @@ class Engine:
 
     Raises:
         ValueError: a policy this model cannot run, skipping without gates or learned paths, weights that are NaN or infinite,
-            an exit table built with another tokenizer, a window or budget below 1, a multi-label model.
+            an exit table built with another tokenizer, a window or budget below 1, a multi-label model, a dtype that cannot be
+            had here, layers that cannot be compiled, and, where `policy` is None, a calibration made in another dtype.
+
+    Attributes:
+        dtype: in which the layers run.
+        compile_seconds: None where nothing was compiled.
     """
 
     def __init__(
@@ -68,6 +79,8 @@ class Engine:
         skipping: str | None = None,
         token_budget: int | None = None,
         window: int = 4096,
+        dtype: str | None = None,
+        compile: bool = False,
         max_length: int | None = None,
         truncation: bool = False,
         text_column: str = "text",
@@ -90,6 +103,13 @@ class Engine:
         self.policy.check(model, tokenizer)
         self.skipping = Skipping.parse(skipping, model)
         self.skipping.check(model, tokenizer)
+        self.dtype = dtype_name(model) if dtype is None else dtype
+        if policy is None:
+            _check_calibrated_dtype(model, self.dtype)
+        self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
+        self.compile_seconds: float | None = None
+        if compile:
+            self._twin, self.compile_seconds = compile_layers(self._twin)
         self.token_budget = token_budget
         self.window = window
         self.text_column = text_column
@@ -270,7 +290,7 @@ class Engine:
             layers = self._layers(tokens)
             plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
             with torch.inference_mode():
-                for rows, answers in WindowRun(self.model, tokens, layers=layers).every_exit(plan):
+                for rows, answers in WindowRun(self._runner, tokens, layers=layers).every_exit(plan):
                     logits[rows] = answers.float().cpu()
             _check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
@@ -342,7 +362,7 @@ class Engine:
             plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), layers, part)
             agrees = torch.empty(len(rows), dtype=torch.bool)
             with torch.inference_mode():
-                for answer in WindowRun(self.model, part, layers=layers).answers(plan):
+                for answer in WindowRun(self._runner, part, layers=layers).answers(plan):
                     given = logits[rows[answer.rows]].argmax(-1)
                     agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
             self._audit.record(agrees)
@@ -362,15 +382,22 @@ class Engine:
             stacklevel=3,
         )
 
+    @property
+    def _runner(self) -> MultiExitBert:
+        """The model whose layers run: the given one, or this engine's twin of it with the table that it has now."""
+        if self._twin.exit_table is not self.model.exit_table:
+            self._twin._exit_table = self.model.exit_table
+        return self._twin
+
     def _layers(self, tokens: Tokens) -> Layers:
         costs = self.layer_costs if self.skipping.mode == "gates" else None
-        return Layers(self.model, tokens, self.skipping, costs)
+        return Layers(self._runner, tokens, self.skipping, costs)
 
     def _window_run(self, plan: Plan, layers: Layers, tokens: Tokens) -> WindowRun:
         rule = self.policy.rule(self.model)
         waits = rule is not None and self.policy.pooling != "never"
         return WindowRun(
-            self.model,
+            self._runner,
             tokens,
             rule,
             plan.certain,
@@ -383,7 +410,7 @@ class Engine:
     @cached_property
     def layer_costs(self) -> LayerCosts:
         """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
-        return LayerCosts.measure(self.model, self.token_budget)
+        return LayerCosts.measure(self._runner, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget, layers.groups)
@@ -393,6 +420,16 @@ def _saved_promise(model: MultiExitBert) -> float | None:
     """The agreement that the model's saved calibration promised."""
     calibration = model.config.calibration
     return calibration["promise"][1] if calibration is not None and calibration["promise"][0] == "agreement" else None
+
+
+def _check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:
+    calibration = model.config.calibration
+    made_in = dtype if calibration is None else calibration["dtype"]
+    if made_in != dtype:
+        raise ValueError(
+            f"the model was calibrated in {made_in}, and what that promises does not hold in dtype {dtype!r}: calibrate again "
+            f"(Engine(..., policy='full', dtype={dtype!r}).calibrate(...)), or name the policy"
+        )
 
 
 def _check_model(model: MultiExitBert) -> None:

@@ -1,0 +1,69 @@
+"""A model's twin in another precision, for inference: the same answers but for rounding."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+
+from geep_triton.checks import check_choice
+from geep_triton.modeling.model import MultiExitBert
+
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+def dtype_name(model: MultiExitBert) -> str:
+    """The precision of a model's weights, e.g. "float32"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def in_dtype(model: MultiExitBert, dtype: str) -> MultiExitBert:
+    """A twin of `model` for inference whose weights are in `dtype`; the model itself where they already are.
+
+    The twin holds what was converted as its own, and shares all else with the model, its configuration above all. What the
+    model learns later does not reach it.
+
+    "int8" is torch's dynamic quantization: the linear layers of the encoder hold int8 weights, a scale per output; embeddings,
+    heads and gates stay in float32. Activations get one scale a batch, so answers vary a little with the texts that share one.
+
+    Raises:
+        ValueError: an unknown dtype; int8 for a model that is not in float32 on a CPU, or where torch cannot do it.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    if dtype == dtype_name(model):
+        return model
+    if dtype == "int8":
+        return _quantized(model)
+    return twin(model, getattr(torch, dtype)).eval()
+
+
+def twin(model: MultiExitBert, dtype: torch.dtype | None = None) -> MultiExitBert:
+    """A model of the same tensors, in `dtype` where one is given; modules may be replaced in it without a trace in the other."""
+    shared = [model.config, *model.buffers()] + ([] if model.exit_table is None else [model.exit_table])
+    memo = {id(thing): thing for thing in shared}
+    for parameter in model.parameters():
+        value = parameter if dtype is None else nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        memo[id(parameter)] = value
+    return copy.deepcopy(model, memo)
+
+
+def _quantized(model: MultiExitBert) -> MultiExitBert:
+    if model.device.type != "cpu":
+        raise ValueError(f"dtype 'int8' is for models on a CPU, got one on {model.device}; known there: float32, bfloat16")
+    if model.dtype != torch.float32:
+        raise ValueError(f"dtype 'int8' needs a model in float32, got {model.dtype}")
+    other = twin(model).eval()
+    with warnings.catch_warnings():
+        # torch means to remove this interface in favour of torchao, whose int8 layers, however, are slower than bfloat16 on a
+        # CPU, and compiled no faster than these.
+        warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        try:
+            from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+            quantize_dynamic(other.bert.encoder, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"dtype 'int8': torch {torch.__version__} cannot quantize here: {error}") from error
+    return other

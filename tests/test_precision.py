@@ -1,0 +1,161 @@
+"""Low precision and compiled layers: the same answers but for rounding, and a model that stays as it was."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from geep_triton import Engine, MultiExitBert, build_exit_table
+from geep_triton.modeling.compiled import compile_layers
+from geep_triton.modeling.precision import in_dtype
+
+# Largest difference of a probability from float32's on MiniLM, whose weights are those of a trained model.
+TOLERANCES = {"float32": 1e-6, "bfloat16": 0.02, "int8": 0.06}
+REVIEWS = [
+    "The soup was anything but bland, and the staff could not have been kinder.",
+    "A tedious novel.",
+    "We waited for an hour, then left; never again!",
+    "It is a film that, for all its faults, one thinks about for days afterwards.",
+] * 3
+POLICIES = ["full", "constant:2", "threshold:0.8", "patience:1", "predicted:mean", "verified:0.8"]
+
+
+@pytest.fixture(scope="module")
+def real(minilm_path):
+    torch.manual_seed(0)
+    return MultiExitBert.from_pretrained(minilm_path, pooling="mean").eval(), AutoTokenizer.from_pretrained(minilm_path)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_answers_of_every_exit_on_real_weights(real, dtype):
+    model, tokenizer = real
+    before = copy.deepcopy(model.state_dict())
+    expected = Engine(model, tokenizer).exit_logits(REVIEWS)[1].softmax(-1)
+    engine = Engine(model, tokenizer, dtype=dtype)
+    got = engine.exit_logits(REVIEWS)[1]
+    assert engine.dtype == dtype
+    assert got.dtype == torch.float32
+    assert float((got.softmax(-1) - expected).abs().max()) <= TOLERANCES[dtype]
+    assert (dtype == "float32") == torch.equal(got.softmax(-1), expected)  # else nothing was converted
+    assert model.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_answer_what_their_exits_say(model, tokenizer, texts, dtype, policy):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False, dtype=dtype)
+    engine = Engine(model, tokenizer, policy, dtype=dtype, token_budget=40)
+    result, (_, logits) = engine.predict(texts), engine.exit_logits(texts)
+    at = torch.tensor([model.config.exit_layers.index(layer) for layer in result.exit_layers.tolist()])
+    expected = logits[torch.arange(len(texts)), at].softmax(-1)
+    assert float((result.probabilities - expected).abs().max()) < 0.1
+    assert engine.layer_costs.points[-1][1] > 0
+
+
+def test_a_twin_shares_what_is_not_converted(model):
+    half, small = in_dtype(model, "bfloat16"), in_dtype(model, "int8")
+    assert in_dtype(model, "float32") is model
+    assert half.dtype == torch.bfloat16
+    assert half.config is small.config is model.config
+    assert small.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
+    assert small.heads["1"].classifier.weight is model.heads["1"].classifier.weight
+    layer = small.bert.encoder.layer[0]
+    for linear in (layer.attention.self.query, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense):
+        assert linear.weight().dtype == torch.qint8
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenizer, texts):
+    engine = Engine(model, tokenizer, "full", dtype="int8")
+    before = engine.predict(texts).logits
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
+    engine.with_policy("predicted").predict(texts)
+    model.config.exit_temperatures = [1.0, 1.0, 1.0, 2.0]
+    torch.testing.assert_close(engine.predict(texts).logits, before / 2)
+
+
+def test_skip_gates_in_low_precision(make_model, tokenizer, texts):
+    gated = make_model(skip_gate="mean", skip_gate_bias=0.0)
+    for dtype in ("bfloat16", "int8"):
+        result = Engine(gated, tokenizer, "full", dtype=dtype).predict(texts)
+        assert 0 < int(result.skipped.sum()) < result.skipped.numel()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("int4", "unknown dtype 'int4'; known: bfloat16, float32, int8"),
+        (torch.bfloat16, "unknown dtype torch.bfloat16"),
+        ("", "unknown dtype ''"),
+    ],
+)
+def test_unknown_dtypes(model, tokenizer, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer, dtype=dtype)
+
+
+def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, monkeypatch):
+    with pytest.raises(ValueError, match="needs a model in float32, got torch.bfloat16"):
+        Engine(make_model().bfloat16(), tokenizer, dtype="int8")
+    with pytest.raises(ValueError, match="for models on a CPU, got one on meta"):
+        in_dtype(make_model().to("meta"), "int8")
+    monkeypatch.setattr(torch.backends.quantized, "engine", "none")
+    with pytest.raises(ValueError, match="dtype 'int8': torch .* cannot quantize here"):
+        Engine(model, tokenizer, dtype="int8")
+
+
+def counting_backend(graphs: list):
+    """A backend of torch.compile that runs graphs as they are."""
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    return backend
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_graph_serves_all_layers_and_shapes(make_model, tokenizer, texts, dtype):
+    torch._dynamo.reset()
+    model, graphs = make_model(num_hidden_layers=10), []
+    other, seconds = compile_layers(in_dtype(model, dtype), counting_backend(graphs))
+    known = len(graphs)
+    assert 2 <= known <= 4  # with a mask and without, for one sample and for many; not one each for ten layers
+    assert seconds > 0
+    with torch.inference_mode():
+        for samples, tokens in ((2, 3), (5, 7), (3, 33), (1, 9), (1, 64), (16, 2)):
+            hidden = torch.randn(samples, tokens, 32, dtype=other.dtype)
+            mask = model.layer_mask(hidden, (torch.arange(tokens) < torch.arange(1, samples + 1)[:, None]).long())
+            for given in (None, mask):
+                for layer in (1, 2, 10):
+                    expected = in_dtype(model, dtype).run_layer(layer, hidden, given)
+                    torch.testing.assert_close(other.run_layer(layer, hidden, given), expected)
+    assert len(graphs) == known
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and not torch.cuda.is_available(), reason="torch.compile needs a C++ compiler")
+def test_compiled_engine(model, tokenizer, texts):
+    torch._dynamo.reset()
+    plain = Engine(model, tokenizer, "threshold:0.8", token_budget=40)
+    fast = Engine(model, tokenizer, "threshold:0.8", token_budget=40, compile=True)
+    assert plain.compile_seconds is None
+    assert fast.compile_seconds > 0
+    torch.testing.assert_close(fast.exit_logits(texts)[1], plain.exit_logits(texts)[1], atol=1e-4, rtol=1e-4)
+    assert fast.predict(texts).label_ids.tolist() == plain.predict(texts).label_ids.tolist()
+    assert model.bert.encoder.layer[0]._compiled_call_impl is None
+
+
+def test_compile_errors(model, tokenizer):
+    def broken(graph, example_inputs):
+        raise OSError("no compiler\nmore")
+
+    with pytest.raises(ValueError, match="torch.compile does not work here .*no compiler"):
+        compile_layers(model, broken)
+    with pytest.raises(ValueError, match="int8 layers cannot be compiled"):
+        Engine(model, tokenizer, dtype="int8", compile=True)
