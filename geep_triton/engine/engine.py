@@ -51,8 +51,8 @@ class Engine:
             `geep_triton.engine.skipping.Skipping`. None: what the model was calibrated with, else by its gates if it has any.
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
-        dtype: "float32", "bfloat16" or "int8" (a CPU's only), in which the layers run; None: the model's own. The model stays as
-            it is: the engine holds a copy, which later changes of its weights do not reach; see
+        dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
+            as it is: the engine holds a copy, which later changes of its weights do not reach; see
             `geep_triton.modeling.precision.in_dtype`.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.

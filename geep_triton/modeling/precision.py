@@ -40,7 +40,7 @@ def in_dtype(model: MultiExitBert, dtype: str) -> MultiExitBert:
 
 
 def twin(model: MultiExitBert, dtype: torch.dtype | None = None) -> MultiExitBert:
-    """A model of the same tensors, in `dtype` where one is given; modules may be replaced in it without a trace in the other."""
+    """A model of the same tensors, in `dtype` where one is given; modules may be replaced in it and the other never knows."""
     shared = [model.config, *model.buffers()] + ([] if model.exit_table is None else [model.exit_table])
     memo = {id(thing): thing for thing in shared}
     for parameter in model.parameters():

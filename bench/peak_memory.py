@@ -1,0 +1,65 @@
+"""Peak memory of one system in a process of its own: prints its resident megabytes, and those before the model was loaded.
+
+python -m bench.peak_memory '{"system": "engine", "shape": "base", "dtype": "float32", ...}'
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.environment import ROOT
+
+
+def peak_memory(**spec: Any) -> dict[str, float]:
+    """Megabytes of a system in a fresh process: "before" the model was there, and at the "peak" of loading and answering.
+
+    Args:
+        **spec: system ("engine" or "huggingface"), shape, folder, dtype, policy, texts (a file), samples, token_budget,
+            max_length, threads.
+    """
+    command = [sys.executable, "-m", "bench.peak_memory", json.dumps(spec)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{spec}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident(field: str) -> float:
+    """Megabytes of this process: "VmRSS" now, "VmHWM" at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    import torch
+
+    from bench.rivals_dense import DenseBert, DenseRival, torch_int8
+    from bench.shapes import load_model, load_tokenizer
+    from geep_triton import Engine
+    from geep_triton.data import read_rows
+
+    spec = json.loads(sys.argv[1])
+    torch.set_num_threads(spec["threads"])
+    tokenizer = load_tokenizer(spec["folder"])
+    rows = read_rows(spec["texts"])[: spec["samples"]]
+    before = resident("VmRSS")
+    model = load_model(spec["shape"], spec["folder"])
+    if spec["system"] == "engine":
+        settings = {name: spec[name] for name in ("dtype", "token_budget", "max_length")}
+        Engine(model, tokenizer, spec["policy"], truncation=True, **settings).predict(rows)
+    else:
+        depth = model.config.num_hidden_layers
+        if spec["dtype"] == "int8":
+            call = torch_int8(DenseBert(model, depth))
+        else:
+            call = DenseBert(model.to(getattr(torch, spec["dtype"])), depth)
+        DenseRival(call, model, tokenizer, depth, spec["token_budget"], spec["max_length"]).predict(rows)
+    print(json.dumps({"before": before, "peak": resident("VmHWM")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The measurements of the pipeline benchmark, a function for each kind of cell."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.arrivals import waiting_times
+from bench.peak_memory import peak_memory, resident
+from bench.replay import DISTRIBUTIONS, drawn
+from bench.shapes import load_model, load_tokenizer
+from bench.stages import stages
+from bench.systems import NOBODY, System, Workbench
+from geep_triton import Engine
+from geep_triton.data import read_rows
+from geep_triton.engine.timing import in_turns
+from geep_triton.evaluation.measure import quiet_garbage_collector
+from geep_triton.modeling.flops import layer_flops
+
+RECORDED = "threshold:0.3"  # whose exits on the trained model are replayed on random ones
+LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
+BATCHES = 8  # of a window in the matrix
+CUDA_CALLS = {
+    "kernels": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
+    "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+}
+LEFT_OUT = ("deebert, one at a time", "huggingface, random batches")  # of the matrix: too slow, and all of one length
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells share.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        models: data set -> folder of a model trained on it.
+        texts: data set -> file of rows.
+        rounds: interleaved.
+        samples: texts of a cell by shape; those of other shapes as many as of "base".
+        token_budget: of a batch; max_length: of a text.
+        compile: whether compiled systems take part.
+        dry: every size as small as it can be.
+    """
+
+    device: str
+    models: dict[str, str]
+    texts: dict[str, str]
+    rounds: int
+    samples: dict[str, int]
+    token_budget: int
+    max_length: int
+    compile: bool
+    dry: bool
+
+    def rows(self, data: str, shape: str) -> list[dict[str, Any]]:
+        """Texts spread evenly over the file, so that they are as long as the file's."""
+        rows = read_rows(self.texts[data])
+        wanted = self.samples.get(shape, self.samples["base"])
+        return rows[:: max(1, len(rows) // wanted)][:wanted]
+
+    def shape(self, shape: str) -> str:
+        """The shape to build: the tiny one in a dry run."""
+        return "tiny" if self.dry else shape
+
+
+def workbench(shape: str, data: str, settings: Settings) -> Workbench:
+    """MiniLM with its trained exits, or random weights of a shape with exits replayed: the trained model's, else drawn ones."""
+    folder, rows = settings.models.get(data), settings.rows(data, shape)
+    tokenizer = load_tokenizer(folder)
+    if shape == "minilm" and folder is not None:
+        model = load_model(shape, folder).to(settings.device)
+        policies = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
+        return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies)
+    model = load_model(settings.shape(shape)).to(settings.device)
+    depth = model.config.num_hidden_layers
+    if folder is None:
+        recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
+    else:
+        trained = load_model("minilm", folder)
+        engine = Engine(trained, tokenizer, RECORDED, max_length=settings.max_length, truncation=True)
+        recorded = engine.predict(rows).exit_layers * depth // trained.config.num_hidden_layers
+    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, recorded)
+
+
+def compared(bench: Workbench, systems: list[System], dtype: str, rounds: int) -> list[dict[str, Any]]:
+    """Every system checked, then timed in turns: samples a second, and shares of what the saved layers allow.
+
+    `share_of_bound` is over ours at full depth, `share_of_rival_bound` over the fastest rival that runs all layers; both also
+    by a token's mean layers, which is the honest bound where long texts stay longer.
+    """
+    rows = [bench.checked(system, dtype) for system in systems]
+    with quiet_garbage_collector():
+        seconds = in_turns(bench.calls(systems), rounds)
+    speed = {name: len(bench.rows) / statistics.median(values) for name, values in seconds.items()}
+    full = speed["ours, full"]
+    rival = max((speed[system.name] for system in systems if system.kind == "full"), default=full)
+    for row in rows:
+        name = row["system"]
+        row |= {"seconds": seconds[name], "samples_per_second": speed[name], "speed_up": speed[name] / full}
+        for layers, suffix in ((row["mean_layers"], ""), (row["mean_layers_of_a_token"], "_of_a_token")):
+            bound = bench.depth / layers
+            row[f"share_of_bound{suffix}"] = speed[name] / full / bound
+            row[f"share_of_rival_bound{suffix}"] = speed[name] / rival / bound
+    return rows
+
+
+def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """Ours and every rival of one precision on one data set."""
+    bench = workbench(shape, data, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
+        ours, compile_seconds = bench.ours(dtype), None
+        if settings.compile and dtype != "int8":
+            several = bench.ours(dtype, compile=True)
+            compile_seconds = several[0].predict.__self__.compile_seconds
+            ours += several
+        rows = compared(bench, rivals + ours, dtype, settings.rounds)
+    by_name = {row["system"]: row for row in rows}
+    lengths = bench.tokens.lengths.double()
+    return {
+        "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
+        "layers": bench.depth,
+        "width": bench.model.config.hidden_size,
+        "systems": rows,
+        "missing": missing,
+        "compile_seconds": compile_seconds,
+        # Nobody leaves though all are scored at every exit, over full depth.
+        "overhead": by_name["ours, full"]["samples_per_second"] / by_name[f"ours, {NOBODY}"]["samples_per_second"] - 1,
+        "stages": {
+            name: stages(bench.engine(policy, dtype), bench.rows)
+            for name, policy in {"full": "full", bench.main: bench.policies[bench.main]}.items()
+        },
+    }
+
+
+def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """Median and 99th percentile of the time to an answer under random arrivals, at several loads."""
+    bench = workbench(shape, data, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        rivals, _ = bench.rivals(dtype, False, Path(folder))
+    chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
+    chosen += [system for system in rivals if system.kind == "exits"]
+    chosen += [system for system in bench.ours(dtype) if system.name in ("ours, full", f"ours, {bench.main}")]
+    for system in chosen:
+        bench.checked(system, dtype)
+    start = time.perf_counter()
+    chosen[0].predict(bench.rows)
+    capacity = len(bench.rows) / (time.perf_counter() - start)
+    rows = []
+    for load in LOADS:
+        for system in chosen:
+            waited = torch.tensor(waiting_times(system.predict, bench.rows, load * capacity), dtype=torch.float64)
+            p50, p99 = waited.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
+            rows.append({"system": system.name, "load": load, "p50": p50, "p99": p99})
+    return {"rate_of_load_1": capacity, "samples": len(bench.rows), "latencies": rows}
+
+
+def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """Peak megabytes, each system in a process of its own; a trained model's folder where there is one for MiniLM."""
+    folder = settings.models.get(data) if shape == "minilm" else None
+    spec = {
+        "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
+        "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
+        "max_length": settings.max_length, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    early = "threshold:0.3" if folder else "threshold:0.99"
+    found = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
+    for policy in ("full", early):
+        found[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
+    return {"megabytes": found}
+
+
+def scaling(axis: str, settings: Settings) -> dict[str, Any]:
+    """Seconds and peak memory as one size grows: of "samples" streamed, "length", "classes" or "window"."""
+    sizes = {
+        "samples": (1_000, 10_000, 100_000, 1_000_000),
+        "length": (16, 32, 64, 128, 256, 512),
+        "classes": (2, 10, 100, 1_000),
+        "window": (64, 256, 1_024, 4_096, 16_384),
+    }[axis]
+    if settings.dry:
+        sizes = sizes[:2]
+    points = [_scaled(axis, size, settings) for size in sizes]
+    return {"axis": axis, "points": points}
+
+
+def _scaled(axis: str, size: int, settings: Settings) -> dict[str, Any]:
+    tokenizer, length, samples = load_tokenizer(), 16, 256 if axis != "window" else 16_384
+    if axis == "length":
+        length = size
+    if axis == "samples":
+        samples = size
+    if settings.dry:
+        samples = min(samples, 64)
+    # What grows with the number of samples is the pipeline around the layers, so those are small there.
+    shape = "tiny" if axis in ("samples", "window") or settings.dry else "minilm"
+    model = load_model(shape, labels=size if axis == "classes" else 4).to(settings.device)
+    window = size if axis == "window" else 4_096
+    engine = Engine(model, tokenizer, "threshold:0.9", token_budget=settings.token_budget, window=window)
+    list(engine.predict_windows(_synthetic(16, length)))  # measures layers, too
+    answered, start, before = 0, time.perf_counter(), resident("VmRSS")
+    highest = before
+    for part in engine.predict_windows(_synthetic(samples, length)):
+        answered += len(part)
+        highest = max(highest, resident("VmRSS"))
+    return {"size": size, "samples": answered, "seconds": time.perf_counter() - start, "megabytes_grown": highest - before}
+
+
+def _synthetic(samples: int, length: int) -> Iterator[dict[str, Any]]:
+    """Random token ids between [CLS] and [SEP], always the same."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(samples):
+        middle = torch.randint(1_000, 30_000, (length - 2,), generator=generator)
+        yield {"input_ids": [101, *middle.tolist(), 102]}
+
+
+def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings) -> dict[str, Any]:
+    """Full depth and replayed exits over windows of some batches of so many tokens, all samples of one length.
+
+    Besides rivals, the ceilings of the machine in the same run: a matrix product's rate and a copy's.
+    """
+    device, samples = torch.device(settings.device), max(2, BATCHES * tokens // length)
+    if settings.dry:
+        samples = 4
+    tokenizer, rows = load_tokenizer(), list(_synthetic(samples, length))
+    model = load_model(settings.shape(shape)).to(device)
+    found: dict[str, Any] = {}
+    for name, distribution in DISTRIBUTIONS.items():
+        recorded = drawn(distribution, samples, model.config.num_hidden_layers)
+        bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
+        rivals, missing = bench.rivals(dtype, settings.compile, None)
+        systems = [system for system in rivals if system.name not in LEFT_OUT] + bench.ours(dtype)
+        if settings.compile:
+            systems += bench.ours(dtype, compile=True)
+        found[name] = compared(bench, systems, dtype, settings.rounds)
+        if device.type == "cuda":
+            found[f"{name}, launches"] = launches(lambda b=bench: b.engine(b.policies[b.main], dtype).predict(rows))
+    flops = samples * model.config.num_hidden_layers * layer_flops(model.config, length)
+    rate, copied = ceilings(device, getattr(torch, dtype), 512 if settings.dry or device.type == "cpu" else 8192)
+    seconds = {row["system"]: statistics.median(row["seconds"]) for row in found["all-12"]}
+    return {
+        "samples": samples,
+        "distributions": found,
+        "missing": missing,
+        "ceilings": {"flops_per_second": rate, "copied_bytes_per_second": copied},
+        "share_of_gemm_rate": {name: flops / value / rate for name, value in seconds.items()},
+    }
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """Operations a second of a square matrix product, and bytes read and written a second by a copy: the best of several."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    big = torch.empty(64 * size * size, dtype=torch.uint8, device=device)
+    other = torch.empty_like(big)
+    return 2 * size**3 / best(lambda: a @ b, device), 2 * big.numel() / best(lambda: other.copy_(big), device)
+
+
+def best(call: Callable[[], object], device: torch.device, rounds: int = 10) -> float:
+    """Seconds of the fastest of several calls."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def launches(call: Callable[[], object]) -> dict[str, int]:
+    """Kernels and waits of the host for the GPU in one call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        call()
+    names = Counter(event.name for event in found.events())
+    return {kind: sum(names[name] for name in several) for kind, several in CUDA_CALLS.items()}

@@ -1,0 +1,80 @@
+"""Early exits as their papers' code runs them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bench.rivals_dense import BATCH, answers, encode
+from geep_triton import MultiExitBert, Predictions
+
+
+def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """[B, C] -> [B]."""
+    logs = logits.float().log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1) / math.log(logits.shape[-1])
+
+
+class ShrinkingBatches:
+    """A batch in the order of arrival runs layer by layer and loses at each exit the samples that are sure there.
+
+    With batches of 32 this is FastBERT (autoliuweijie/FastBERT), with batches of one DeeBERT (castorini/DeeBERT), which
+    answers one sample at a time. The host reads each exit's entropies before it goes on, as both do.
+
+    Args:
+        model: ours, in the precision to run; its layers, heads and weights are used.
+        thresholds: layer of an early exit -> normalized entropy at or under which a sample leaves.
+        max_length: tokens at which texts are cut.
+        batch: samples.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitBert,
+        tokenizer: PreTrainedTokenizerBase,
+        thresholds: Mapping[int, float],
+        max_length: int,
+        batch: int = BATCH,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.thresholds, self.max_length, self.batch = thresholds, max_length, batch
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[dict[str, Any]]) -> Predictions:
+        """As `Engine.predict`."""
+        start, config = time.perf_counter(), self.model.config
+        logits, exits = torch.empty(len(rows), config.num_labels), torch.empty(len(rows), dtype=torch.int64)
+        for begin in range(0, len(rows), self.batch):
+            part = rows[begin : begin + self.batch]
+            for index, answer, layer in self._answers(part):
+                logits[begin + index], exits[begin + index] = answer.float().cpu(), layer
+        return answers(self.model, logits, exits, {"run": time.perf_counter() - start})
+
+    def _answers(self, rows: Sequence[dict[str, Any]]):
+        """(which rows, logits, layer) as they leave."""
+        model, index = self.model, torch.arange(len(rows))
+        tokens = encode(self.tokenizer, rows, self.max_length)
+        ids, mask, type_ids = (
+            None if t is None else t.to(model.device) for t in tokens.padded(index, self.tokenizer.pad_token_id or 0)
+        )
+        hidden = model.embed(ids, type_ids)
+        for layer in range(1, model.config.num_hidden_layers + 1):
+            hidden = model.run_layer(layer, hidden, model.layer_mask(hidden, mask) if len(index) > 1 else None)
+            last = layer == model.config.num_hidden_layers
+            if layer not in self.thresholds and not last:
+                continue
+            logits = model.exit_logits(layer, hidden, mask)
+            leaves = torch.ones(len(index), dtype=torch.bool)
+            if not last:
+                leaves = (normalized_entropy(logits) <= self.thresholds[layer]).cpu()
+            if leaves.any():
+                yield index[leaves], logits[leaves], layer
+            if leaves.all():
+                return
+            stays = ~leaves
+            index, hidden, mask = index[stays], hidden[stays], mask[stays]

@@ -1,0 +1,31 @@
+"""Models of the sizes that are measured: a trained one from its folder, or random weights of a shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bench.experiments.data import pretrained_folder
+from geep_triton import MultiExitBert, MultiExitBertConfig
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"num_hidden_layers": 12, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "head_size": 8},
+    "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+    "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+
+
+def load_model(shape: str, folder: str | None = None, labels: int = 4, **config: Any) -> MultiExitBert:
+    """The trained model of a folder; without one, random weights of a shape, always the same."""
+    if folder is not None:
+        return MultiExitBert.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    return MultiExitBert(MultiExitBertConfig(num_labels=labels, pooling="mean", **SHAPES[shape], **config)).eval()
+
+
+def load_tokenizer(folder: str | None = None) -> PreTrainedTokenizerBase:
+    """That of a trained model, else MiniLM's (extra `demo`), which is BERT's."""
+    return AutoTokenizer.from_pretrained(folder or pretrained_folder())

