@@ -10,7 +10,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from bench import report_ops, report_policies
+from bench import report_ops, report_pipeline, report_policies
 from bench.environment import RESULTS, ROOT
 from bench.report_policies import families, promises, setting, spread
 
@@ -58,6 +58,7 @@ def pages() -> dict[Path, str]:
         readme: with_tables(readme.read_text(encoding="utf-8"), summary()),
         folder / "POLICIES.md": report_policies.page(),
         folder / "OPS.md": report_ops.page(),
+        folder / "PIPELINE.md": report_pipeline.page(),
     }
 
 
@@ -72,6 +73,10 @@ def main() -> None:
     if not arguments.check:
         for path in sorted(RESULTS.rglob("ops*.json")):
             report_ops.plot(report_ops.read(path), path.with_suffix(".png"))
+        for device in ("cpu", "cuda"):
+            cells = [cell for cell in report_pipeline.results() if cell["cell"].startswith(f"throughput.{device}.")]
+            if cells:
+                report_pipeline.plot(cells, RESULTS / f"pipeline_{device}.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""The page on the whole pipeline: throughput beside every rival, where the time goes, waiting times, memory, growth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench.environment import RESULTS
+from bench.report_ops import read
+
+Result = dict[str, Any]
+
+INTRODUCTION = """# The pipeline, measured
+
+Made from the files in `bench/results/pipeline`, which `python -m bench.pipeline` writes, by `python -m bench.report`. Answers
+are checked before anything is timed, systems of a table run in turns, figures are medians. *Share of the bound* is the speed over
+what the saved layers allow, (layers / mean layers) times full depth: that of ours, and that of the fastest rival of the same
+precision that runs all layers; in brackets by the mean layers of a token, the honest bound where long texts stay longer.
+*Replayed* exits are those of a model with random weights whose samples leave as they were recorded to do on a trained one."""
+
+COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
+
+
+def results(folder: Path = RESULTS) -> list[Result]:
+    """All cells."""
+    return [read(path) for path in sorted((folder / "pipeline").glob("*.json"))]
+
+
+def machine(result: Result) -> str:
+    """What it was measured on."""
+    where = result["environment"]
+    return f"{where['gpu'] or where['cpu']}, {where['threads']} threads, torch {where['torch']}"
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The whole page, in Markdown."""
+    by_machine = defaultdict(list)
+    for result in results(folder):
+        by_machine[machine(result)].append(result)
+    parts = [INTRODUCTION]
+    if not any(".cuda." in result["cell"] for several in by_machine.values() for result in several):
+        parts.append(f"Not yet measured on a GPU: `{COMMAND} --device cuda --only matrix --budget-minutes 8`.")
+    if not by_machine:
+        parts.append(f"Not yet measured on a CPU: `{COMMAND}`.")
+    for name, several in by_machine.items():
+        parts.append(f"## {name}")
+        for title, kind, section in SECTIONS:
+            found = [section(result) for result in several if result["cell"].startswith(f"{kind}.")]
+            if found:
+                parts += [f"### {title}", *found]
+        cells = [result for result in several if result["cell"].startswith("throughput.")]
+        if cells:
+            parts += ["### Where it does not pay", where_it_does_not_pay(cells)]
+    return "\n\n".join(parts) + "\n"
+
+
+def title_of(result: Result) -> str:
+    """Cell, texts and date."""
+    settings, (_, _, *rest) = result["declaration"], result["cell"].split(".")
+    return f"**{', '.join(rest)}** ({settings['rounds']} rounds; {result['environment']['date']})"
+
+
+def percent(row: Result, key: str) -> str:
+    return f"{row[key]:.0%} ({row[f'{key}_of_a_token']:.0%})"
+
+
+def table(rows: list[Result]) -> list[str]:
+    """Systems of one comparison."""
+    lines = [
+        "| system | mean layers | same answer as all layers | samples/s | speed-up | share of the bound | of the rival's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['system']} | {row['mean_layers']:.2f} | {row['agreement']:.3f} | {row['samples_per_second']:.1f} | "
+        f"{row['speed_up']:.2f}x | {percent(row, 'share_of_bound')} | {percent(row, 'share_of_rival_bound')} |"
+        for row in rows
+    ]
+    return lines
+
+
+def throughput_section(result: Result) -> str:
+    texts, seconds = result["texts"], result["compile_seconds"]
+    lines = [
+        title_of(result),
+        "",
+        f"{result['layers']} layers of width {result['width']}; {texts['samples']} texts of {texts['tokens']:,} tokens, the longest "
+        f"{texts['longest']}; when all are scored and nobody leaves {result['overhead']:+.1%} time over full depth"
+        + ("." if seconds is None else f"; one layer compiled for all in {seconds:.0f} s."),
+        "",
+        *table(result["systems"]),
+        "",
+        *(f"Without {name}: {reason}." for name, reason in result["missing"].items()),
+        "",
+        "Time of a window by stage: " + "; ".join(f"{name}: {shares(found)}" for name, found in result["stages"].items()) + ".",
+    ]
+    return "\n".join(lines)
+
+
+def shares(seconds: dict[str, float]) -> str:
+    """The largest stage first."""
+    total, ordered = sum(seconds.values()), sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{stage} {value / total:.1%}" for stage, value in ordered)
+
+
+def where_it_does_not_pay(several: list[Result]) -> str:
+    """Ours with early exits that are no faster than the fastest rival that runs all layers."""
+    lines = []
+    for result in several:
+        rows = result["systems"]
+        rival = max((row for row in rows if row["kind"] == "full"), key=lambda row: row["samples_per_second"])
+        slower = [
+            f"{row['system'].removeprefix('ours, ')} (mean layers {row['mean_layers']:.2f}, {ratio:.2f}x)"
+            for row in rows
+            if row["kind"] == "ours" and (ratio := row["samples_per_second"] / rival["samples_per_second"]) <= 1
+        ]
+        name = ", ".join(result["cell"].split(".")[2:])
+        lines.append(f"- {name}, over {rival['system']}: {'; '.join(slower) or 'everything pays'}")
+    return "\n".join(lines)
+
+
+def latency_section(result: Result) -> str:
+    lines = [
+        title_of(result),
+        "",
+        f"Load 1 is {result['rate_of_load_1']:.1f} texts a second; {result['samples']} arrivals.",
+        "",
+        "| system | load | median, ms | 99th percentile, ms |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['system']} | {row['load']:g} | {1000 * row['p50']:.1f} | {1000 * row['p99']:.1f} |"
+        for row in result["latencies"]
+    ]
+    return "\n".join(lines)
+
+
+def memory_section(result: Result) -> str:
+    found = result["megabytes"]
+    own = {name: values["peak"] - values["before"] for name, values in found.items()}
+    rival = own["huggingface, length-sorted"]
+    lines = [title_of(result), "", "| system | peak over an empty process, MB | of Hugging Face's |", "|---|---|---|"]
+    lines += [f"| {name} | {value:,.0f} | {value / rival:.2f}x |" for name, value in own.items()]
+    return "\n".join(lines)
+
+
+def scaling_section(result: Result) -> str:
+    lines = [title_of(result), "", f"| {result['axis']} | samples | seconds | samples/s | MB grown |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {point['size']:,} | {point['samples']:,} | {point['seconds']:.2f} | {point['samples'] / point['seconds']:.0f} | "
+        f"{point['megabytes_grown']:.0f} |"
+        for point in result["points"]
+    ]
+    return "\n".join(lines)
+
+
+def matrix_section(result: Result) -> str:
+    ceilings = result["ceilings"]
+    rates = ", ".join(f"{name} {share:.1%}" for name, share in result["share_of_gemm_rate"].items())
+    lines = [
+        title_of(result),
+        "",
+        f"Ceilings in the same run: {ceilings['flops_per_second'] / 1e12:.2f} TFLOP/s, "
+        f"{ceilings['copied_bytes_per_second'] / 1e9:.0f} GB/s copied. Full depth reaches of that rate: {rates}.",
+    ]
+    for name, rows in result["distributions"].items():
+        if isinstance(rows, list):
+            lines += ["", f"Exits {name}:", "", *table(rows)]
+        else:
+            lines += ["", f"{name}: {', '.join(f'{kind} {count:,}' for kind, count in rows.items())}"]
+    return "\n".join(lines)
+
+
+SECTIONS = (
+    ("Throughput", "throughput", throughput_section),
+    ("Waiting times under random arrivals", "latency", latency_section),
+    ("Peak memory", "memory", memory_section),
+    ("As work grows", "scaling", scaling_section),
+    ("Shapes", "matrix", matrix_section),
+)
+
+
+def plot(several: list[Result], path: Path) -> None:
+    """Samples a second over agreement with the full model, a panel for each throughput cell. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4 * len(several)), layout="constrained")
+    panels = figure.subplots(len(several), squeeze=False)[:, 0]
+    for axes, result in zip(panels, several, strict=True):
+        for kind in ("ours", "full", "truncated", "exits"):
+            rows = [row for row in result["systems"] if row["kind"] == kind]
+            axes.scatter([row["agreement"] for row in rows], [row["samples_per_second"] for row in rows], label=kind, s=16)
+        axes.set(title=result["cell"], xlabel="same answer as all layers, float32", ylabel="samples/s", ylim=(0, None))
+        axes.legend()
+    figure.savefig(path, dpi=100)
