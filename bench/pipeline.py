@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +25,7 @@ import torch
 from bench import pipeline_cells as cells
 from bench.environment import RESULTS, ROOT, environment
 from bench.experiments.cell import write_json
+from geep_triton.engine.policies import OneExitWarning
 
 OUTPUT = RESULTS / "pipeline"
 DTYPES = ("float32", "bfloat16", "int8")
@@ -136,6 +138,7 @@ def main(given: list[str] | None = None) -> None:
     wanted = [cell for cell in all_cells(settings) if not arguments.only or cell.name.startswith(tuple(arguments.only))]
     if not wanted:
         raise SystemExit(f"--only {' '.join(arguments.only)}: no such cell; --list shows them")
+    failed: list[str] = []
     for number, cell in enumerate(wanted, start=1):
         path, declaration = arguments.output / f"{cell.name}.json", cell.declaration(settings)
         done = path.is_file() and json.loads(path.read_text())["declaration"] == declaration
@@ -145,12 +148,21 @@ def main(given: list[str] | None = None) -> None:
         minutes = (time.perf_counter() - start) / 60
         if arguments.budget_minutes is not None and minutes >= arguments.budget_minutes:
             print(f"{len(wanted) - number + 1} cells left after {minutes:.1f} minutes; start it again to go on", flush=True)
-            return
+            break
         began = time.perf_counter()
-        result = cell.run()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", OneExitWarning)  # that nobody leaves is one of the measurements
+                result = cell.run()
+        except ValueError as error:  # answers that are wrong: no figure of this cell, but of the others
+            print(f"{number}/{len(wanted)} {cell.name} failed: {error}", flush=True)
+            failed.append(cell.name)
+            continue
         taken = time.perf_counter() - began
         write_json(path, {"cell": cell.name, "environment": environment(), "declaration": declaration, **result, "took": taken})
         print(f"{number}/{len(wanted)} {cell.name}: {taken:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"{len(failed)} cells failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ CUDA_CALLS = {
     "kernels": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
     "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
 }
-LEFT_OUT = ("deebert, one at a time", "huggingface, random batches")  # of the matrix: too slow, and all of one length
+LEFT_OUT = ("deebert", "huggingface, random")  # of the matrix: too slow, and all samples are of one length
+ARRIVALS = 256
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
         trained = load_model("minilm", folder)
         engine = Engine(trained, tokenizer, RECORDED, max_length=settings.max_length, truncation=True)
         recorded = engine.predict(rows).exit_layers * depth // trained.config.num_hidden_layers
-    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, recorded)
+    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, {"replayed": recorded})
 
 
 def compared(bench: Workbench, systems: list[System], dtype: str, rounds: int) -> list[dict[str, Any]]:
@@ -154,13 +155,13 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
     start = time.perf_counter()
     chosen[0].predict(bench.rows)
     capacity = len(bench.rows) / (time.perf_counter() - start)
-    rows = []
+    arriving, rows = bench.rows * (1 if settings.dry else -(-ARRIVALS // len(bench.rows))), []
     for load in LOADS:
         for system in chosen:
-            waited = torch.tensor(waiting_times(system.predict, bench.rows, load * capacity), dtype=torch.float64)
+            waited = torch.tensor(waiting_times(system.predict, arriving, load * capacity), dtype=torch.float64)
             p50, p99 = waited.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
             rows.append({"system": system.name, "load": load, "p50": p50, "p99": p99})
-    return {"rate_of_load_1": capacity, "samples": len(bench.rows), "latencies": rows}
+    return {"rate_of_load_1": capacity, "samples": len(arriving), "latencies": rows}
 
 
 def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
@@ -232,26 +233,24 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
         samples = 4
     tokenizer, rows = load_tokenizer(), list(_synthetic(samples, length))
     model = load_model(settings.shape(shape)).to(device)
-    found: dict[str, Any] = {}
-    for name, distribution in DISTRIBUTIONS.items():
-        recorded = drawn(distribution, samples, model.config.num_hidden_layers)
-        bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
-        rivals, missing = bench.rivals(dtype, settings.compile, None)
-        systems = [system for system in rivals if system.name not in LEFT_OUT] + bench.ours(dtype)
-        if settings.compile:
-            systems += bench.ours(dtype, compile=True)
-        found[name] = compared(bench, systems, dtype, settings.rounds)
-        if device.type == "cuda":
-            found[f"{name}, launches"] = launches(lambda b=bench: b.engine(b.policies[b.main], dtype).predict(rows))
-    flops = samples * model.config.num_hidden_layers * layer_flops(model.config, length)
+    depth = model.config.num_hidden_layers
+    recorded = {name: drawn(shares, samples, depth) for name, shares in DISTRIBUTIONS.items() if name != "all-12"}
+    bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
+    rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length))
+    ours = bench.ours(dtype) + (bench.ours(dtype, compile=True) if settings.compile else [])
+    systems = [system for system in rivals if not system.name.startswith(LEFT_OUT)] + ours
+    found = compared(bench, systems, dtype, settings.rounds)
+    flops = samples * depth * layer_flops(model.config, length)
     rate, copied = ceilings(device, getattr(torch, dtype), 512 if settings.dry or device.type == "cpu" else 8192)
-    seconds = {row["system"]: statistics.median(row["seconds"]) for row in found["all-12"]}
     return {
         "samples": samples,
-        "distributions": found,
+        "systems": found,
         "missing": missing,
+        "launches": {system.name: launches(system, rows) for system in ours} if device.type == "cuda" else {},
         "ceilings": {"flops_per_second": rate, "copied_bytes_per_second": copied},
-        "share_of_gemm_rate": {name: flops / value / rate for name, value in seconds.items()},
+        "share_of_gemm_rate": {
+            row["system"]: flops / statistics.median(row["seconds"]) / rate for row in found if row["mean_layers"] == depth
+        },
     }
 
 
@@ -275,12 +274,11 @@ def best(call: Callable[[], object], device: torch.device, rounds: int = 10) -> 
     return min(seconds)
 
 
-def launches(call: Callable[[], object]) -> dict[str, int]:
-    """Kernels and waits of the host for the GPU in one call."""
+def launches(system: System, rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Kernels, and waits of the host for the GPU, in one call on all rows."""
     from torch.profiler import ProfilerActivity, profile
 
-    call()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        call()
+        system.predict(rows)
     names = Counter(event.name for event in found.events())
     return {kind: sum(names[name] for name in several) for kind, several in CUDA_CALLS.items()}

@@ -14,9 +14,9 @@ Result = dict[str, Any]
 INTRODUCTION = """# The pipeline, measured
 
 Made from the files in `bench/results/pipeline`, which `python -m bench.pipeline` writes, by `python -m bench.report`. Answers
-are checked before anything is timed, systems of a table run in turns, figures are medians. *Share of the bound* is the speed over
-what the saved layers allow, (layers / mean layers) times full depth: that of ours, and that of the fastest rival of the same
-precision that runs all layers; in brackets by the mean layers of a token, the honest bound where long texts stay longer.
+are checked before anything is timed, systems of a table run in turns, figures are medians. *Share of the bound* is the speed
+over what the saved layers allow, (layers / mean layers) times full depth: that of ours, and that of the fastest rival of the
+same precision that runs all layers; in brackets by the mean layers of a token, the honest bound where long texts stay longer.
 *Replayed* exits are those of a model with random weights whose samples leave as they were recorded to do on a trained one."""
 
 COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
@@ -84,8 +84,8 @@ def throughput_section(result: Result) -> str:
     lines = [
         title_of(result),
         "",
-        f"{result['layers']} layers of width {result['width']}; {texts['samples']} texts of {texts['tokens']:,} tokens, the longest "
-        f"{texts['longest']}; when all are scored and nobody leaves {result['overhead']:+.1%} time over full depth"
+        f"{result['layers']} layers of width {result['width']}; {texts['samples']} texts of {texts['tokens']:,} tokens, the "
+        f"longest {texts['longest']}; when all are scored and nobody leaves {result['overhead']:+.1%} time over full depth"
         + ("." if seconds is None else f"; one layer compiled for all in {seconds:.0f} s."),
         "",
         *table(result["systems"]),
@@ -163,11 +163,10 @@ def matrix_section(result: Result) -> str:
         f"Ceilings in the same run: {ceilings['flops_per_second'] / 1e12:.2f} TFLOP/s, "
         f"{ceilings['copied_bytes_per_second'] / 1e9:.0f} GB/s copied. Full depth reaches of that rate: {rates}.",
     ]
-    for name, rows in result["distributions"].items():
-        if isinstance(rows, list):
-            lines += ["", f"Exits {name}:", "", *table(rows)]
-        else:
-            lines += ["", f"{name}: {', '.join(f'{kind} {count:,}' for kind, count in rows.items())}"]
+    lines += ["", *table(result["systems"])]
+    if result["launches"]:
+        lines += ["", "Kernels launched, and waits of the host for the GPU, in a window:", ""]
+        lines += [f"- {name}: {found['kernels']:,}, {found['waits']:,}" for name, found in result["launches"].items()]
     return "\n".join(lines)
 
 

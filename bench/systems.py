@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bench.replay import Replay, spread_heads, thresholds_for
-from bench.rivals_dense import DenseBert, DenseRival, OnnxBert, compiled, missing_onnx, torch_int8
+from bench.rivals_dense import BATCH, DenseBert, DenseRival, OnnxBert, compiled, missing_onnx, torch_int8
 from bench.rivals_exits import ShrinkingBatches, normalized_entropy
 from geep_triton import Engine, MultiExitBert, Predictions
 from geep_triton.engine.policies import Policy, Threshold, parse_policy
@@ -51,8 +51,8 @@ class Workbench:
         tokenizer: its own.
         rows: texts, or rows of token ids.
         token_budget, max_length: as for `Engine`.
-        recorded: [N] layers of the exits to replay on a random model, whose heads are then spread; None: a trained model.
-        thresholds: of the policies that a trained model runs; the first is the one rivals take.
+        recorded: name -> [N] layers of exits to replay on a random model, whose heads are then spread; None: a trained model.
+        policies: that a trained model runs; the first is the one whose thresholds and mean depth rivals take.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Workbench:
         rows: Sequence[dict[str, Any]],
         token_budget: int,
         max_length: int,
-        recorded: torch.Tensor | None = None,
+        recorded: Mapping[str, torch.Tensor] | None = None,
         policies: Sequence[str] = ("threshold:0.3",),
     ) -> None:
         self.model, self.tokenizer, self.rows = model, tokenizer, list(rows)
@@ -73,11 +73,11 @@ class Workbench:
             spread_heads(model, full.exit_logits(self.rows)[1])
         self.tokens, self.logits = full.exit_logits(self.rows)
         self.policies: dict[str, Policy] = {}
-        if recorded is not None:
-            self.policies["threshold, replayed"] = self._replayed(recorded)
-            self.policies["oracle, replayed"] = Replay.of(self.tokens, recorded)
-        else:
+        if recorded is None:
             self.policies |= {name: parse_policy(name) for name in policies}
+        for name, exits in (recorded or {}).items():
+            self.policies[f"threshold, {name}"] = self._replayed(exits)
+            self.policies[f"oracle, {name}"] = Replay.of(self.tokens, exits)
         self.main = next(iter(self.policies))
 
     def _replayed(self, recorded: torch.Tensor) -> Threshold:
@@ -108,8 +108,14 @@ class Workbench:
             for name, policy in policies.items()
         ]
 
-    def rivals(self, dtype: str, compile: bool, folder: Path | None) -> tuple[list[System], dict[str, str]]:
-        """Those of this precision, and why others are missing. ONNX files go to `folder`; None: without it."""
+    def rivals(self, dtype: str, compile: bool, folder: Path | None, batch: int = BATCH) -> tuple[list[System], dict[str, str]]:
+        """Those of this precision, and why others are missing.
+
+        Args:
+            dtype, compile: whether compiled ones take part.
+            folder: for ONNX files; None: without ONNX Runtime.
+            batch: samples of a batch that shrinks.
+        """
         model = in_dtype(self.model, dtype) if dtype != "int8" else self.model
         quantize = torch_int8 if dtype == "int8" else lambda module: module
         full = DenseBert(model, self.depth)
@@ -132,16 +138,18 @@ class Workbench:
             found.append(System("onnxruntime, length-sorted", "full", self._dense(session, self.depth, budget)))
         else:
             missing["onnxruntime"] = reason
-        policy = self.policies[self.main]
-        exits = self.exits_of(policy)
-        layers = min(self.layers, key=lambda layer: abs(layer - float(exits.double().mean())))
+        mean_depth = float(self.exits_of(self.policies[self.main]).double().mean())
+        layers = min(self.layers, key=lambda layer: abs(layer - mean_depth))
         short = quantize(DenseBert(model, layers))
         found.append(System(f"{name}, {layers} layers, length-sorted", "truncated", self._dense(short, layers, budget)))
-        rule, runner = policy.rule(self.model), in_dtype(self.model, dtype)
-        if rule is not None:
-            for title, batch in (("deebert, one at a time", 1), ("fastbert, shrinking batches", 32)):
-                rival = ShrinkingBatches(runner, self.tokenizer, rule.thresholds, self.settings["max_length"], batch)
-                found.append(System(title, "exits", rival.predict, exits))
+        runner = in_dtype(self.model, dtype)
+        for policy_name, policy in self.policies.items():
+            if not isinstance(policy, Threshold):
+                continue
+            thresholds, exits = policy.rule(self.model).thresholds, self.exits_of(policy)
+            for title, size in (("deebert, one at a time", 1), ("fastbert, shrinking batches", batch)):
+                rival = ShrinkingBatches(runner, self.tokenizer, thresholds, self.settings["max_length"], size)
+                found.append(System(f"{title}, {policy_name}", "exits", rival.predict, exits))
         return found, missing
 
     def _dense(self, call: Any, layers: int, budget: int | None) -> Any:

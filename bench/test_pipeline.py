@@ -150,7 +150,7 @@ def test_settings_that_do_not_fit():
 
 ROWS = (
     "huggingface, length-sorted",
-    "fastbert, shrinking batches",
+    "fastbert, shrinking batches, threshold, replayed",
     "ours, full",
     "ours, threshold, replayed",
     "ours, oracle, replayed",
