@@ -17,7 +17,7 @@ SPREAD = 2.0  # standard deviation of a random model's logits
 # Exits of 12 layers: name -> layer -> share of the samples.
 DISTRIBUTIONS: dict[str, dict[int, float]] = {
     "all-12": {12: 1.0},
-    "mean-4.2": {1: 0.15, 2: 0.2, 3: 0.2, 4: 0.15, 5: 0.1, 6: 0.05, 8: 0.05, 10: 0.05, 12: 0.05},
+    "mean-4.2": {1: 0.15, 2: 0.2, 3: 0.2, 4: 0.15, 5: 0.05, 6: 0.05, 8: 0.1, 10: 0.05, 12: 0.05},
     "bimodal": {2: 0.6, 12: 0.4},
 }
 

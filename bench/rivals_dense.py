@@ -110,7 +110,7 @@ def export_onnx(module: DenseBert, path: Path) -> None:
     names = ("input_ids", "attention_mask", "token_type_ids")
     inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
     dynamic = {name: {0: "samples", 1: "tokens"} for name in names} | {"logits": {0: "samples"}}
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             OnnxGraph(module), inputs, path, input_names=list(names), output_names=["logits"], dynamic_axes=dynamic,

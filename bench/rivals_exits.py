@@ -64,7 +64,7 @@ class ShrinkingBatches:
         )
         hidden = model.embed(ids, type_ids)
         for layer in range(1, model.config.num_hidden_layers + 1):
-            hidden = model.run_layer(layer, hidden, model.layer_mask(hidden, mask) if len(index) > 1 else None)
+            hidden = model.run_layer(layer, hidden, model.layer_mask(hidden, mask) if self.batch > 1 else None)
             last = layer == model.config.num_hidden_layers
             if layer not in self.thresholds and not last:
                 continue

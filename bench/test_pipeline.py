@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,9 +81,9 @@ def test_drawn_exits_follow_their_distribution(name):
     exits = drawn(distribution, 1000, 12)
     for layer, share in distribution.items():
         assert int((exits == layer).sum()) == pytest.approx(1000 * share, abs=1)
-    assert int(drawn(distribution, 10, 24).max()) == 24
+    assert int(drawn(distribution, 100, 24).max()) == 24
     if name == "mean-4.2":
-        assert float(exits.double().mean()) == pytest.approx(4.2, abs=0.06)
+        assert float(exits.double().mean()) == pytest.approx(4.2, abs=0.02)
 
 
 def test_thresholds_send_as_many_to_each_exit():
@@ -95,24 +95,27 @@ def test_thresholds_send_as_many_to_each_exit():
     assert left.bincount(minlength=5).tolist() == [0, 50, 0, 30, 120]
 
 
-def test_waiting_times_grow_with_the_load():
+def test_waiting_times_grow_with_the_load(monkeypatch):
+    clock, served = [0.0], []
+    monkeypatch.setattr("bench.arrivals.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
     def serve(rows):
-        time.sleep(0.002 * len(rows))
+        served.extend(rows)
+        clock[0] += 0.002 * len(rows)
 
     rows = list(range(60))
     light, heavy = (waiting_times(serve, rows, rate) for rate in (50, 5_000))
-    assert len(light) == len(heavy) == 60
-    assert min(light) >= 0.002
-    # Under a load it can never serve, the last waits for nearly all the others' work.
-    assert max(heavy) > 0.1 > sorted(light)[30]
+    assert served == rows * 2
+    assert min(light) == pytest.approx(0.002)
+    # Under a load that it can never serve, the last waits for nearly all the others' work.
+    assert 0.09 < max(heavy) < 0.12
+    assert sorted(light)[30] < 0.003
 
 
 def test_memory_is_that_of_a_process_of_its_own():
     spec = {"shape": "tiny", "folder": None, "dtype": "float32", "texts": str(TEXTS), "samples": 4, "token_budget": 64}
     found = peak_memory(system="engine", policy="full", max_length=32, threads=1, **spec)
     assert 0 < found["before"] < found["peak"]
-    with pytest.raises(RuntimeError, match="unknown policy"):
-        peak_memory(system="engine", policy="none such", max_length=32, threads=1, **spec)
 
 
 CELLS = (
