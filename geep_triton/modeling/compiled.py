@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from geep_triton.checks import shorten
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import twin
 
@@ -34,7 +35,7 @@ def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -
             for samples in (SAMPLES, 1):
                 _warm_up(other, samples)
     except Exception as error:  # torch.compile fails in as many ways as there are compilers
-        reason = str(error).strip().partition("\n")[0]
+        reason = shorten(" ".join(str(error).split()), 300)
         raise ValueError(
             f"compile=True: torch.compile does not work here ({type(error).__name__}: {reason}); on a CPU it needs a C++ "
             "compiler (environment variable CXX)"
