@@ -31,7 +31,7 @@ OUTPUT = RESULTS / "pipeline"
 DTYPES = ("float32", "bfloat16", "int8")
 AXES = ("length", "classes", "window", "samples")
 LENGTHS, TOKENS = (32, 64, 128, 512), (1_024, 4_096, 16_384, 65_536)
-SAMPLES = {"minilm": 512, "base": 64}
+SAMPLES = {"minilm": 256, "base": 48}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="PREFIX", help="of the cells' names")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--samples", type=int, help="texts of a cell; default: 512 for MiniLM, 64 for the base shape")
+    parser.add_argument("--samples", type=int, help="texts of a cell; default: 256 for MiniLM, 48 for the base shape")
     parser.add_argument("--token-budget", type=int, help="default: 1,024 on a CPU, 65,536 on a GPU")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: unless --dry-run")
