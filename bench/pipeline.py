@@ -149,6 +149,8 @@ def main(given: list[str] | None = None) -> None:
         if arguments.budget_minutes is not None and minutes >= arguments.budget_minutes:
             print(f"{len(wanted) - number + 1} cells left after {minutes:.1f} minutes; start it again to go on", flush=True)
             break
+        if settings.compile:
+            torch.compiler.reset()  # it stops compiling a function that was compiled for many models
         began = time.perf_counter()
         try:
             with warnings.catch_warnings():

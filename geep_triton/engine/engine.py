@@ -424,7 +424,7 @@ def _saved_promise(model: MultiExitBert) -> float | None:
 
 def _check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:
     calibration = model.config.calibration
-    made_in = dtype if calibration is None else calibration["dtype"]
+    made_in = dtype if calibration is None else calibration.get("dtype", dtype_name(model))
     if made_in != dtype:
         raise ValueError(
             f"the model was calibrated in {made_in}, and what that promises does not hold in dtype {dtype!r}: calibrate again "

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any
 
 import torch
+from torch import nn
 
 from geep_triton.checks import shorten
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.modeling.precision import twin
 
 SAMPLES, TOKENS = 2, 8  # of a warm-up batch; sizes stay symbols, but 1 is always a case of its own
 
 
 def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -> tuple[MultiExitBert, float]:
-    """A twin of `model` for inference whose layers are compiled, and the seconds that it took.
+    """A copy of `model` that shares all it holds, whose `run_layer` is compiled, and the seconds that it took.
 
     One graph serves every layer and batch shape: weights and sizes are its inputs. It is compiled once with a mask and once
     without, each for one sample and for many; nothing else compiles later. torch keeps what it compiled on disk
     (TORCHINDUCTOR_CACHE_DIR), so that the next process takes less time.
 
+    Args:
+        model: in evaluation mode.
+        backend: of `torch.compile`.
+
     Raises:
         ValueError: a quantized model, or where torch.compile cannot work, such as on a CPU without a C++ compiler.
     """
-    other = twin(model).eval()
-    if type(other.bert.encoder.layer[0].output.dense) is not torch.nn.Linear:
+    layers = model.bert.encoder.layer
+    if type(layers[0].output.dense) is not nn.Linear:
         raise ValueError("compile=True: torch's int8 layers cannot be compiled; choose dtype float32 or bfloat16")
-    for layer in other.bert.encoder.layer:
-        layer.compile(backend=backend, dynamic=True, fullgraph=True)
+    # torch counts recompilations by code object and stops compiling after some: models must not share one.
+    own = FunctionType(_run.__code__.replace(), _run.__globals__)
+    run = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)
+    other = copy.copy(model)
+    other.run_layer = lambda layer, hidden_states, layer_mask: run(layers[layer - 1], hidden_states, layer_mask)
     start = time.perf_counter()
     try:
         with torch.inference_mode():
@@ -41,6 +51,10 @@ def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -
             "compiler (environment variable CXX)"
         ) from error
     return other, time.perf_counter() - start
+
+
+def _run(layer: nn.Module, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
+    return layer(hidden_states, layer_mask)
 
 
 def _warm_up(model: MultiExitBert, samples: int) -> None:
