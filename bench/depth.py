@@ -44,6 +44,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def of_tokens(values: torch.Tensor, lengths: torch.Tensor) -> float:
+    """Mean over tokens of what is known of each text: [N], [N]."""
+    return float((values * lengths).sum() / lengths.sum())
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.manual_seed(0)
@@ -59,7 +64,9 @@ def main() -> None:
     full = Engine(model, tokenizer, "full", truncation=True, max_length=128)
     rival = HuggingFaceSorted(model, tokenizer, full.token_budget)
     difference = rival.check_same_backbone(model, rows[0]["text"])
-    short = [row for row in rows if len(tokenizer(row["text"])["input_ids"]) <= 128]  # the rival does not truncate
+    counts = [len(ids) for ids in tokenizer([row["text"] for row in rows])["input_ids"]]
+    short = [row for row, count in zip(rows, counts, strict=True) if count <= 128]  # the rival does not truncate
+    lengths = torch.tensor([count for count in counts if count <= 128])
     policies: dict[str, Any] = {RIVAL: rival}
     policies |= {form: full.with_policy(form) for form in (f"constant:{layer}" for layer in early)}
     if model.exit_table is not None:
@@ -69,7 +76,8 @@ def main() -> None:
     results = []
     with quiet_garbage_collector():
         for name, engine in tqdm(policies.items(), unit="policy"):
-            mean_layers = engine.predict(short).mean_layers
+            answered = engine.predict(short)
+            mean_layers, of_a_token = answered.mean_layers, of_tokens(answered.layers_run, lengths)
             calls = {"full depth": partial(full.predict, short), "policy": partial(engine.predict, short)}
             full_seconds, seconds = in_turns(calls, arguments.rounds).values()
             speed_up = statistics.median(full_seconds) / statistics.median(seconds)
@@ -80,6 +88,8 @@ def main() -> None:
                 "full_samples_per_second": len(short) / statistics.median(full_seconds),
                 "speed_up": speed_up,
                 "share_of_bound": speed_up / (layers / mean_layers),
+                "mean_layers_of_a_token": of_a_token,
+                "share_of_token_bound": speed_up / (layers / of_a_token),
                 "seconds": seconds,
                 "full_seconds": full_seconds,
             })  # fmt: skip

@@ -141,7 +141,7 @@ def main() -> None:
     }
     rows, audits = [], {}
     for agreement in arguments.agreements:
-        found = engine.calibrate(calibration, agreement=agreement, rounds=1, speed_samples=256, save=False)
+        found = engine.calibrate(calibration, agreement=agreement, rounds=1, speed_samples=len(timed), save=False)
         forms = {candidate.policy: candidate.family for candidate in found.candidates}
         # The same thresholds with a batch that shrinks, to see what pooling is worth.
         plain = [form for form in forms if isinstance(parse_policy(form), Threshold)]

@@ -171,12 +171,14 @@ def depth_section(result: dict[str, Any]) -> str:
         f"{shape['hidden_size']}, {kind}, {result['settings']['samples']} texts, {result['settings']['rounds']} turns; "
         f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']})",
         "",
-        "| policy | mean layers | samples/s | full depth, in turns | speed-up | share of L / mean layers |",
-        "|---|---|---|---|---|---|",
+        "| policy | mean layers | of a token | samples/s | of full depth | speed-up | share of L / mean layers | of a token |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | "
-        f"{row['full_samples_per_second']:.1f} | {row['speed_up']:.2f}x | {row['share_of_bound']:.1%} |"
+        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['mean_layers_of_a_token']:.2f} | "
+        f"{row['samples_per_second']:.1f} | {row['full_samples_per_second']:.1f} | "
+        f"{row['speed_up']:.2f}x | {row['share_of_bound']:.1%} | "
+        f"{row['share_of_token_bound']:.1%} |"
         for row in result["policies"]
     ]
     return "\n".join(lines)
