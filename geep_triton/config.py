@@ -1,4 +1,4 @@
-"""Configuration of MultiExitBert: a BertConfig plus where the exits are and what their heads look like."""
+"""Configuration of MultiExitBert: a BertConfig plus where the exits and skip gates are, and what they look like."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from geep_triton.checks import check_choice, check_int, check_number, shorten
 
 HEADS = ("attention", "pooler", "linear")
 POOLINGS = ("cls", "mean")
+SKIP_GATES = ("attention", "mean")
 
 
 class MultiExitBertConfig(BertConfig):
-    """Everything of `transformers.BertConfig`, and the exits.
+    """Everything of `transformers.BertConfig`, the exits and the skip gates.
 
     Args:
         exit_layers: layers (1..num_hidden_layers) after which an exit head answers, ascending; the last layer is always
@@ -32,9 +33,18 @@ class MultiExitBertConfig(BertConfig):
         exit_policy: short form of the policy that `Engine` uses unless told otherwise, e.g. "verified:0.2"; set by
             `Engine.calibrate`.
         calibration: what `Engine.calibrate` found, as `Calibration.to_dict` gives it.
+        skip_gate: kind of the gates that decide, sample by sample, which layers are skipped: "attention" (SmartBERT, Hu et al.
+            2023) or "mean" (masked mean, linear; cheaper). None: no gates, every layer runs.
+        skip_layers: layers that may be skipped, ascending. None with gates: every layer.
+        skip_gate_size: width of an "attention" gate (128 in SmartBERT).
+        skip_gate_attention_heads: attention heads of an "attention" gate (2 in SmartBERT).
+        skip_gate_bias: where a new gate's logit starts; far below 0, so that training starts from "run everything".
+        skip_threshold: a sample skips a layer whose gate is at or over it, in training and in inference.
+        skipping: short form of how `Engine` skips layers unless told otherwise, e.g. "planned"; set by `Engine.calibrate`.
 
     Raises:
-        ValueError, TypeError: for exits outside the model, unknown heads or poolings, thresholds that do not fit.
+        ValueError, TypeError: for exits or gates outside the model, unknown heads, poolings or gates, settings of gates without
+            gates, thresholds that do not fit.
     """
 
     model_type = "multi_exit_bert"
@@ -51,6 +61,13 @@ class MultiExitBertConfig(BertConfig):
     exit_temperatures: list | None = None
     exit_policy: str | None = None
     calibration: dict | None = None
+    skip_gate: str | None = None
+    skip_layers: list[int] | None = None
+    skip_gate_size: int = 128
+    skip_gate_attention_heads: int = 2
+    skip_gate_bias: float | int = -3.0
+    skip_threshold: float | int = 0.5
+    skipping: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -66,15 +83,14 @@ class MultiExitBertConfig(BertConfig):
             check_choice(name, value, known)
         if self.is_decoder or self.add_cross_attention:
             raise ValueError("is_decoder and add_cross_attention must be False: MultiExitBert is an encoder")
-        check_int("head_size", self.head_size, 1)
-        check_int("head_attention_heads", self.head_attention_heads, 1)
-        if self.head_size % self.head_attention_heads:
-            raise ValueError(
-                f"head_size ({self.head_size}) must be a multiple of head_attention_heads ({self.head_attention_heads})"
-            )
+        check_multiple("head_size", self.head_size, "head_attention_heads", self.head_attention_heads)
         check_number("head_dropout", self.head_dropout, 0.0, 1.0)
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
         check_temperatures(self.exit_temperatures, len(self.exit_layers))
+        self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
+        check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
+        check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
+        check_number("skip_threshold", self.skip_threshold, 0.0, 1.0)
 
 
 def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:
@@ -85,15 +101,50 @@ def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_lay
     """
     if exit_layers is None:
         return list(range(1, num_layers + 1))
-    if not isinstance(exit_layers, (list, tuple)):
-        raise TypeError(f"exit_layers must be a list of ints, got {shorten(exit_layers)}")
-    for layer in exit_layers:
-        check_int("each of exit_layers", layer, 1, num_layers)
-    if len(set(exit_layers)) != len(exit_layers):
-        raise ValueError(f"exit_layers must not repeat a layer, got {list(exit_layers)}")
+    check_layers("exit_layers", exit_layers, num_layers)
     if num_layers not in exit_layers:
         raise ValueError(f"exit_layers must include the last layer ({num_layers}), got {list(exit_layers)}")
     return sorted(exit_layers)
+
+
+def resolve_skip_layers(
+    skip_gate: str | None, skip_layers: list[int] | tuple[int, ...] | None, num_layers: int
+) -> list[int] | None:
+    """The gated layers as a sorted list, None without gates; None with gates stands for every layer.
+
+    Raises:
+        TypeError: not a list of ints. ValueError: an unknown gate; layers without a gate; empty, repeated or outside
+            1..num_layers.
+    """
+    if skip_gate is None:
+        if skip_layers is not None:
+            raise ValueError(f"skip_layers need a skip_gate ({', '.join(SKIP_GATES)}), got skip_layers={shorten(skip_layers)}")
+        return None
+    check_choice("skip_gate", skip_gate, SKIP_GATES)
+    if skip_layers is None:
+        return list(range(1, num_layers + 1))
+    check_layers("skip_layers", skip_layers, num_layers)
+    if not skip_layers:
+        raise ValueError("skip_layers must name at least one layer; without gates leave skip_gate out")
+    return sorted(skip_layers)
+
+
+def check_layers(name: str, layers: list[int] | tuple[int, ...], num_layers: int) -> None:
+    """Raise unless `layers` is a list of distinct ints in 1..num_layers."""
+    if not isinstance(layers, (list, tuple)):
+        raise TypeError(f"{name} must be a list of ints, got {shorten(layers)}")
+    for layer in layers:
+        check_int(f"each of {name}", layer, 1, num_layers)
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"{name} must not repeat a layer, got {list(layers)}")
+
+
+def check_multiple(name: str, value: int, by_name: str, by: int) -> None:
+    """Raise unless both are ints from 1 and `value` is a multiple of `by`."""
+    check_int(name, value, 1)
+    check_int(by_name, by, 1)
+    if value % by:
+        raise ValueError(f"{name} ({value}) must be a multiple of {by_name} ({by})")
 
 
 def check_temperatures(temperatures: list | None, num_exits: int) -> None:

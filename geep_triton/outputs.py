@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ class MultiExitBertOutput(ModelOutput):
         shared_logits: one [B, C] per early exit k below layer L-1: the last head on the last layer on h_k (GEEP's
             sub-networks; k = L-1 is `logits` itself).
         hidden_states: h_0 (embeddings) .. h_k, each [B, S, H].
+        gates: one [B] float32 per gated layer up to the depth: the soft gate, the share of the layer that is skipped.
+        skips: one [B] bool per gated layer up to the depth: whether the sample skips it.
+        layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: what each layer gives before a gate mixes it with its input.
+        auxiliary: in training, what the recipe's own modules make of the rest, by name.
     """
 
     loss: torch.Tensor | None = None
@@ -30,6 +35,10 @@ class MultiExitBertOutput(ModelOutput):
     exit_logits: tuple[torch.Tensor, ...] | None = None
     shared_logits: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    gates: tuple[torch.Tensor, ...] | None = None
+    skips: tuple[torch.Tensor, ...] | None = None
+    layer_outputs: tuple[torch.Tensor, ...] | None = None
+    auxiliary: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,19 +129,64 @@ class Schedule:
 
 
 @dataclass(frozen=True, eq=False)
+class EveryExit:
+    """What `Engine.every_exit` records.
+
+    Attributes:
+        tokens: N samples.
+        logits: [N, E, C] float32, every exit's answers; the head at a layer that a sample skips reads what it would pass on.
+        skipped: [N, L] bool, the layers each sample skips: it is not scored at their exits. None where none can be.
+    """
+
+    tokens: Tokens
+    logits: torch.Tensor
+    skipped: torch.Tensor | None = None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[EveryExit]) -> EveryExit:
+        """The records of several windows as one."""
+        skipped = None if parts[0].skipped is None else torch.cat([part.skipped for part in parts])
+        return cls(Tokens.concatenate([part.tokens for part in parts]), torch.cat([part.logits for part in parts]), skipped)
+
+
+@dataclass
+class Flops:
+    """Floating-point operations, by what they were for; see `geep_triton.modeling.flops`.
+
+    Attributes:
+        layers, heads, gates: padding included.
+    """
+
+    layers: int = 0
+    heads: int = 0
+    gates: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.heads + self.gates
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.layers + other.layers, self.heads + other.heads, self.gates + other.gates)
+
+
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Results of `Engine.predict`, in the order of the inputs.
 
     Attributes:
         logits: [N, C] float32.
         exit_layers: [N] int64, the layer after which each sample was answered.
-        layers_run: [N] int64, how many layers each sample ran: one more than its exit where the teacher's head answered.
+        layers_run: [N] int64, how many layers each sample ran: up to its exit less those it skipped, and one more where the
+            teacher's head answered.
         id2label: names of the classes.
         num_layers: L of the model that answered.
         timings: seconds per stage: "tokenize", "plan" (predict exits and schedule), "run" (layers and heads), "gather".
         truncated: how many texts were cut to the model's maximum length.
         tokens: how many tokens the batches held, padding included.
         padding: share of them that was padding.
+        flops: what layers, heads and gates that really ran took, padding included; without an audit's.
+        skipped: [N, L] bool, the layers below its exit and at it that each sample skipped; None where none can be.
     """
 
     logits: torch.Tensor
@@ -144,6 +198,8 @@ class Predictions:
     truncated: int = 0
     tokens: int = 0
     padding: float = 0.0
+    flops: Flops = field(default_factory=Flops)
+    skipped: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.logits.shape[0]
@@ -162,6 +218,8 @@ class Predictions:
             truncated=sum(part.truncated for part in parts),
             tokens=sum(tokens),
             padding=sum(part.padding * count for part, count in zip(parts, tokens, strict=True)) / sum(tokens),
+            flops=sum((part.flops for part in parts), Flops()),
+            skipped=None if parts[0].skipped is None else torch.cat([part.skipped for part in parts]),
         )
 
     @property
@@ -203,6 +261,12 @@ class Predictions:
         """Exit layer -> number of samples, for layers 1..num_layers."""
         counts = torch.bincount(self.exit_layers, minlength=self.num_layers + 1)[1:]
         return dict(enumerate(counts.tolist(), start=1))
+
+    @property
+    def skip_histogram(self) -> dict[int, int]:
+        """Layer -> number of samples that skipped it, for layers 1..num_layers."""
+        counts = [0] * self.num_layers if self.skipped is None else self.skipped.sum(0).tolist()
+        return dict(enumerate(counts, start=1))
 
     @property
     def samples_per_second(self) -> float:

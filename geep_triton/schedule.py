@@ -6,20 +6,21 @@ import numpy as np
 import torch
 
 from geep_triton.checks import check_int, check_tensor
-from geep_triton.ops.partition import counting_sort
+from geep_triton.ops.partition import MAX_KEYS, counting_sort
 from geep_triton.outputs import Schedule
 
 # What a batch costs besides its tokens, as a share of the token budget: launches, and a batch that fills the machine less.
 BATCH_COST = 1 / 16
 
 
-def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> Schedule:
-    """Sort samples by (exit, length), both descending, and cut batches of one exit within a token budget.
+def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, groups: torch.Tensor | None = None) -> Schedule:
+    """Sort samples by (exit, group, length), exits and lengths descending, and cut batches of one exit and group.
 
     Args:
         exits: [N] int64, the layer each sample runs to.
         lengths: [N] int64, tokens per sample, at least 1.
         token_budget: most tokens a batch may have with its padding; a longer sample gets a batch of its own.
+        groups: [N] int64, which samples may run together, such as those of one path; None: all.
 
     Returns:
         The order, the batches' bounds and exits, and the share of padding.
@@ -37,17 +38,27 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int) -> S
     if int(lengths.min()) < 1:
         raise ValueError(f"lengths must be at least 1, got {int(lengths.min())}")
 
-    order, _ = counting_sort(exits, lengths, int(exits.max()) + 1)
-    sorted_exits, sorted_lengths = exits[order].numpy(), lengths[order].numpy()
+    keys = exits
+    if groups is not None:
+        check_tensor("groups", groups, 1, torch.int64)
+        if groups.shape != exits.shape:
+            raise ValueError(f"exits and groups must be of one length, got {exits.numel()} and {groups.numel()}")
+        keys = torch.unique(torch.stack([exits, -groups]), dim=1, return_inverse=True)[1]
+    if int(keys.max()) < MAX_KEYS:
+        order, _ = counting_sort(keys, lengths, int(keys.max()) + 1)
+    else:
+        order = lengths.argsort(descending=True, stable=True)
+        order = order[keys[order].argsort(descending=True, stable=True)]
+    sorted_keys, sorted_exits, sorted_lengths = (values[order].numpy() for values in (keys, exits, lengths))
 
     bounds, batch_exits, padded = [0], [], 0
-    while bounds[-1] < len(sorted_exits):
+    while bounds[-1] < len(sorted_keys):
         begin = bounds[-1]
-        layer, longest = int(sorted_exits[begin]), int(sorted_lengths[begin])
-        same_exit = int(np.searchsorted(-sorted_exits, -layer, side="right"))
-        count = dense_count(sorted_lengths[begin : min(begin + max(1, token_budget // longest), same_exit)], token_budget)
+        longest = int(sorted_lengths[begin])
+        same_key = int(np.searchsorted(-sorted_keys, -sorted_keys[begin], side="right"))
+        count = dense_count(sorted_lengths[begin : min(begin + max(1, token_budget // longest), same_key)], token_budget)
         bounds.append(begin + count)
-        batch_exits.append(layer)
+        batch_exits.append(int(sorted_exits[begin]))
         padded += longest * count
     return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(sorted_lengths.sum()) / padded)
 

@@ -30,7 +30,7 @@ from geep_triton.exits.guarantees import (
 )
 from geep_triton.exits.table import first_sure_exit
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.outputs import Tokens
+from geep_triton.outputs import EveryExit, Tokens
 from tests.conftest import tiny_config
 
 CONFIDENCE = 0.9
@@ -143,9 +143,9 @@ class RecordedEngine:
     def __init__(self, model, tokens, logits):
         self.model, self.tokens, self.logits = model, tokens, logits
 
-    def exit_logits(self, rows):
+    def every_exit(self, rows):
         rows = torch.tensor(rows)
-        return self.tokens.select(rows), self.logits[rows]
+        return EveryExit(self.tokens.select(rows), self.logits[rows])
 
 
 @pytest.mark.parametrize("method", ["learn-then-test", "conformal"])

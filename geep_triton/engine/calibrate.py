@@ -27,7 +27,7 @@ from geep_triton.exits.guarantees import (
     samples_needed_on_average,
 )
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.outputs import Tokens
+from geep_triton.outputs import EveryExit, Tokens
 
 PROMISES = ("agreement", "max_accuracy_drop", "mean_depth", "speedup")
 METHODS = ("learn-then-test", "conformal")
@@ -141,12 +141,15 @@ def calibrate(
     share = None if confidence is None else 1 - (1 - confidence) / len(families)
     if promise[0] in PROMISES[:2]:
         _refuse_too_few(promise, len(inputs), share)
-    tokens, logits = engine.exit_logits(inputs)
+    record = engine.every_exit(inputs)
+    tokens, logits = record.tokens, record.logits
     _refuse_seen(model, tokens)
     truth = None if labels is None else label_ids(labels, len(tokens), model.config.label2id)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))
-    judge = Judge(model, tokens, logits, truth, order)
-    fit = FitSamples.of(logits[order[: len(order) // 2]], model.config.exit_layers, engine.layer_costs.score)
+    judge = Judge(model, record, truth, order)
+    first_half = order[: len(order) // 2]
+    skipped = None if record.skipped is None else record.skipped[first_half]
+    fit = FitSamples.of(logits[first_half], model.config.exit_layers, engine.layer_costs.score, skipped)
     policies = {family.name: family.policies(fit) for family in families}
     judged = {
         name: [judge(policy, name) for policy in several]
@@ -293,26 +296,31 @@ class Verdict:
 class Judge:
     """Simulates policies on recorded answers."""
 
-    def __init__(
-        self, model: MultiExitBert, tokens: Tokens, logits: torch.Tensor, truth: torch.Tensor | None, order: torch.Tensor
-    ) -> None:
-        self.model, self.tokens, self.logits = model, tokens, logits
+    def __init__(self, model: MultiExitBert, record: EveryExit, truth: torch.Tensor | None, order: torch.Tensor) -> None:
+        self.model, self.record = model, record
         self.truth, self.order = truth, order
-        self.answers = logits.argmax(-1)
+        self.answers = record.logits.argmax(-1)
         self.layers = torch.tensor(model.config.exit_layers)
 
     def __call__(self, policy: Policy, family: str) -> Verdict:
         """How the policy answers the calibration samples."""
-        exits = simulate(self.model, policy, self.tokens, self.logits)
+        exits = simulate(self.model, policy, self.record.tokens, self.record.logits, self.record.skipped)
         given = self.answers.gather(1, exits[:, None])[:, 0]
         disagrees, drop, accuracy = given != self.answers[:, -1], None, None
         if self.truth is not None:
             right = given == self.truth
             drop = ((self.answers[:, -1] == self.truth).long() - right.long())[self.order]
             accuracy = float(right.double().mean())
-        agreement, mean_layers = 1 - float(disagrees.double().mean()), float(self.layers[exits].double().mean())
+        agreement, mean_layers = 1 - float(disagrees.double().mean()), float(self._layers_run(exits).double().mean())
         candidate = Candidate(format_policy(policy), family, agreement, accuracy, mean_layers)
         return Verdict(candidate, disagrees[self.order], drop)
+
+    def _layers_run(self, exits: torch.Tensor) -> torch.Tensor:
+        """[N], up to the exit of this index, less those that were skipped."""
+        depth = self.layers[exits]
+        if self.record.skipped is None:
+            return depth
+        return depth - self.record.skipped.cumsum(1).gather(1, depth[:, None] - 1)[:, 0]
 
 
 def _refuse_too_few(promise: tuple[str, float], samples: int, confidence: float | None) -> None:

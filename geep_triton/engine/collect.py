@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from geep_triton.engine.engine import Engine
 from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
-from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.model import NO_GATES, MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.outputs import Tokens
+from geep_triton.outputs import EveryExit
 
 
 def build_exit_table(
@@ -27,6 +27,7 @@ def build_exit_table(
     criterion: str = "normalized_entropy",
     learn_agreement: bool = False,
     learn_exits: bool = False,
+    learn_skips: bool = False,
     progress: bool = True,
     **engine: Any,
 ) -> ExitTable:
@@ -40,6 +41,8 @@ def build_exit_table(
         criterion: see `geep_triton.ops.exit_scores.score_exits`.
         learn_agreement: also learn how likely each exit gives the last one's answer; see `ExitTable.with_agreement`.
         learn_exits: also learn values of the exit itself; see `ExitTable.with_exit_values`.
+        learn_skips: also learn which layers the model's gates skip, for `Engine(skipping="planned")`; see
+            `ExitTable.with_skip_values`.
         progress: show a progress bar.
         **engine: further arguments of `Engine` (max_length, truncation, text_column, ...).
 
@@ -47,17 +50,24 @@ def build_exit_table(
         The table; assign it to `model.exit_table` to use it and to save it with the model.
 
     Raises:
-        ValueError: a regression model, settings out of range, and all that `Engine.predict` raises.
+        ValueError: a regression model, skips of a model without gates, settings out of range, and all that `Engine.predict`
+            raises.
     """
     settings = TableSettings(threshold, ngram, smoothing, reduction)
-    tokens, uncertainties, agrees = [], [], []
-    for part, logits in Engine(model, tokenizer, "full", progress=progress, **engine).exit_logits_windows(texts):
-        uncertainty = score_exits(logits.flatten(0, 1), threshold, criterion).uncertainty
-        answers = logits.argmax(-1)
-        agrees.append(answers == answers[:, -1:])
-        tokens.append(part)
-        uncertainties.append(uncertainty.view(logits.shape[:2]))
-    records = ExitRecords(Tokens.concatenate(tokens), torch.cat(uncertainties), torch.cat(agrees))
+    if learn_skips and not len(model.gates):
+        raise ValueError(f"learn_skips: {NO_GATES}")
+    skipping = "gates" if len(model.gates) else "never"  # what gates do is what a table learns of skipping
+    uncertainties, parts = [], []
+    for part in Engine(model, tokenizer, "full", skipping=skipping, progress=progress, **engine).every_exit_windows(texts):
+        uncertainty = score_exits(part.logits.flatten(0, 1), threshold, criterion).uncertainty.view(part.logits.shape[:2])
+        if part.skipped is not None:
+            # Nobody leaves after a layer that it skipped.
+            uncertainty[part.skipped[:, [layer - 1 for layer in model.config.exit_layers]]] = torch.inf
+        uncertainties.append(uncertainty)
+        parts.append(part)
+    record = EveryExit.concatenate(parts)
+    answers = record.logits.argmax(-1)
+    records = ExitRecords(record.tokens, torch.cat(uncertainties), answers == answers[:, -1:], record.skipped)
     table = ExitTable.from_records(
         records,
         model.config.exit_layers,
@@ -68,4 +78,5 @@ def build_exit_table(
         criterion,
     )
     table = table.with_agreement() if learn_agreement else table
-    return table.with_exit_values() if learn_exits else table
+    table = table.with_exit_values() if learn_exits else table
+    return table.with_skip_values() if learn_skips else table

@@ -52,6 +52,10 @@ class LayerCosts:
         full, seconds = self.points[-1]
         return layers * (self.layer(tokens) - seconds * padded / full) > self.move * padded
 
+    def skipping_pays(self, tokens: int, active: int) -> bool:
+        """Whether a layer on the `active` of a batch's `tokens` saves more than taking them out and putting them back costs."""
+        return self.layer(tokens) - self.layer(active) > self.move * (tokens + active)
+
     @classmethod
     def measure(cls, model: MultiExitBert, token_budget: int, rounds: int = 5) -> LayerCosts:
         """Time the model's first layer and exit where it is, up to batches of `token_budget` tokens."""

@@ -23,10 +23,11 @@ from geep_triton.engine.calibrate import Calibration, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import OneExitWarning, Plan, Policy, parse_policy
 from geep_triton.engine.pools import Pools
-from geep_triton.engine.run import WindowRun, run_every_exit
+from geep_triton.engine.run import WindowRun
+from geep_triton.engine.skipping import Layers, Skipping
 from geep_triton.exits.temperature import fit_temperatures
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.outputs import Predictions, Schedule, Tokens
+from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -44,6 +45,8 @@ class Engine:
         tokenizer: the model's own.
         policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:mean", "verified:0.2";
             see `geep_triton.engine.policies`. None: what the model was calibrated to, else "full".
+        skipping: how samples skip layers: "gates", "planned", "planned:PRICE" or "never"; see
+            `geep_triton.engine.skipping.Skipping`. None: what the model was calibrated with, else by its gates if it has any.
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
@@ -52,8 +55,8 @@ class Engine:
         progress: show a progress bar.
 
     Raises:
-        ValueError: a policy this model cannot run, weights that are NaN or infinite, an exit table built with another
-            tokenizer, a window or budget below 1, a multi-label model.
+        ValueError: a policy this model cannot run, skipping without gates or learned paths, weights that are NaN or infinite,
+            an exit table built with another tokenizer, a window or budget below 1, a multi-label model.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         policy: str | Policy | None = None,
         *,
+        skipping: str | None = None,
         token_budget: int | None = None,
         window: int = 4096,
         max_length: int | None = None,
@@ -84,6 +88,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.policy = parse_policy(policy or model.config.exit_policy or "full")
         self.policy.check(model, tokenizer)
+        self.skipping = Skipping.parse(skipping, model)
+        self.skipping.check(model, tokenizer)
         self.token_budget = token_budget
         self.window = window
         self.text_column = text_column
@@ -178,6 +184,7 @@ class Engine:
         self._audit, self._promised = None, agreement
         if save:
             self.model.config.exit_policy = result.chosen.policy
+            self.model.config.skipping = str(self.skipping)
             self.model.config.calibration = result.to_dict()
         return result
 
@@ -249,19 +256,24 @@ class Engine:
         Returns:
             The inputs' tokens, and the logits of every exit [N, E, C] float32.
         """
-        tokens, logits = zip(*self.exit_logits_windows(inputs), strict=True)
-        return Tokens.concatenate(tokens), torch.cat(logits)
+        record = self.every_exit(inputs)
+        return record.tokens, record.logits
 
-    def exit_logits_windows(self, inputs: Any) -> Iterator[tuple[Tokens, torch.Tensor]]:
-        """As `exit_logits`, window by window."""
+    def every_exit(self, inputs: Any) -> EveryExit:
+        """As `exit_logits`, and which layers each sample skips."""
+        return EveryExit.concatenate(list(self.every_exit_windows(inputs)))
+
+    def every_exit_windows(self, inputs: Any) -> Iterator[EveryExit]:
+        """As `every_exit`, window by window."""
         for tokens, first, *_ in self._encoded_windows(inputs):
-            plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), tokens)
-            window = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
+            logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
+            layers = self._layers(tokens)
+            plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
             with torch.inference_mode():
-                for rows, _ in plan.batches():
-                    window[rows] = run_every_exit(self.model, tokens, rows).float().cpu()
-            _check_finite(window.flatten(1), first)
-            yield tokens, window
+                for rows, answers in WindowRun(self.model, tokens, layers=layers).every_exit(plan):
+                    logits[rows] = answers.float().cpu()
+            _check_finite(logits.flatten(1), first)
+            yield EveryExit(tokens, logits, layers.skipped)
 
     def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, int]]:
         """(tokens, index of the first sample, seconds taken to tokenize, samples truncated) per window."""
@@ -284,22 +296,26 @@ class Engine:
         config = self.model.config
         start = time.perf_counter()
         plan = self.policy.plan(self.model, tokens)
-        batches = self._schedule(plan.stops, tokens)
+        layers = self._layers(tokens)
+        batches = self._schedule(plan.stops, layers, tokens)
         planned = time.perf_counter()
         with torch.inference_mode():
-            answers = list(self._window_run(plan, tokens).answers(batches))
+            answers = list(self._window_run(plan, layers, tokens).answers(batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
         back = torch.cat([answer.rows for answer in answers]).argsort()
         sizes = torch.tensor([answer.rows.numel() for answer in answers])
-        exits, layers = torch.tensor([(answer.exit_layer, answer.layers_run) for answer in answers]).T
+        exits, layers_run = torch.tensor([(answer.exit_layer, answer.layers_run) for answer in answers]).T
+        exits, layers_run = (values.repeat_interleave(sizes)[back] for values in (exits, layers_run))
+        if layers.skipped is not None:
+            layers_run = layers_run - layers.skipped.sum(1)
         logits = logits[back]
         _check_finite(logits, first)
         audited = {"audit": self._run_audit(tokens, logits)} if self._audit is not None else {}
         return Predictions(
             logits=logits,
-            exit_layers=exits.repeat_interleave(sizes)[back],
-            layers_run=layers.repeat_interleave(sizes)[back],
+            exit_layers=exits,
+            layers_run=layers_run,
             id2label=dict(config.id2label),
             num_layers=config.num_hidden_layers,
             timings={
@@ -312,6 +328,8 @@ class Engine:
             truncated=truncated,
             tokens=batches.tokens,
             padding=batches.padding,
+            flops=layers.flops,
+            skipped=layers.skipped,
         )
 
     def _run_audit(self, tokens: Tokens, logits: torch.Tensor) -> float:
@@ -320,10 +338,11 @@ class Engine:
         rows = self._audit.choose(len(tokens))
         if rows.numel():
             part = tokens.select(rows)
-            plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), part)
+            layers = self._layers(part)
+            plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), layers, part)
             agrees = torch.empty(len(rows), dtype=torch.bool)
             with torch.inference_mode():
-                for answer in WindowRun(self.model, part).answers(plan):
+                for answer in WindowRun(self.model, part, layers=layers).answers(plan):
                     given = logits[rows[answer.rows]].argmax(-1)
                     agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
             self._audit.record(agrees)
@@ -343,7 +362,11 @@ class Engine:
             stacklevel=3,
         )
 
-    def _window_run(self, plan: Plan, tokens: Tokens) -> WindowRun:
+    def _layers(self, tokens: Tokens) -> Layers:
+        costs = self.layer_costs if self.skipping.mode == "gates" else None
+        return Layers(self.model, tokens, self.skipping, costs)
+
+    def _window_run(self, plan: Plan, layers: Layers, tokens: Tokens) -> WindowRun:
         rule = self.policy.rule(self.model)
         waits = rule is not None and self.policy.pooling != "never"
         return WindowRun(
@@ -352,17 +375,18 @@ class Engine:
             rule,
             plan.certain,
             self.policy.answer_head,
-            Pools(tokens, self.token_budget) if waits else None,
+            Pools(tokens, self.token_budget, layers.groups) if waits else None,
             self.layer_costs if waits and self.policy.pooling == "auto" else None,
+            layers,
         )
 
     @cached_property
     def layer_costs(self) -> LayerCosts:
-        """Of this model on this machine, which decide whether survivors wait; measured when first needed."""
+        """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
         return LayerCosts.measure(self.model, self.token_budget)
 
-    def _schedule(self, exits: torch.Tensor, tokens: Tokens) -> Schedule:
-        return schedule(exits, tokens.lengths, self.token_budget)
+    def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
+        return schedule(exits, tokens.lengths, self.token_budget, layers.groups)
 
 
 def _saved_promise(model: MultiExitBert) -> float | None:

@@ -33,10 +33,14 @@ class FitSamples:
     score_cost: float
 
     @classmethod
-    def of(cls, logits: torch.Tensor, layers: Sequence[int], score_cost: float) -> FitSamples:
-        """From every exit's answers [N, E, C]."""
+    def of(
+        cls, logits: torch.Tensor, layers: Sequence[int], score_cost: float, skipped: torch.Tensor | None = None
+    ) -> FitSamples:
+        """From every exit's answers [N, E, C], and the layers that samples skip [N, L]: nobody leaves after such a layer."""
         early = logits[:, :-1]
         uncertainty = score_exits(early.flatten(0, 1), 1.0).uncertainty.view(early.shape[:2])
+        if skipped is not None:
+            uncertainty[skipped[:, [layer - 1 for layer in layers[:-1]]]] = torch.inf
         return cls(uncertainty, early.argmax(-1) == logits[:, -1:].argmax(-1), tuple(layers), score_cost)
 
 
@@ -110,13 +114,13 @@ def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float)
     """Per layer the highest threshold under which at most `share` of the samples that pass it disagree; 0 where none does.
 
     Args:
-        uncertainty, agrees: [N, E - 1].
+        uncertainty, agrees: [N, E - 1]; an uncertainty that is infinite passes no threshold.
         share: 0..1.
     """
     values, order = uncertainty.sort(0)
     wrong = (~agrees).gather(0, order).cumsum(0)
     passing = torch.arange(1, len(values) + 1)[:, None]
-    holds = wrong <= share * passing
+    holds = (wrong <= share * passing) & values.isfinite()
     last = torch.where(holds, passing, 0).amax(0)
     return tuple(float(values[count - 1, layer]) if count else 0.0 for layer, count in enumerate(last.tolist()))
 

@@ -67,50 +67,55 @@ class Batch:
 
 
 class Pools:
-    """One first-in, first-out pool per layer; a pool that fills a batch is emptied before more is put in.
+    """One first-in, first-out pool per layer and group; a pool that fills a batch is emptied before more is put in.
 
     So each holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after: memory is
-    bounded by twice the budget for every layer where samples wait, whatever comes.
+    bounded by twice the budget for every layer and group of samples that wait, whatever comes.
 
     Args:
         tokens: the window's samples.
         token_budget: tokens of a dense batch, padding included.
+        groups: [N] int64, which samples may run together; None: all.
 
     Attributes:
         most_held: most tokens that waited at a time.
     """
 
-    def __init__(self, tokens: Tokens, token_budget: int) -> None:
+    def __init__(self, tokens: Tokens, token_budget: int, groups: torch.Tensor | None = None) -> None:
         self.token_budget = token_budget
         self.most_held = 0
         self._lengths = tokens.lengths
-        self._pools: dict[int, deque[Batch]] = {}
+        self._groups = groups
+        self._pools: dict[tuple[int, int], deque[Batch]] = {}
+
+    def _key(self, layer: int, batch: Batch) -> tuple[int, int]:
+        return layer, 0 if self._groups is None else int(self._groups[batch.rows[0]])
 
     def put(self, layer: int, batch: Batch) -> None:
         """Let a batch wait after `layer`."""
-        self._pools.setdefault(layer, deque()).append(batch)
+        self._pools.setdefault(self._key(layer, batch), deque()).append(batch)
         self.most_held = max(self.most_held, sum(batch.tokens for pool in self._pools.values() for batch in pool))
 
     def padded(self, layer: int, batch: Batch) -> int:
         """Tokens of `batch` once it is padded to the longest sample that waits after `layer`."""
-        waiting = self._pools.get(layer, ())
+        waiting = self._pools.get(self._key(layer, batch), ())
         return len(batch) * max([batch.hidden.shape[1], *(other.hidden.shape[1] for other in waiting)])
 
     def take_full(self) -> tuple[int, Batch] | None:
         """A dense batch of the deepest layer whose pool fills one, or None. Deepest first: those are nearest to done."""
-        for layer in sorted(self._pools, reverse=True):
-            if sum(batch.tokens for batch in self._pools[layer]) >= self.token_budget:
-                return layer, self._take(layer)
+        for key in sorted(self._pools, reverse=True):
+            if sum(batch.tokens for batch in self._pools[key]) >= self.token_budget:
+                return key[0], self._take(key)
         return None
 
     def take_rest(self) -> tuple[int, Batch] | None:
         """A batch of the shallowest layer where samples wait, or None. Shallowest first: they may fill deeper pools yet."""
-        layers = [layer for layer, pool in self._pools.items() if pool]
-        return (min(layers), self._take(min(layers))) if layers else None
+        key = min((key for key, pool in self._pools.items() if pool), default=None)
+        return None if key is None else (key[0], self._take(key))
 
-    def _take(self, layer: int) -> Batch:
+    def _take(self, key: tuple[int, int]) -> Batch:
         """The samples that have waited longest and make a dense batch together, at least one."""
-        pool = self._pools[layer]
+        pool = self._pools[key]
         lengths = self._lengths[torch.cat([batch.rows for batch in pool])]
         count = dense_count(lengths.numpy(), self.token_budget)
         longest, parts = int(lengths[:count].max()), []

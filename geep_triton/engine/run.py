@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.pools import Batch, Pools
 from geep_triton.engine.rules import ExitRule
+from geep_triton.engine.skipping import Layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.partition import partition
@@ -24,7 +26,7 @@ class Answer:
         rows: [B] int64 on the host, which samples.
         logits: [B, C].
         exit_layer: after which layer.
-        layers_run: how many layers they ran.
+        layers_run: how many layers they ran, had they skipped none.
     """
 
     rows: torch.Tensor
@@ -44,6 +46,7 @@ class WindowRun:
         answer_head: which head answers; see `MultiExitBert.forward`.
         pools: where survivors wait for others; None: they go on in the batch that shrinks.
         costs: whether waiting pays is decided by them; None: survivors always wait.
+        layers: run the window's layers; None: all of them on every sample.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class WindowRun:
         answer_head: str = "student",
         pools: Pools | None = None,
         costs: LayerCosts | None = None,
+        layers: Layers | None = None,
     ) -> None:
         self.model = model
         self.tokens = tokens
@@ -63,17 +67,38 @@ class WindowRun:
         self.answer_head = answer_head
         self.pools = pools
         self.costs = costs
+        self.layers = layers or Layers(model, tokens)
         self.last = model.config.num_hidden_layers
 
     def answers(self, plan: Schedule) -> Iterator[Answer]:
         """Every sample of the window in exactly one answer; batches as planned, pools as they fill, the rest at the end."""
         for rows, stop in plan.batches():
             input_ids, attention_mask, type_ids = _batch(self.model, self.tokens, rows)
-            yield from self._run(0, stop, Batch(rows, self.model.embed(input_ids, type_ids), attention_mask))
+            batch = Batch(rows, self.model.embed(input_ids, type_ids), attention_mask, *self._no_memory(rows))
+            yield from self._run(0, stop, batch)
             while self.pools is not None and (full := self.pools.take_full()) is not None:
                 yield from self._resume(*full)
         while self.pools is not None and (waiting := self.pools.take_full() or self.pools.take_rest()) is not None:
             yield from self._resume(*waiting)
+
+    def every_exit(self, plan: Schedule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits of every exit, batch by batch as planned, all to the last layer: rows [B] and [B, E, C]."""
+        for rows, _ in plan.batches():
+            input_ids, attention_mask, type_ids = _batch(self.model, self.tokens, rows)
+            hidden = self.model.embed(input_ids, type_ids)
+            mask, logits = self.layers.mask(rows, hidden, attention_mask), []
+            for number in range(1, self.last + 1):
+                hidden, _ = self.layers.run(number, rows, hidden, attention_mask, mask)
+                if number in self.model.config.exit_layers:
+                    logits.append(self.layers.exit_logits(number, hidden, attention_mask))
+            yield rows, torch.stack(logits, dim=1)
+
+    def _no_memory(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """Prediction and streak of samples that were not scored yet, where the rule asks for them."""
+        if self.rule is None or not self.rule.remembers:
+            return None, None
+        prediction = torch.full((rows.numel(),), -1, device=self.model.device)
+        return prediction, torch.zeros_like(prediction, dtype=torch.int32)
 
     def _resume(self, layer: int, batch: Batch) -> Iterator[Answer]:
         yield from self._run(layer, self.rule.next_stop(layer, self.last), batch)
@@ -82,14 +107,15 @@ class WindowRun:
         """Take a batch that stands after `layer` to `stop`, and those who stay on from there or into a pool."""
         first = layer == 0
         while True:
-            mask = _layer_mask(self.model, self.tokens, batch)
-            hidden = batch.hidden
+            mask = self.layers.mask(batch.rows, batch.hidden, batch.attention_mask)
+            hidden, ran = batch.hidden, None
             for number in range(layer + 1, stop + 1):
-                hidden = self.model.run_layer(number, hidden, mask)
+                hidden, ran = self.layers.run(number, batch.rows, hidden, batch.attention_mask, mask)
+            batch = replace(batch, hidden=hidden)
             if self.rule is None or stop == self.last:
-                yield self._answer(batch.rows, hidden, batch.attention_mask, mask, stop)
+                yield self._answer(batch, mask, stop)
                 return
-            answer, batch = self._leave(stop, batch, hidden, first)
+            answer, batch = self._leave(stop, batch, first, ran)
             if answer is not None:
                 yield answer
             if batch is None:
@@ -105,49 +131,60 @@ class WindowRun:
             return self.pools is not None
         return self.costs.regrouping_pays(batch.tokens, self.pools.padded(layer, batch), stop - layer)
 
-    def _leave(self, stop: int, batch: Batch, hidden: torch.Tensor, first: bool) -> tuple[Answer | None, Batch | None]:
-        """Score a batch at `stop`: the answer of those who leave, and the batch of those who stay."""
-        logits = self.model.exit_logits(stop, hidden, batch.attention_mask)
-        scores = self.rule.score(stop, logits, batch.prediction, batch.streak)
-        on_device = scores.leaves
+    def _leave(self, stop: int, batch: Batch, first: bool, ran: torch.Tensor | None) -> tuple[Answer | None, Batch | None]:
+        """Score a batch at `stop`: the answer of those who leave, and the batch of those who stay.
+
+        Who skipped the layer (`ran` [B] bool on the host; None: nobody) stays: its head never learned to answer for them.
+        """
+        if ran is not None and not bool(ran.any()):
+            return None, batch
+        logits, on_device, memory = self._score(stop, batch, ran)
         if first and self.certain is not None:
-            on_device = on_device | self.certain[batch.rows].to(on_device.device)
+            certain = self.certain[batch.rows] if ran is None else self.certain[batch.rows] & ran
+            on_device = on_device | certain.to(on_device.device)
         # The one time that the host waits for the device: it must know who is left to go on with them alone.
         leaves = on_device.cpu()
         leaving = int(leaves.sum())
-        memory = (scores.prediction, scores.streak) if self.rule.remembers else (None, None)
         if leaving == 0:
-            return None, Batch(batch.rows, hidden, batch.attention_mask, *memory)
+            return None, Batch(batch.rows, batch.hidden, batch.attention_mask, *memory)
         order, _ = partition(on_device)
         answer = Answer(batch.rows[leaves], gather_rows(logits, order[:leaving]), stop, stop)
         if leaving == len(batch):
             return answer, None
         staying = order[leaving:]
-        values = (None if value is None else gather_rows(value, staying) for value in (hidden, batch.attention_mask, *memory))
+        values = (
+            None if value is None else gather_rows(value, staying) for value in (batch.hidden, batch.attention_mask, *memory)
+        )
         return answer, Batch(batch.rows[~leaves], *values)
 
-    def _answer(
-        self, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: torch.Tensor | None, stop: int
-    ) -> Answer:
+    def _score(
+        self, stop: int, batch: Batch, ran: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """Answers [B, C], who may leave [B] bool, and what the rule remembers; 0, nobody and as before for who did not run."""
+        values = (batch.hidden, batch.attention_mask, batch.prediction, batch.streak)
+        if ran is not None:
+            index = ran.nonzero()[:, 0].to(batch.hidden.device)
+            values = tuple(None if value is None else gather_rows(value, index) for value in values)
+        hidden, attention_mask, *before = values
+        logits = self.layers.exit_logits(stop, hidden, attention_mask)
+        scores = self.rule.score(stop, logits, *before)
+        after = (scores.prediction, scores.streak) if self.rule.remembers else (None, None)
+        if ran is None:
+            return logits, scores.leaves, after
+        spread = logits.new_zeros(len(batch), logits.shape[1]).index_copy(0, index, logits)
+        leaves = torch.zeros(len(batch), dtype=torch.bool, device=logits.device).index_copy(0, index, scores.leaves)
+        if self.rule.remembers:
+            known = (batch.prediction, batch.streak)
+            after = tuple(old.index_copy(0, index, new) for old, new in zip(known, after, strict=True))
+        return spread, leaves, after
+
+    def _answer(self, batch: Batch, mask: Any, stop: int) -> Answer:
         if self.answer_head == "teacher" and stop < self.last:
-            return Answer(rows, self.model.shared_logits(hidden, attention_mask, mask), stop, stop + 1)
-        return Answer(rows, self.model.exit_logits(stop, hidden, attention_mask), stop, stop)
-
-
-def run_every_exit(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of every exit for the samples `rows`: [B, E, C]."""
-    input_ids, attention_mask, type_ids = _batch(model, tokens, rows)
-    return torch.stack(model(input_ids, attention_mask, type_ids, output_exit_logits=True).exit_logits, dim=1)
+            return Answer(batch.rows, self.layers.shared_logits(batch.hidden, batch.attention_mask, mask), stop, stop + 1)
+        return Answer(batch.rows, self.layers.exit_logits(stop, batch.hidden, batch.attention_mask), stop, stop)
 
 
 def _batch(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The padded samples on the model's device: input_ids, attention_mask, token_type_ids."""
     tensors = tokens.padded(rows, model.config.pad_token_id or 0)
     return tuple(None if tensor is None else tensor.to(model.device) for tensor in tensors)
-
-
-def _layer_mask(model: MultiExitBert, tokens: Tokens, batch: Batch) -> torch.Tensor | None:
-    """None where no row is padded, which the host knows without asking the device."""
-    if int(tokens.lengths[batch.rows].min()) == batch.hidden.shape[1]:
-        return None
-    return model.layer_mask(batch.hidden, batch.attention_mask)

@@ -9,7 +9,9 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import Tokens
 
 
-def simulate(model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch.Tensor) -> torch.Tensor:
+def simulate(
+    model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch.Tensor, skipped: torch.Tensor | None = None
+) -> torch.Tensor:
     """Index among the model's exits at which each sample is answered.
 
     Args:
@@ -17,6 +19,7 @@ def simulate(model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch
         policy: any policy that this model can run.
         tokens: N samples.
         logits: [N, E, C], every exit's answers, as `Engine.exit_logits` returns.
+        skipped: [N, L] bool, the layers each sample skips, as `Engine.every_exit` records; None: none.
 
     Returns:
         [N] int64; layers are `model.config.exit_layers` at these.
@@ -26,7 +29,12 @@ def simulate(model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch
     stops = plan.stops.clone()
     previous, streak = torch.full_like(stops, -1), torch.zeros_like(stops, dtype=torch.int32)
     for layer in sorted(rule.thresholds) if rule is not None else ():
-        rows = (stops == layer).nonzero()[:, 0]
+        stopping = stops == layer
+        if skipped is not None:
+            # Who skipped the layer is neither scored nor answered after it.
+            stops[stopping & skipped[:, layer - 1]] = rule.next_stop(layer, last)
+            stopping &= ~skipped[:, layer - 1]
+        rows = stopping.nonzero()[:, 0]
         if not rows.numel():
             continue
         first = not rule.remembers or layer == min(rule.thresholds)

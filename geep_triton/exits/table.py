@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
 from geep_triton.exits.agreement import price_for
 from geep_triton.exits.learned import LENGTH_BUCKETS, LearnedValues, fit_values, length_bucket
+from geep_triton.exits.paths import common_paths
 from geep_triton.ops.exit_scores import CRITERIA
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
@@ -26,7 +27,7 @@ from geep_triton.outputs import Tokens
 TABLE_FILE = "exit_table.safetensors"
 FORMAT = "geep_triton.exit_table.1"
 VALUES = ("counts", "learned")
-LEARNED = ("agreement", "exit_values")
+LEARNED = ("agreement", "exit_values", "skip_values")
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
 
 
@@ -38,11 +39,13 @@ class ExitRecords:
         tokens: the samples.
         uncertainty: [N, E] float32, the criterion's value at each exit; low is sure.
         agrees: [N, E] bool, whether each exit gives the last exit's answer; None where that was not recorded.
+        skipped: [N, L] bool, the layers each sample skipped; None of a model without skip gates.
     """
 
     tokens: Tokens
     uncertainty: torch.Tensor
     agrees: torch.Tensor | None = None
+    skipped: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class ExitTable:
         records: the samples behind the counts, or None where they were dropped.
         agreement: learned values of agreeing with the last exit (`with_agreement`), or None.
         exit_values: learned values of the exit itself (`with_exit_values`), or None.
+        skip_values: learned values of skipping each layer (`with_skip_values`), or None.
+        paths: [K, L] bool, the commonest sets of skipped layers, most frequent first; None without `skip_values`.
     """
 
     keys: torch.Tensor
@@ -101,6 +106,8 @@ class ExitTable:
     records: ExitRecords | None = None
     agreement: LearnedValues | None = None
     exit_values: LearnedValues | None = None
+    skip_values: LearnedValues | None = None
+    paths: torch.Tensor | None = None
 
     @classmethod
     def from_records(
@@ -166,8 +173,9 @@ class ExitTable:
         rebuilt = ExitTable.from_records(
             self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion
         )
-        # Agreement does not depend on the threshold, and the keys are the same unless the order of n-grams changes.
-        return replace(rebuilt, agreement=self.agreement if changed.ngram == self.settings.ngram else None)
+        # These do not depend on the threshold, and the keys are the same unless the order of n-grams changes.
+        kept = ("agreement", "skip_values", "paths") if changed.ngram == self.settings.ngram else ()
+        return replace(rebuilt, **{name: getattr(self, name) for name in kept})
 
     def with_agreement(self, **training: float | int) -> ExitTable:
         """The table with learned values: for each exit, how likely it already gives the last exit's answer.
@@ -193,6 +201,21 @@ class ExitTable:
         exits = first_sure_exit(self.records.uncertainty, self.settings.threshold)
         taken = torch.nn.functional.one_hot(exits, len(self.exit_layers)).bool()
         return replace(self, exit_values=self._learn(taken, one_exit=True, **training))
+
+    def with_skip_values(self, most_paths: int = 8, **training: float | int) -> ExitTable:
+        """The table with learned values of which layers a text skips, and the commonest paths; further arguments as above.
+
+        Args:
+            most_paths: so many are kept; samples of one path run together, so few of them keep batches dense.
+
+        Raises:
+            ValueError: the table's records were dropped, or are of a model without skip gates.
+        """
+        check_int("most_paths", most_paths, 1)
+        if self.records is None or self.records.skipped is None:
+            raise ValueError("records: this table was saved without its records, or its model has no skip gates")
+        values = self._learn(self.records.skipped, one_exit=False, **training)
+        return replace(self, skip_values=values, paths=common_paths(self.records.skipped, most_paths))
 
     def _learn(self, targets: torch.Tensor, one_exit: bool, **training: float | int) -> LearnedValues:
         tokens = self.records.tokens
@@ -222,10 +245,13 @@ class ExitTable:
             records = ExitRecords(
                 Tokens.concatenate([self.records.tokens, other.records.tokens]),
                 torch.cat([self.records.uncertainty, other.records.uncertainty]),
-                None if None in (parts := (self.records.agrees, other.records.agrees)) else torch.cat(parts),
+                *(
+                    None if None in (parts := (getattr(self.records, name), getattr(other.records, name))) else torch.cat(parts)
+                    for name in ("agrees", "skipped")
+                ),
             )
         merged = {"keys": keys, "counts": counts, "exit_counts": self.exit_counts + other.exit_counts}
-        return replace(self, **merged, records=records, agreement=None, exit_values=None)
+        return replace(self, **merged, records=records, paths=None, **dict.fromkeys(LEARNED))
 
     @cached_property
     def scores(self) -> torch.Tensor:
@@ -241,8 +267,10 @@ class ExitTable:
 
     def _laid_out(self, name: str, scores: torch.Tensor, reduction: str, device: torch.device) -> ScoreTable:
         if (name, device) not in self._score_tables:
+            # Values of skipping are of every layer, all others of the exits.
+            layers = tuple(range(1, scores.shape[1] + 1)) if name == "skip_values" else self.exit_layers
             built = ScoreTable.build(
-                self.keys, scores, self.exit_layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction
+                self.keys, scores, layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction
             )
             self._score_tables[name, device] = built.to(device)
         return self._score_tables[name, device]
@@ -282,6 +310,14 @@ class ExitTable:
             ValueError: the table has no learned values.
         """
         return _as_agreement(self._learned_scores("agreement", tokens, device).cpu())
+
+    def predict_skips(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
+        """[N, L] float32 on the host: how likely each sample skips each layer.
+
+        Raises:
+            ValueError: the table has no learned values.
+        """
+        return self._learned_scores("skip_values", tokens, device).sigmoid().cpu()
 
     def price_for(self, mean_depth: float | None = None, agreement: float | None = None) -> float:
         """The price of a layer that keeps a budget on the texts held out when `with_agreement` learned; see `allocate`.
@@ -339,6 +375,10 @@ class ExitTable:
                 tensors["records.type_ids"] = tokens.type_ids.to(torch.int8)
             if self.records.agrees is not None:
                 tensors["records.agrees"] = self.records.agrees
+            if self.records.skipped is not None:
+                tensors["records.skipped"] = self.records.skipped
+        if self.paths is not None:
+            tensors["paths"] = self.paths
         for name in LEARNED:
             values = getattr(self, name)
             tensors |= {} if values is None else {f"{name}.{key}": tensor for key, tensor in vars(values).items()}
@@ -383,6 +423,7 @@ class ExitTable:
             fingerprint=header["fingerprint"],
             special_ids=tuple(header["special_ids"]),
             records=_load_records(tensors),
+            paths=tensors.get("paths"),
             **{name: _load_learned(path, tensors, name) for name in LEARNED},
         )
 
@@ -423,7 +464,7 @@ def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
         return None
     type_ids = tensors.get("records.type_ids")
     tokens = Tokens(tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long())
-    return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"))
+    return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"), tensors.get("records.skipped"))
 
 
 def _load_learned(path: Path, tensors: dict[str, torch.Tensor], name: str) -> LearnedValues | None:
@@ -431,6 +472,10 @@ def _load_learned(path: Path, tensors: dict[str, torch.Tensor], name: str) -> Le
     if not found:
         return None
     keys, exits = tensors["counts"].shape
+    if name == "skip_values":
+        if "paths" not in tensors or tensors["paths"].ndim != 2:
+            raise ValueError(f"{path}: skip_values need paths of shape [paths, layers]")
+        exits = tensors["paths"].shape[1]
     held_out = found["held_out"].shape[0] if "held_out" in found else 0
     expected = {
         "weights": (keys + 1, exits),

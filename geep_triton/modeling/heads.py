@@ -84,7 +84,7 @@ class AttentionHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[B, S, H], [B, S] -> [B, C]."""
-        features = torch.tanh(self.reduce(hidden_states))
+        features = self.features(hidden_states)
         # With "cls" only the first token's row of the attention is ever read.
         queries = features[:, :1] if self.pooling == "cls" else features
         key, value = self.key_value(features).chunk(2, dim=-1)
@@ -99,6 +99,10 @@ class AttentionHead(nn.Module):
         # The output projection is linear, so it may follow the pooling: one row a sample instead of one a token.
         pooled = self.output(pool(attended, attention_mask, self.pooling))
         return self.classifier(torch.tanh(self.dense(pooled)))
+
+    def features(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, S, H] -> the head's own features of each token [B, S, D]."""
+        return torch.tanh(self.reduce(hidden_states))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -25,6 +25,9 @@ logger = logging.get_logger(__name__)
 
 # What a trained head's weights depend on, beside its layer.
 HEAD_FIELDS = ("head", "pooling", "last_head", "last_pooling", "head_size", "head_attention_heads")
+# What a trained gate's weights depend on, beside its layer.
+GATE_FIELDS = ("skip_gate", "skip_gate_size", "skip_gate_attention_heads")
+GATING_FIELDS = ("skip_layers", "skip_threshold", "skipping")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -54,7 +57,9 @@ def load_pretrained(
     classifier = _is_sequence_classification(original, names)
     trained = _trained_exits(original, names, classifier)
     if not classifier and trained:
-        _check_heads(source, original, overrides)
+        _check_trained(source, original, overrides, HEAD_FIELDS, "exit heads")
+    if _trained_gates(original, names):
+        _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
     config = _exit_config(original, overrides, classifier)
     try:
         model, info = load(
@@ -74,7 +79,9 @@ def load_pretrained(
         raise ValueError(f"{source}: tensors of another shape than the configuration says: {error}") from error
     reset = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     trained -= {layer for layer in trained if any(name.startswith(f"heads.{layer}.") for name in reset)}
-    _check_missing(source, info["missing_keys"], config, trained)
+    gated = _trained_gates(original, names)
+    gated -= {layer for layer in gated if any(name.startswith(f"gates.{layer}.") for name in reset)}
+    _check_missing(source, info["missing_keys"], config, trained, gated)
     table = cached_file(source, TABLE_FILE, **hub, _raise_exceptions_for_missing_entries=False)
     if table is not None:
         _attach_table(model, ExitTable.load(table), original)
@@ -106,8 +113,11 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     if getattr(original, "exit_temperatures", None) is not None and layers != original.exit_layers:
         logger.warning("exit_temperatures are left out: they are one per exit, and the exits are others now.")
         values.pop("exit_temperatures")
-    if getattr(original, "calibration", None) is not None and layers != original.exit_layers:
-        logger.warning("The calibration is left out: the exits are others now; calibrate again.")
+    others = layers != getattr(original, "exit_layers", layers) or any(
+        overrides.get(name, value) != value for name in GATING_FIELDS if (value := getattr(original, name, None)) is not None
+    )
+    if getattr(original, "calibration", None) is not None and others:
+        logger.warning("The calibration is left out: the exits or the gates are others now; calibrate again.")
         values.pop("exit_policy", None)
         values.pop("calibration", None)
     config = MultiExitBertConfig(**values)
@@ -115,11 +125,13 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     return config
 
 
-def _check_heads(source: str | os.PathLike, original: MultiExitBertConfig, overrides: dict[str, Any]) -> None:
-    for name in HEAD_FIELDS:
+def _check_trained(
+    source: str | os.PathLike, original: MultiExitBertConfig, overrides: dict[str, Any], fields: tuple[str, ...], what: str
+) -> None:
+    for name in fields:
         if name in overrides and overrides[name] != getattr(original, name):
             raise ValueError(
-                f"{source}: its exit heads were trained with {name}={getattr(original, name)!r}, got {overrides[name]!r}"
+                f"{source}: its {what} were trained with {name}={getattr(original, name)!r}, got {overrides[name]!r}"
             )
 
 
@@ -181,11 +193,22 @@ def _trained_exits(original: BertConfig, names: set[str] | None, classifier: boo
     return set()
 
 
-def _check_missing(source: str | os.PathLike, missing: set[str], config: MultiExitBertConfig, trained: set[int]) -> None:
-    """Raise ValueError for tensors that the checkpoint should have; heads that it cannot have start untrained."""
-    new = sorted(set(config.exit_layers) - trained)
-    lost = sorted(name for name in missing if not name.startswith(tuple(f"heads.{layer}." for layer in new)))
+def _trained_gates(original: BertConfig, names: set[str] | None) -> set[int]:
+    """Layers whose gate the checkpoint must hold."""
+    if names is not None and any(name.startswith("gates.") for name in names):
+        return set(original.skip_layers)
+    return set()
+
+
+def _check_missing(
+    source: str | os.PathLike, missing: set[str], config: MultiExitBertConfig, trained: set[int], gated: set[int]
+) -> None:
+    """Raise ValueError for tensors that the checkpoint should have; heads and gates that it cannot have start untrained."""
+    heads, gates = sorted(set(config.exit_layers) - trained), sorted(set(config.skip_layers or ()) - gated)
+    new = (*(f"heads.{layer}." for layer in heads), *(f"gates.{layer}." for layer in gates))
+    lost = sorted(name for name in missing if not name.startswith(new))
     if lost:
         raise ValueError(f"{source}: {len(lost)} tensors are missing from the checkpoint: {shorten(lost, 300)}")
-    if new:
-        logger.warning("The exit heads at layers %s are new and untrained: train them before use.", new)
+    for what, layers in (("exit heads", heads), ("skip gates", gates)):
+        if layers:
+            logger.warning("The %s at layers %s are new and untrained: train them before use.", what, layers)

@@ -1,4 +1,4 @@
-"""MultiExitBert: Hugging Face's BERT with an exit head after any of its layers."""
+"""MultiExitBert: Hugging Face's BERT with an exit head after any of its layers, and gates that let samples skip layers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from transformers.utils import logging
 from geep_triton.checks import check_choice, check_int
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import ExitTable, save_table
+from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
+from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import MultiExitBertOutput
 
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
 
 ANSWER_HEADS = ("student", "teacher")
+GATINGS = ("soft", "hard", "none")
+NO_GATES = "this model has no skip gates: load it with skip_gate='attention' or 'mean' and train it by recipe 'smartbert'"
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
@@ -35,19 +39,24 @@ class MultiExitBert(BertPreTrainedModel):
     """A BERT classifier that can answer after any of `config.exit_layers`.
 
     The backbone is `transformers.BertModel` without its pooler: its own embeddings and layers, called one by one.
-    `heads[str(k)]` answers after layer k (counted from 1). An optional `exit_table` predicts exits from tokens.
+    `heads[str(k)]` answers after layer k (counted from 1). `gates[str(k)]`, where `config.skip_layers` names layer k, decides
+    which samples skip it (SmartBERT, Hu et al. 2023). An optional `exit_table` predicts exits from tokens.
 
     Shapes: B samples, S tokens, H hidden size, C labels, L layers.
     """
 
     config: MultiExitBertConfig
     config_class = MultiExitBertConfig
+    # A checkpoint of an unfinished training also holds what only its recipe needs.
+    _keys_to_ignore_on_load_unexpected = (r"^auxiliary\.",)
 
     def __init__(self, config: MultiExitBertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.bert = BertModel(config, add_pooling_layer=False)
         self.heads = build_heads(config)
+        self.gates = build_gates(config)
+        self.auxiliary: nn.Module | None = None  # what a recipe trains along; see `geep_triton.training.stages.Recipe`
         self._exit_table: ExitTable | None = None
         self.post_init()
 
@@ -98,7 +107,7 @@ class MultiExitBert(BertPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, XavierLinear):
+        if isinstance(module, (XavierLinear, GateLinear)):
             module.init_weights()
         else:
             super()._init_weights(module)
@@ -137,6 +146,12 @@ class MultiExitBert(BertPreTrainedModel):
         """h_{layer-1} [B, S, H] -> h_layer [B, S, H]; layers count from 1."""
         return self.bert.encoder.layer[layer - 1](hidden_states, layer_mask)
 
+    def skip_gate(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> SkipGate | None:
+        """h_{layer-1} [B, S, H] -> who skips the layer; None where it has no gate."""
+        if str(layer) not in self.gates:
+            return None
+        return self.gates[str(layer)](hidden_states, attention_mask, self.config.skip_threshold)
+
     def exit_logits(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """h_layer [B, S, H] -> logits [B, C] of the head at `layer`, at its temperature."""
         logits = self.heads[str(layer)](hidden_states, attention_mask)
@@ -145,7 +160,7 @@ class MultiExitBert(BertPreTrainedModel):
         return logits / self.config.exit_temperatures[self.config.exit_layers.index(layer)]
 
     def shared_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, layer_mask: Any) -> torch.Tensor:
-        """h_k [B, S, H] -> logits [B, C] of the last head on the last layer on h_k (GEEP's sub-network k)."""
+        """h_k [B, S, H] -> logits [B, C] of the last head on the last layer, ungated, on h_k (GEEP's sub-network k)."""
         last = self.config.num_hidden_layers
         return self.exit_logits(last, self.run_layer(last, hidden_states, layer_mask), attention_mask)
 
@@ -160,9 +175,15 @@ class MultiExitBert(BertPreTrainedModel):
         output_exit_logits: bool = False,
         output_shared_logits: bool = False,
         output_hidden_states: bool = False,
+        gating: str | None = None,
+        output_gates: bool = False,
+        output_layer_outputs: bool = False,
         return_dict: bool = True,
     ) -> MultiExitBertOutput | tuple:
         """Run the batch to one depth.
+
+        With gates, h_i = (1 - g_i) T_i(h_{i-1}) + g_i h_{i-1}: every layer runs for every sample here and gates choose between
+        its output and its input, which is what training needs; `Engine` gives the same answers and saves the skipped layers.
 
         Args:
             input_ids: [B, S] int64.
@@ -176,13 +197,18 @@ class MultiExitBert(BertPreTrainedModel):
             output_exit_logits: also return the logits of every exit up to the depth.
             output_shared_logits: also return GEEP's sub-networks' logits; full depth only.
             output_hidden_states: also return h_0 and every layer's output.
+            gating: "hard" (g_i is 0 or 1, with the gradient of the soft gate: straight through), "soft" (in 0..1), or "none"
+                (every layer runs). None: hard where the model has gates.
+            output_gates: also return gates and decisions of the gated layers.
+            output_layer_outputs: also return what each layer gave before its gate.
             return_dict: False returns a tuple of what is not None.
 
         Raises:
             ValueError: token ids outside the vocabulary (checked on CPU), inputs longer than the position embeddings, an
-                `exit_layer` that is no exit.
+                `exit_layer` that is no exit, gates asked of a model without gates.
         """
         self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
+        gating = self._gating(gating, output_gates)
         last = self.config.num_hidden_layers
         depth = last if exit_layer is None else exit_layer
         every_exit = output_exit_logits or output_shared_logits or (labels is not None and exit_layer is None)
@@ -192,10 +218,21 @@ class MultiExitBert(BertPreTrainedModel):
         hidden = self.embed(input_ids, token_type_ids)
         mask = self.layer_mask(hidden, attention_mask)
         states = [hidden] if output_hidden_states else []
+        outputs: list[torch.Tensor] = []
+        gates: list[SkipGate] = []
         exits: dict[int, torch.Tensor] = {}
         shared: list[torch.Tensor] = []
         for layer in range(1, depth + 1):
-            hidden = self.run_layer(layer, hidden, mask)
+            gate = self.skip_gate(layer, hidden, attention_mask) if gating != "none" else None
+            output = self.run_layer(layer, hidden, mask)
+            if gate is None:
+                hidden = output
+            else:
+                gates.append(gate)
+                share = (gate.soft if gating == "soft" else gate.hard).to(output.dtype)[:, None, None]
+                hidden = (1 - share) * output + share * hidden
+            if output_layer_outputs:
+                outputs.append(output)
             if output_hidden_states:
                 states.append(hidden)
             if layer in self.config.exit_layers and (every_exit or layer == depth):
@@ -211,14 +248,28 @@ class MultiExitBert(BertPreTrainedModel):
             answers = list(exits.values()) if exit_layer is None else [logits]
             losses = [ForSequenceClassificationLoss(labels, answer, self.config) for answer in answers]
             loss = torch.stack(losses).mean()
-        output = MultiExitBertOutput(
+        result = MultiExitBertOutput(
             loss=loss,
             logits=logits,
             exit_logits=tuple(exits.values()) if output_exit_logits else None,
             shared_logits=tuple(shared) if output_shared_logits else None,
             hidden_states=tuple(states) if output_hidden_states else None,
+            gates=tuple(gate.soft for gate in gates) if output_gates else None,
+            skips=tuple(gate.hard.bool() for gate in gates) if output_gates else None,
+            layer_outputs=tuple(outputs) if output_layer_outputs else None,
         )
-        return output if return_dict else output.to_tuple()
+        if self.auxiliary is not None and self.training:
+            # Within the forward pass, where mixed precision and several processes see it.
+            result.auxiliary = self.auxiliary(self, result, attention_mask)
+        return result if return_dict else result.to_tuple()
+
+    def _gating(self, gating: str | None, output_gates: bool) -> str:
+        if gating is None:
+            gating = "hard" if len(self.gates) else "none"
+        check_choice("gating", gating, GATINGS)
+        if (gating != "none" or output_gates) and not len(self.gates):
+            raise ValueError(f"gating={gating!r}, output_gates={output_gates}: {NO_GATES}")
+        return gating
 
     def _check_inputs(
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool

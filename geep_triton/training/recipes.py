@@ -15,6 +15,7 @@ from geep_triton.outputs import MultiExitBertOutput
 from geep_triton.training.curriculum import Curriculum
 from geep_triton.training.distillation import ORDERS, PAIRINGS, feature_loss, layerwise_distillation_loss
 from geep_triton.training.losses import cross_entropy, geep_loss, joint_loss, self_distillation_loss
+from geep_triton.training.smartbert import smartbert
 from geep_triton.training.stages import Batch, Recipe, Stage
 
 EXITS = {"output_exit_logits": True}
@@ -200,6 +201,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "geep": geep,
     "joint": joint,
     "pabee": pabee,
+    "smartbert": smartbert,
 }
 
 

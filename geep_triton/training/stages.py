@@ -8,8 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import nn
 
 from geep_triton.checks import check_choice, check_number
+from geep_triton.config import MultiExitBertConfig
 from geep_triton.outputs import MultiExitBertOutput
 
 
@@ -56,7 +58,8 @@ class Stage:
 
     Attributes:
         loss: model output and batch -> scalar, a mean over the batch.
-        forward: what `MultiExitBert.forward` is asked for besides its inputs; no more than the loss uses.
+        forward: what `MultiExitBert.forward` is asked for besides its inputs, no more than the loss uses; or a function of the
+            share of the stage that is over.
         trains: one of `PARTS`, or a function (name of a parameter, number of the last layer) -> whether it trains. The rest is
             frozen and in evaluation mode, so that it answers as it will answer when it is used.
         share: of the training's steps, relative to the other stages' shares.
@@ -68,7 +71,7 @@ class Stage:
     """
 
     loss: Loss
-    forward: Mapping[str, Any] = field(default_factory=dict)
+    forward: Mapping[str, Any] | Callable[[float], Mapping[str, Any]] = field(default_factory=dict)
     trains: str | Callable[[str, int], bool] = "all"
     share: float = 1.0
     needs_labels: bool = True
@@ -78,6 +81,10 @@ class Stage:
         if not callable(self.trains):
             check_choice("trains", self.trains, PARTS)
         check_number("share", self.share, 1e-6)
+
+    def asks(self, progress: float) -> Mapping[str, Any]:
+        """What the forward pass is asked for when so much of the stage is over."""
+        return self.forward(progress) if callable(self.forward) else self.forward
 
     def wants(self, name: str, last_layer: int) -> bool:
         """Whether the parameter of this name trains."""
@@ -96,6 +103,9 @@ class Recipe:
         gradient_scale: (name of a parameter, exit layers) -> factor of its gradient; None: 1 for all.
         curriculum: share of the training that is over, 0..1 -> share of the training set, easiest samples first, to draw from;
             None: all data from the start.
+        modules: configuration -> a module of the recipe's own, which trains with the model as `model.auxiliary`, is in its
+            checkpoints and leaves it when the training is over. In each training step it is called with the model, its output
+            and the attention mask [B, S], and makes `output.auxiliary`. None: none.
         settings: that a named recipe was made with; checkpoints remember name and settings.
 
     Raises:
@@ -107,6 +117,7 @@ class Recipe:
     alternating: bool = False
     gradient_scale: Callable[[str, tuple[int, ...]], float] | None = None
     curriculum: Callable[[float], float] | None = None
+    modules: Callable[[MultiExitBertConfig], nn.Module] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -42,7 +42,8 @@ class MultiExitTrainer(Trainer):
     Args:
         *args, **kwargs: of `transformers.Trainer`.
         head_learning_rate: of the exit heads, where it differs from the backbone's; new heads learn faster with about ten
-            times as much.
+            times as much. It is that of a recipe's own modules, too.
+        gate_learning_rate: of the skip gates, where it differs from the backbone's.
         recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, as
             `get_recipe(name, **settings)` makes it.
         difficulty: of each training sample, higher is harder, for recipes with a curriculum; see
@@ -65,15 +66,17 @@ class MultiExitTrainer(Trainer):
         *args: Any,
         recipe: str | Recipe = "geep",
         head_learning_rate: float | None = None,
+        gate_learning_rate: float | None = None,
         difficulty: Sequence[float] | torch.Tensor | None = None,
         teacher: PreTrainedModel | None = None,
         class_weights: Sequence[float] | str | None = None,
         **kwargs: Any,
     ) -> None:
         self.recipe = get_recipe(recipe)
-        if head_learning_rate is not None:
-            check_number("head_learning_rate", head_learning_rate, 0.0, 1.0)
-        self.head_learning_rate = head_learning_rate
+        self._learning_rates = {"heads": head_learning_rate, "auxiliary": head_learning_rate, "gates": gate_learning_rate}
+        for name, rate in (("head_learning_rate", head_learning_rate), ("gate_learning_rate", gate_learning_rate)):
+            if rate is not None:
+                check_number(name, rate, 0.0, 1.0)
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise ValueError(
@@ -102,17 +105,20 @@ class MultiExitTrainer(Trainer):
             self.model.exit_table = None
         self.model.forget_calibration()
         self.model.config.exit_temperatures = None
+        if self.recipe.modules is not None:
+            self.model.auxiliary = self.recipe.modules(self.model.config).to(self.model.device)
         try:
             return super().train(resume_from_checkpoint, **kwargs)
         finally:
             for parameter, flag in self._flags:
                 parameter.requires_grad_(flag)
+            self.model.auxiliary = None
             for hook in self._hooks:
                 hook.remove()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """transformers' optimizer over what any stage trains, with the heads in groups of their own where they have their own
-        learning rate.
+        """transformers' optimizer over what any stage trains, with heads and gates in groups of their own where they have
+        learning rates of their own.
         """
         self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self._stages = [StageParameters(self.model, self.recipe, stage) for stage in self.recipe.stages]
@@ -121,14 +127,14 @@ class MultiExitTrainer(Trainer):
         if self.recipe.gradient_scale is not None:
             self._hooks = scale_gradients(self.model, self.recipe.gradient_scale)
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.head_learning_rate is None:
-            return optimizer
-        heads = {id(parameter) for parameter in self.model.heads.parameters()}
-        for group in list(optimizer.param_groups):
-            own = [parameter for parameter in group["params"] if id(parameter) in heads]
-            if own:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
-                optimizer.add_param_group({**group, "params": own, "lr": self.head_learning_rate})
+        for name, rate in self._learning_rates.items():
+            part = getattr(self.model, name)
+            own = set() if rate is None or part is None else {id(parameter) for parameter in part.parameters()}
+            for group in list(optimizer.param_groups):
+                apart = [parameter for parameter in group["params"] if id(parameter) in own]
+                if apart:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+                    optimizer.add_param_group({**group, "params": apart, "lr": rate})
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -192,10 +198,10 @@ class MultiExitTrainer(Trainer):
         features = {name: value for name, value in inputs.items() if name != "labels"}
         if stage.needs_labels and "labels" not in inputs:
             raise ValueError(f"recipe {self.recipe.name!r} needs labels, but the batch has only {', '.join(inputs)}")
-        output = model(**features, **stage.forward)
+        output = model(**features, **stage.asks(progress))
         batch = Batch(
             labels=inputs.get("labels"),
-            attention_mask=inputs.get("attention_mask"),
+            attention_mask=inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
             exit_layers=tuple(self.model.config.exit_layers),
             class_weights=None if self.class_weights is None else self.class_weights.to(output.logits.device),
             teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher else None,

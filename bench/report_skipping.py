@@ -1,0 +1,232 @@
+"""Tables of the skipping experiment from whatever cells have results; says what is missing.
+
+python -m bench.report_skipping            # writes bench/SKIPPING.md
+python -m bench.report_skipping --check    # fails where the page differs from the result files
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.environment import ROOT
+from bench.skipping import BATCH, DATA_SETS, OUTPUT, TOLERATED, VARIANTS, Cell
+from geep_triton.evaluation.metrics import Interval, paired_bootstrap
+
+PAGE = ROOT / "bench" / "SKIPPING.md"
+SYSTEMS = ("bert", "exits", "skipping", "smartbert", "planned")
+SEEDS = {"rte": 5, "wnli": 5}
+OTHER_SEEDS = 3
+HARDLY = 1.2  # times fewer FLOPs: less is no help
+
+Runs = list[dict[str, Any]]  # of one data set and variant, a seed each
+
+
+def read_runs(folder: Path) -> dict[tuple[str, str], Runs]:
+    """(data set, variant) -> results of cells as they are declared now; those of an older declaration count as missing."""
+    runs: dict[tuple[str, str], Runs] = {}
+    for path in sorted(folder.glob("*.*.*.json")):
+        name, variant, seed = path.stem.split(".")
+        if name not in DATA_SETS or variant not in VARIANTS:
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["declaration"] == Cell(DATA_SETS[name], variant, int(seed), result["declaration"]["limit"]).declaration():
+            runs.setdefault((name, variant), []).append(result)
+    return runs
+
+
+def point(run: dict[str, Any], system: str, threshold: float | str | None = "chosen") -> dict[str, Any]:
+    """A system's point of the curve, at a threshold or at the chosen one."""
+    points = [point for point in run["curve"] if point["system"] == system]
+    return next(p for p in points if (p["chosen"] if threshold == "chosen" else p["threshold"] == threshold))
+
+
+def reduction(run: dict[str, Any], at: dict[str, Any]) -> float:
+    """Times fewer FLOPs than full depth without gates."""
+    return sum(point(run, "bert")["flops"].values()) / sum(at["flops"].values())
+
+
+def over_seeds(runs: Runs, value: Callable[[dict[str, Any]], float]) -> Interval:
+    """Mean, lowest and highest seed."""
+    values = [value(run) for run in runs]
+    return Interval(statistics.mean(values), min(values), max(values))
+
+
+def lost(runs: Runs, system: str, threshold: float | str | None = "chosen") -> Interval:
+    """Accuracy of a system less that of full depth on the same samples, mean over seeds; 95 % paired bootstrap interval."""
+    first, second = (
+        torch.stack([torch.tensor([float(bit) for bit in at(run)["right"]]) for run in runs]).mean(0)
+        for at in (lambda run: point(run, system, threshold), lambda run: point(run, "bert"))
+    )
+    return paired_bootstrap(first, second)
+
+
+def times(interval: Interval) -> str:
+    return f"{interval.estimate:.2f}x ({interval.low:.2f} .. {interval.high:.2f})"
+
+
+def points(interval: Interval) -> str:
+    return f"{100 * interval.estimate:+.1f} ({100 * interval.low:+.1f} .. {100 * interval.high:+.1f})"
+
+
+def speed(run: dict[str, Any], name: str, batch: str, rival: str) -> float:
+    rates = run["speed"]["samples_per_second"]
+    return rates[f"{name}@{batch}"] / rates[rival]
+
+
+def section(name: str, variant: str, runs: Runs) -> str:
+    """A data set under a variant: each system at its chosen threshold."""
+    samples, metric, limit = runs[0]["samples"], DATA_SETS[name].metric, runs[0]["declaration"]["limit"]
+    layers = runs[0]["num_layers"]
+    trial = f"; a trial on {limit} samples, without meaning" if limit else ""
+    lines = [
+        f"**{name}, {variant}** ({samples['train']:,} training, {samples['tune']:,} tuning and {samples['test']:,} test "
+        f"samples, {len(runs)} of {SEEDS.get(name, OTHER_SEEDS)} seeds{trial})",
+        "",
+        f"| system | {metric} | accuracy less bert's, points | FLOPs, times fewer | mean layers of {layers} | "
+        f"speed-up, one sample | speed-up, {BATCH:,} tokens |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for system in SYSTEMS:
+        score = over_seeds(runs, lambda run, s=system: point(run, s)["score"])
+        depth = statistics.mean(point(run, system)["mean_layers"] for run in runs)
+        saved = over_seeds(runs, lambda run, s=system: reduction(run, point(run, s)))
+        one, many = (
+            over_seeds(runs, lambda run, s=system, b=batch: speed(run, s, b, f"bert@{b}")) for batch in ("1", str(BATCH))
+        )
+        lines.append(
+            f"| {system} | {score.estimate:.3f} ({score.low:.3f} .. {score.high:.3f}) | {points(lost(runs, system))} | "
+            f"{times(saved)} | {depth:.2f} | {times(one)} | {times(many)} |"
+        )
+    gated = [point(run, "skipping")["skip_histogram"] for run in runs]
+    rates = [statistics.mean(layer) / samples["test"] for layer in zip(*gated, strict=True)]
+    ours = over_seeds(runs, lambda run: speed(run, "ours", "32", "released"))
+    moved = max(run["speed"]["released_moved"] for run in runs)
+    lines += [
+        "",
+        f"Share of the samples that skip layers 1 to {layers}: {', '.join(f'{rate:.0%}' for rate in rates)}. Ours in "
+        f"batches of 32 against the released loop over single samples: {times(ours)}, the same answers but for {moved:.1%} of "
+        "the samples.",
+    ]
+    return "\n".join(lines)
+
+
+def curve_section(name: str, variant: str, runs: Runs) -> str:
+    """Every threshold: score and FLOPs."""
+    thresholds = sorted({at["threshold"] for at in runs[0]["curve"] if at["threshold"] is not None})
+    kinds = ("exits", "smartbert", "planned")
+    lines = [
+        f"Threshold by threshold, {DATA_SETS[name].metric} at times fewer FLOPs ({name}, {variant}):",
+        "",
+        "| threshold | " + " | ".join(kinds) + " |",
+        "|---|" + "---|" * len(kinds),
+    ]
+    for threshold in (None, *thresholds):
+        cells = []
+        for system in kinds:
+            score, saved = (
+                statistics.mean(values)
+                for values in zip(
+                    *((point(r, system, threshold)["score"], reduction(r, point(r, system, threshold))) for r in runs),
+                    strict=True,
+                )
+            )
+            cells.append(f"{score:.3f} at {saved:.2f}x")
+        lines.append(f"| {'never' if threshold is None else f'{threshold:g}'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claims_section(found: dict[tuple[str, str], Runs]) -> str:
+    """The abstract's two claims, as hypotheses stated before the runs."""
+    lines = [
+        "**Claim 1.** SmartBERT computes 2 to 3 times less at a minimal drop. Read as: at the chosen threshold every seed has "
+        f"at least 2 times fewer FLOPs than bert, and accuracy is with confidence at most {100 * TOLERATED:g} point lower.",
+        "",
+        "**Claim 2.** On rte and wnli entropy exits hardly help and skipping does. Read as: at their chosen thresholds exits "
+        f"have less than {HARDLY:g} times fewer FLOPs at every seed, and skipping more at every seed, neither with an accuracy "
+        "lower than bert's with confidence.",
+        "",
+        "| data set | variant | claim 1 | claim 2 |",
+        "|---|---|---|---|",
+    ]
+    for (name, variant), runs in found.items():
+        second = second_claim(runs) if name in SEEDS else "-"
+        lines.append(f"| {name} | {variant} | {first_claim(runs)} | {second} |")
+    return "\n".join(lines)
+
+
+def first_claim(runs: Runs) -> str:
+    """The verdict on claim 1."""
+    saved, loss = over_seeds(runs, lambda run: reduction(run, point(run, "smartbert"))), lost(runs, "smartbert")
+    if saved.low >= 2 and loss.low >= -TOLERATED:
+        return "supported"
+    return "refuted" if saved.high < 2 or loss.high < -TOLERATED else "undecided"
+
+
+def second_claim(runs: Runs) -> str:
+    """The verdict on claim 2."""
+    exits, skips = (over_seeds(runs, lambda run, s=system: reduction(run, point(run, s))) for system in ("exits", "skipping"))
+    exits_lose, skips_lose = (lost(runs, system).high < 0 for system in ("exits", "skipping"))
+    if exits.high < HARDLY < skips.low and not exits_lose and not skips_lose:
+        return "supported"
+    return "refuted" if (exits.low >= HARDLY and not exits_lose) or skips.high <= HARDLY or skips_lose else "undecided"
+
+
+def missing_section(found: dict[tuple[str, str], Runs]) -> str:
+    variants: Sequence[str] = sorted({variant for _, variant in found}) or ["published"]
+    missing = [
+        f"{name}.{variant}.{seed}"
+        for variant in variants
+        for name in DATA_SETS
+        for seed in range(1, SEEDS.get(name, OTHER_SEEDS) + 1)
+        if seed not in {run["declaration"]["seed"] for run in found.get((name, variant), [])}
+    ]
+    return f"Missing: {', '.join(missing)}." if missing else "No cell is missing."
+
+
+def page(folder: Path) -> str:
+    """The whole page."""
+    found = read_runs(folder)
+    machines = sorted(
+        f"{run['environment']['gpu'] or run['environment']['cpu']}, {run['environment']['threads']} threads, torch "
+        f"{run['environment']['torch']}"
+        for runs in found.values()
+        for run in runs
+    )
+    parts = [
+        "# Skipping layers",
+        "Made by `python -m bench.report_skipping` from the files in `bench/results/skipping`, which "
+        "`python -m bench.skipping` writes; systems, variants and sizes are declared there. Backbone MiniLM-L6; test samples "
+        "and splits are ours: no figure is comparable with the paper's. Accuracy differences with 95 % paired bootstraps over "
+        "test samples, seeds averaged; all other brackets are the lowest and the highest seed. FLOPs are those that really "
+        "ran, gates, heads and padding included. Speed-up is wall clock over bert in the same run.",
+        f"Machines: {'; '.join(dict.fromkeys(machines)) or 'none yet'}.",
+        missing_section(found),
+        claims_section(found),
+        *(f"{section(*key, runs)}\n\n{curve_section(*key, runs)}" for key, runs in found.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=OUTPUT)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = page(arguments.results)
+    if not arguments.check:
+        arguments.page.write_text(text, encoding="utf-8")
+        print(arguments.page)
+    elif not arguments.page.is_file() or arguments.page.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{arguments.page.name} differs from the results: run python -m bench.report_skipping")
+
+
+if __name__ == "__main__":
+    main()

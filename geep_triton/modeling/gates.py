@@ -1,0 +1,84 @@
+"""Skip gates: hidden states [B, S, H] and attention mask [B, S] in, who skips a layer out. Padding never reaches a gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from geep_triton.config import MultiExitBertConfig
+from geep_triton.modeling.heads import XavierLinear, pool
+from geep_triton.ops.skip_gate import SkipGate, skip_gate
+
+
+class GateLinear(nn.Linear):
+    """Linear(features -> 1) whose bias starts where the configuration says: far below 0 nothing is skipped yet."""
+
+    def __init__(self, features: int, start: float) -> None:
+        super().__init__(features, 1)
+        self.start = start
+
+    def init_weights(self) -> None:
+        """Leaves alone what was loaded from a checkpoint, as all of transformers' initialisers do."""
+        init.xavier_uniform_(self.weight)
+        init.constant_(self.bias, self.start)
+
+
+class MeanGate(nn.Module):
+    """Mean over the real tokens, Linear(H -> 1), sigmoid."""
+
+    def __init__(self, config: MultiExitBertConfig) -> None:
+        super().__init__()
+        self.output = GateLinear(config.hidden_size, config.skip_gate_bias)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, threshold: float) -> SkipGate:
+        """[B, S, H], [B, S] -> gates of B samples, which skip at or over the threshold."""
+        return decide(pool(hidden_states, attention_mask, "mean"), self.output, threshold)
+
+
+class AttentionGate(nn.Module):
+    """SmartBERT's gate: Linear(H -> D), tanh, self-attention over D, first token, Linear(D -> 1), sigmoid.
+
+    Hu et al., IJCAI 2023, section 3.2; code HuBoren99/SmartBert. D = skip_gate_size.
+    """
+
+    def __init__(self, config: MultiExitBertConfig) -> None:
+        super().__init__()
+        size = config.skip_gate_size
+        self.num_heads = config.skip_gate_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.reduce = XavierLinear(config.hidden_size, size)
+        self.query = XavierLinear(size, size)
+        self.key_value = XavierLinear(size, 2 * size)
+        self.dense = XavierLinear(size, size)
+        self.output = GateLinear(size, config.skip_gate_bias)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, threshold: float) -> SkipGate:
+        """[B, S, H], [B, S] -> gates of B samples, which skip at or over the threshold."""
+        features = torch.tanh(self.reduce(hidden_states))
+        key, value = self.key_value(features).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(features[:, :1])),  # only the first token's row is ever read
+            self._split(key),
+            self._split(value),
+            attn_mask=attention_mask.bool()[:, None, None, :],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        return decide(self.dense(attended.transpose(1, 2).flatten(2)[:, 0]), self.output, threshold)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+GATE_CLASSES: dict[str, type[nn.Module]] = {"attention": AttentionGate, "mean": MeanGate}
+
+
+def decide(pooled: torch.Tensor, output: nn.Linear, threshold: float) -> SkipGate:
+    """Pooled states [B, D] through a gate's last layer; see `geep_triton.ops.skip_gate.skip_gate`."""
+    return skip_gate(pooled, output.weight[0], output.bias, threshold)
+
+
+def build_gates(config: MultiExitBertConfig) -> nn.ModuleDict:
+    """One gate per layer that may be skipped, keyed by its number; empty without gates."""
+    return nn.ModuleDict({str(layer): GATE_CLASSES[config.skip_gate](config) for layer in config.skip_layers or ()})
