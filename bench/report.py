@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import report_ops, report_pipeline, report_policies
 from bench.environment import RESULTS, ROOT
-from bench.report_policies import families, promises, setting, spread
+from bench.report_policies import families, promises, setting, speed_up, spread, token_budgets
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
 
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results
 def summary(folder: Path = RESULTS) -> str:
     """What `calibrate` reached, a line for each data set and promise: mean over seeds, the lowest and highest in brackets."""
     found = promises(folder)
-    budgets = list(next(iter(found.values()))[0]["policies"][0]["speed"])
+    budgets = token_budgets([run for runs in found.values() for run in runs])
     lines = [
         "| data | promised agreement | agreement | accuracy | of all layers | mean layers | "
         + " | ".join(f"{int(budget):,} tokens a batch" for budget in budgets)
@@ -32,7 +32,7 @@ def summary(folder: Path = RESULTS) -> str:
         for promise in sorted({promise for promise, _ in rows}, reverse=True):
             chosen = [row for value, row in rows if value == promise]
             full = statistics.mean(row["accuracy"] for row in families(runs)[promise, "full"])
-            speeds = " | ".join(f"{spread((row['speed'][b]['speed_up'] for row in chosen), 2)}x" for b in budgets)
+            speeds = " | ".join(speed_up(chosen, budget) for budget in budgets)
             lines.append(
                 f"| {name} | {promise:g} | {spread(row['agreement'] for row in chosen)} | "
                 f"{spread(row['accuracy'] for row in chosen)} | {full:.3f} | "

@@ -36,7 +36,8 @@ def page(folder: Path = RESULTS) -> str:
 PROMISES = """Calibrated on the dev texts and a third of the test texts, measured on the others (`python -m bench.promises`):
 the fastest setting of each family of policies that keeps the promise with 95 % confidence. Mean over the seeds; in brackets the
 lowest and the highest. *Chosen* counts the seeds in which `calibrate` took the family; a promise that was not kept in all seeds
-says in how many. Shares are those of the token budget with the highest speed-up."""
+says in how many. Not every seed was measured at every token budget: a cell is over those that were. Shares are those of the
+token budget with the highest speed-up."""
 
 PREDICTORS = """Every predictor ranks the test texts from easy to hard, and the ranks get the exits that the threshold takes on
 these texts, as many of each, so that all have the same mean depth (`python -m bench.predictors`)."""
@@ -72,6 +73,16 @@ def setting(runs: list[dict[str, Any]]) -> str:
     )
 
 
+def token_budgets(runs: list[dict[str, Any]]) -> list[str]:
+    """All at which any of the runs was measured, ascending."""
+    return sorted({budget for run in runs for budget in run["policies"][0]["speed"]}, key=int)
+
+
+def speed_up(rows: list[dict[str, Any]], budget: str) -> str:
+    """Mean and range over the rows that were measured at this token budget."""
+    return f"{spread((row['speed'][budget]['speed_up'] for row in rows if budget in row['speed']), 2)}x"
+
+
 def families(runs: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict[str, Any]]]:
     """(promise, family) -> its row in each seed."""
     found = defaultdict(list)
@@ -83,7 +94,7 @@ def families(runs: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict[st
 
 def promises_section(runs: list[dict[str, Any]]) -> str:
     """One data set: every family under every promise."""
-    data, budgets = runs[0]["data"], list(runs[0]["policies"][0]["speed"])
+    data, budgets = runs[0]["data"], token_budgets(runs)
     columns = [f"{int(budget):,} tokens a batch" for budget in budgets]
     lines = [
         f"**{data['name']}** ({setting(runs)}; seeds {', '.join(str(run['seed']) for run in runs)})",
@@ -94,7 +105,7 @@ def promises_section(runs: list[dict[str, Any]]) -> str:
     for (promise, family), rows in families(runs).items():
         kept = sum(row["agreement"] >= promise for row in rows)
         agreement = spread(row["agreement"] for row in rows) + ("" if kept == len(rows) else f", kept in {kept}")
-        speeds = " | ".join(f"{spread((row['speed'][b]['speed_up'] for row in rows), 2)}x" for b in budgets)
+        speeds = " | ".join(speed_up(rows, budget) for budget in budgets)
         best = [max(row["speed"].values(), key=lambda speed: speed["speed_up"]) for row in rows]
         shares = (statistics.mean(speed[key] for speed in best) for key in ("share_of_bound", "share_of_token_bound"))
         cells = [
@@ -174,13 +185,13 @@ def depth_section(result: dict[str, Any]) -> str:
         "| policy | mean layers | of a token | samples/s | of full depth | speed-up | share of L / mean layers | of a token |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['policy']} | {row['mean_layers']:.2f} | {row['mean_layers_of_a_token']:.2f} | "
-        f"{row['samples_per_second']:.1f} | {row['full_samples_per_second']:.1f} | "
-        f"{row['speed_up']:.2f}x | {row['share_of_bound']:.1%} | "
-        f"{row['share_of_token_bound']:.1%} |"
-        for row in result["policies"]
-    ]
+    for row in result["policies"]:
+        of_a_token = row.get("mean_layers_of_a_token", row["mean_layers"])  # one depth for all: the same
+        share = row.get("share_of_token_bound", row["share_of_bound"])
+        lines.append(
+            f"| {row['policy']} | {row['mean_layers']:.2f} | {of_a_token:.2f} | {row['samples_per_second']:.1f} | "
+            f"{row['full_samples_per_second']:.1f} | {row['speed_up']:.2f}x | {row['share_of_bound']:.1%} | {share:.1%} |"
+        )
     return "\n".join(lines)
 
 

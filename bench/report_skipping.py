@@ -204,8 +204,8 @@ def page(folder: Path) -> str:
         "Made by `python -m bench.report_skipping` from the files in `bench/results/skipping`, which "
         "`python -m bench.skipping` writes; systems, variants and sizes are declared there. Backbone MiniLM-L6; test samples "
         "and splits are ours: no figure is comparable with the paper's. Accuracy differences with 95 % paired bootstraps over "
-        "test samples, seeds averaged; all other brackets are the lowest and the highest seed. FLOPs are those that really ran, "
-        "gates, heads and padding included. Speed-up is wall clock over bert in the same run.",
+        "test samples, seeds averaged; all other brackets are the lowest and the highest seed. FLOPs are those that really "
+        "ran, gates, heads and padding included. Speed-up is wall clock over bert in the same run.",
         f"Machines: {'; '.join(dict.fromkeys(machines)) or 'none yet'}.",
         missing_section(found),
         claims_section(found),

@@ -117,6 +117,9 @@ VARIANTS = {
     "rates": Variant(**RATES, skip_gate_bias=-3.0),
     "rate30": Variant({"skip_rate": 0.3, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0),
     "rate50": Variant({"skip_rate": 0.5, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0),
+    "rate50_warm": Variant(
+        {"skip_rate": 0.5, "target_weight": 5.0, "warm_up": 0.3, "soft": 0.3}, **RATES, skip_gate_bias=-3.0
+    ),
     "rate50_mean": Variant({"skip_rate": 0.5, "target_weight": 5.0}, **RATES, skip_gate="mean", skip_gate_bias=-3.0),
     "rate50_upper": Variant({"skip_rate": 0.75, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0, skip_layers=(3, 4, 5, 6)),
 }
@@ -154,21 +157,24 @@ class Rows:
     @classmethod
     def of(cls, data_set: DataSet, limit: int | None) -> Rows:
         """Those of dev choose thresholds; where there is none, a tenth of the training rows that is not trained on."""
+        folder = data_folder()
+        if folder is None:
+            raise ValueError("GEEP_DATA must name the folder of the data sets, each <name>/train.jsonl and test.jsonl")
 
         def read(split: str, size: int | None) -> list[Row]:
-            rows = read_rows(data_folder() / data_set.name / f"{split}.jsonl", required=("text", "label"))
+            rows = read_rows(folder / data_set.name / f"{split}.jsonl", required=("text", "label"))
             size = min(len(rows) if size is None else size, len(rows) if limit is None else limit)
             return random.Random(0).sample(rows, size) if size < len(rows) else rows
 
         train, test = read("train", data_set.train), read("test", data_set.test)
-        if (data_folder() / data_set.name / "dev.jsonl").is_file():
+        if (folder / data_set.name / "dev.jsonl").is_file():
             return cls(train, read("dev", TUNING_ROWS), test)
         shuffled = random.Random(0).sample(train, len(train))
         tenth = min(len(train) // 10, TUNING_ROWS)
         return cls(shuffled[tenth:], shuffled[:tenth], test)
 
 
-def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -> tuple[Path, float]:
+def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -> tuple[Path, dict[str, float]]:
     """Folder of the cell's model with or without gates, trained now or before, and the seconds that it took.
 
     Raises:
@@ -187,7 +193,7 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
     folder = cache / f"{data_set.name}.{name}.{cell.seed}.{digest(declared)}"
     done = folder / "training.json"
     if done.is_file():
-        return folder / "model", json.loads(done.read_text())["seconds"]
+        return folder / "model", json.loads(done.read_text())
 
     tokenizer = AutoTokenizer.from_pretrained(pretrained_folder())
     labels = label_names(rows.train)
@@ -229,14 +235,14 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
         gate_learning_rate=variant.gate_learning_rate if gated else None,
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    seconds = clock.seconds
+    spent = clock.spent
     if trainer.state.global_step < trainer.state.max_steps:
         raise OutOfTime
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    write_json(done, {"seconds": seconds})
+    write_json(done, spent)
     shutil.rmtree(folder / "checkpoints")
-    return folder / "model", seconds
+    return folder / "model", spent
 
 
 @dataclass(frozen=True)
@@ -301,8 +307,8 @@ def run_cell(cell: Cell, arguments: argparse.Namespace, cache: Path, deadline: f
     """Train and judge a cell, or go on with it. Raises OutOfTime at the deadline."""
     data_set = cell.data_set
     rows = Rows.of(data_set, cell.limit)
-    plain_folder, plain_seconds = trained(cell, False, rows, cache, deadline)
-    gated_folder, gated_seconds = trained(cell, True, rows, cache, deadline)
+    plain_folder, plain_training = trained(cell, False, rows, cache, deadline)
+    gated_folder, gated_training = trained(cell, True, rows, cache, deadline)
     tokenizer = AutoTokenizer.from_pretrained(gated_folder)
     plain, gated = (MultiExitBert.from_pretrained(folder).eval() for folder in (plain_folder, gated_folder))
     settings = {"max_length": data_set.max_length, "truncation": True, "learn_skips": True, "progress": False}
@@ -326,7 +332,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace, cache: Path, deadline: f
         "declaration": cell.declaration(),
         "environment": environment(),
         "samples": {"train": len(rows.train), "tune": len(rows.tune), "test": len(rows.test)},
-        "train_seconds": {"plain": plain_seconds, "gated": gated_seconds},
+        "training": {"plain": plain_training, "gated": gated_training},
         "num_layers": plain.config.num_hidden_layers,
         "paths": gated.exit_table.paths.int().tolist(),
         "curve": curve,
@@ -403,7 +409,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for checkpoints and trained models")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limit_samples is not None and arguments.output == OUTPUT:
+        parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
+    return arguments
 
 
 def main() -> None:

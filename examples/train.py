@@ -25,6 +25,8 @@ from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher
 from geep_triton.training.recipes import RECIPES, get_recipe
 
+MODEL_CHOICES = ("exit_layers", "head", "head_size", "pooling", "head_dropout", "skip_gate", "skip_layers")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,6 +44,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--head", choices=["attention", "pooler", "linear"], help="default: attention")
     parser.add_argument("--head-size", type=int, help="width of an attention head's inside; default: 128")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="default: cls; mean for sentence-transformers models")
+    parser.add_argument("--skip-gate", choices=["attention", "mean"], help="gates that skip layers, for --recipe smartbert")
+    parser.add_argument("--skip-layers", type=int, nargs="+", help="layers that may be skipped (default: all)")
+    parser.add_argument("--gate-learning-rate", type=float, help="of the skip gates; default: that of the backbone")
     parser.add_argument("--head-dropout", type=float, help="default: 0.5")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -117,7 +122,7 @@ def main() -> None:
     last = start_or_resume(arguments.output, {**vars(arguments), "output": str(arguments.output), "labels": names})
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    choices = {name: getattr(arguments, name) for name in ("exit_layers", "head", "head_size", "pooling", "head_dropout")}
+    choices = {name: getattr(arguments, name) for name in MODEL_CHOICES}
 
     def make_model() -> MultiExitBert:
         return MultiExitBert.from_pretrained(
@@ -164,6 +169,7 @@ def main() -> None:
         data_collator=collator,
         recipe=recipe,
         head_learning_rate=arguments.head_learning_rate,
+        gate_learning_rate=arguments.gate_learning_rate,
         difficulty=difficulty,
         class_weights=arguments.class_weights,
     )
@@ -172,7 +178,7 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
 
-    settings = {"threshold": arguments.threshold, "ngram": arguments.ngram}
+    settings = {"threshold": arguments.threshold, "ngram": arguments.ngram, "learn_skips": arguments.skip_gate is not None}
     model.exit_table = build_exit_table(
         model, tokenizer, train_rows, **settings, max_length=arguments.max_length, truncation=arguments.truncate
     )

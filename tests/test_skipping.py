@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
+from geep_triton.backend import VARIABLE, has_triton
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import Allocated, ConstantDepth, FullDepth, Patience, Predicted, Threshold, Verified
 from geep_triton.engine.pools import Pools
@@ -127,6 +128,21 @@ def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, pol
         if path is not None:
             expected = (*expected[:2], {layer for layer in path if layer <= expected[1]})
         check(result, index, expected)
+
+
+@pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter: Triton, and no GPU")
+@pytest.mark.parametrize("mode", ["gates", "planned"])
+def test_triton_ops_give_the_same(skipper, tokenizer, texts, mode, monkeypatch):
+    """Gates, partition, moves, scores and table lookups all in Triton."""
+    results = []
+    for backend in ("torch", "triton"):
+        monkeypatch.setenv(VARIABLE, backend)
+        skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn_skips=True)
+        engine = with_costs(Engine(skipper, tokenizer, "patience:1,threshold=0.8", skipping=mode, token_budget=40))
+        results.append(engine.predict(texts))
+    assert torch.equal(results[0].skipped, results[1].skipped)
+    assert torch.equal(results[0].exit_layers, results[1].exit_layers)
+    torch.testing.assert_close(results[0].logits, results[1].logits, atol=1e-5, rtol=0)
 
 
 def test_the_comparison_above_sees_many_paths_and_exits(skipper, tokenizer, texts):

@@ -12,7 +12,6 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.move_rows import gather_rows
 
 SAMPLE_LENGTH = 32
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ class LayerCosts:
     def measure(cls, model: MultiExitBert, token_budget: int, rounds: int = 5) -> LayerCosts:
         """Time the model's first layer and exit where it is, up to batches of `token_budget` tokens."""
         length = min(SAMPLE_LENGTH, token_budget, model.config.max_position_embeddings)
-        sizes = sorted({max(1, int(share * token_budget) // length) for share in SHARES})
+        full = max(1, token_budget // length)
+        # Down to one sample: on a CPU small batches may be as good as full ones, which only a measurement can tell.
+        sizes = sorted({full, *(1 << power for power in range(full.bit_length()))})
         points, exit_layer = [], model.config.exit_layers[0]
         with torch.inference_mode():
             for size in sizes:
