@@ -113,7 +113,8 @@ def export_onnx(module: DenseBert, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            OnnxGraph(module), inputs, path, input_names=list(names), output_names=["logits"], dynamic_axes=dynamic,
+            OnnxGraph(module).eval(),  # the exporter puts all of it back into the mode that the outermost module is in
+            inputs, path, input_names=list(names), output_names=["logits"], dynamic_axes=dynamic,
             opset_version=17, dynamo=False,
         )  # fmt: skip
 
