@@ -117,9 +117,7 @@ VARIANTS = {
     "rates": Variant(**RATES, skip_gate_bias=-3.0),
     "rate30": Variant({"skip_rate": 0.3, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0),
     "rate50": Variant({"skip_rate": 0.5, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0),
-    "rate50_warm": Variant(
-        {"skip_rate": 0.5, "target_weight": 5.0, "warm_up": 0.3, "soft": 0.3}, **RATES, skip_gate_bias=-3.0
-    ),
+    "rate50_warm": Variant({"skip_rate": 0.5, "target_weight": 5.0, "warm_up": 0.3, "soft": 0.3}, **RATES, skip_gate_bias=-3.0),
     "rate50_mean": Variant({"skip_rate": 0.5, "target_weight": 5.0}, **RATES, skip_gate="mean", skip_gate_bias=-3.0),
     "rate50_upper": Variant({"skip_rate": 0.75, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0, skip_layers=(3, 4, 5, 6)),
 }
