@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     for path, text in pages().items():
-        if arguments.check and path.read_text(encoding="utf-8") != text:
+        if arguments.check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             raise SystemExit(f"{path.name} differs from bench/results: run python -m bench.report")
         path.write_text(text, encoding="utf-8")
     if not arguments.check:

@@ -36,7 +36,8 @@ def page(folder: Path = RESULTS) -> str:
 PROMISES = """Calibrated on the dev texts and a third of the test texts, measured on the others (`python -m bench.promises`):
 the fastest setting of each family of policies that keeps the promise with 95 % confidence. Mean over the seeds; in brackets the
 lowest and the highest. *Chosen* counts the seeds in which `calibrate` took the family; a promise that was not kept in all seeds
-says in how many. Not every seed was measured at every token budget: a cell is over those that were. Shares are those of the
+says in how many. Not every seed was measured at every token budget: a cell is over those that were. `calibrate` chose at the
+engine's own budget. Shares are those of the
 token budget with the highest speed-up."""
 
 PREDICTORS = """Every predictor ranks the test texts from easy to hard, and the ranks get the exits that the threshold takes on
@@ -80,7 +81,8 @@ def token_budgets(runs: list[dict[str, Any]]) -> list[str]:
 
 def speed_up(rows: list[dict[str, Any]], budget: str) -> str:
     """Mean and range over the rows that were measured at this token budget."""
-    return f"{spread((row['speed'][budget]['speed_up'] for row in rows if budget in row['speed']), 2)}x"
+    measured = [row["speed"][budget]["speed_up"] for row in rows if budget in row["speed"]]
+    return f"{spread(measured, 2)}x" if measured else "-"
 
 
 def families(runs: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict[str, Any]]]:
@@ -166,9 +168,7 @@ def predictors_section(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["predictors"]:
-        values = [
-            f"{row[key]:.3f}" if key in row else "-" for key in ("rank_correlation", "exact_match", "agreement", "accuracy")
-        ]
+        values = [f"{row[key]:.3f}" if key in row else "-" for key in PREDICTOR_FIGURES]
         texts = f"{row['texts']:,} | 1-{row['ngram']}" if "texts" in row else "- | -"
         lines.append(f"| {row['predictor']} | {texts} | {' | '.join(values)} |")
     return "\n".join(lines).replace("| 1-1 |", "| 1 |")

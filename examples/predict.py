@@ -59,8 +59,9 @@ class Progress:
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Progress:
         """Of this run, as far as an earlier one with the same arguments and input got."""
-        stat = arguments.input.stat()
-        run = {name: str(value) for name, value in vars(arguments).items()} | {"input_is": [stat.st_size, stat.st_mtime_ns]}
+        files = [arguments.input, *sorted(path for path in Path(arguments.model).glob("*") if path.is_file())]
+        stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        run = {name: str(value) for name, value in vars(arguments).items()} | {"files": stats}
         progress = cls(arguments.output, run)
         try:
             state = json.loads(progress.state.read_text(encoding="utf-8"))

@@ -58,7 +58,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ngram", type=int, default=1, help="highest order of the exit table's n-grams")
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument(
-        "--keep-best", action="store_true", help="evaluate at each save and keep the weights whose last exit is best on --dev"
+        "--keep-best",
+        action="store_true",
+        help="evaluate at each save and keep the weights that are best on --dev: in the accuracy of the last exit, or in the "
+        "loss of all where only the early ones train at the end",
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
@@ -152,6 +155,7 @@ def main() -> None:
         folds = int(kind.partition(":")[2])
         difficulty = cross_review(torch.tensor(train_set.labels), train_set, teach, folds, arguments.seed)
 
+    last_layer = model.config.num_hidden_layers
     trainer = MultiExitTrainer(
         model=model,
         args=training_arguments(
@@ -160,7 +164,8 @@ def main() -> None:
             eval_strategy="steps" if arguments.keep_best else "epoch",
             eval_steps=arguments.save_steps,
             load_best_model_at_end=arguments.keep_best,
-            metric_for_best_model="accuracy",
+            # While only early exits train, the last one's accuracy stands still: then the mean loss of all exits counts.
+            metric_for_best_model="accuracy" if recipe.stages[-1].wants(f"heads.{last_layer}.", last_layer) else "loss",
             save_steps=arguments.save_steps,
             save_total_limit=2,
         ),

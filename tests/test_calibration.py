@@ -16,9 +16,10 @@ from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.families import FitSamples, worthwhile
+from geep_triton.engine.families import FitSamples, thresholds_at, worthwhile
 from geep_triton.engine.policies import parse_policy
 from geep_triton.engine.simulate import simulate
+from geep_triton.engine.skipping import Skipping
 from geep_triton.exits.guarantees import (
     betting_p_value,
     binomial_interval,
@@ -139,6 +140,7 @@ class RecordedEngine:
     """What `calibrate` asks of an engine, answered from recorded exits; a policy's speed is what its layers allow."""
 
     layer_costs = LayerCosts(((1, 1.0),), 0.0, score=0.05)
+    skipping = Skipping("never")
 
     def __init__(self, model, tokens, logits):
         self.model, self.tokens, self.logits = model, tokens, logits
@@ -254,6 +256,46 @@ def test_scoring_is_left_out_where_it_does_not_pay():
     assert worthwhile(replace(fit, uncertainty=torch.full((20, 3), 0.9)), (0.5, 0.4, 0.3)).keys() <= {1, 2, 3}
 
 
+def test_equal_uncertainties_pass_together():
+    """A hundred texts as sure as can be, one of them right: no threshold lets the right one alone go."""
+    uncertainty, agrees = torch.zeros(100, 1), torch.zeros(100, 1, dtype=torch.bool)
+    agrees[0] = True
+    assert thresholds_at(uncertainty, agrees, 0.0) == (None,)
+    assert thresholds_at(uncertainty, agrees, 0.99) == (0.0,)
+    fit = FitSamples(uncertainty, agrees, (1, 4), 0.05)
+    assert worthwhile(fit, (None,)) == {}
+
+
+def simulated(engine, policies, rows, rounds):
+    """Samples a second where a layer takes one, and nothing else takes time."""
+    exits = {name: simulate(engine.model, policy, engine.tokens, engine.logits) for name, policy in policies.items()}
+    return {name: 1 / float((index + 1).double().mean()) for name, index in exits.items()}
+
+
+def test_a_speed_up_and_an_accuracy_on_real_exits(real_logits, monkeypatch):
+    monkeypatch.setattr("geep_triton.engine.families.SETTINGS", 15)
+    monkeypatch.setattr("geep_triton.engine.calibrate._measure", simulated)
+    model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
+    engine = RecordedEngine(model, Tokens.from_lists([[5]] * len(real_logits)), real_logits)
+    rows, settings = list(range(1200)), {"rounds": 1, "speed_samples": 10, "progress": False}
+    fast = calibrate(engine, rows, None, ("speedup", 2.0), "learn-then-test", None, **settings)
+    assert fast.chosen.speed_up >= 2.0
+    assert fast.chosen.agreement > 0.97
+    labels = real_logits[:1200, -1].argmax(-1).tolist()
+    for method in ("learn-then-test", "conformal"):
+        right = calibrate(engine, rows, labels, ("max_accuracy_drop", 0.05), method, None, **settings)
+        assert right.chosen.accuracy >= 0.95
+        assert right.chosen.speed_up > 1.5
+
+
+def test_dropping_a_tables_records_keeps_the_calibration(calibrated):
+    engine, result = calibrated
+    engine.model.exit_table = engine.model.exit_table.without_records()
+    assert engine.model.config.exit_policy == result.chosen.policy
+    engine.model.exit_table = engine.model.exit_table.rebuild(smoothing=2.0)
+    assert engine.model.config.exit_policy is None
+
+
 def test_calibration_plot(calibrated, tmp_path):
     pytest.importorskip("matplotlib")
     calibrated[1].plot(tmp_path / "curve.png")
@@ -282,12 +324,13 @@ def test_calibrate_to_a_depth_and_to_an_accuracy(model, tokenizer, many):
         ({"max_accuracy_drop": 0.1, "labels": ["sad"] * 400}, "unknown label 'sad'; known: LABEL_0"),
         ({"mean_depth": 9.0}, "mean_depth must be between 1 and 4"),
         ({"agreement": 0.9, "confidence": 1.0}, "confidence must be between"),
+        ({"mean_depth": 2.0, "inputs": ["good"] * 5}, "5 texts are too few to choose a policy by: at least 20"),
         ({"agreement": 0.999}, r"400 texts are too few to promise agreement=0.999: at least \d+ are needed"),
     ],
 )
 def test_calibrate_refuses(model, tokenizer, many, arguments, message):
     with pytest.raises(ValueError, match=message):
-        Engine(model, tokenizer).calibrate(many, **arguments)
+        Engine(model, tokenizer).calibrate(**{"inputs": many, **arguments})
 
 
 def test_the_number_it_asks_for_is_enough(model, tokenizer, many):

@@ -293,6 +293,29 @@ def test_audit_and_calibration_of_a_gated_model(skipper, tokenizer, texts):
     assert measured == pytest.approx(calibration.chosen.mean_layers)
 
 
+def test_what_was_calibrated_is_forgotten_whole(skipper, tokenizer, texts):
+    many = [" ".join([*text.split(), word]) for text in texts for word in WORDS[5:25]]
+    Engine(skipper, tokenizer, skipping="never").calibrate(many, mean_depth=2.5, rounds=1, speed_samples=8)
+    assert skipper.config.skipping == "never"
+    skipper.forget_calibration()
+    assert skipper.config.skipping is None
+    assert Engine(skipper, tokenizer).skipping.mode == "gates"
+
+
+def test_a_promise_is_of_the_way_of_skipping_that_it_was_made_with(skipper, tokenizer, texts):
+    many = [" ".join([*text.split(), word]) for text in texts for word in WORDS[5:25]]
+    Engine(skipper, tokenizer).calibrate(many, agreement=0.6, rounds=1, speed_samples=8)
+    assert Engine(skipper, tokenizer).audit().promised == 0.6
+    assert Engine(skipper, tokenizer, skipping="never").audit().promised is None
+
+
+def test_planned_paths_promise_nothing(skipper, tokenizer, texts):
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn_skips=True, progress=False)
+    engine = Engine(skipper, tokenizer, skipping="planned")
+    with pytest.raises(ValueError, match="agreement is promised against the model at full depth"):
+        engine.calibrate([f"{text} again" for text in texts * 5], agreement=0.6)
+
+
 def test_planned_paths_are_saved_and_loaded(skipper, tokenizer, texts, tmp_path):
     skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn_skips=True)
     skipper.config.skipping = "planned:0.1"

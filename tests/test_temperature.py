@@ -87,3 +87,15 @@ def test_refusals(logits, labels, message):
 def test_config_refuses_temperatures(make_model, temperatures):
     with pytest.raises((ValueError, TypeError), match="exit_temperatures"):
         make_model(exit_temperatures=temperatures)
+
+
+def test_temperatures_count_what_each_exit_is_judged_by():
+    """An exit that half of the samples never reach is fitted to the other half."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 2, 3, generator=generator)
+    labels = torch.multinomial((logits.mean(1) * 2).softmax(-1), 1, generator=generator)[:, 0]
+    counted = torch.ones(400, 2, dtype=torch.bool)
+    counted[200:, 0] = False
+    found = fit_temperatures(logits, labels, counted)
+    assert found[0] == pytest.approx(fit_temperatures(logits[:200], labels[:200])[0], rel=1e-3)
+    assert found[1] == pytest.approx(fit_temperatures(logits, labels)[1], rel=1e-3)

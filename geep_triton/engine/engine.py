@@ -104,9 +104,9 @@ class Engine:
         self.skipping = Skipping.parse(skipping, model)
         self.skipping.check(model, tokenizer)
         self.dtype = dtype_name(model) if dtype is None else dtype
+        self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         if policy is None:
             _check_calibrated_dtype(model, self.dtype)
-        self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         self.compile_seconds: float | None = None
         if compile:
             self._twin, self.compile_seconds = compile_layers(self._twin)
@@ -117,7 +117,8 @@ class Engine:
         self.progress = progress
         self._audit: Audit | None = None
         # What the calibration promised of this policy's agreement.
-        self._promised = _saved_promise(model) if policy is None else None
+        calibrated = policy is None and model.config.skipping in (None, str(self.skipping))
+        self._promised = _saved_promise(model) if calibrated else None
         self._encoder = Encoder(
             tokenizer, max_length or longest, truncation, model.config.vocab_size, model.config.type_vocab_size
         )
@@ -211,7 +212,7 @@ class Engine:
     def fit_temperatures(self, inputs: Any, labels: Sequence[str | int]) -> list[float]:
         """Fit a temperature to each exit, so that its probabilities mean what they say; answers stay the same.
 
-        Thresholds and a calibration made before then mean something else, so do this first.
+        Thresholds, an exit table and a calibration made before then mean something else, so do this first.
 
         Args:
             inputs: what `predict` takes; texts that were not trained on.
@@ -224,11 +225,16 @@ class Engine:
             ValueError: labels that do not fit, and all that `predict` raises.
         """
         config = self.model.config
-        tokens, logits = self.exit_logits(inputs)
+        record = self.every_exit(inputs)
+        logits, counted = record.logits, None
         if config.exit_temperatures is not None:
             logits = logits * torch.tensor(config.exit_temperatures)[:, None]
-        found = fit_temperatures(logits, label_ids(labels, len(tokens), config.label2id))
+        if record.skipped is not None:  # early exits score only who runs their layer
+            counted = ~record.skipped[:, torch.tensor(config.exit_layers) - 1]
+            counted[:, -1] = True
+        found = fit_temperatures(logits, label_ids(labels, len(logits), config.label2id), counted)
         self.model.forget_calibration()
+        self._audit, self._promised = None, None
         config.exit_temperatures = found
         return found
 

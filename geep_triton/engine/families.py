@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -67,12 +68,14 @@ def families_of(model: MultiExitBert) -> list[Family]:
     grid = torch.logspace(-4, 0, SETTINGS).tolist()
     families = [
         Family("threshold", lambda fit: [Threshold(value) for value in grid]),
-        Family("threshold per layer", _thresholds_per_layer, fitted=True),
-        Family("patience", lambda fit: [Patience(patience) for patience in range(len(early), 0, -1)]),
+        Family("threshold per layer", partial(_per_layer, lambda values, at: Threshold(values, layers=at)), fitted=True),
         Family("constant", lambda fit: [ConstantDepth(layer) for layer in reversed(early)]),
     ]
-    if len(early) > 1:
-        families.append(Family("patience of sure exits", lambda fit: [Patience(2, value) for value in grid]))
+    if len(early) > 1:  # the first has none before it to agree with
+        families += [
+            Family("patience", lambda fit: [Patience(patience) for patience in range(len(early) - 1, 0, -1)]),
+            Family("patience of sure exits", lambda fit: [Patience(2, value) for value in grid]),
+        ]
     if model.config.num_labels > 2:  # for two classes it orders samples as the entropy does
         families.append(Family("margin", lambda fit: [Threshold(value, "margin") for value in grid]))
     if model.exit_table is None:
@@ -80,7 +83,7 @@ def families_of(model: MultiExitBert) -> list[Family]:
     families += [
         Family("predicted", lambda fit: [Predicted(quantile / 20) for quantile in range(20, 0, -1)]),
         Family("verified", lambda fit: [Verified(value) for value in grid]),
-        Family("verified per layer", _verified_per_layer, fitted=True),
+        Family("verified per layer", partial(_per_layer, lambda values, at: Verified(values, layers=at)), fitted=True),
     ]
     if model.exit_table.exit_values is not None:
         quantiles = [quantile / 20 for quantile in range(20, 0, -1)]
@@ -97,21 +100,15 @@ def families_of(model: MultiExitBert) -> list[Family]:
     return families
 
 
-def _thresholds_per_layer(fit: FitSamples) -> list[Policy]:
-    return [Threshold(list(chosen.values()), layers=tuple(chosen)) for chosen in _chosen_thresholds(fit)]
-
-
-def _verified_per_layer(fit: FitSamples) -> list[Policy]:
-    return [Verified(list(chosen.values()), layers=tuple(chosen)) for chosen in _chosen_thresholds(fit)]
-
-
-def _chosen_thresholds(fit: FitSamples) -> list[dict[int, float]]:
+def _per_layer(make: Callable[[list[float], tuple[int, ...]], Policy], fit: FitSamples) -> list[Policy]:
+    """A policy with thresholds of each layer's own for every share of wrong answers; full depth where none may leave."""
     shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
-    return [worthwhile(fit, thresholds_at(fit.uncertainty, fit.agrees, share)) for share in shares]
+    chosen = [worthwhile(fit, thresholds_at(fit.uncertainty, fit.agrees, share)) for share in shares]
+    return [make(list(found.values()), tuple(found)) if found else FullDepth() for found in chosen]
 
 
-def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float, ...]:
-    """Per layer the highest threshold under which at most `share` of the samples that pass it disagree; 0 where none does.
+def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float | None, ...]:
+    """Per layer the highest threshold under which at most `share` of the samples that pass it disagree; None where none is.
 
     Args:
         uncertainty, agrees: [N, E - 1]; an uncertainty that is infinite passes no threshold.
@@ -120,19 +117,21 @@ def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float)
     values, order = uncertainty.sort(0)
     wrong = (~agrees).gather(0, order).cumsum(0)
     passing = torch.arange(1, len(values) + 1)[:, None]
-    holds = (wrong <= share * passing) & values.isfinite()
+    ends = torch.ones_like(agrees)
+    ends[:-1] = values[1:] != values[:-1]  # equal uncertainties pass together
+    holds = (wrong <= share * passing) & values.isfinite() & ends
     last = torch.where(holds, passing, 0).amax(0)
-    return tuple(float(values[count - 1, layer]) if count else 0.0 for layer, count in enumerate(last.tolist()))
+    return tuple(float(values[count - 1, layer]) if count else None for layer, count in enumerate(last.tolist()))
 
 
-def worthwhile(fit: FitSamples, thresholds: Sequence[float]) -> dict[int, float]:
-    """Layer -> threshold of the exits at which scoring saves more than it costs; at least one.
+def worthwhile(fit: FitSamples, thresholds: Sequence[float | None]) -> dict[int, float]:
+    """Layer -> threshold of the exits at which scoring saves more than it costs; at least one of those with a threshold.
 
     Greedy: while leaving one exit out makes the samples cheaper, the one that saves most is left out.
     """
     layers = torch.tensor(fit.layers, dtype=torch.float64)
-    leaves = fit.uncertainty <= torch.tensor(thresholds)
-    kept = list(range(len(thresholds)))
+    leaves = fit.uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
+    kept = [exit_ for exit_, value in enumerate(thresholds) if value is not None]
     cost = _mean_cost(leaves, layers, kept, fit.score_cost)
     while len(kept) > 1:
         without = {exit_: _mean_cost(leaves, layers, [e for e in kept if e != exit_], fit.score_cost) for exit_ in kept}
@@ -146,6 +145,8 @@ def worthwhile(fit: FitSamples, thresholds: Sequence[float]) -> dict[int, float]
 
 def _mean_cost(leaves: torch.Tensor, layers: torch.Tensor, kept: list[int], score_cost: float) -> float:
     """Mean layers a sample takes that is scored at the exits `kept`, scoring included: leaves [N, E - 1] bool."""
+    if not kept:
+        return float(layers[-1])
     leaves = leaves[:, kept]
     left = leaves.any(1)
     first = leaves.int().argmax(1)

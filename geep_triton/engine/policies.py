@@ -260,6 +260,8 @@ class Allocated:
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer, with learned agreement."""
         check_table(model, tokenizer, "allocated", "agreement")
+        if self.price is None:
+            model.exit_table.price_for(self.mean_depth, self.agreement)
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The exits worth their layers."""

@@ -70,7 +70,7 @@ class Pools:
     """One first-in, first-out pool per layer and group; a pool that fills a batch is emptied before more is put in.
 
     So each holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after: memory is
-    bounded by twice the budget for every layer and group of samples that wait, whatever comes.
+    bounded by twice the budget (or the longest sample, where that is more) for every layer and group of samples that wait.
 
     Args:
         tokens: the window's samples.

@@ -8,7 +8,7 @@ import torch
 def allocate(agreement: torch.Tensor, layers: tuple[int, ...], price: float) -> torch.Tensor:
     """The exit that is worth most: agreement less `price` for every layer.
 
-    Where the tokens tell nothing, all samples get one depth: so this never loses to a constant depth by design.
+    Where the tokens tell nothing and the values say so, all samples get one depth, as by a constant depth.
 
     Args:
         agreement: [N, E], probability that each exit gives the last one's answer.
@@ -39,6 +39,8 @@ def price_for(
     """
     if (mean_depth is None) == (expected_agreement is None):
         raise ValueError("price_for needs exactly one of mean_depth and expected_agreement")
+    if mean_depth is not None and mean_depth < layers[0]:
+        raise ValueError(f"mean_depth must be at least {layers[0]}, the first exit's layer, got {mean_depth:g}")
     numbers = torch.tensor(layers)
 
     def keeps(price: float) -> bool:

@@ -83,9 +83,10 @@ def boldest_on_average(losses: torch.Tensor, risk: float) -> int | None:
     guarantee needs losses that do not fall as settings get bolder.
 
     Args:
-        losses: [S, N] at most 1, a row for each setting, from cautious to bold.
+        losses: [S, N] at most 1, a row for each setting, from cautious to bold. What is gained by a setting (a loss below 0)
+            does not count, since falling back to full depth has loss 0.
         risk: the loss that is allowed.
     """
-    worst = losses.double().cummax(0).values
+    worst = losses.double().clamp(min=0).cummax(0).values
     safe = (worst.sum(1) + 1) / (losses.shape[1] + 1) <= risk
     return int(safe.sum()) - 1 if bool(safe.any()) else None

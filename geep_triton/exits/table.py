@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -225,6 +225,10 @@ class ExitTable:
     def without_records(self) -> ExitTable:
         """A smaller table that predicts the same but cannot be rebuilt."""
         return replace(self, records=None)
+
+    def predicts_as(self, other: ExitTable) -> bool:
+        """Whether this is the same table, with its records or without them."""
+        return all(getattr(self, field.name) is getattr(other, field.name) for field in fields(self) if field.name != "records")
 
     def merge(self, other: ExitTable) -> ExitTable:
         """One table of both corpora, equal to one built from both at once; learned values are to be learned again.

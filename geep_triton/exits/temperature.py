@@ -8,12 +8,13 @@ from torch.nn import functional as F
 from geep_triton.checks import check_int, check_tensor
 
 
-def fit_temperatures(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+def fit_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None) -> list[float]:
     """The temperature of each exit at which its probabilities fit the labels best (least cross entropy).
 
     Args:
         logits: [N, E, C] of labelled texts that were not trained on.
         labels: [N] int64.
+        counted: [N, E] bool, which samples each exit is judged by; None: all.
 
     Returns:
         E temperatures; above 1 for an exit that is too sure of itself.
@@ -34,7 +35,8 @@ def fit_temperatures(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         scaled = logits * log_inverse.exp()[:, None]
-        loss = F.cross_entropy(scaled.flatten(0, 1), targets.flatten())
+        losses = F.cross_entropy(scaled.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        loss = (losses if counted is None else losses * counted).mean()
         loss.backward()
         return loss
 

@@ -118,8 +118,9 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     )
     if getattr(original, "calibration", None) is not None and others:
         logger.warning("The calibration is left out: the exits or the gates are others now; calibrate again.")
-        values.pop("exit_policy", None)
-        values.pop("calibration", None)
+        for name in ("exit_policy", "skipping", "calibration"):
+            if name not in overrides:
+                values.pop(name, None)
     config = MultiExitBertConfig(**values)
     config._attn_implementation = original._attn_implementation
     return config

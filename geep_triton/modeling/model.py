@@ -116,7 +116,7 @@ class MultiExitBert(BertPreTrainedModel):
         """Drop the calibrated policy and its promise, which hold for these weights, exits, temperatures and table only."""
         if self.config.calibration is not None:
             logger.warning("The model's calibration is dropped, since what it was made for has changed: calibrate again.")
-        self.config.exit_policy = self.config.calibration = None
+        self.config.exit_policy = self.config.skipping = self.config.calibration = None
 
     @property
     def exit_table(self) -> ExitTable | None:
@@ -127,7 +127,7 @@ class MultiExitBert(BertPreTrainedModel):
     def exit_table(self, table: ExitTable | None) -> None:
         if table is not None:
             table.check_fits(self.config.vocab_size, self.config.exit_layers)
-        if self._exit_table is not None and table is not self._exit_table:
+        if self._exit_table is not None and (table is None or not table.predicts_as(self._exit_table)):
             self.forget_calibration()  # it was measured with the other table
         self._exit_table = table
 

@@ -13,7 +13,7 @@ from torch import nn
 from geep_triton.checks import check_number
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.flops import layer_flops
-from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.model import NO_GATES, MultiExitBert
 from geep_triton.outputs import MultiExitBertOutput
 from geep_triton.training.losses import cross_entropy, joint_loss
 from geep_triton.training.skip_losses import flops_budget_loss, inverse_gate_sum, skip_rate_loss, token_contrast
@@ -34,6 +34,9 @@ class Contrasts(nn.Module):
 
     def __init__(self, config: MultiExitBertConfig, layers: bool, heads: bool) -> None:
         super().__init__()
+        if config.skip_gate is None:
+            raise ValueError(f"recipe 'smartbert' trains skip gates: {NO_GATES}")
+        heads = heads and len(config.exit_layers) > 2  # neighbours to compare
         if heads and config.head != "attention":
             raise ValueError(
                 f"recipe 'smartbert' with exit_contrast above 0 needs head='attention', the model has {config.head!r}"
@@ -178,4 +181,4 @@ def _exit_loss(weight: float, temperature: float, output: MultiExitBertOutput, b
     pairs = list(pairwise(features))
     contrast = sum(token_contrast(q, k, batch.attention_mask, temperature, positive_below=False) for q, k in pairs)
     loss = joint_loss(logits, batch.labels, class_weights=batch.class_weights)
-    return (1 - weight) * loss + weight * contrast / max(1, len(pairs))
+    return (1 - weight) * loss + weight * contrast / len(pairs) if pairs else loss

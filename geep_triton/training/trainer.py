@@ -106,7 +106,7 @@ class MultiExitTrainer(Trainer):
         self.model.forget_calibration()
         self.model.config.exit_temperatures = None
         if self.recipe.modules is not None:
-            self.model.auxiliary = self.recipe.modules(self.model.config).to(self.model.device)
+            self.model.auxiliary = self.recipe.modules(self.model.config).to(self.model.device, self.model.dtype)
         try:
             return super().train(resume_from_checkpoint, **kwargs)
         finally:
