@@ -140,7 +140,7 @@ class RecordedEngine:
     """What `calibrate` asks of an engine, answered from recorded exits; a policy's speed is what its layers allow."""
 
     layer_costs = LayerCosts(((1, 1.0),), 0.0, score=0.05)
-    skipping = Skipping("never")
+    skipping, dtype = Skipping("never"), "float32"
 
     def __init__(self, model, tokens, logits):
         self.model, self.tokens, self.logits = model, tokens, logits
