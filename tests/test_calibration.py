@@ -141,6 +141,7 @@ class RecordedEngine:
 
     layer_costs = LayerCosts(((1, 1.0),), 0.0, score=0.05)
     skipping = Skipping("never")
+    dtype = "float32"
 
     def __init__(self, model, tokens, logits):
         self.model, self.tokens, self.logits = model, tokens, logits
