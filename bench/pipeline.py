@@ -51,8 +51,9 @@ class Cell:
     def declaration(self, settings: cells.Settings) -> dict[str, Any]:
         """All that its result follows from; a result of another declaration counts as missing."""
         values = asdict(settings)
-        for name in ("models", "texts"):
-            values[name] = getattr(settings, name).get(self.data)
+        for name in ("models", "texts"):  # not where they lie on this machine
+            path = getattr(settings, name).get(self.data)
+            values[name] = path and "/".join(Path(path).parts[-2:])
         return values
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +121,6 @@ def export_onnx(module: DenseBert, path: Path) -> None:
 def missing_onnx() -> str | None:
     """Why ONNX Runtime cannot be a rival here; None where it can."""
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-    logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     return f"{' and '.join(missing)} not installed (pip install 'geep-triton[bench]')" if missing else None
 
 

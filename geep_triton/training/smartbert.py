@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,7 @@ from geep_triton.training.skip_losses import flops_budget_loss, inverse_gate_sum
 from geep_triton.training.stages import Batch, Recipe, Stage
 
 PROJECTION = 128
-Cost = Callable[[MultiExitBertOutput], torch.Tensor]
+Cost = Callable[[MultiExitBertOutput, bool], torch.Tensor]
 
 
 class Contrasts(nn.Module):
@@ -92,8 +92,9 @@ def smartbert(
             stage is left out.
         soft: share of the first stage that has soft gates.
         warm_up: share of the first stage, at its start, that runs every layer and pays nothing for it.
-        skip_rate: instead of lambda, the mean gate to reach, 0..1.
-        flops_budget: instead of lambda, the share of all layers' FLOPs to reach, 0..1.
+        skip_rate: instead of lambda, the mean gate to reach, 0..1; once gates are hard, the share of gated layers skipped in
+            each batch.
+        flops_budget: instead of lambda, the share of all layers' FLOPs to reach, 0..1; likewise.
         target_weight: weight of the squared distance to `skip_rate` or `flops_budget`.
 
     Raises:
@@ -120,7 +121,7 @@ def smartbert(
         raise ValueError(f"warm_up and soft must be at most 1 together, got {warm_up} and {soft}")
     cost = _cost(skip_weight, skip_rate, flops_budget, target_weight)
     first = Stage(
-        partial(_gate_loss, cost, layer_contrast, layer_temperature),
+        partial(_gate_loss, cost, layer_contrast, layer_temperature, warm_up + soft),
         partial(_gate_forward, warm_up, warm_up + soft),
         trains=_is_of_first_stage,
         share=gate_epochs or 1.0,
@@ -146,19 +147,31 @@ def _is_of_first_stage(name: str, last_layer: int) -> bool:
 
 
 def _cost(skip_weight: float, skip_rate: float | None, flops_budget: float | None, target_weight: float) -> Cost:
-    """What the first stage pays for layers that run."""
+    """What the first stage pays for layers that run; a target binds what is really skipped once gates are hard."""
     if skip_rate is not None and flops_budget is not None:
         raise ValueError("skip_rate and flops_budget are two ways to say one thing: give one of them")
     if skip_rate is not None:
         check_number("skip_rate", skip_rate, 0.0, 1.0)
-        return lambda output: target_weight * skip_rate_loss(output.gates, skip_rate)
+        return lambda output, hard: target_weight * skip_rate_loss(_binding(output, hard), skip_rate)
     if flops_budget is not None:
         check_number("flops_budget", flops_budget, 0.0, 1.0)
-        return lambda output: (
-            target_weight
-            * flops_budget_loss(output.gates, output.auxiliary["costs"], len(output.hidden_states) - 1, flops_budget)
-        )
-    return lambda output: skip_weight * inverse_gate_sum(output.gates)
+
+        def budget(output: MultiExitBertOutput, hard: bool) -> torch.Tensor:
+            layers = len(output.hidden_states) - 1
+            return target_weight * flops_budget_loss(
+                _binding(output, hard), output.auxiliary["costs"], layers, flops_budget
+            )  # fmt: skip
+
+        return budget
+    return lambda output, hard: skip_weight * inverse_gate_sum(output.gates)
+
+
+def _binding(output: MultiExitBertOutput, hard: bool) -> Sequence[torch.Tensor]:
+    """The gates; once they are hard the decisions, with the gates' gradient (straight through)."""
+    if not hard:
+        return output.gates
+    decisions = (skips.to(gate.dtype) for gate, skips in zip(output.gates, output.skips, strict=True))
+    return [gate + (decision - gate).detach() for gate, decision in zip(output.gates, decisions, strict=True)]
 
 
 def _gate_forward(runs_all_until: float, soft_until: float, progress: float) -> Mapping[str, Any]:
@@ -168,10 +181,12 @@ def _gate_forward(runs_all_until: float, soft_until: float, progress: float) -> 
     return {"gating": gating, "output_gates": True, "output_hidden_states": True}
 
 
-def _gate_loss(cost: Cost, weight: float, temperature: float, output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
+def _gate_loss(
+    cost: Cost, weight: float, temperature: float, soft_until: float, output: MultiExitBertOutput, batch: Batch
+) -> torch.Tensor:
     loss = cross_entropy(output.logits, batch.labels, batch.class_weights)
     if output.gates is not None:
-        loss = loss + cost(output)
+        loss = loss + cost(output, batch.progress >= soft_until)
     contrast = sum(token_contrast(q, k, batch.attention_mask, temperature) for q, k in pairwise(output.auxiliary["inputs"]))
     return (1 - weight) * loss + weight * contrast
 
