@@ -284,6 +284,7 @@ def test_bench_promises(trained, tmp_path):
     full = next(row for row in result["policies"] if row["policy"] == "full")
     assert (full["agreement"], full["mean_layers"], full["mean_layers_of_a_token"]) == (1.0, 3.0, 3.0)
     assert result["audit"]["0.6"]["other"]["samples"] > 20
+    assert [drift["token_budget"] for drift in result["drift_of_full_depth"]] == [64]
     assert result["verified_less_threshold"]["worst"] <= result["verified_less_threshold"]["mean"]
 
 
