@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -43,6 +43,12 @@ class FitSamples:
         if skipped is not None:
             uncertainty[skipped[:, [layer - 1 for layer in layers[:-1]]]] = torch.inf
         return cls(uncertainty, early.argmax(-1) == logits[:, -1:].argmax(-1), tuple(layers), score_cost)
+
+    @cached_property
+    def thresholds(self) -> list[dict[int, float]]:
+        """Layer -> threshold for ever larger shares of wrong answers among those who leave at a layer."""
+        shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
+        return [worthwhile(self, thresholds_at(self.uncertainty, self.agrees, share)) for share in shares]
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,7 @@ def families_of(model: MultiExitBert) -> list[Family]:
 
 def _per_layer(make: Callable[[list[float], tuple[int, ...]], Policy], fit: FitSamples) -> list[Policy]:
     """A policy with thresholds of each layer's own for every share of wrong answers; full depth where none may leave."""
-    shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
-    chosen = [worthwhile(fit, thresholds_at(fit.uncertainty, fit.agrees, share)) for share in shares]
-    return [make(list(found.values()), tuple(found)) if found else FullDepth() for found in chosen]
+    return [make(list(found.values()), tuple(found)) if found else FullDepth() for found in fit.thresholds]
 
 
 def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float | None, ...]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.modeling.heads import XavierLinear, pool
+from geep_triton.modeling.heads import XavierLinear, attend, pool
 from geep_triton.ops.skip_gate import SkipGate, skip_gate
 
 
@@ -58,17 +57,10 @@ class AttentionGate(nn.Module):
         """[B, S, H], [B, S] -> gates of B samples, which skip at or over the threshold."""
         features = torch.tanh(self.reduce(hidden_states))
         key, value = self.key_value(features).chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            self._split(self.query(features[:, :1])),  # only the first token's row is ever read
-            self._split(key),
-            self._split(value),
-            attn_mask=attention_mask.bool()[:, None, None, :],
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )
-        return decide(self.dense(attended.transpose(1, 2).flatten(2)[:, 0]), self.output, threshold)
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query = self.query(features[:, :1])  # only the first token's row is ever read
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = attend(query, key, value, attention_mask, self.num_heads, dropout)
+        return decide(self.dense(attended[:, 0]), self.output, threshold)
 
 
 GATE_CLASSES: dict[str, type[nn.Module]] = {"attention": AttentionGate, "mean": MeanGate}

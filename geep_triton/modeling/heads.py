@@ -62,6 +62,20 @@ class XavierLinear(nn.Linear):
         init.zeros_(self.bias)
 
 
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    num_heads: int,
+    dropout: float,
+) -> torch.Tensor:
+    """Multi-head attention that ignores padding: [B, Q, D], [B, S, D], [B, S, D], mask [B, S] -> [B, Q, D]."""
+    split = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(*split, attn_mask=attention_mask.bool()[:, None, None, :], dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
 class AttentionHead(nn.Module):
     """FastBERT's student classifier, as GEEP uses it: Linear(H -> D), tanh, self-attention over D, pool, Linear(D -> D),
     tanh, Linear(D -> C), D = head_size.
@@ -88,14 +102,8 @@ class AttentionHead(nn.Module):
         # With "cls" only the first token's row of the attention is ever read.
         queries = features[:, :1] if self.pooling == "cls" else features
         key, value = self.key_value(features).chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            self._split(self.query(queries)),
-            self._split(key),
-            self._split(value),
-            attn_mask=attention_mask.bool()[:, None, None, :],
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )
-        attended = attended.transpose(1, 2).flatten(2)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = attend(self.query(queries), key, value, attention_mask, self.num_heads, dropout)
         # The output projection is linear, so it may follow the pooling: one row a sample instead of one a token.
         pooled = self.output(pool(attended, attention_mask, self.pooling))
         return self.classifier(torch.tanh(self.dense(pooled)))
@@ -103,9 +111,6 @@ class AttentionHead(nn.Module):
     def features(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, S, H] -> the head's own features of each token [B, S, D]."""
         return torch.tanh(self.reduce(hidden_states))
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 HEAD_CLASSES: dict[str, type[nn.Module]] = {"attention": AttentionHead, "pooler": PoolerHead, "linear": LinearHead}
