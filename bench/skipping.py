@@ -18,12 +18,10 @@ Thresholds are chosen on other rows: the highest at which the score there lies a
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import random
 import shutil
 import statistics
-import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -37,6 +35,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from bench.environment import RESULTS, environment
 from bench.experiments.cell import Clock, OutOfTime, digest, write_json
 from bench.experiments.data import data_folder, pretrained_folder
+from bench.experiments.driver import add_arguments, check_trial, run_missing
 from bench.rivals import ReleasedSmartBert
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, Predictions, build_exit_table
 from geep_triton.data import Encoder, Row, read_rows
@@ -391,54 +390,28 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def is_done(path: Path, cell: Cell) -> bool:
-    """Whether there is a result of this very declaration."""
-    return path.is_file() and json.loads(path.read_text())["declaration"] == cell.declaration()
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data-sets", nargs="+", choices=list(DATA_SETS), default=list(DATA_SETS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["published"])
-    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
-    parser.add_argument("--limit-samples", type=int, help="at most as many of each data set, to try it out")
     parser.add_argument("--speed-samples", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for checkpoints and trained models")
+    add_arguments(parser, OUTPUT, CACHE)
     arguments = parser.parse_args()
-    if arguments.limit_samples is not None and arguments.output == OUTPUT:
-        parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
+    check_trial(parser, arguments)
     return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
     warnings.simplefilter("ignore", OneExitWarning)  # a sweep meets thresholds that tell no samples apart
-    deadline = time.monotonic() + 60 * arguments.budget_minutes
-    cache = arguments.cache.expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
-    wanted = cells(arguments)
-    for number, cell in enumerate(wanted, start=1):
-        path = arguments.output / f"{cell.name}.json"
-        with (cache / f"{cell.name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{cell.name}: another run is at it", flush=True)
-                continue
-            if is_done(path, cell):
-                continue
-            if time.monotonic() > deadline:
-                break
-            print(f"{cell.name} ({number} of {len(wanted)})", flush=True)
-            try:
-                write_json(path, run_cell(cell, arguments, cache, deadline))
-            except OutOfTime:
-                break
-    missing = sum(not is_done(arguments.output / f"{cell.name}.json", cell) for cell in wanted)
-    print(f"{len(wanted) - missing} of {len(wanted)} cells have results")
+    run_missing(
+        cells(arguments),
+        arguments,
+        Cell.declaration,
+        lambda cell, cache, deadline: run_cell(cell, arguments, cache, deadline),
+    )
 
 
 if __name__ == "__main__":

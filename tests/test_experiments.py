@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bench.experiments import report
-from bench.experiments.cell import OutOfTime, judged, remembered, run_cell
+from bench.experiments.cell import OutOfTime, declared, judged, remembered, run_cell
 from bench.experiments.data import draw, rows_of, with_an_answer
+from bench.experiments.driver import has_result
 from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Cell, Claim, DataSet, Method, cells
-from bench.experiments.run import OUTPUT, is_done, main
+from bench.experiments.run import OUTPUT, main
 from geep_triton.training.recipes import get_recipe
 
 TINY = DataSet("tiny", train=20, test=10, epochs=1, max_length=16, model="random", batch_size=8)
@@ -142,8 +143,8 @@ def test_runs_only_what_is_missing(data, tmp_path, monkeypatch, capsys):
     assert run("--methods", "joint") == ["1 of 1 cells have results"]
     assert path.stat().st_mtime_ns == before
     (cell,) = cells([1], ["book_review_zh"], ["joint"])
-    assert is_done(path, cell, 8)
-    assert not is_done(path, cell, None)  # a trial is no result
+    assert has_result(path, declared(cell, 8))
+    assert not has_result(path, declared(cell, None))  # a trial is no result
     assert "a trial on 8 samples, without meaning" in report.page(tmp_path / "out")
 
 

@@ -111,6 +111,11 @@ def training_arguments(cell: Cell, folder: Path, epochs: float, **changes: Any) 
     )
 
 
+def declared(cell: Cell, limit: int | None) -> dict[str, Any]:
+    """All that the result of a cell follows from, a trial's limit among it."""
+    return cell.declaration() | ({} if limit is None else {"limit": limit})
+
+
 def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None) -> dict[str, Any]:
     """Train and judge a cell, or go on with it.
 
@@ -126,7 +131,7 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     Raises:
         OutOfTime: at the deadline; call again to go on.
     """
-    declaration = cell.declaration() | ({} if limit is None else {"limit": limit})
+    declaration = declared(cell, limit)
     folder = cache / f"{cell.name}.{digest(declaration)}"
     train_rows, test_rows = rows_of(cell.data_set, limit)
     tokenizer = tokenizer_of(cell.data_set)
