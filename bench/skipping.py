@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bench.environment import RESULTS, environment
-from bench.experiments.cell import Clock, OutOfTime, digest, write_json
+from bench.experiments.cell import Clock, OutOfTime, digest, training_arguments, write_json
 from bench.experiments.data import data_folder, pretrained_folder
 from bench.experiments.driver import add_arguments, check_trial, run_missing
 from bench.rivals import ReleasedSmartBert
@@ -207,22 +207,8 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
     clock = Clock(deadline, checkpoint)
     trainer = MultiExitTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder / "checkpoints"),
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=16,
-            learning_rate=learning_rate,
-            warmup_steps=0.06,
-            train_sampling_strategy="group_by_length",
-            seed=cell.seed,
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=False,
-            report_to=[],
-            logging_steps=50,
-            disable_tqdm=True,
-            save_steps=300,
-            save_total_limit=1,
+        args=training_arguments(
+            folder / "checkpoints", EPOCHS, 16, learning_rate, cell.seed, save_steps=300, save_total_limit=1
         ),
         train_dataset=TextDataset(rows.train, Encoder(tokenizer, data_set.max_length, truncation=True), model.config.label2id),
         data_collator=DataCollatorWithPadding(tokenizer),

@@ -91,23 +91,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def training_arguments(cell: Cell, folder: Path, epochs: float, **changes: Any) -> TrainingArguments:
+def training_arguments(
+    folder: Path, epochs: float, batch_size: int, learning_rate: float, seed: int, **changes: Any
+) -> TrainingArguments:
+    """What all trainings of the experiments have in common."""
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        per_device_train_batch_size=cell.data_set.batch_size,
-        per_device_eval_batch_size=128,
-        learning_rate=cell.data_set.learning_rate,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
         warmup_steps=0.06,
         train_sampling_strategy="group_by_length",
-        seed=cell.seed,
+        seed=seed,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
         report_to=[],
         logging_steps=50,
         disable_tqdm=True,
-        **changes,
+        **{"per_device_eval_batch_size": 128, **changes},
     )
 
 
@@ -147,7 +149,13 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     trainer = MultiExitTrainer(
         model=model,
         args=training_arguments(
-            cell, folder / "checkpoints", cell.data_set.epochs * cell.method.epochs, save_steps=SAVE_STEPS, save_total_limit=1
+            folder / "checkpoints",
+            cell.data_set.epochs * cell.method.epochs,
+            cell.data_set.batch_size,
+            cell.data_set.learning_rate,
+            cell.seed,
+            save_steps=SAVE_STEPS,
+            save_total_limit=1,
         ),
         train_dataset=train_set,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -215,7 +223,14 @@ def difficulty_of(
     folder = cache / f"{cell.data_set.name}.difficulty.{cell.seed}.{digest(shared | {'limit': limit})}"
     teach = full_model_teacher(
         lambda: fresh_model(cell.data_set, tokenizer, rows, cell.seed),
-        training_arguments(cell, folder / "teacher", cell.data_set.epochs, save_strategy="no"),
+        training_arguments(
+            folder / "teacher",
+            cell.data_set.epochs,
+            cell.data_set.batch_size,
+            cell.data_set.learning_rate,
+            cell.seed,
+            save_strategy="no",
+        ),
         DataCollatorWithPadding(tokenizer),
         train_set,
     )
