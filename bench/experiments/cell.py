@@ -18,8 +18,8 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 from transformers.trainer_callback import ExportableState
 
 from bench.environment import environment
-from bench.experiments.data import data_folder, fresh_model, rows_of, tokenizer_of
-from bench.experiments.grid import DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, Cell
+from bench.experiments.data import fresh_model, rows_of, source, tokenizer_of
+from bench.experiments.grid import DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, TRAINING, Cell
 from geep_triton import Engine, MultiExitTrainer
 from geep_triton.data import Encoder, Row
 from geep_triton.evaluation.metrics import CLASS_METRICS, area_over_depth, per_exit, ranking
@@ -100,22 +100,19 @@ def training_arguments(
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
-        warmup_steps=0.06,
-        train_sampling_strategy="group_by_length",
         seed=seed,
-        bf16=True,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
         report_to=[],
         logging_steps=50,
         disable_tqdm=True,
-        **{"per_device_eval_batch_size": 128, **changes},
+        **{"per_device_eval_batch_size": 128, **TRAINING, **changes},
     )
 
 
 def declared(cell: Cell, limit: int | None) -> dict[str, Any]:
-    """All that the result of a cell follows from, a trial's limit among it."""
-    return cell.declaration() | ({} if limit is None else {"limit": limit})
+    """All that the result of a cell follows from, the rows' source and a trial's limit among it."""
+    return cell.declaration() | {"source": source()} | ({} if limit is None else {"limit": limit})
 
 
 def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None) -> dict[str, Any]:
@@ -177,7 +174,6 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     result = {
         "declaration": declaration,
         "environment": environment(),
-        "source": "hub" if data_folder() is None else "GEEP_DATA",
         "samples": {"train": len(train_rows), "test": len(test_rows)},
         "steps": trainer.state.max_steps,
         "training": spent,
@@ -219,8 +215,8 @@ def difficulty_of(
     train_set: TextDataset,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Difficulty by cross review, which the cells of a data set and a seed share, and the seconds it took."""
-    shared = {name: value for name, value in cell.declaration().items() if name != "method"}
-    folder = cache / f"{cell.data_set.name}.difficulty.{cell.seed}.{digest(shared | {'limit': limit})}"
+    shared = {name: value for name, value in declared(cell, limit).items() if name != "method"}
+    folder = cache / f"{cell.data_set.name}.difficulty.{cell.seed}.{digest(shared)}"
     teach = full_model_teacher(
         lambda: fresh_model(cell.data_set, tokenizer, rows, cell.seed),
         training_arguments(

