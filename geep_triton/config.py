@@ -38,7 +38,8 @@ class MultiExitBertConfig(BertConfig):
         skip_layers: layers that may be skipped, ascending. None with gates: every layer.
         skip_gate_size: width of an "attention" gate (128 in SmartBERT).
         skip_gate_attention_heads: attention heads of an "attention" gate (2 in SmartBERT).
-        skip_gate_bias: where a new gate's logit starts; far below 0, so that training starts from "run everything".
+        skip_gate_bias: where a new gate's logit starts; below 0, so that training starts from "run everything". SmartBERT's
+            gates start at 0.
         skip_threshold: a sample skips a layer whose gate is at or over it, in training and in inference.
         skipping: short form of how `Engine` skips layers unless told otherwise, e.g. "planned"; set by `Engine.calibrate`.
 

@@ -148,7 +148,9 @@ def test_runs_only_what_is_missing(data, tmp_path, monkeypatch, capsys):
     assert "a trial on 8 samples, without meaning" in report.page(tmp_path / "out")
 
 
-def fabricate(folder: Path, name: str, method: str, seed: int, right: torch.Tensor, seconds: float = 10.0) -> None:
+def fabricate(
+    folder: Path, name: str, method: str, seed: int, right: torch.Tensor, seconds: float = 10.0, source: str = "hub"
+) -> None:
     """A result file whose exits are right on the samples that `right` [E, N] says."""
     data_set = next(one for one in DATA_SETS if one.name == name)
     cell = Cell(data_set, next(one for one in METHODS if one.name == method), seed)
@@ -156,7 +158,7 @@ def fabricate(folder: Path, name: str, method: str, seed: int, right: torch.Tens
     labels = torch.ones(right.shape[1], dtype=torch.int64)
     layers = list(range(1, len(right) + 1))
     result = {
-        "declaration": cell.declaration(),
+        "declaration": cell.declaration() | {"source": source},
         "environment": {"gpu": None, "cpu": "some", "threads": 1, "torch": "2"},
         "samples": {"train": 5, "test": right.shape[1]},
         "training": {"wall_seconds": 1.0, "cpu_seconds": seconds},
@@ -204,6 +206,7 @@ def test_report_judges_claims(tmp_path):
     page = report.page(tmp_path)
     assert f"| sst2 | {100 * expected:+.1f} (" in page
     assert "| rte | missing |" in page
+    assert "Over 2 data sets: early exits +0.0 points, higher on 0; sign-flip p = 1.00." in page
     assert "Missing at seeds 1, 2: sst2.fastbert.2" not in page.replace("sst2.distillation", "")  # comes in the grid's order
     assert "sst2.geep.2" in page
     assert "sst2.geep.1," not in page
@@ -219,6 +222,19 @@ def test_results_of_an_older_declaration_are_missing(tmp_path):
     path.write_text(json.dumps(result))
     assert report.read_results(tmp_path) == {}
     assert "sst2.joint.1," in report.page(tmp_path)
+
+
+def test_results_of_several_sources_are_not_mixed(tmp_path):
+    for method, source in (("joint", "hub"), ("geep", "GEEP_DATA")):
+        fabricate(tmp_path, "sst2", method, 1, torch.ones(3, 10, dtype=torch.int64), source=source)
+    with pytest.raises(ValueError, match="results on rows from GEEP_DATA and hub"):
+        report.read_results(tmp_path)
+
+
+def test_data_sets_together():
+    """Three differences of one sign: of the 8 ways to flip signs 2 are as far from 0."""
+    assert report.sign_flip([0.1, 0.2, 0.3]) == 0.25
+    assert report.sign_flip([0.1, -0.1]) == 1.0
 
 
 def test_answers_are_ranked_by_question():

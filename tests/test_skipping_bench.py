@@ -35,7 +35,8 @@ def result(name, seed, systems):
         for threshold in thresholds:
             curve.append({
                 "system": system, "threshold": threshold, "chosen": threshold == thresholds[-1],
-                "score": right / 100, "right": "1" * right + "0" * (100 - right), "mean_layers": 6 * flops / 100,
+                "score": right / 100, "answers": "1" * right + "0" * (100 - right), "tune_score": 0.8, "tune_layers": 3.0,
+                "mean_layers": 6 * flops / 100,
                 "flops": {"layers": flops, "heads": 0, "gates": 0}, "skip_histogram": [10] * 6,
             })  # fmt: skip
     rates = {f"{system}@{batch}": 10.0 for system in systems for batch in ("1", "4096")} | {"released": 5.0, "ours@32": 20.0}
@@ -44,6 +45,7 @@ def result(name, seed, systems):
         "environment": {"gpu": None, "cpu": "a machine", "threads": 2, "torch": "2"},
         "samples": {"train": 10, "tune": 5, "test": 100},
         "num_layers": 6,
+        "labels": "1" * 100,
         "curve": curve,
         "speed": {"samples_per_second": rates, "released_moved": 0.0},
     }

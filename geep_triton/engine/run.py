@@ -88,9 +88,12 @@ class WindowRun:
             hidden = self.model.embed(input_ids, type_ids)
             mask, logits = self.layers.mask(rows, hidden, attention_mask), []
             for number in range(1, self.last + 1):
-                hidden, _ = self.layers.run(number, rows, hidden, attention_mask, mask)
-                if number in self.model.config.exit_layers:
-                    logits.append(self.layers.exit_logits(number, hidden, attention_mask))
+                if number == self.last or number not in self.model.config.exit_layers:
+                    hidden, _ = self.layers.run(number, rows, hidden, attention_mask, mask)
+                    continue
+                output, hidden = self.layers.run_and_go_on(number, rows, hidden, attention_mask, mask)
+                logits.append(self.layers.exit_logits(number, output, attention_mask))
+            logits.append(self.layers.exit_logits(self.last, hidden, attention_mask))
             yield rows, torch.stack(logits, dim=1)
 
     def _no_memory(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
@@ -109,10 +112,14 @@ class WindowRun:
         while True:
             mask = self.layers.mask(batch.rows, batch.hidden, batch.attention_mask)
             hidden, ran = batch.hidden, None
-            for number in range(layer + 1, stop + 1):
+            unchecked = self.rule is None or stop == self.last
+            everybody = unchecked and stop < self.last and self.answer_head == "student"
+            for number in range(layer + 1, stop + (not everybody)):
                 hidden, ran = self.layers.run(number, batch.rows, hidden, batch.attention_mask, mask)
+            if everybody:
+                hidden = self.layers.run_for_head(stop, hidden, mask)
             batch = replace(batch, hidden=hidden)
-            if self.rule is None or stop == self.last:
+            if unchecked:
                 yield self._answer(batch, mask, stop)
                 return
             answer, batch = self._leave(stop, batch, first, ran)

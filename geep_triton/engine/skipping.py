@@ -15,6 +15,7 @@ from geep_triton.exits.paths import choose_paths
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
 from geep_triton.ops.move_rows import gather_rows
+from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import Flops, Tokens
 
 MODES = ("gates", "planned", "never")
@@ -126,24 +127,47 @@ class Layers:
         Returns:
             h [B, S, H], that of skippers as it was; and which rows ran, [B] bool on the host, None for all.
         """
-        if self._paths is not None:
-            if not bool(self._paths[int(self.groups[rows[0]]), number - 1]):
-                return self._all(number, hidden, mask), None
-            self.skipped[rows, number - 1] = True
-            return hidden, torch.zeros(len(rows), dtype=torch.bool)
-        gate = self.model.skip_gate(number, hidden, attention_mask) if self._gated else None
-        if gate is None:
+        skips, gate = self._decide(number, rows, hidden, attention_mask)
+        if skips is None:
             return self._all(number, hidden, mask), None
-        self.flops.gates += len(rows) * gate_flops(self.model.config, hidden.shape[1])
-        # The host waits for the device here: it must know how many rows are left to run the layer on them alone.
-        skips = gate.hard.bool().cpu()
-        self.skipped[rows, number - 1] = skips
         active = len(rows) - int(skips.sum())
         if active == len(rows):
             return self._all(number, hidden, mask), None
         if active:
             hidden = self._some(number, rows[~skips], hidden, gate.order[:active], gate.hard, attention_mask, mask)
         return hidden, ~skips
+
+    def run_for_head(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
+        """What the layer gives to everybody, [B, S, H], which is what the layer's early head answers by."""
+        return self._all(number, hidden, mask)
+
+    def run_and_go_on(
+        self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`run_for_head`, and h [B, S, H] as `run` returns it, from one pass through the layer."""
+        output = self._all(number, hidden, mask)
+        skips, _ = self._decide(number, rows, hidden, attention_mask)
+        if skips is None:
+            return output, output
+        return output, torch.where(skips.to(hidden.device)[:, None, None], hidden, output)
+
+    def _decide(
+        self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor | None, SkipGate | None]:
+        """Who skips a layer, [B] bool on the host, None where nobody can; and the gate that decided so, if one did."""
+        if self._paths is not None:
+            if not bool(self._paths[int(self.groups[rows[0]]), number - 1]):
+                return None, None
+            self.skipped[rows, number - 1] = True
+            return torch.ones(len(rows), dtype=torch.bool), None
+        gate = self.model.skip_gate(number, hidden, attention_mask) if self._gated else None
+        if gate is None:
+            return None, None
+        self.flops.gates += len(rows) * gate_flops(self.model.config, hidden.shape[1])
+        # The host waits for the device here: it must know how many rows are left to run the layer on them alone.
+        skips = gate.hard.bool().cpu()
+        self.skipped[rows, number - 1] = skips
+        return skips, gate
 
     def _all(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
         self.flops.layers += hidden.shape[0] * layer_flops(self.model.config, hidden.shape[1])

@@ -184,6 +184,7 @@ class MultiExitBert(BertPreTrainedModel):
 
         With gates, h_i = (1 - g_i) T_i(h_{i-1}) + g_i h_{i-1}: every layer runs for every sample here and gates choose between
         its output and its input, which is what training needs; `Engine` gives the same answers and saves the skipped layers.
+        An early head reads its layer's output T_i, also for who skips the layer: it never sees another layer's states.
 
         Args:
             input_ids: [B, S] int64.
@@ -236,7 +237,7 @@ class MultiExitBert(BertPreTrainedModel):
             if output_hidden_states:
                 states.append(hidden)
             if layer in self.config.exit_layers and (every_exit or layer == depth):
-                exits[layer] = self.exit_logits(layer, hidden, attention_mask)
+                exits[layer] = self.exit_logits(layer, hidden if layer == last else output, attention_mask)
                 if output_shared_logits and layer < last - 1:
                     shared.append(self.shared_logits(hidden, attention_mask, mask))
         logits = exits[depth]

@@ -13,7 +13,8 @@ def skip_gate(
     """See `geep_triton.ops.skip_gate.skip_gate`."""
     logits = states.float()
     if weight is not None:
-        logits = logits @ weight.float() + bias.float()
+        with torch.autocast(states.device.type, enabled=False):  # under mixed precision in float32 too, as the kernel is
+            logits = logits @ weight.float() + bias.float()
     soft = logits.sigmoid()
     skips = soft >= threshold  # a NaN compares false: a layer is never skipped by mistake
     return soft, skips.float(), *partition(~skips)

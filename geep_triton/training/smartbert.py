@@ -27,8 +27,8 @@ class Contrasts(nn.Module):
     """What the losses compare, and the projections that the contrastive terms compare by; needed in training only.
 
     In the first stage it makes "inputs", the projections [B, S, 128] of every layer's input; and "costs" [B], each sample's
-    share of a layer's FLOPs in the batch. In the second, for every early exit: "logits" [B, C] of its head on what its layer
-    gives, also for samples that skip it, so that it learns from all; and "features", the projections [B, S, D] of its tokens.
+    share of a layer's FLOPs in the batch. In the second, for every early exit, "features": the projections [B, S, D] of its
+    tokens.
     A projection is Linear, LayerNorm, tanh, Linear.
     """
 
@@ -52,11 +52,8 @@ class Contrasts(nn.Module):
             inputs = [project(output.hidden_states[index]) for index, project in enumerate(self.layers)]
             costs = layer_flops(model.config, attention_mask.sum(1)).float()
             return {"inputs": inputs, "costs": costs / costs.sum()}
-        states = {str(layer): output.layer_outputs[layer - 1] for layer in model.config.exit_layers[:-1]}
-        return {
-            "logits": [model.exit_logits(int(layer), hidden, attention_mask) for layer, hidden in states.items()],
-            "features": [project(model.heads[layer].features(states[layer])) for layer, project in self.heads.items()],
-        }
+        outputs = {layer: output.layer_outputs[int(layer) - 1] for layer in self.heads}
+        return {"features": [project(model.heads[layer].features(outputs[layer])) for layer, project in self.heads.items()]}
 
 
 def _projection(features: int, size: int) -> nn.Sequential:
@@ -128,7 +125,7 @@ def smartbert(
     )
     second = Stage(
         partial(_exit_loss, exit_contrast, exit_temperature),
-        {"gating": "hard", "output_layer_outputs": True},
+        {"gating": "hard", "output_exit_logits": True, "output_layer_outputs": True},
         trains=_is_of_second_stage,
         share=exit_epochs or 1.0,
     )
@@ -192,8 +189,7 @@ def _gate_loss(
 
 
 def _exit_loss(weight: float, temperature: float, output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-    logits, features = output.auxiliary["logits"], output.auxiliary["features"]
-    pairs = list(pairwise(features))
+    pairs = list(pairwise(output.auxiliary["features"]))
     contrast = sum(token_contrast(q, k, batch.attention_mask, temperature, positive_below=False) for q, k in pairs)
-    loss = joint_loss(logits, batch.labels, class_weights=batch.class_weights)
+    loss = joint_loss(output.exit_logits[:-1], batch.labels, class_weights=batch.class_weights)
     return (1 - weight) * loss + weight * contrast / len(pairs) if pairs else loss
