@@ -4,6 +4,7 @@
     python -m bench.depth --base-shape --tokenizer runs/ag_news --texts ag_news/test.jsonl --samples 128 --name bert_base_shape
 
 Each policy takes turns with full depth alone, so that a machine that slows down slows both; the ratio is of the two medians.
+Inputs are texts, or with --token-ids rows of ids that were tokenized before.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--texts", required=True)
     parser.add_argument("--name", required=True, help="names the result file")
     parser.add_argument("--policies", nargs="+", help="default: Hugging Face, early exits, and what an exit table can do")
+    parser.add_argument("--token-ids", action="store_true", help="tokenize before, as datasets' map does; without Hugging Face")
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -67,12 +69,14 @@ def main() -> None:
     counts = [len(ids) for ids in tokenizer([row["text"] for row in rows])["input_ids"]]
     short = [row for row, count in zip(rows, counts, strict=True) if count <= 128]  # the rival does not truncate
     lengths = torch.tensor([count for count in counts if count <= 128])
-    policies: dict[str, Any] = {RIVAL: rival}
+    policies: dict[str, Any] = {} if arguments.token_ids else {RIVAL: rival}
     policies |= {form: full.with_policy(form) for form in (f"constant:{layer}" for layer in early)}
     if model.exit_table is not None:
         policies |= {form: full.with_policy(form) for form in ("predicted:mean", "predicted:0.9")}
     if arguments.policies:
         policies = {form: rival if form == RIVAL else full.with_policy(form) for form in arguments.policies}
+    if arguments.token_ids:
+        short = [{"input_ids": ids} for ids in tokenizer([row["text"] for row in short])["input_ids"]]
     results = []
     with quiet_garbage_collector():
         for name, engine in tqdm(policies.items(), unit="policy"):
@@ -97,7 +101,8 @@ def main() -> None:
         "environment": environment(),
         "shape": {"layers": layers, "hidden_size": model.config.hidden_size, "random": arguments.base_shape},
         "settings": {
-            "token_budget": full.token_budget, "rounds": arguments.rounds, "samples": len(short), "texts": arguments.name
+            "token_budget": full.token_budget, "rounds": arguments.rounds, "samples": len(short), "texts": arguments.name,
+            "inputs": "token ids" if arguments.token_ids else "texts",
         },
         "backbone_difference": difference,
         "policies": results,

@@ -177,9 +177,10 @@ def predictors_section(result: dict[str, Any]) -> str:
 def depth_section(result: dict[str, Any]) -> str:
     where, shape = result["environment"], result["shape"]
     kind = "random weights" if shape["random"] else "trained"
+    inputs = "texts" if result["settings"].get("inputs", "texts") == "texts" else "texts tokenized before"
     lines = [
         f"**Depth in turns with full depth: {result['settings']['texts']}** ({shape['layers']} layers of width "
-        f"{shape['hidden_size']}, {kind}, {result['settings']['samples']} texts, {result['settings']['rounds']} turns; "
+        f"{shape['hidden_size']}, {kind}, {result['settings']['samples']} {inputs}, {result['settings']['rounds']} turns; "
         f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']})",
         "",
         "| policy | mean layers | of a token | samples/s | of full depth | speed-up | share of L / mean layers | of a token |",
