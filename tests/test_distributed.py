@@ -68,11 +68,25 @@ def script(tmp_path_factory) -> Path:
     return path
 
 
-def test_two_processes_take_the_steps_of_one(script):
+@pytest.fixture(scope="module")
+def one(script) -> dict[str, list[list[float]]]:
+    """What one process does."""
+    return run(script)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --standalone --nproc-per-node 2",
+        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
+        "--main_process_port 0",
+    ],
+    ids=["torchrun", "accelerate launch"],
+)
+def test_two_processes_take_the_steps_of_one(script, one, launcher):
     """Losses, gradient norms, the sum of all final weights; with frozen parameters, turns, a curriculum, modules of
     a recipe's own and accumulation."""
-    one = run(script)
-    two = run(script, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = run(script, "-m", *launcher.split())
     for name in RECIPES:
         assert len(one[name]) == len(two[name]) == 7
         for step, (expected, got) in enumerate(zip(one[name], two[name], strict=True)):

@@ -233,7 +233,7 @@ def test_early_stopping_and_logging_callbacks(make_model, tokenizer, tmp_path):
     data = TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID)
     stop = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=1.0)
     trainer = build(
-        make_model(num_labels=2), tokenizer, tmp_path, "fastbert", num_train_epochs=20, eval_strategy="epoch",
+        make_model(num_labels=2), tokenizer, tmp_path, "joint", num_train_epochs=20, eval_strategy="epoch",
         save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="accuracy_exit_1", eval_dataset=data,
         callbacks=[stop, Log],
     )  # fmt: skip
@@ -241,6 +241,19 @@ def test_early_stopping_and_logging_callbacks(make_model, tokenizer, tmp_path):
     assert trainer.state.epoch == 3.0  # the first counts as best, then patience runs out
     assert {"loss", "grad_norm", "learning_rate"} <= set(Log.seen[0])
     assert any("eval_accuracy_exit_1" in logs for logs in Log.seen)
+
+
+def test_early_stopping_knows_no_stages(make_model, tokenizer, tmp_path, caplog):
+    """It would end the training before the exits are trained; the best checkpoint may be one from before."""
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 2}
+    settings["eval_dataset"] = TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID)
+    stop = EarlyStoppingCallback()
+    with pytest.raises(ValueError, match="EarlyStoppingCallback could end recipe 'fastbert' in the first of its 2 stages"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "fastbert", callbacks=[stop], **settings).train()
+    for recipe, warns in (("fastbert", True), ("berxit", False)):
+        caplog.clear()
+        build(make_model(num_labels=2), tokenizer, tmp_path, recipe, **settings).train()
+        assert ("load_best_model_at_end may choose a checkpoint from before" in caplog.text) == warns
 
 
 def test_class_weights(make_model, tokenizer, tmp_path):

@@ -1,17 +1,41 @@
-"""What a recipe needs besides model and data: difficulties, a teacher, class weights."""
+"""What a recipe needs besides model and data, and what it does not go with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedModel, TrainerCallback
+from transformers.utils import logging
 
 from geep_triton.checks import check_number, shorten
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.stages import Recipe
+
+logger = logging.get_logger(__name__)
+
+
+def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_best_model_at_end: bool) -> None:
+    """What looks at evaluations alone does not know of stages.
+
+    Raises:
+        ValueError: early stopping with a recipe of several stages, which it would end before the exits are trained.
+    """
+    if recipe.alternating or len(recipe.stages) == 1:
+        return
+    if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
+        raise ValueError(
+            f"EarlyStoppingCallback could end recipe {recipe.name!r} in the first of its {len(recipe.stages)} stages, before "
+            "its exits are trained: use a recipe of one stage, or train the stages apart, such as fastbert with finetune=1, "
+            "then frozen"
+        )
+    if load_best_model_at_end:
+        logger.warning(
+            f"load_best_model_at_end may choose a checkpoint from before recipe {recipe.name!r} trained the exits, unless "
+            "metric_for_best_model judges them."
+        )
 
 
 def check_difficulty(

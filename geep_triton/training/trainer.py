@@ -22,7 +22,13 @@ from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe
 from geep_triton.training.curriculum import TrainSampler
 from geep_triton.training.freezing import StageParameters, scale_gradients
 from geep_triton.training.recipes import get_recipe
-from geep_triton.training.requirements import check_difficulty, check_teacher, resolve_class_weights, teacher_logits
+from geep_triton.training.requirements import (
+    check_difficulty,
+    check_stopping,
+    check_teacher,
+    resolve_class_weights,
+    teacher_logits,
+)
 from geep_triton.training.schedule import one_after_another
 from geep_triton.training.stages import Batch, Recipe
 
@@ -54,7 +60,8 @@ class MultiExitTrainer(Trainer):
     Raises:
         ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss; a difficulty, teacher
             or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
-            train, fewer steps than stages, a batch without labels, a checkpoint of another recipe.
+            train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping with several
+            stages.
         TypeError: another kind of model.
     """
 
@@ -100,6 +107,7 @@ class MultiExitTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
         check_same_recipe(self.recipe, resume_from_checkpoint, self.args.output_dir)
+        check_stopping(self.recipe, self.callback_handler.callbacks, self.args.load_best_model_at_end)
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
