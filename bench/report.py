@@ -1,4 +1,4 @@
-"""Turns result files into the README's table and the pages on policies and ops.
+"""Turns result files into the README's table and the pages in bench/.
 
 python -m bench.report            # rewrites the table between the markers in README.md, the pages in bench/, and plots
 python -m bench.report --check    # fails where a page differs from the result files
@@ -10,8 +10,9 @@ import argparse
 import statistics
 from pathlib import Path
 
-from bench import report_ops, report_pipeline, report_policies
+from bench import report_ops, report_pipeline, report_policies, report_skipping
 from bench.environment import RESULTS, ROOT
+from bench.experiments import report as report_experiments
 from bench.report_policies import families, promises, setting, speed_up, spread, token_budgets
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
@@ -59,6 +60,8 @@ def pages() -> dict[Path, str]:
         folder / "POLICIES.md": report_policies.page(),
         folder / "OPS.md": report_ops.page(),
         folder / "PIPELINE.md": report_pipeline.page(),
+        folder / "SKIPPING.md": report_skipping.page(),
+        folder / "EXPERIMENTS.md": report_experiments.page(),
     }
 
 
@@ -73,6 +76,7 @@ def main() -> None:
     if not arguments.check:
         for path in sorted(RESULTS.rglob("ops*.json")):
             report_ops.plot(report_ops.read(path), path.with_suffix(".png"))
+        report_experiments.plots()
         for device in ("cpu", "cuda"):
             cells = [cell for cell in report_pipeline.results() if cell["cell"].startswith(f"throughput.{device}.")]
             if cells:

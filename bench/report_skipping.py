@@ -1,12 +1,7 @@
-"""Tables of the skipping experiment from whatever cells have results; says what is missing.
-
-python -m bench.report_skipping            # writes bench/SKIPPING.md
-python -m bench.report_skipping --check    # fails where the page differs from the result files
-"""
+"""The page on the skipping experiment, from whatever cells have results; says what is missing."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,11 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.environment import ROOT
 from bench.skipping import BATCH, DATA_SETS, OUTPUT, TOLERATED, VARIANTS, Cell
 from geep_triton.evaluation.metrics import CLASS_METRICS, Interval
 
-PAGE = ROOT / "bench" / "SKIPPING.md"
 SYSTEMS = ("bert", "exits", "skipping", "smartbert", "planned")
 SEEDS = {"rte": 5, "wnli": 5}
 OTHER_SEEDS = 3
@@ -236,7 +229,7 @@ def missing_section(found: dict[tuple[str, str], Runs]) -> str:
     return f"Missing: {', '.join(missing)}." if missing else "No cell is missing."
 
 
-def page(folder: Path) -> str:
+def page(folder: Path = OUTPUT) -> str:
     """The whole page."""
     found = read_runs(folder)
     machines = sorted(
@@ -247,7 +240,7 @@ def page(folder: Path) -> str:
     )
     parts = [
         "# Skipping layers",
-        "Made by `python -m bench.report_skipping` from the files in `bench/results/skipping`, which "
+        "Made by `python -m bench.report` from the files in `bench/results/skipping`, which "
         "`python -m bench.skipping` writes; systems, variants and sizes are declared there. Backbone MiniLM-L6; test samples "
         "and splits are ours: no figure is comparable with the paper's. Differences of scores with 95 % paired bootstraps over "
         "seeds and test samples; all other brackets are the lowest and the highest seed. FLOPs are those that really "
@@ -259,21 +252,3 @@ def page(folder: Path) -> str:
         *(f"{section(*key, runs)}\n\n{curve_section(*key, runs)}" for key, runs in found.items()),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=OUTPUT)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    text = page(arguments.results)
-    if not arguments.check:
-        arguments.page.write_text(text, encoding="utf-8")
-        print(arguments.page)
-    elif not arguments.page.is_file() or arguments.page.read_text(encoding="utf-8") != text:
-        raise SystemExit(f"{arguments.page.name} differs from the results: run python -m bench.report_skipping")
-
-
-if __name__ == "__main__":
-    main()

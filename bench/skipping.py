@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bench.environment import RESULTS, environment
-from bench.experiments.cell import Clock, OutOfTime, digest, training_arguments, write_json
+from bench.experiments.cell import Clock, digest, train, training_arguments, write_json
 from bench.experiments.data import data_folder, pretrained_folder
 from bench.experiments.driver import add_arguments, check_trial, run_missing
 from bench.rivals import ReleasedSmartBert
@@ -218,12 +218,7 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
         head_learning_rate=variant.head_learning_rate,
         gate_learning_rate=variant.gate_learning_rate if gated else None,
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    spent = clock.spent
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise OutOfTime
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    spent = train(trainer, clock, checkpoint, folder / "model", tokenizer)
     write_json(done, spent)
     shutil.rmtree(folder / "checkpoints")
     return folder / "model", spent

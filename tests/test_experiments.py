@@ -244,9 +244,3 @@ def test_answers_are_ranked_by_question():
     assert result["metrics"]["map"] == result["metrics"]["mrr"] == [0.75]
     assert result["scores"] == ["0.5 1"]
     assert result["area"] == 0.75
-
-
-def test_the_page_is_what_the_results_say():
-    if not report.PAGE.is_file():
-        pytest.skip("no experiments have been reported yet")
-    assert report.PAGE.read_text(encoding="utf-8") == report.page(report.OUTPUT)

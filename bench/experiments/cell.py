@@ -110,6 +110,23 @@ def training_arguments(
     )
 
 
+def train(
+    trainer: MultiExitTrainer, clock: Clock, checkpoint: Path | None, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Train to the end, from the checkpoint where there is one, and save model and tokenizer; returns the seconds it took.
+
+    Raises:
+        OutOfTime: the clock stopped it.
+    """
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    spent = clock.spent
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise OutOfTime
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return spent
+
+
 def declared(cell: Cell, limit: int | None) -> dict[str, Any]:
     """All that the result of a cell follows from, the rows' source and a trial's limit among it."""
     return cell.declaration() | {"source": source()} | ({} if limit is None else {"limit": limit})
@@ -161,12 +178,7 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
         difficulty=difficulty,
         callbacks=[clock],
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    spent = clock.spent
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise OutOfTime
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    spent = train(trainer, clock, checkpoint, folder / "model", tokenizer)
 
     engine = Engine(model.eval(), tokenizer, "full", max_length=cell.data_set.max_length, truncation=True)
     logits = engine.exit_logits(test_rows)[1]

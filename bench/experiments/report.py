@@ -1,12 +1,7 @@
-"""Tables and plots of the grid from whatever cells have results; says what is missing.
-
-python -m bench.experiments.report            # writes bench/EXPERIMENTS.md and a plot per data set beside the results
-python -m bench.experiments.report --check    # fails where the page differs from the result files
-"""
+"""The page on the grid's claims and a plot per data set, from whatever cells have results; says what is missing."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -17,12 +12,10 @@ from typing import Any
 
 import torch
 
-from bench.environment import ROOT
 from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Claim, DataSet, cells
 from bench.experiments.run import OUTPUT
 from geep_triton.evaluation.metrics import Interval, paired_bootstrap
 
-PAGE = ROOT / "bench" / "EXPERIMENTS.md"
 READINGS = {
     "early": "Supported where the mean over the early exits is higher, with its interval.",
     "no worse": "Supported where at no exit it is more than {margin:g} point lower, with its interval.",
@@ -209,7 +202,7 @@ def missing_section(results: Results) -> str:
     return f"Missing at seeds {', '.join(map(str, seeds))}: {', '.join(missing)}."
 
 
-def page(folder: Path) -> str:
+def page(folder: Path = OUTPUT) -> str:
     """The whole page."""
     results = read_results(folder)
     machines = sorted(
@@ -222,7 +215,7 @@ def page(folder: Path) -> str:
     )
     parts = [
         "# Experiments on the training claims",
-        "Made by `python -m bench.experiments.report` from the files in `bench/results/experiments`, which "
+        "Made by `python -m bench.report` from the files in `bench/results/experiments`, which "
         "`python -m bench.experiments.run` writes. Grid, sizes and hypotheses are declared in `bench/experiments/grid.py`, "
         "before the runs. Test samples, training subsets and splits are ours: compare methods, not papers' tables. "
         "Intervals are paired bootstraps over the test samples (questions for MAP), scores averaged over seeds: they hold for "
@@ -259,24 +252,9 @@ def plot(data_set: DataSet, results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=OUTPUT)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    text = page(arguments.results)
-    if arguments.check:
-        if not arguments.page.is_file() or arguments.page.read_text(encoding="utf-8") != text:
-            raise SystemExit(f"{arguments.page.name} differs from the results: run python -m bench.experiments.report")
-        return
-    arguments.page.write_text(text, encoding="utf-8")
-    results = read_results(arguments.results)
+def plots(folder: Path = OUTPUT) -> None:
+    """A PNG for each data set that has results, beside them."""
+    results = read_results(folder)
     for data_set in DATA_SETS:
         if any(name == data_set.name for name, _ in results):
-            plot(data_set, results, arguments.results / f"{data_set.name}.png")
-    print(arguments.page)
-
-
-if __name__ == "__main__":
-    main()
+            plot(data_set, results, folder / f"{data_set.name}.png")
