@@ -9,11 +9,16 @@ from geep_triton.checks import check_int, check_tensor
 from geep_triton.ops.partition import MAX_KEYS, counting_sort
 from geep_triton.outputs import Schedule
 
-# What a batch costs besides its tokens, as a share of the token budget: launches, and a batch that fills the machine less.
-BATCH_COST = 1 / 16
+BATCH_COST = 32
 
 
-def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, groups: torch.Tensor | None = None) -> Schedule:
+def schedule(
+    exits: torch.Tensor,
+    lengths: torch.Tensor,
+    token_budget: int,
+    groups: torch.Tensor | None = None,
+    batch_cost: int = BATCH_COST,
+) -> Schedule:
     """Sort samples by (exit, group, length), exits and lengths descending, and cut batches of one exit and group.
 
     Args:
@@ -21,16 +26,19 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, grou
         lengths: [N] int64, tokens per sample, at least 1.
         token_budget: most tokens a batch may have with its padding; a longer sample gets a batch of its own.
         groups: [N] int64, which samples may run together, such as those of one path; None: all.
+        batch_cost: what a batch costs besides its tokens, in tokens: launches, and a batch that fills the machine less. Where
+            lengths differ a batch ends earlier if that saves more padding.
 
     Returns:
         The order, the batches' bounds and exits, and the share of padding.
 
     Raises:
-        ValueError: no samples, lengths below 1, a budget below 1, or shapes that differ.
+        ValueError: no samples, lengths below 1, a budget or batch cost below 1, or shapes that differ.
     """
     check_tensor("exits", exits, 1, torch.int64)
     check_tensor("lengths", lengths, 1, torch.int64)
     check_int("token_budget", token_budget, 1)
+    check_int("batch_cost", batch_cost, 1)
     if exits.shape != lengths.shape:
         raise ValueError(f"exits and lengths must be of one length, got {exits.numel()} and {lengths.numel()}")
     if exits.numel() == 0:
@@ -56,14 +64,15 @@ def schedule(exits: torch.Tensor, lengths: torch.Tensor, token_budget: int, grou
         begin = bounds[-1]
         longest = int(sorted_lengths[begin])
         same_key = int(np.searchsorted(-sorted_keys, -sorted_keys[begin], side="right"))
-        count = dense_count(sorted_lengths[begin : min(begin + max(1, token_budget // longest), same_key)], token_budget)
+        end = min(begin + max(1, token_budget // longest), same_key)
+        count = dense_count(sorted_lengths[begin:end], token_budget, batch_cost)
         bounds.append(begin + count)
         batch_exits.append(int(sorted_exits[begin]))
         padded += longest * count
     return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(sorted_lengths.sum()) / padded)
 
 
-def dense_count(lengths: np.ndarray, token_budget: int) -> int:
+def dense_count(lengths: np.ndarray, token_budget: int, batch_cost: int = BATCH_COST) -> int:
     """How many of the first samples make the best batch: most real tokens for what it costs.
 
     Where lengths differ, a batch that ends earlier pads less.
@@ -71,9 +80,10 @@ def dense_count(lengths: np.ndarray, token_budget: int) -> int:
     Args:
         lengths: [N] tokens per sample, N at least 1.
         token_budget: most tokens with padding; the first sample may exceed it alone.
+        batch_cost: of a batch besides its tokens, in tokens.
     """
     counts = np.arange(1, len(lengths) + 1)
     padded = counts * np.maximum.accumulate(lengths)
     fits = max(1, int((padded <= token_budget).sum()))
-    cost = padded[:fits] + BATCH_COST * token_budget
+    cost = padded[:fits] + batch_cost
     return int(counts[np.argmax(lengths[:fits].cumsum() / cost)])

@@ -12,10 +12,10 @@ from geep_triton.schedule import schedule
 SAMPLES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 50)), min_size=1, max_size=80)
 
 
-@given(SAMPLES, st.integers(1, 300))
-def test_properties(samples, budget):
+@given(SAMPLES, st.integers(1, 300), st.integers(1, 300))
+def test_properties(samples, budget, batch_cost):
     exits, lengths = (torch.tensor(column) for column in zip(*samples, strict=True))
-    plan = schedule(exits, lengths, budget)
+    plan = schedule(exits, lengths, budget, batch_cost=batch_cost)
     assert sorted(plan.order.tolist()) == list(range(len(samples)))
     assert (plan.bounds[0], plan.bounds[-1]) == (0, len(samples))
     tokens = 0
@@ -37,6 +37,12 @@ def test_batches_are_as_full_as_the_budget_allows():
     plan = schedule(torch.full((10,), 3), torch.full((10,), 8), token_budget=32)
     assert plan.bounds == (0, 4, 8, 10)
     assert plan.padding == 0.0
+
+
+@pytest.mark.parametrize(("batch_cost", "bounds"), [(1, (0, 2, 6)), (8, (0, 2, 6)), (1000, (0, 6))])
+def test_a_batch_ends_earlier_where_that_saves_more_padding_than_a_batch_costs(batch_cost, bounds):
+    plan = schedule(torch.full((6,), 3), torch.tensor([20, 20, 5, 5, 5, 5]), token_budget=200, batch_cost=batch_cost)
+    assert plan.bounds == bounds
 
 
 def test_equal_samples_keep_their_order():

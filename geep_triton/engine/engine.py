@@ -33,6 +33,8 @@ from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
+# A CPU runs small batches as well as large ones; a GPU needs thousands of tokens to hide a layer's launches.
+BATCH_COSTS = {"cpu": 32, "cuda": 4096}
 ENOUGH = 50  # samples, before their all leaving at one layer is worth a warning
 
 
@@ -95,6 +97,7 @@ class Engine:
             check_int("max_length", max_length, 3, longest)
         if token_budget is None:
             token_budget = TOKEN_BUDGETS.get(model.device.type, TOKEN_BUDGETS["cuda"])
+        self._batch_cost = BATCH_COSTS.get(model.device.type, BATCH_COSTS["cuda"])
         check_int("token_budget", token_budget, 1)
         _check_model(model)
         self.model = model.eval()
@@ -408,7 +411,7 @@ class Engine:
             rule,
             plan.certain,
             self.policy.answer_head,
-            Pools(tokens, self.token_budget, layers.groups) if waits else None,
+            Pools(tokens, self.token_budget, layers.groups, self._batch_cost) if waits else None,
             self.layer_costs if waits and self.policy.pooling == "auto" else None,
             layers,
         )
@@ -419,7 +422,7 @@ class Engine:
         return LayerCosts.measure(self._runner, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
-        return schedule(exits, tokens.lengths, self.token_budget, layers.groups)
+        return schedule(exits, tokens.lengths, self.token_budget, layers.groups, self._batch_cost)
 
 
 def _saved_promise(model: MultiExitBert) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from geep_triton.outputs import Tokens
-from geep_triton.schedule import dense_count
+from geep_triton.schedule import BATCH_COST, dense_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +76,17 @@ class Pools:
         tokens: the window's samples.
         token_budget: tokens of a dense batch, padding included.
         groups: [N] int64, which samples may run together; None: all.
+        batch_cost: see `geep_triton.schedule.schedule`.
 
     Attributes:
         most_held: most tokens that waited at a time.
     """
 
-    def __init__(self, tokens: Tokens, token_budget: int, groups: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, tokens: Tokens, token_budget: int, groups: torch.Tensor | None = None, batch_cost: int = BATCH_COST
+    ) -> None:
         self.token_budget = token_budget
+        self.batch_cost = batch_cost
         self.most_held = 0
         self._lengths = tokens.lengths
         self._groups = groups
@@ -117,7 +121,7 @@ class Pools:
         """The samples that have waited longest and make a dense batch together, at least one."""
         pool = self._pools[key]
         lengths = self._lengths[torch.cat([batch.rows for batch in pool])]
-        count = dense_count(lengths.numpy(), self.token_budget)
+        count = dense_count(lengths.numpy(), self.token_budget, self.batch_cost)
         longest, parts = int(lengths[:count].max()), []
         while count:
             batch = pool.popleft()
