@@ -100,7 +100,7 @@ def test_feature_loss_equals_a_loop(pairing):
         for teacher in teachers:
             for b, s in real:
                 pair = zip(unit(states[student][b, s].tolist()), unit(states[teacher][b, s].tolist()), strict=True)
-                expected += sum((x - y) ** 2 for x, y in pair) / len(real) / len(teachers)
+                expected += sum((x - y) ** 2 for x, y in pair) / int(mask[b].sum()) / len(mask) / len(teachers)
     loss = feature_loss(states, mask, pairing)
     assert loss.item() == pytest.approx(expected, abs=1e-9)
     loss.backward()

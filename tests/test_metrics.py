@@ -38,6 +38,23 @@ def test_class_metrics_equal_scikit_learn(classes, samples):
         assert matthews(logits, labels) == pytest.approx(sklearn.matthews_corrcoef(labels, answers), abs=1e-12)
 
 
+@pytest.mark.parametrize("metric", [accuracy, f1, matthews])
+@pytest.mark.parametrize(
+    ("logits", "labels", "error", "message"),
+    [
+        (torch.zeros(2, 3), torch.tensor([[0], [1]]), ValueError, r"labels must have 1 dimension\(s\), got shape \(2, 1\)"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), ValueError, "labels must be 0..2, got 0..3"),
+        (torch.zeros(2, 3), torch.tensor([-1, 0]), ValueError, "labels must be 0..2, got -1..0"),
+        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), TypeError, "labels must be of dtype torch.int64"),
+        (torch.zeros(0, 3), torch.tensor([], dtype=torch.int64), ValueError, "at least one, got 0 for 0"),
+        (torch.zeros(2), torch.tensor([0, 1]), ValueError, "logits must have 2 dimension"),
+    ],
+)
+def test_bad_classes(metric, logits, labels, error, message):
+    with pytest.raises(error, match=message):
+        metric(logits, labels)
+
+
 def test_constant_answers_have_no_correlation():
     logits = torch.tensor([[1.0, 0.0]] * 4)
     assert matthews(logits, torch.tensor([0, 0, 1, 1])) == 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -25,10 +27,14 @@ LABEL2ID = {"neg": 0, "pos": 1}
 DIFFICULTY = [float(len(row["text"])) for row in ROWS]
 
 
-def build(model, tokenizer, folder, recipe, data=None, **changes) -> MultiExitTrainer:
+def build(model, tokenizer, folder, recipe, data=None, difficulty=DIFFICULTY, **changes) -> MultiExitTrainer:
     """A trainer of a few steps; arguments of the trainer's own are told from TrainingArguments' by name."""
     recipe = get_recipe(recipe)
-    own = {name: changes.pop(name) for name in ("teacher", "class_weights", "callbacks", "eval_dataset") if name in changes}
+    own = {
+        name: changes.pop(name)
+        for name in ("teacher", "class_weights", "callbacks", "eval_dataset", "gate_learning_rate")
+        if name in changes
+    }
     values = {
         "num_train_epochs": 3, "per_device_train_batch_size": 6, "learning_rate": 1e-3, "weight_decay": 0.1, "seed": 3,
         "save_strategy": "no", "logging_steps": 1, "use_cpu": True,
@@ -39,7 +45,7 @@ def build(model, tokenizer, folder, recipe, data=None, **changes) -> MultiExitTr
         train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID) if data is None else data,
         data_collator=DataCollatorWithPadding(tokenizer),
         recipe=recipe,
-        difficulty=None if recipe.curriculum is None else DIFFICULTY,
+        difficulty=None if recipe.curriculum is None else difficulty,
         **own,
     )
 
@@ -256,6 +262,60 @@ def test_early_stopping_knows_no_stages(make_model, tokenizer, tmp_path, caplog)
         assert ("load_best_model_at_end may choose a checkpoint from before" in caplog.text) == warns
 
 
+def test_what_a_recipe_does_not_go_with(make_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="the model's problem_type is 'multi_label_classification'"):
+        build(make_model(num_labels=2, problem_type="multi_label_classification"), tokenizer, tmp_path, "joint")
+    with pytest.raises(ValueError, match="gate_learning_rate would be ignored: the model has no skip gates"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", gate_learning_rate=1e-3)
+    with pytest.raises(TypeError, match="teacher must be a transformers model, got 'bert' of type str"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, get_recipe("distillation", pairing="teacher"), teacher="bert")
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "error", "message"),
+    [
+        ([0.0, None] * 8, ValueError, "difficulty has no number for 8 samples, the first being 1"),
+        (["easy"] * 16, TypeError, "difficulty must be one number per training sample"),
+        ([0.0] * 3, ValueError, r"one number per training sample \(16\), got \(3,\)"),
+    ],
+)
+def test_bad_difficulty(make_model, tokenizer, tmp_path, difficulty, error, message):
+    with pytest.raises(error, match=message):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "curriculum", difficulty=difficulty)
+
+
+def test_a_stream_has_no_curriculum(make_model, tokenizer, tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID)
+
+    with pytest.raises(ValueError, match="recipe 'curriculum' chooses its samples: train_dataset must have a length"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "curriculum", data=Stream(), max_steps=2)
+
+
+@pytest.mark.parametrize("name", ["fastbert", "curriculum"])
+def test_going_on_with_another_number_of_steps(make_model, tokenizer, tmp_path, name):
+    """Stages and curriculum are shares of the steps: with more of them the training would fall back into an earlier stage."""
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    build(make_model(num_labels=2), tokenizer, tmp_path, name, num_train_epochs=1, **settings).train()
+    more = build(make_model(num_labels=2), tokenizer, tmp_path, name, num_train_epochs=2, **settings)
+    with pytest.raises(ValueError, match="stands in a training of 3 steps, now it is to have 6"):
+        more.train(resume_from_checkpoint=True)
+
+
+def test_a_model_made_anew_for_each_training(make_model, tokenizer, tmp_path):
+    """With model_init, a recipe's own modules go with the model that trains."""
+    trainer = MultiExitTrainer(
+        model_init=lambda: make_model(num_labels=2, skip_gate="mean"),
+        args=TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, max_steps=2, save_strategy="no", use_cpu=True),
+        train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        recipe="smartbert",
+    )
+    trainer.train()
+    assert trainer.model.auxiliary is None
+
+
 def test_class_weights(make_model, tokenizer, tmp_path):
     rows = ROWS[:12]  # 8 of pos, 4 of neg
     data = TextDataset(rows, Encoder(tokenizer, 64), LABEL2ID)
@@ -263,12 +323,22 @@ def test_class_weights(make_model, tokenizer, tmp_path):
     trainer = build(model, tokenizer, tmp_path, "joint", data=data, class_weights="balanced")
     assert trainer.class_weights.tolist() == [12 / (2 * 4), 12 / (2 * 8)]
     for weights, message in (
-        ([1.0], r"class_weights must be 'balanced' or 2 numbers, got \[1.0\]"),
-        ("even", "class_weights must be 'balanced' or 2 numbers, got 'even'"),
-        ([1.0, -1.0], "each of class_weights must be between"),
+        ([1.0], r"class_weights must be 'balanced' or 2 finite numbers from 0, got \[1.0\]"),
+        ("even", "class_weights must be 'balanced' or a number per class, got 'even'"),
+        ([1.0, -1.0], "or 2 finite numbers from 0"),
+        ([1.0, float("inf")], "or 2 finite numbers from 0"),
     ):
         with pytest.raises(ValueError, match=message):
             build(model, tokenizer, tmp_path, "joint", data=data, class_weights=weights)
+    for weights in (np.array([1.0, 3.0]), torch.tensor([1.0, 3.0])):
+        assert build(model, tokenizer, tmp_path, "joint", class_weights=weights).class_weights.tolist() == [1.0, 3.0]
+    renamed = [{"input_ids": [2, 5, 3], "label": label} for label in (0, 0, 1)]
+    assert build(model, tokenizer, tmp_path, "joint", data=renamed, class_weights="balanced").class_weights.tolist() == [
+        0.75,
+        1.5,
+    ]
+    with pytest.raises(ValueError, match="needs labels in train_dataset, which has input_ids"):
+        build(model, tokenizer, tmp_path, "joint", data=[{"input_ids": [2, 5, 3]}], class_weights="balanced")
     with pytest.raises(ValueError, match="class_weights would be ignored: recipe 'frozen' reads no labels"):
         build(model, tokenizer, tmp_path, "frozen", data=data, class_weights="balanced")
     one = TextDataset(ROWS[:8], Encoder(tokenizer, 64), LABEL2ID)

@@ -17,13 +17,25 @@ from geep_triton.evaluation.predictor import spearman
 Metric = Callable[[torch.Tensor, torch.Tensor], float]
 
 
+def _check_classes(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless these are logits [N, C] and int64 labels [N] of those C classes, N at least 1."""
+    check_tensor("logits", logits, 2)
+    check_tensor("labels", labels, 1, torch.int64)
+    if not len(logits) or len(logits) != len(labels):
+        raise ValueError(f"labels must be as many as samples, at least one, got {len(labels)} for {len(logits)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise ValueError(f"labels must be 0..{logits.shape[1] - 1}, got {int(labels.min())}..{int(labels.max())}")
+
+
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of right answers: logits [N, C], labels [N] int64."""
+    _check_classes(logits, labels)
     return float((logits.argmax(-1) == labels).double().mean())
 
 
 def confusion(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[C, C] float64 counts, rows the labels, columns the answers."""
+    _check_classes(logits, labels)
     classes = logits.shape[-1]
     return torch.bincount(labels * classes + logits.argmax(-1), minlength=classes**2).view(classes, classes).double()
 

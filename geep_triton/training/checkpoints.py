@@ -27,18 +27,31 @@ class RecipeRecord(TrainerCallback, ExportableState):
         return {"args": {"name": self.name, "settings": self.settings}, "attributes": {}}
 
 
-def check_same_recipe(recipe: Recipe, resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> None:
-    """Raise ValueError where the checkpoint to go on from was trained by another recipe, or with other settings.
-
-    Args:
-        recipe: to go on with.
-        resume_from_checkpoint, output_dir: as transformers' Trainer has them. A checkpoint without a record passes.
+def check_same_steps(recipe: Recipe, checkpoint: Path, max_steps: int) -> None:
+    """Raise ValueError where the training to go on with was `checkpoint`'s of another number of steps, and the recipe's stages
+    or curriculum are shares of them.
     """
+    before = (_read_state(checkpoint) or {}).get("max_steps", max_steps)
+    if before != max_steps and (len(recipe.stages) > 1 or recipe.curriculum is not None) and not recipe.alternating:
+        raise ValueError(
+            f"{checkpoint} stands in a training of {before} steps, now it is to have {max_steps}: stages and curriculum of "
+            f"recipe {recipe.name!r} would move. Go on with the same epochs and batches, or start anew from the saved model"
+        )
+
+
+def checkpoint_of(resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> Path | None:
+    """The checkpoint that transformers' Trainer would go on from, or None."""
     if not resume_from_checkpoint:
-        return
-    checkpoint = get_last_checkpoint(output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-    state = None if checkpoint is None else _read_state(Path(checkpoint))
-    record = (state or {}).get("stateful_callbacks", {}).get(RecipeRecord.__name__)
+        return None
+    found = get_last_checkpoint(output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+    return None if found is None else Path(found)
+
+
+def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
+    """Raise ValueError where the checkpoint was trained by another recipe, or with other settings; one without a record
+    passes.
+    """
+    record = (_read_state(checkpoint) or {}).get("stateful_callbacks", {}).get(RecipeRecord.__name__)
     if record is None:
         return
     before = record["args"]

@@ -80,7 +80,7 @@ def feature_loss(
     progress: float = 0.0,
     order: str = "together",
 ) -> torch.Tensor:
-    """Sum over the students of ||norm(h_i) - sg norm(h_j)||^2, mean over the real tokens and the teachers j.
+    """Sum over the students of ||norm(h_i) - sg norm(h_j)||^2, mean over each sample's real tokens, samples and teachers j.
 
     Args:
         hidden_states: one [B, S, H] per exit.
@@ -93,7 +93,7 @@ def feature_loss(
     """
     unit = [F.normalize(states, dim=-1) for states in hidden_states]
     weights = attention_mask.to(unit[0].dtype)
-    weights = weights / weights.sum()
+    weights = weights / weights.sum(1, keepdim=True) / len(weights)
     total = hidden_states[0].new_zeros(())
     pairs = exit_pairs(len(unit), pairing)
     for student, teachers in pairs[: active_layers(len(pairs), progress, order)]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from geep_triton.checks import check_number, shorten
+from geep_triton.checks import shorten
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.stages import Recipe
 
@@ -44,7 +45,9 @@ def check_difficulty(
     """[N] float32 for a recipe with a curriculum, else None.
 
     Raises:
-        ValueError: missing, useless, of another length than the training set, or with gaps.
+        ValueError: missing, useless, of another length than the training set, or with gaps; a training set that streams, from
+            which no sample can be chosen.
+        TypeError: something that is no number.
     """
     if recipe.curriculum is None:
         if difficulty is not None:
@@ -52,12 +55,21 @@ def check_difficulty(
         return None
     if dataset is None:
         return None
+    if isinstance(dataset, IterableDataset) or not has_length(dataset):
+        raise ValueError(f"recipe {recipe.name!r} chooses its samples: train_dataset must have a length and take an index")
     if difficulty is None:
         raise ValueError(
             f"recipe {recipe.name!r} needs the difficulty of each training sample: from geep_triton.training.difficulty take "
             "cross_review, first_right_exit or difficulty_column"
         )
-    values = torch.as_tensor(difficulty, dtype=torch.float32)
+    if not isinstance(difficulty, torch.Tensor):
+        gaps = [index for index, value in enumerate(difficulty) if value is None]
+        if gaps:
+            raise ValueError(f"difficulty has no number for {len(gaps)} samples, the first being {gaps[0]}")
+    try:
+        values = torch.as_tensor(difficulty, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"difficulty must be one number per training sample, got {shorten(difficulty)}") from error
     if values.shape != (len(dataset),):
         raise ValueError(f"difficulty must have one number per training sample ({len(dataset)}), got {tuple(values.shape)}")
     gaps = (~values.isfinite()).nonzero()[:, 0].tolist()
@@ -70,6 +82,7 @@ def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe:
     """The teacher in evaluation mode on the model's device.
 
     Raises:
+        TypeError: no model.
         ValueError: missing, useless, or of other classes or another vocabulary than the model.
     """
     needed = any(stage.needs_teacher for stage in recipe.stages)
@@ -79,6 +92,8 @@ def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe:
         )
     if teacher is None:
         return None
+    if not isinstance(teacher, PreTrainedModel):
+        raise TypeError(f"teacher must be a transformers model, got {shorten(teacher)} of type {type(teacher).__name__}")
     own, other = model.config, teacher.config
     if own.num_labels != other.num_labels:
         raise ValueError(f"teacher has {other.num_labels} classes, the model {own.num_labels}")
@@ -88,7 +103,7 @@ def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe:
         raise ValueError(
             f"teacher has a vocabulary of {other.vocab_size}, the model of {own.vocab_size}: both read the same ids"
         )
-    return teacher.to(model.device).eval().requires_grad_(False)
+    return teacher.to(model.device).eval()
 
 
 def _has_names(config: PretrainedConfig) -> bool:
@@ -107,23 +122,31 @@ def resolve_class_weights(
     """[C] float32, or None.
 
     Raises:
-        ValueError: a recipe that reads no labels; another number of weights than classes; a weight below 0; "balanced" over a
-            training set that lacks a class.
+        ValueError: a recipe that reads no labels; another number of weights than classes; a weight below 0 or not finite;
+            "balanced" over a training set that lacks a class or has no labels.
     """
     if class_weights is None:
         return None
-    classes = model.config.num_labels
     if not any(stage.needs_labels for stage in recipe.stages):
         raise ValueError(f"class_weights would be ignored: recipe {recipe.name!r} reads no labels")
-    if class_weights == "balanced":
-        if dataset is None:
-            return None
-        counts = torch.bincount(torch.tensor([sample["labels"] for sample in dataset]), minlength=classes)
-        if not counts.all():
-            raise ValueError(f"class_weights 'balanced' needs samples of every class, got {counts.tolist()} of each")
-        return counts.sum() / (classes * counts)
-    if isinstance(class_weights, str) or len(class_weights) != classes:
-        raise ValueError(f"class_weights must be 'balanced' or {classes} numbers, got {shorten(class_weights)}")
-    for weight in class_weights:
-        check_number("each of class_weights", weight, 0.0)
-    return torch.tensor(class_weights, dtype=torch.float32)
+    if isinstance(class_weights, str):
+        if class_weights != "balanced":
+            raise ValueError(f"class_weights must be 'balanced' or a number per class, got {shorten(class_weights)}")
+        return None if dataset is None else _balanced(dataset, model.config.num_labels)
+    weights = torch.as_tensor(class_weights, dtype=torch.float32)
+    if weights.shape != (model.config.num_labels,) or not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise ValueError(
+            f"class_weights must be 'balanced' or {model.config.num_labels} finite numbers from 0, got {shorten(class_weights)}"
+        )
+    return weights
+
+
+def _balanced(dataset: Dataset, classes: int) -> torch.Tensor:
+    """N / (C * samples of the class), [C]."""
+    name = next((name for name in ("labels", "label") if name in dataset[0]), None)
+    if name is None:
+        raise ValueError(f"class_weights 'balanced' needs labels in train_dataset, which has {', '.join(dataset[0])}")
+    counts = torch.bincount(torch.tensor([sample[name] for sample in dataset]), minlength=classes)
+    if not counts.all():
+        raise ValueError(f"class_weights 'balanced' needs samples of every class, got {counts.tolist()} of each")
+    return counts.sum() / (classes * counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.utils import logging
 
 from geep_triton.checks import check_number
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe
+from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe, check_same_steps, checkpoint_of
 from geep_triton.training.curriculum import TrainSampler
 from geep_triton.training.freezing import StageParameters, scale_gradients
 from geep_triton.training.recipes import get_recipe
@@ -94,6 +95,14 @@ class MultiExitTrainer(Trainer):
             raise TypeError(f"model must be a MultiExitBert, got {type(self.model).__name__}")
         if self.model.config.num_labels < 2:
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
+        if self.model.config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"recipes train one label a sample, but the model's problem_type is {self.model.config.problem_type!r}"
+            )
+        if gate_learning_rate is not None and not len(self.model.gates):
+            raise ValueError("gate_learning_rate would be ignored: the model has no skip gates")
+        if self.recipe.modules is not None and self.optimizer is not None:
+            raise ValueError(f"recipe {self.recipe.name!r} has modules of its own, which no optimizer of yours would train")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
         self.teacher = check_teacher(teacher, self.model, self.recipe)
@@ -103,18 +112,20 @@ class MultiExitTrainer(Trainer):
         self._stages: list[StageParameters] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []  # as the user set them
         self._hooks: list[RemovableHandle] = []
+        self._resumes_from: Path | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
-        check_same_recipe(self.recipe, resume_from_checkpoint, self.args.output_dir)
+        self._resumes_from = checkpoint_of(resume_from_checkpoint, self.args.output_dir)
+        if self._resumes_from is not None:
+            check_same_recipe(self.recipe, self._resumes_from)
         check_stopping(self.recipe, self.callback_handler.callbacks, self.args.load_best_model_at_end)
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
         self.model.config.exit_temperatures = None
-        if self.recipe.modules is not None:
-            self.model.auxiliary = self.recipe.modules(self.model.config).to(self.model.device, self.model.dtype)
+        self._attach_modules(self.model)
         try:
             return super().train(resume_from_checkpoint, **kwargs)
         finally:
@@ -123,6 +134,17 @@ class MultiExitTrainer(Trainer):
             self.model.auxiliary = None
             for hook in self._hooks:
                 hook.remove()
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> MultiExitBert:
+        """transformers', which makes a new model for each `train()`."""
+        model = super().call_model_init(*args, **kwargs)
+        self._attach_modules(model)
+        return model
+
+    def _attach_modules(self, model: MultiExitBert) -> None:
+        """Before a checkpoint is loaded, which holds them too."""
+        if self.recipe.modules is not None:
+            model.auxiliary = self.recipe.modules(model.config).to(model.device, model.dtype)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """transformers' optimizer over what any stage trains, with heads and gates in groups of their own where they have
@@ -147,6 +169,8 @@ class MultiExitTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """transformers' schedule, one for each stage: warm-up included, it starts anew with each."""
+        if self._resumes_from is not None:
+            check_same_steps(self.recipe, self._resumes_from, num_training_steps)
         bounds = self.recipe.bounds(num_training_steps)
         if self.lr_scheduler is not None or len(bounds) == 2:
             return super().create_scheduler(num_training_steps, optimizer)
