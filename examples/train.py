@@ -2,27 +2,37 @@
 
     python examples/train.py --model google-bert/bert-base-uncased --train train.jsonl --dev dev.jsonl --output runs/mine
     python examples/train.py ... --recipe curriculum-kd --recipe-settings temperature=2 pairing=next --difficulty cross-review:5
-    python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # its own answers stay as they are
+    python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # its answers stay as they are; no labels
+    accelerate launch examples/train.py ...                                    # several processes; or torchrun
 
 The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. A run that was
-killed goes on from its last checkpoint when it is started again with the same --output.
+killed goes on where it stood, cross review included, when it is started again with the same --output.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PretrainedConfig,
+    TrainingArguments,
+    set_seed,
+)
 
 from geep_triton import MultiExitBert, MultiExitTrainer, build_exit_table
-from geep_triton.data import Encoder, read_rows
+from geep_triton.data import Encoder, Row, read_rows
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset, label_names
-from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher
+from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher, remembered
 from geep_triton.training.recipes import RECIPES, get_recipe
 
 MODEL_CHOICES = ("exit_layers", "head", "head_size", "pooling", "head_dropout", "skip_gate", "skip_layers")
@@ -37,7 +47,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
     parser.add_argument("--recipe-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="of the recipe")
     parser.add_argument(
-        "--difficulty", help="for recipes with a curriculum: 'cross-review:FOLDS', or a column of --train; default: 5 folds"
+        "--labels",
+        nargs="+",
+        help="names of the model's classes in their order; default: those of a fine-tuned --model, else of --train, sorted",
+    )
+    parser.add_argument(
+        "--difficulty",
+        type=difficulty_source,
+        help="for recipes with a curriculum: cross-review:FOLDS, or a column of --train; default: cross-review:5",
     )
     parser.add_argument("--class-weights", choices=["balanced"], help="rare classes count more; default: all count alike")
     parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
@@ -63,9 +80,14 @@ def parse_arguments() -> argparse.Namespace:
         help="evaluate at each save and keep the weights that are best on --dev: in the accuracy of the last exit, or in the "
         "loss of all where only the early ones train at the end",
     )
+    parser.add_argument("--patience", type=int, help="with --keep-best: stop after as many evaluations without a better one")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--fp16", action="store_true", help="mixed precision, on a GPU")
     arguments = parser.parse_args()
+    if arguments.patience is not None and not arguments.keep_best:
+        parser.error("--patience goes with --keep-best")
     arguments.recipe_settings = dict(arguments.recipe_settings)
     return arguments
 
@@ -77,6 +99,40 @@ def setting(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def difficulty_source(text: str) -> str | int:
+    """Name of a column, or number of folds."""
+    kind, _, folds = text.partition(":")
+    if kind != "cross-review":
+        return text
+    if not folds.isdecimal() or int(folds) < 2:
+        raise argparse.ArgumentTypeError(f"expected cross-review:FOLDS with at least 2 folds, got {text!r}")
+    return int(folds)
+
+
+def is_fine_tuned(config: PretrainedConfig) -> bool:
+    """Whether the checkpoint has classes of its own."""
+    return any(name.endswith("ForSequenceClassification") or name == "MultiExitBert" for name in config.architectures or ())
+
+
+def class_names(arguments: argparse.Namespace, config: PretrainedConfig, rows: list[Row]) -> list[str] | None:
+    """Names of the classes by number; None: the checkpoint's own, which are never renumbered."""
+    if arguments.labels is not None:
+        return arguments.labels
+    if not is_fine_tuned(config):
+        return label_names(rows)
+    known = list(config.id2label.values())
+    given = {str(row["label"]) for row in rows if row.get("label") is not None}
+    numbers = [str(number) for number in range(len(known))]
+    if given <= set(known) or known != [f"LABEL_{number}" for number in numbers]:
+        return None
+    if given <= set(numbers):
+        return numbers
+    raise SystemExit(
+        f"{arguments.model} does not say what its classes are called ({', '.join(known)}), and --train calls them "
+        f"{', '.join(sorted(given))}: give --labels in the order of the model's classes"
+    )
 
 
 def training_arguments(arguments: argparse.Namespace, folder: Path, **changes: Any) -> TrainingArguments:
@@ -91,7 +147,9 @@ def training_arguments(arguments: argparse.Namespace, folder: Path, **changes: A
         logging_steps=100,
         report_to=[],
         seed=arguments.seed,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         bf16=arguments.bf16,
+        fp16=arguments.fp16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
         **changes,
@@ -110,58 +168,77 @@ def start_or_resume(output: Path, run: dict) -> Path | None:
                 "go on with the same, or choose another --output"
             )
         print(f"resuming from {last}", flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(run, indent=1) + "\n")
+    if int(os.environ.get("RANK", 0)) == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        unfinished = record.with_suffix(".part")
+        unfinished.write_text(json.dumps(run, indent=1) + "\n")
+        unfinished.replace(record)
     return last
+
+
+def agreements(trainer: MultiExitTrainer, dataset: TextDataset) -> dict[str, float]:
+    """How often each exit gives the last one's answer, where no labels say what is right."""
+    answers = trainer.predict(dataset).predictions.argmax(-1)
+    shares = (answers == answers[:, -1:]).mean(0).tolist()
+    return {f"eval_agreement_exit_{k}": share for k, share in zip(trainer.model.config.exit_layers, shares, strict=True)}
 
 
 def main() -> None:
     arguments = parse_arguments()
     set_seed(arguments.seed)
     recipe = get_recipe(arguments.recipe, **arguments.recipe_settings)
-    train_rows = read_rows(arguments.train, "train", ("text", "label"))
-    dev_rows = read_rows(arguments.dev, "validation", ("text", "label"))
-    names = label_names(train_rows)
+    needs_labels = any(stage.needs_labels for stage in recipe.stages)
+    columns = ("text", "label") if needs_labels else ("text",)
+    config = AutoConfig.from_pretrained(arguments.model)
+    if arguments.max_length > config.max_position_embeddings:
+        raise SystemExit(
+            f"--max-length must be at most the model's {config.max_position_embeddings}, got {arguments.max_length}"
+        )
+    last_layer = config.num_hidden_layers
+    if not is_fine_tuned(config) and not any(stage.wants(f"heads.{last_layer}.", last_layer) for stage in recipe.stages):
+        raise SystemExit(f"recipe {recipe.name!r} leaves the last exit as it is, but {arguments.model} is not fine-tuned")
+    train_rows = read_rows(arguments.train, "train", columns)
+    dev_rows = read_rows(arguments.dev, "validation", columns)
+    names = class_names(arguments, config, train_rows) if needs_labels else None
     last = start_or_resume(arguments.output, {**vars(arguments), "output": str(arguments.output), "labels": names})
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     choices = {name: getattr(arguments, name) for name in MODEL_CHOICES}
+    if names is not None:
+        choices |= {"num_labels": len(names), "id2label": dict(enumerate(names))}
+        choices["label2id"] = {name: index for index, name in enumerate(names)}
 
     def make_model() -> MultiExitBert:
         return MultiExitBert.from_pretrained(
-            arguments.model,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            **{name: value for name, value in choices.items() if value is not None},
+            arguments.model, **{name: value for name, value in choices.items() if value is not None}
         )
 
     model = make_model()
     encoder = Encoder(tokenizer, arguments.max_length, arguments.truncate, model.config.vocab_size)
-    train_set = TextDataset(train_rows, encoder, model.config.label2id)
-    dev_set = TextDataset(dev_rows, encoder, model.config.label2id)
+    label2id = model.config.label2id if needs_labels else None
+    train_set, dev_set = (TextDataset(rows, encoder, label2id) for rows in (train_rows, dev_rows))
     if encoder.truncated:
         print(f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
     collator = DataCollatorWithPadding(tokenizer)
     if arguments.difficulty and recipe.curriculum is None:
         raise SystemExit(f"--difficulty would be ignored: recipe {recipe.name!r} has no curriculum")
-    difficulty, kind = None, arguments.difficulty or "cross-review:5"
-    if not kind.startswith("cross-review:"):
-        difficulty = difficulty_column(train_rows, kind)
+    difficulty, source = None, arguments.difficulty or 5
+    if isinstance(source, str):
+        difficulty = difficulty_column(train_rows, source)
     elif recipe.curriculum is not None:
-        quiet = training_arguments(arguments, arguments.output / "teachers", save_strategy="no")
-        teach = full_model_teacher(make_model, quiet, collator, train_set)
-        folds = int(kind.partition(":")[2])
-        difficulty = cross_review(torch.tensor(train_set.labels), train_set, teach, folds, arguments.seed)
+        folder = arguments.output / "teachers"
+        quiet = training_arguments(arguments, folder, save_strategy="no")
+        teach = full_model_teacher(make_model, quiet, collator, train_set, arguments.class_weights)
+        labels = torch.tensor(train_set.labels)
+        difficulty = cross_review(labels, train_set, remembered(teach, folder), source, arguments.seed)
 
-    last_layer = model.config.num_hidden_layers
     trainer = MultiExitTrainer(
         model=model,
         args=training_arguments(
             arguments,
             arguments.output / "checkpoints",
-            eval_strategy="steps" if arguments.keep_best else "epoch",
+            eval_strategy="steps" if arguments.keep_best else "epoch" if needs_labels else "no",
             eval_steps=arguments.save_steps,
             load_best_model_at_end=arguments.keep_best,
             # While only early exits train, the last one's accuracy stands still: then the mean loss of all exits counts.
@@ -177,9 +254,10 @@ def main() -> None:
         gate_learning_rate=arguments.gate_learning_rate,
         difficulty=difficulty,
         class_weights=arguments.class_weights,
+        callbacks=[] if arguments.patience is None else [EarlyStoppingCallback(arguments.patience)],
     )
     result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    metrics = trainer.evaluate()
+    metrics = trainer.evaluate() if needs_labels else agreements(trainer, dev_set)
     if not trainer.is_world_process_zero():
         return
 
@@ -197,8 +275,9 @@ def main() -> None:
         "metrics": metrics,
     }
     (arguments.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    what = "accuracy" if needs_labels else "agreement"
     for layer in model.config.exit_layers:
-        print(f"exit {layer}: accuracy {metrics[f'eval_accuracy_exit_{layer}']:.4f}")
+        print(f"exit {layer}: {what} {metrics[f'eval_{what}_exit_{layer}']:.4f}")
     print(f"model, tokenizer and exit table: {arguments.output}")
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+
+from geep_triton import MultiExitBert
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
@@ -341,15 +343,52 @@ def test_train_by_other_recipes(trained, tmp_path, train_here):
         "--difficulty", "cross-review:2",
     )  # fmt: skip
     assert (tmp_path / "curriculum" / "model.safetensors").is_file()
+    assert len(list((tmp_path / "curriculum" / "teachers").glob("answers_*.json"))) == 2  # a killed review goes on from these
+
+
+@pytest.fixture
+def fine_tuned(trained, tmp_path) -> Path:
+    """A BertForSequenceClassification whose classes are not in alphabetical order."""
+    config = BertConfig.from_pretrained(trained.parent / "bert", id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1})
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "fine")
+    AutoTokenizer.from_pretrained(trained.parent / "bert").save_pretrained(tmp_path / "fine")
+    return tmp_path / "fine"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_classes_of_a_fine_tuned_model_keep_their_numbers(fine_tuned, tmp_path, train_here, labelled):
+    data = write(tmp_path / "data.jsonl", [{"text": text} | ({"label": label} if labelled else {}) for text, label in ROWS])
+    command = ["--train", data, "--dev", data, "--epochs", 1, "--max-length", 32, "--output", tmp_path / "out"]
+    train_here("--model", fine_tuned, "--recipe", "joint" if labelled else "frozen", *command)
+    assert MultiExitBert.from_pretrained(tmp_path / "out").config.id2label == {0: "pos", 1: "neg"}
+    metrics = json.loads((tmp_path / "out" / "training.json").read_text())["metrics"]
+    assert ("eval_accuracy_exit_1" in metrics) == labelled
+    assert metrics.get("eval_agreement_exit_3", 1.0) == 1.0
+
+
+def test_classes_without_names(fine_tuned, tmp_path, train_here):
+    config = json.loads((fine_tuned / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (fine_tuned / "config.json").write_text(json.dumps(config))
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS])
+    command = ["--model", fine_tuned, "--train", data, "--dev", data, "--epochs", 1, "--max-length", 32]
+    command += ["--output", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"does not say what its classes are called \(LABEL_0, LABEL_1\), .* give --labels"):
+        train_here(*command)
+    train_here(*command, "--labels", "pos", "neg")
+    assert MultiExitBert.from_pretrained(tmp_path / "out").config.id2label == {0: "pos", 1: "neg"}
 
 
 def test_train_refuses_what_the_recipe_has_no_use_for(trained, tmp_path, train_here):
     data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS])
     command = ["--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", tmp_path / "out"]
+    command += ["--max-length", "64"]
     for arguments, error, message in (
         (["--difficulty", "hard"], SystemExit, "--difficulty would be ignored: recipe 'geep' has no curriculum"),
         (["--recipe-settings", "speed=1"], ValueError, "recipe 'geep' has no setting 'speed'; known: none"),
         (["--recipe", "curriculum", "--difficulty", "hard"], ValueError, "column 'hard' must have a number in every row"),
+        (["--max-length", "65"], SystemExit, "--max-length must be at most .* 64"),
+        (["--recipe", "frozen"], SystemExit, "recipe 'frozen' leaves the last exit as it is, but .* is not fine-tuned"),
     ):
         with pytest.raises(error, match=message):
             train_here(*command, *arguments)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bench.experiments import report
-from bench.experiments.cell import OutOfTime, declared, judged, remembered, run_cell
+from bench.experiments.cell import OutOfTime, declared, judged, run_cell, timed
 from bench.experiments.data import draw, rows_of, with_an_answer
 from bench.experiments.driver import has_result
 from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Cell, Claim, DataSet, Method, cells
 from bench.experiments.run import OUTPUT, main
+from geep_triton.training.difficulty import remembered
 from geep_triton.training.recipes import get_recipe
 
 TINY = DataSet("tiny", train=20, test=10, epochs=1, max_length=16, model="random", batch_size=8)
@@ -118,13 +119,14 @@ def test_teachers_answers_are_kept(tmp_path):
         asked.append(fold)
         return torch.tensor([0, 1])
 
-    first = remembered(teach, tmp_path, float("inf"))
+    first = remembered(timed(teach, tmp_path, float("inf")), tmp_path)
     assert [first(fold).tolist() for fold in "ab"] == [[0, 1]] * 2
-    again = remembered(teach, tmp_path, 0.0)
+    again = remembered(timed(teach, tmp_path, 0.0), tmp_path)
     assert [again(fold).tolist() for fold in "ab"] == [[0, 1]] * 2
     assert asked == ["a", "b"]
     with pytest.raises(OutOfTime):
         again("c")
+    assert len(list(tmp_path.glob("spent_*.json"))) == 2
 
 
 def test_runs_only_what_is_missing(data, tmp_path, monkeypatch, capsys):
@@ -149,7 +151,14 @@ def test_runs_only_what_is_missing(data, tmp_path, monkeypatch, capsys):
 
 
 def fabricate(
-    folder: Path, name: str, method: str, seed: int, right: torch.Tensor, seconds: float = 10.0, source: str = "hub"
+    folder: Path,
+    name: str,
+    method: str,
+    seed: int,
+    right: torch.Tensor,
+    seconds: float = 10.0,
+    source: str = "hub",
+    gpu: str | None = None,
 ) -> None:
     """A result file whose exits are right on the samples that `right` [E, N] says."""
     data_set = next(one for one in DATA_SETS if one.name == name)
@@ -159,7 +168,7 @@ def fabricate(
     layers = list(range(1, len(right) + 1))
     result = {
         "declaration": cell.declaration() | {"source": source},
-        "environment": {"gpu": None, "cpu": "some", "threads": 1, "torch": "2"},
+        "environment": {"gpu": gpu, "cpu": "some", "threads": 1, "torch": "2"},
         "samples": {"train": 5, "test": right.shape[1]},
         "training": {"wall_seconds": 1.0, "cpu_seconds": seconds},
         "difficulty": {"wall_seconds": 0.0, "cpu_seconds": 0.0},
@@ -196,10 +205,16 @@ def test_report_judges_claims(tmp_path):
     assert gain.early.low < expected < gain.early.high
     worse = Claim("x", "", "joint", "curriculum-kd", "early", ("sst2",))
     assert report.judge(worse, "sst2", results).word == "refuted"
-    assert verdict("3a").word == "undecided"  # no difference at all
-    assert [verdict(number).word for number in ("1a", "1b")] == ["supported", "supported"]
-    assert verdict("1b").seconds == 0.5
-    assert [verdict(number, "ag_news").word for number in ("1a", "1b")] == ["supported", "refuted"]
+    assert verdict("3a").word == "undecided (1 seed)"  # no difference at all
+    assert [verdict(number).word for number in ("1a", "1b")] == ["supported (1 seed)"] * 2
+    assert verdict("1b").seconds == (0.5,)
+    assert [verdict(number, "ag_news").word for number in ("1a", "1b")] == ["supported (1 seed)", "refuted (1 seed)"]
+    for seed, seconds, gpu in ((2, 20.0, None), (3, 1.0, "a GPU")):  # slower on the CPU; against a CPU on a GPU
+        fabricate(tmp_path, "sst2", "geep", seed, base, seconds, gpu=gpu)
+        fabricate(tmp_path, "sst2", "fastbert", seed, base)
+    time = report.judge(by_number["1b"], "sst2", report.read_results(tmp_path))
+    assert time.seconds == (0.5, 2.0)
+    assert time.word == "undecided"
     no_worse = Claim("y", "", "joint", "curriculum-kd", "no worse", ("sst2",))
     assert report.judge(no_worse, "sst2", results).word == "refuted"
     assert verdict("3b") is None
@@ -207,8 +222,8 @@ def test_report_judges_claims(tmp_path):
     assert f"| sst2 | {100 * expected:+.1f} (" in page
     assert "| rte | missing |" in page
     assert "Over 2 data sets: early exits +0.0 points, higher on 0; sign-flip p = 1.00." in page
-    assert "Missing at seeds 1, 2: sst2.fastbert.2" not in page.replace("sst2.distillation", "")  # comes in the grid's order
-    assert "sst2.geep.2" in page
+    assert "Missing at seeds 1, 2, 3: sst2.distillation.1, " in page  # in the grid's order
+    assert "sst2.distillation.2" in page
     assert "sst2.geep.1," not in page
     report.plot(DATA_SETS[0], results, tmp_path / "sst2.png")
     assert (tmp_path / "sst2.png").read_bytes().startswith(b"\x89PNG")

@@ -134,5 +134,15 @@ def test_paired_bootstrap_agrees_with_scipy():
     assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=0.006)
     assert paired_bootstrap(first, second) == got
     assert paired_bootstrap(first, first).low == 0.0 == paired_bootstrap(first, first).high
-    with pytest.raises(ValueError, match=r"as long, at least 1, got \(300,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"must be of one shape, .*, got \(300,\) and \(2,\)"):
         paired_bootstrap(first, second[:2])
+
+
+def test_paired_bootstrap_draws_runs_too():
+    """Two runs that differ by much: the interval spans both, where samples alone would say the mean with confidence."""
+    second = torch.zeros(2, 400)
+    first = torch.stack([torch.zeros(400), torch.ones(400)])
+    got = paired_bootstrap(first, second)
+    assert (got.low, got.estimate, got.high) == (0.0, 0.5, 1.0)
+    one, same = torch.rand(300).round(), torch.rand(300).round()
+    assert paired_bootstrap(one[None], same[None]) == paired_bootstrap(one, same)

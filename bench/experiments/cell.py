@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from geep_triton.data import Encoder, Row
 from geep_triton.evaluation.metrics import CLASS_METRICS, area_over_depth, per_exit, ranking
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset
-from geep_triton.training.difficulty import Teach, cross_review, full_model_teacher
+from geep_triton.training.difficulty import Teach, cross_review, full_model_teacher, remembered
 from geep_triton.training.recipes import get_recipe
 
 SAVE_STEPS = 200
@@ -244,26 +244,24 @@ def difficulty_of(
     )
     with locked(folder.with_suffix(".lock")):
         labels = torch.tensor(train_set.labels)
-        difficulty = cross_review(labels, train_set, remembered(teach, folder, deadline), DIFFICULTY_FOLDS, cell.seed)
-        reviews = [json.loads(path.read_text()) for path in sorted(folder.glob("answers_*.json"))]
-    return difficulty, total(review["spent"] for review in reviews)
+        teach = remembered(timed(teach, folder, deadline), folder)
+        difficulty = cross_review(labels, train_set, teach, DIFFICULTY_FOLDS, cell.seed)
+        reviews = [json.loads(path.read_text()) for path in sorted(folder.glob("spent_*.json"))]
+    return difficulty, total(reviews)
 
 
-def remembered(teach: Teach, folder: Path, deadline: float) -> Callable[[Dataset], torch.Tensor]:
-    """`teach` that writes down the answers of each fold's teacher, the first call being fold 0, and reads what is there."""
-    fold = iter(range(DIFFICULTY_FOLDS))
+def timed(teach: Teach, folder: Path, deadline: float) -> Teach:
+    """`teach` that stops at the deadline, and leaves the seconds that each teacher took in a file of its own."""
 
-    def recall(part: Dataset) -> torch.Tensor:
-        path = folder / f"answers_{next(fold)}.json"
-        if not path.is_file():
-            if time.monotonic() > deadline:
-                raise OutOfTime
-            start = now()
-            answers = teach(part).tolist()
-            write_json(path, {"answers": answers, "spent": since(start)})
-        return torch.tensor(json.loads(path.read_text())["answers"])
+    def measure(part: Dataset) -> torch.Tensor:
+        if time.monotonic() > deadline:
+            raise OutOfTime
+        start = now()
+        answers = teach(part)
+        write_json(folder / f"spent_{len(list(folder.glob('answers_*.json')))}.json", since(start))
+        return answers
 
-    return recall
+    return measure
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

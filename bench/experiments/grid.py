@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from geep_triton.training.recipes import get_recipe
+
 
 @dataclass(frozen=True)
 class Hub:
@@ -108,6 +110,9 @@ class Cell:
     def declaration(self) -> dict[str, Any]:
         """All that its result follows from; a result of another declaration counts as missing."""
         method = {name: value for name, value in asdict(self.method).items() if name != "data_sets"}
+        method["settings"] = dict(
+            get_recipe(self.method.recipe, **self.method.settings).settings
+        )  # with those left as they are
         data_set = {name: value for name, value in asdict(self.data_set).items() if name != "hub"}
         shared = {
             "head_learning_rate": HEAD_LEARNING_RATE,

@@ -181,24 +181,31 @@ def paired_bootstrap(
     """Mean of `first - second` on the same samples, with its percentile bootstrap interval.
 
     Args:
-        first, second: [N] scores of two systems on the same samples, such as right or wrong; or one per question.
+        first, second: [N] scores of two systems on the same samples, such as right or wrong; or one per question. Or [R, N] of
+            R runs of each system, run r of both from the same seed: then runs are drawn as well as samples.
         confidence: of the interval, 0..1.
         resamples: bootstrap samples.
         seed: of the resampling.
 
     Raises:
-        ValueError: no samples, lengths that differ, settings out of range.
+        ValueError: no samples, shapes that differ, settings out of range.
     """
-    if first.ndim != 1 or first.shape != second.shape or not len(first):
-        raise ValueError(f"first and second must be as long, at least 1, got {tuple(first.shape)} and {tuple(second.shape)}")
+    if first.ndim not in (1, 2) or first.shape != second.shape or not first.numel():
+        raise ValueError(
+            f"first and second must be of one shape, [N] or [R, N] and not empty, got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
+        )
     check_number("confidence", confidence, 0.0, 1.0)
     check_int("resamples", resamples, 1)
-    differences = first.double() - second.double()
-    # A resample's mean depends only on how often each value was drawn, and right and wrong give but three values.
-    values, counts = np.unique(differences.numpy(), return_counts=True)
-    random, samples = np.random.default_rng(seed), len(differences)
-    at_once = max(1, 2**22 // len(values))  # tens of megabytes
-    parts = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
-    means = [random.multinomial(samples, counts / samples, size) @ values / samples for size in parts]
+    differences = torch.atleast_2d(first.double() - second.double()).numpy()
+    # A resample's mean depends only on how often each column was drawn, and right and wrong give but a few different ones.
+    columns, counts = np.unique(differences, axis=1, return_counts=True)
+    random, (runs, samples) = np.random.default_rng(seed), differences.shape
+    at_once = max(1, 2**22 // len(counts))  # tens of megabytes
+    means = []
+    for done in range(0, resamples, at_once):
+        size = min(at_once, resamples - done)
+        of_runs = random.multinomial(samples, counts / samples, size) @ columns.T / samples
+        means.append((of_runs * random.multinomial(runs, [1 / runs] * runs, size) / runs).sum(1))
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
     return Interval(float(differences.mean()), low, high)

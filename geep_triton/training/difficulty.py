@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset, Subset
@@ -48,8 +52,34 @@ def cross_review(labels: torch.Tensor, dataset: Dataset, teach: Teach, folds: in
     return wrong
 
 
+def remembered(teach: Teach, folder: Path) -> Teach:
+    """`teach` that writes down the answers of each fold's teacher, the first call being fold 0, and reads what is there: a
+    cross review that was killed goes on with the teachers that are left.
+
+    Args:
+        teach: for `cross_review`.
+        folder: for the answers, of one data set, seed and number of folds.
+    """
+    fold = count()
+
+    def recall(part: Dataset) -> torch.Tensor:
+        path = folder / f"answers_{next(fold)}.json"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}.part")
+            unfinished.write_text(json.dumps(teach(part).tolist()))
+            unfinished.replace(path)
+        return torch.tensor(json.loads(path.read_text()))
+
+    return recall
+
+
 def full_model_teacher(
-    make_model: Callable[[], MultiExitBert], args: TrainingArguments, data_collator: Callable, dataset: TextDataset
+    make_model: Callable[[], MultiExitBert],
+    args: TrainingArguments,
+    data_collator: Callable,
+    dataset: TextDataset,
+    class_weights: Sequence[float] | str | None = None,
 ) -> Teach:
     """A `teach` for `cross_review`: fine-tunes a new model's last exit on the fold and has it answer `dataset`.
 
@@ -58,12 +88,18 @@ def full_model_teacher(
         args: of each teacher's training; nothing should be saved.
         data_collator: pads.
         dataset: to answer.
+        class_weights: of the teachers' losses; see `MultiExitTrainer`.
     """
 
     def teach(fold: Dataset) -> torch.Tensor:
         recipe = get_recipe("fastbert", finetune=1.0)  # its first step alone is plain fine-tuning
         trainer = MultiExitTrainer(
-            model=make_model(), args=args, train_dataset=fold, data_collator=data_collator, recipe=recipe
+            model=make_model(),
+            args=args,
+            train_dataset=fold,
+            data_collator=data_collator,
+            recipe=recipe,
+            class_weights=class_weights,
         )
         trainer.train()
         return torch.from_numpy(trainer.predict(dataset).predictions[:, -1].argmax(-1))
