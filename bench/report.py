@@ -40,7 +40,8 @@ def summary(folder: Path = RESULTS) -> str:
                 f"{spread((row['mean_layers'] for row in chosen), 2)} | {speeds} |"
             )
     where = [f"- {name}: {setting(runs)}; {len(runs)} seeds" for name, runs in found.items()]
-    return "\n".join([*lines, "", *where])
+    note = "In round brackets the lowest and the highest seed, in square ones the number of seeds where not all were measured."
+    return "\n".join([*lines, "", note, "", *where])
 
 
 def with_tables(readme: str, content: str) -> str:

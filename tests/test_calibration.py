@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.engine.audit import Audit
-from geep_triton.engine.calibrate import calibrate, label_ids
+from geep_triton.engine.calibrate import Judge, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.families import FitSamples, thresholds_at, worthwhile
 from geep_triton.engine.policies import parse_policy
@@ -140,7 +140,7 @@ class RecordedEngine:
     """What `calibrate` asks of an engine, answered from recorded exits; a policy's speed is what its layers allow."""
 
     layer_costs = LayerCosts(((1, 1.0),), 0.0, score=0.05)
-    skipping, dtype = Skipping("never"), "float32"
+    skipping, dtype, max_length, truncation = Skipping("never"), "float32", 128, False
 
     def __init__(self, model, tokens, logits):
         self.model, self.tokens, self.logits = model, tokens, logits
@@ -152,9 +152,9 @@ class RecordedEngine:
 
 @pytest.mark.parametrize("method", ["learn-then-test", "conformal"])
 def test_the_choice_among_all_families_keeps_its_promise(real_logits, monkeypatch, method):
-    """120 calibrations on 500 of 1,821 real texts, each choosing among all families: the promise of agreement .97 is broken
+    """200 calibrations on 500 of 1,821 real texts, each choosing among all families: the promise of agreement .97 is broken
     on the others in no more of them than stated; by the conformal method it holds on average."""
-    draws, confidence = 120, 0.7
+    draws, confidence = 200, 0.9
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     tokens = Tokens.from_lists([[5]] * len(real_logits))
     monkeypatch.setattr("geep_triton.engine.families.SETTINGS", 15)
@@ -208,7 +208,8 @@ def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokeni
     full = engine.with_policy("full").predict(many)
     agreement = float((engine.predict(many).label_ids == full.label_ids).double().mean())
     assert agreement >= 0.8
-    assert agreement == pytest.approx(result.chosen.agreement)
+    fitted = "per layer" in result.chosen.family  # then half of the texts judged
+    assert agreement == pytest.approx(result.chosen.agreement, abs=0.05 if fitted else 1e-9)
     assert result.promise == ("agreement", 0.8)
     assert result.samples == 400
     names = {candidate.policy.partition(":")[0].partition(",")[0] for candidate in result.candidates}
@@ -230,7 +231,7 @@ def test_the_conformal_method_sets_the_chosen_family_on_texts_that_did_not_choos
     assert result.chosen.samples_per_second > 0
     with pytest.raises(ValueError, match="takes no confidence, got 0.9"):
         engine.calibrate(many, agreement=0.8, method="conformal", confidence=0.9)
-    with pytest.raises(ValueError, match="is for agreement and max_accuracy_drop, got speedup"):
+    with pytest.raises(ValueError, match="method 'conformal' are for agreement and max_accuracy_drop, got speedup"):
         engine.calibrate(many, speedup=2.0, method="conformal")
     with pytest.raises(ValueError, match="unknown method 'magic'; known: conformal, learn-then-test"):
         engine.calibrate(many, agreement=0.8, method="magic")
@@ -321,7 +322,10 @@ def test_calibrate_to_a_depth_and_to_an_accuracy(model, tokenizer, many):
         ({"agreement": 1.5}, "agreement must be between"),
         ({"max_accuracy_drop": 0.1}, "max_accuracy_drop needs labels"),
         ({"max_accuracy_drop": 0.1, "labels": ["LABEL_0"]}, r"labels must be one per text \(400\), got 1"),
-        ({"max_accuracy_drop": 0.1, "labels": ["sad"] * 400}, "unknown label 'sad'; known: LABEL_0"),
+        (
+            {"max_accuracy_drop": 0.1, "labels": ["sad"] * 400},
+            r"labels must all be names of classes \(LABEL_0, .*\) or all be their numbers \(0..2\), got 'sad'",
+        ),
         ({"mean_depth": 9.0}, "mean_depth must be between 1 and 4"),
         ({"agreement": 0.9, "confidence": 1.0}, "confidence must be between"),
         ({"mean_depth": 2.0, "inputs": ["good"] * 5}, "5 texts are too few to choose a policy by: at least 20"),
@@ -352,6 +356,52 @@ def test_audit_sees_what_the_engine_answers(model, tokenizer, many):
     assert report.interval[0] <= report.agreement <= report.interval[1]
     assert result.timings["audit"] > 0
     assert engine.with_policy("full").predict(many[:3]).timings.keys() == {"tokenize", "plan", "run", "gather"}
+
+
+def test_a_promise_goes_with_what_it_was_made_with(calibrated, tokenizer):
+    """The table, the temperatures, the length at which texts are cut, and how layers are skipped."""
+    engine, _ = calibrated
+    model = engine.model
+    assert engine.audit().promised == 0.8
+    with pytest.warns(
+        UserWarning, match="calibrated with max_length .*, now 5; truncation False, now True: its policy is used"
+    ):
+        assert Engine(model, tokenizer, max_length=5, truncation=True).audit().promised is None
+    assert Engine(model, tokenizer).audit().promised == 0.8
+    model.exit_table = model.exit_table.rebuild(smoothing=50.0)
+    with pytest.warns(UserWarning, match="have changed since the calibration: its promise is gone"):
+        audit = engine.audit()
+    assert audit.promised is None
+    assert audit.report().holds is None
+    assert Engine(model, tokenizer).audit().promised is None
+
+
+def test_what_costs_are_measured_by_takes_no_confidence(model, tokenizer, many):
+    with pytest.raises(
+        ValueError, match="are for agreement and max_accuracy_drop, got mean_depth: what a policy costs is measured"
+    ):
+        Engine(model, tokenizer).calibrate(many, mean_depth=2.0, confidence=0.99)
+
+
+def test_labels_are_all_names_or_all_numbers():
+    stars = {str(star): star - 1 for star in range(1, 6)}
+    assert label_ids([1, 5], 2, stars).tolist() == [0, 4]  # names that look like numbers
+    assert label_ids([0, 4, 1], 3, stars).tolist() == [0, 4, 1]  # 0 is no name
+    assert label_ids(["neg", "pos"], 2, {"neg": 0, "pos": 1}).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="labels must all be names of classes"):
+        label_ids(["neg", 1], 2, {"neg": 0, "pos": 1})
+
+
+def test_figures_of_a_fitted_family_are_of_the_samples_that_judge_it(real_logits):
+    model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
+    tokens, logits = Tokens.from_lists([[5]] * 100), real_logits[:100]
+    judge = Judge(model, EveryExit(tokens, logits), None, torch.randperm(100))
+    policy = parse_policy("threshold:0.4")
+    exits = simulate(model, policy, tokens, logits)
+    answers = logits.argmax(-1)
+    agrees = (answers.gather(1, exits[:, None])[:, 0] == answers[:, -1])[judge.order]
+    for rows in (slice(None), slice(50, None)):
+        assert judge(policy, "threshold", rows).candidate.agreement == pytest.approx(float(agrees[rows].double().mean()))
 
 
 def test_audit_rarely_warns_while_the_promise_holds():
@@ -441,7 +491,6 @@ def test_calibrate_wants_a_list(model, tokenizer, inputs):
 
 def test_labels_that_look_like_ids_are_names():
     assert label_ids([1, "2", 5], 3, {str(star): star - 1 for star in range(1, 6)}).tolist() == [0, 1, 4]
-    assert label_ids([1, 0, "good"], 3, {"bad": 0, "good": 1}).tolist() == [1, 0, 1]
 
 
 def test_audit_takes_the_calibrations_promise(calibrated):

@@ -21,14 +21,15 @@ class AuditReport:
         agreement: share of them that got the last exit's answer; None before the first.
         interval: of the agreement, at the audit's confidence for one look (Clopper and Pearson).
         promised: the agreement that was promised; None where none was.
-        holds: False once the audit has shown, at its confidence however often one looks, that the promise is broken.
+        holds: False once the audit has shown, at its confidence however often one looks, that the promise is broken; True
+            while it has not; None without a promise.
     """
 
     samples: int
     agreement: float | None
     interval: tuple[float, float]
     promised: float | None
-    holds: bool
+    holds: bool | None
 
 
 class Audit:
@@ -48,6 +49,8 @@ class Audit:
             raise ValueError("rate must be above 0, got 0")
         if promised is not None:
             check_number("promised", promised, 0.0, 1.0)
+            if promised == 0:
+                raise ValueError("promised must be above 0, got 0")
         self.rate = rate
         self.promised = promised
         self.confidence = confidence
@@ -93,7 +96,8 @@ class Audit:
     def report(self) -> AuditReport:
         """What was seen so far."""
         if not self._samples:
-            return AuditReport(0, None, (0.0, 1.0), self.promised, holds=True)
+            return AuditReport(0, None, (0.0, 1.0), self.promised, holds=None if self.promised is None else True)
         low, high = binomial_interval(self._differing, self._samples, self.confidence)
         agreement = 1 - self._differing / self._samples
-        return AuditReport(self._samples, agreement, (1 - high, 1 - low), self.promised, not self._broken)
+        holds = None if self.promised is None else not self._broken
+        return AuditReport(self._samples, agreement, (1 - high, 1 - low), self.promised, holds)

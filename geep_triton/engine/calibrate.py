@@ -46,7 +46,8 @@ class Candidate:
     Attributes:
         policy: its short form.
         family: the name of its family; see `geep_triton.engine.families`.
-        agreement: share of the calibration samples that get the last exit's answer.
+        agreement: share of the calibration samples that get the last exit's answer; of a family that was fitted to half of
+            them, share of the other half, as all that follows.
         accuracy: share that get the right one; None without labels.
         mean_layers: layers run a sample, on average.
         samples_per_second: wall clock here; None where it was not measured.
@@ -69,12 +70,15 @@ class Calibration:
     Attributes:
         promise: which of "agreement", "max_accuracy_drop", "mean_depth", "speedup", and its value.
         method: "learn-then-test" or "conformal"; see `Engine.calibrate`.
-        confidence: with which "agreement" and "max_accuracy_drop" hold for texts like the calibration's; None: on average.
+        confidence: with which "agreement" and "max_accuracy_drop" hold for texts like the calibration's; None: on average, or
+            it is not they that were asked for.
         samples: calibration samples.
         dtype: in which the engine ran; in another one the promise does not hold.
+        max_length: most tokens that the engine let a sample have; truncation: whether it cut longer ones.
         chosen: the fastest candidate.
         candidates: the best setting of each family that keeps the promise, measured; with "conformal" the chosen one is not
             among them, since it is set on samples that had no part in choosing its family.
+        unsafe: families of which no setting was shown to keep the promise.
         curve: the settings of the chosen family, from cautious to bold, some of them measured.
     """
 
@@ -83,8 +87,11 @@ class Calibration:
     confidence: float | None
     samples: int
     dtype: str
+    max_length: int
+    truncation: bool
     chosen: Candidate
     candidates: tuple[Candidate, ...]
+    unsafe: tuple[str, ...]
     curve: tuple[Candidate, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +142,8 @@ def calibrate(
         raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
     inputs = list(inputs)
     model: MultiExitBert = engine.model
+    if labels is not None and len(labels) != len(inputs):
+        raise ValueError(f"labels must be one per text ({len(inputs)}), got {len(labels)}")
     confidence = check_method(method, promise, confidence)
     check_promise(promise, labels, model)
     check_int("rounds", rounds, 1)
@@ -149,6 +158,8 @@ def calibrate(
     families = families_of(model)
     # The fastest of several is taken: each has its part of the error.
     share = None if confidence is None else 1 - (1 - confidence) / len(families)
+    half = len(inputs) // 2
+    unfitted = {family.name: slice(half if family.fitted else 0, None) for family in families}
     _refuse_too_few(promise, len(inputs), share)
     record = engine.every_exit(inputs)
     tokens, logits = record.tokens, record.logits
@@ -156,17 +167,16 @@ def calibrate(
     truth = None if labels is None else label_ids(labels, len(tokens), model.config.label2id)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))
     judge = Judge(model, record, truth, order)
-    first_half = order[: len(order) // 2]
+    first_half = order[:half]
     skipped = None if record.skipped is None else record.skipped[first_half]
     fit = FitSamples.of(logits[first_half], model.config.exit_layers, engine.layer_costs.score, skipped)
     policies = {family.name: family.policies(fit) for family in families}
     judged = {
-        name: [judge(policy, name) for policy in several]
+        name: [judge(policy, name, unfitted[name]) for policy in several]
         for name, several in tqdm(policies.items(), desc="calibrate", disable=not progress)
     }
-    half = len(order) // 2
     # Not those that families were fitted to; with "conformal" not those that judge, which must have no part in choosing.
-    timed = order[:half] if confidence is None else order.flip(0)
+    timed = order[:half] if method == "conformal" else order.flip(0)
     timed_inputs = [inputs[row] for row in timed[:speed_samples].tolist()]
     full = judge(FullDepth(), "full").candidate
 
@@ -182,9 +192,7 @@ def calibrate(
 
     depth = model.config.num_hidden_layers
     # With "conformal" the first half chooses the family, and the second, which had no part in that, its setting.
-    first = {
-        family.name: slice(0, half) if confidence is None else slice(half if family.fitted else 0, None) for family in families
-    }
+    first = dict.fromkeys(unfitted, slice(0, half)) if method == "conformal" else unfitted
     layers_gained = dict.fromkeys(first, float(depth))  # mean layers times speed-up: L, were nothing lost on the way
     for _ in range(ATTEMPTS if promise[0] == "speedup" else 1):
         chosen_of = {name: choose(name, rows, layers_gained[name]) for name, rows in first.items()}
@@ -194,13 +202,25 @@ def calibrate(
             break
     candidates = list(found.values())
     chosen = _best(candidates, promise)
-    if confidence is None and chosen.family != "full":
+    if method == "conformal" and chosen.family != "full":
         index = choose(chosen.family, slice(half, None), depth)
         remeasured = measure({} if index is None else {chosen.family: index})
         chosen = max(remeasured.values(), key=lambda candidate: candidate.samples_per_second)
     curve = [verdict.candidate for verdict in judged.get(chosen.family, [])] or [chosen]
     curve = _with_speeds(engine, curve, policies.get(chosen.family, [FullDepth()]), timed_inputs, rounds)
-    return Calibration(promise, method, confidence, len(tokens), engine.dtype, chosen, tuple(candidates), tuple(curve))
+    return Calibration(
+        promise,
+        method,
+        confidence,
+        len(tokens),
+        engine.dtype,
+        engine.max_length,
+        engine.truncation,
+        chosen,
+        tuple(candidates),
+        tuple(name for name, index in chosen_of.items() if index is None),
+        tuple(curve),
+    )
 
 
 def _with_speeds(
@@ -219,10 +239,14 @@ def _with_speeds(
 
 
 def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
-    """The fastest of those that keep a promise on answers; of those that are cheap enough the one that agrees most."""
+    """The fastest of those that keep a promise on answers; of those that are cheap enough the one that agrees most. The first
+    candidate is full depth.
+    """
     name, value = promise
     if name in PROMISES[:2]:
-        return max(candidates, key=lambda candidate: candidate.samples_per_second)
+        # What runs as many layers as full depth is no faster, whatever was measured.
+        saving = [candidate for candidate in candidates if candidate.mean_layers < candidates[0].mean_layers]
+        return max(saving, key=lambda candidate: candidate.samples_per_second, default=candidates[0])
     cheap = [
         candidate
         for candidate in candidates
@@ -251,16 +275,23 @@ def _split(tokens: Tokens) -> tuple[torch.Tensor, ...]:
 
 
 def check_method(method: str, promise: tuple[str, float], confidence: float | None) -> float | None:
-    """The confidence to be had by `method`: None where a promise is kept on average. ValueError where they do not fit."""
+    """The confidence to be had by `method`: None where a promise is kept on average, or is one on costs, which the samples at
+    hand keep. ValueError where they do not fit.
+    """
     check_choice("method", method, METHODS)
+    if promise[0] not in PROMISES[:2]:
+        if confidence is not None or method == "conformal":
+            raise ValueError(
+                f"confidence and method 'conformal' are for agreement and max_accuracy_drop, got {promise[0]}: what a policy "
+                "costs is measured, not promised"
+            )
+        return None
     if method == "learn-then-test":
         confidence = 0.95 if confidence is None else confidence
         check_number("confidence", confidence, 0.5, 0.9999)
         return confidence
     if confidence is not None:
         raise ValueError(f"method 'conformal' keeps a promise on average and takes no confidence, got {confidence:g}")
-    if promise[0] not in PROMISES[:2]:
-        raise ValueError(f"method 'conformal' is for agreement and max_accuracy_drop, got {promise[0]}")
     return None
 
 
@@ -283,13 +314,19 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     """[N] int64 from names or ids. ValueError where one is unknown or their number is another."""
     if len(labels) != samples:
         raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
-    # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4.
-    known = {**{index: index for index in label2id.values()}, **{str(name): index for name, index in label2id.items()}}
-    keys = [str(label) if str(label) in known else label for label in labels]
-    unknown = [label for label in keys if label not in known]
-    if unknown:
-        raise ValueError(f"labels: unknown label {shorten(unknown[0])}; known: {', '.join(map(str, label2id))}")
-    return torch.tensor([known[label] for label in keys])
+    # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4. So all are names, or none is.
+    names = {str(name): index for name, index in label2id.items()}
+    ids = {index: index for index in label2id.values()}
+    unknown = []
+    for known, keys in ((names, [str(label) for label in labels]), (ids, list(labels))):
+        missing = [label for label in keys if label not in known]
+        if not missing:
+            return torch.tensor([known[key] for key in keys])
+        unknown.append(missing[0])
+    raise ValueError(
+        f"labels must all be names of classes ({', '.join(names)}) or all be their numbers (0..{len(ids) - 1}), got "
+        f"{' and '.join(dict.fromkeys(map(shorten, unknown)))}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,16 +353,17 @@ class Judge:
         self.answers = record.logits.argmax(-1)
         self.layers = torch.tensor(model.config.exit_layers)
 
-    def __call__(self, policy: Policy, family: str) -> Verdict:
-        """How the policy answers the calibration samples."""
+    def __call__(self, policy: Policy, family: str, rows: slice = slice(None)) -> Verdict:
+        """How the policy answers the calibration samples; its candidate tells of `rows` in the judge's order."""
         exits = simulate(self.model, policy, self.record.tokens, self.record.logits, self.record.skipped)
         given = self.answers.gather(1, exits[:, None])[:, 0]
         disagrees, drop, accuracy = given != self.answers[:, -1], None, None
         if self.truth is not None:
             right = given == self.truth
             drop = ((self.answers[:, -1] == self.truth).long() - right.long())[self.order]
-            accuracy = float(right.double().mean())
-        agreement, mean_layers = 1 - float(disagrees.double().mean()), float(self._layers_run(exits).double().mean())
+            accuracy = float(right[self.order[rows]].double().mean())
+        agreement = 1 - float(disagrees[self.order[rows]].double().mean())
+        mean_layers = float(self._layers_run(exits)[self.order[rows]].double().mean())
         candidate = Candidate(format_policy(policy), family, agreement, accuracy, mean_layers)
         return Verdict(candidate, disagrees[self.order], drop)
 

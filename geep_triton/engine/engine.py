@@ -119,12 +119,27 @@ class Engine:
         self.pair_column = pair_column
         self.progress = progress
         self._audit: Audit | None = None
-        # What the calibration promised of this policy's agreement.
-        calibrated = policy is None and model.config.skipping in (None, str(self.skipping))
-        self._promised = _saved_promise(model) if calibrated else None
-        self._encoder = Encoder(
-            tokenizer, max_length or longest, truncation, model.config.vocab_size, model.config.type_vocab_size
-        )
+        self.max_length = max_length or longest
+        self.truncation = truncation
+        self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
+        # What the calibration promised of this policy's agreement, and what it was made with.
+        self._promised = self._saved_promise() if policy is None else None
+        self._promised_with = (model.exit_table, model.config.exit_temperatures)
+
+    def _saved_promise(self) -> float | None:
+        """The agreement that the model's saved calibration promised; None, with a warning, where this engine differs."""
+        calibration = self.model.config.calibration
+        if calibration is None or calibration["promise"][0] != "agreement":
+            return None
+        now = {"skipping": str(self.skipping), "max_length": self.max_length, "truncation": self.truncation}
+        then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": self.model.config.skipping}
+        changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
+        if changed:
+            warnings.warn(
+                f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here",
+                stacklevel=3,
+            )
+        return None if changed else calibration["promise"][1]
 
     @classmethod
     def from_pretrained(
@@ -206,6 +221,7 @@ class Engine:
         result = calibrate(self, inputs, labels, given[0], method, confidence, rounds, speed_samples, self.progress)
         self.policy = parse_policy(result.chosen.policy)
         self._audit, self._promised = None, agreement
+        self._promised_with = (self.model.exit_table, self.model.config.exit_temperatures)
         if save:
             self.model.config.exit_policy = result.chosen.policy
             self.model.config.skipping = str(self.skipping)
@@ -246,12 +262,20 @@ class Engine:
 
         Args:
             rate: that share.
-            promised: the agreement to hold answers to; None: what `calibrate` promised of this policy, if it did.
+            promised: the agreement to hold answers to; None: what `calibrate` promised of this policy, if it did and the exit
+                table and temperatures are still those it was made with. Without a promise the audit only observes.
             confidence: of the audit's interval.
 
         Returns:
             The audit, whose `report()` tells the observed agreement; it warns when the promise no longer holds.
         """
+        with_table, with_temperatures = self._promised_with
+        same = with_table is self.model.exit_table and with_temperatures == self.model.config.exit_temperatures
+        if self._promised is not None and not same:
+            warnings.warn(
+                "the exit table or temperatures have changed since the calibration: its promise is gone", stacklevel=2
+            )
+            self._promised = None
         self._audit = Audit(rate, self._promised if promised is None else promised, confidence)
         return self._audit
 
@@ -423,12 +447,6 @@ class Engine:
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget, layers.groups, self._batch_cost)
-
-
-def _saved_promise(model: MultiExitBert) -> float | None:
-    """The agreement that the model's saved calibration promised."""
-    calibration = model.config.calibration
-    return calibration["promise"][1] if calibration is not None and calibration["promise"][0] == "agreement" else None
 
 
 def _check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:

@@ -13,6 +13,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
 
 SETTINGS = 60  # of a family
+CAUTIOUS_SETTINGS = 12  # of one with fitted thresholds, besides
 PLANNING_PRICE = 0.05  # of a layer in agreement, where a check follows anyway
 LARGEST_SHARE = 0.2  # of wrong answers among those who leave at a layer that a fitted threshold may allow
 
@@ -46,9 +47,14 @@ class FitSamples:
 
     @cached_property
     def thresholds(self) -> list[dict[int, float]]:
-        """Layer -> threshold for ever larger shares of wrong answers among those who leave at a layer."""
+        """Layer -> threshold: first parts of those under which nobody here left with a wrong answer, since on other samples
+        somebody will; then for ever larger shares of wrong answers among those who leave at a layer.
+        """
         shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
-        return [worthwhile(self, thresholds_at(self.uncertainty, self.agrees, share)) for share in shares]
+        found = [thresholds_at(self.uncertainty, self.agrees, share) for share in shares]
+        parts = torch.logspace(-2, 0, CAUTIOUS_SETTINGS + 1).tolist()[:-1]
+        cautious = [tuple(None if value is None else part * value for value in found[0]) for part in parts]
+        return [worthwhile(self, thresholds) for thresholds in cautious + found]
 
 
 @dataclass(frozen=True)
