@@ -4,8 +4,8 @@
 
 Calibration texts are the dev rows and the first third of the test rows; everything is reported on the rest of the test rows.
 The exit table is built from training texts, without their labels. Speed is the median of interleaved rounds, at each token
-budget beside full depth in the same run. Two bounds say what speed-up the saved layers allow: L / mean layers of a text, and
-L / mean layers of a token, which is the honest one where long texts stay longer.
+budget beside full depth in the same run, over texts that fill several batches. Two bounds say what speed-up the saved layers
+allow: L / mean layers of a text, and L / mean layers of a token, which is the honest one where long texts stay longer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--agreements", type=float, nargs="+", default=[0.99, 0.98, 0.95])
     parser.add_argument("--token-budgets", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--speed-samples", type=int, default=600)
+    parser.add_argument("--batches", type=int, default=2, help="of each token budget that the timed texts fill, at least")
+    parser.add_argument("--speed-tokens", type=int, default=8192, help="that the timed texts have, at least")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -103,6 +104,12 @@ def speeds(engines: dict[str, Engine], rows: list[Row], rounds: int) -> tuple[di
     return best
 
 
+def filling(rows: list[Row], lengths: torch.Tensor, tokens: int) -> list[Row]:
+    """Rows spread evenly over `rows`, of [N] lengths, that have so many tokens together; all where they have fewer."""
+    wanted = math.ceil(len(rows) * tokens / int(lengths.sum()))
+    return rows if wanted >= len(rows) else [rows[index * len(rows) // wanted] for index in range(wanted)]
+
+
 def curves(held_out: HeldOut, calibration: torch.Tensor, score_cost: float) -> dict[str, list[dict[str, float]]]:
     """Family -> its settings, from cautious to bold, on the held-out texts; fitted ones to the calibration's exits."""
     fit = FitSamples.of(calibration, held_out.model.config.exit_layers, score_cost)
@@ -145,16 +152,22 @@ def main() -> None:
     held_out = HeldOut(model, *engine.exit_logits(test), targets(test, model.config.label2id))
     found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.score)
 
-    step = max(1, len(test) // arguments.speed_samples)
-    timed = test[::step][: arguments.speed_samples]
+    timed = {
+        budget: filling(test, held_out.tokens.lengths, max(arguments.batches * budget, arguments.speed_tokens))
+        for budget in arguments.token_budgets
+    }
+    by_budget = {budget: Engine(model, tokenizer, "full", token_budget=budget, **settings) for budget in timed}
     others = {Path(path).parent.name: read_rows(path)[: len(test)] for path in arguments.shifted}
     shifted = {
         name: HeldOut(model, *engine.exit_logits([(row["text"], row.get("text_pair")) for row in texts]), None)
         for name, texts in others.items()
     }
-    rows, audits, drifts = [], {}, []
+    reached, audits, drifts, unsafe = [], {}, [], {}
     for agreement in arguments.agreements:
-        found = engine.calibrate(calibration, agreement=agreement, rounds=1, speed_samples=len(timed), save=False)
+        found = engine.calibrate(
+            calibration, agreement=agreement, rounds=1, speed_samples=len(timed[arguments.token_budgets[0]]), save=False
+        )
+        unsafe[str(agreement)] = found.unsafe
         forms = {candidate.policy: candidate.family for candidate in found.candidates}
         # The same thresholds with a batch that shrinks, to see what pooling is worth.
         plain = [form for form in forms if isinstance(parse_policy(form), Threshold)]
@@ -164,10 +177,10 @@ def main() -> None:
         }
         measured = {}
         for budget in tqdm(arguments.token_budgets, desc=f"agreement {agreement}"):
-            engines = {form: Engine(model, tokenizer, form, token_budget=budget, **settings) for form in forms}
+            engines = {form: by_budget[budget].with_policy(form) for form in forms}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", OneExitWarning)
-                measured[budget], drift = speeds(engines, timed, arguments.rounds)
+                measured[budget], drift = speeds(engines, timed[budget], arguments.rounds)
             drifts.append({"promise": agreement, "token_budget": budget, "drift": drift})
         for form, family in forms.items():
             judged = held_out.judge(parse_policy(form))
@@ -181,7 +194,7 @@ def main() -> None:
                 shares = {name: speed_up / bound for name, bound in bounds.items()}
                 speed[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | shares
             elsewhere = {name: texts.judge(parse_policy(form)) for name, texts in shifted.items()}
-            rows.append({
+            reached.append({
                 "promise": agreement, "family": family, "policy": form, "chosen": form == found.chosen.policy, **judged,
                 "speed": speed, "shifted": elsewhere,
             })  # fmt: skip
@@ -194,12 +207,14 @@ def main() -> None:
         "seed": arguments.seed,
         "training": json.loads((Path(arguments.model) / "training.json").read_text())["arguments"],
         "settings": {
-            "rounds": arguments.rounds, "speed_samples": len(timed), "ngram": arguments.ngram, "confidence": 0.95,
+            "rounds": arguments.rounds, "speed_samples": {budget: len(rows) for budget, rows in timed.items()},
+            "ngram": arguments.ngram, "confidence": 0.95,
             "max_length": arguments.max_length,
         },
         "num_layers": model.config.num_hidden_layers,
         "drift_of_full_depth": drifts,
-        "policies": rows,
+        "unsafe": unsafe,
+        "policies": reached,
         "verified_less_threshold": equal_depth(found_curves["verified"], found_curves["threshold"]),
         "audit": audits,
         "curves": found_curves,

@@ -73,7 +73,8 @@ def setting(runs: list[dict[str, Any]]) -> str:
     training = first["training"]
     epochs = " or ".join(sorted({f"{run['training']['epochs']:g}" for run in runs}))
     dates = sorted({run["environment"]["date"] for run in runs})
-    timed, rounds = (alternatives(run["settings"][name] for run in runs) for name in ("speed_samples", "rounds"))
+    timed = alternatives(texts for run in runs for texts in timed_texts(run))
+    rounds = alternatives(run["settings"]["rounds"] for run in runs)
     return (
         f"{first['data']['calibration']:,} calibration texts, {first['data']['test']:,} others measured, exit table from "
         f"{first['data']['table']:,}; {first['num_layers']} layers, recipe `{training['recipe']}`, {epochs} epochs, at most "
@@ -81,6 +82,12 @@ def setting(runs: list[dict[str, Any]]) -> str:
         f"{where['threads']} threads, torch {where['torch']}, "
         f"{' to '.join(sorted({dates[0], dates[-1]}))}"
     )
+
+
+def timed_texts(run: dict[str, Any]) -> list[int]:
+    """How many texts were timed, by token budget where that differed."""
+    texts = run["settings"]["speed_samples"]
+    return list(texts.values()) if isinstance(texts, dict) else [texts]
 
 
 def alternatives(values: Iterable[int]) -> str:

@@ -274,7 +274,7 @@ def test_bench_promises(trained, tmp_path):
     bench(
         "promises", "--model", trained, "--name", "tiny set", "--seed", 7, "--output", tmp_path, "--dev", files["dev"],
         "--test", files["test"], "--train", files["train"], "--shifted", files["other"], "--agreements", 0.6,
-        "--token-budgets", 64, "--rounds", 1, "--speed-samples", 30, "--max-length", 32,
+        "--token-budgets", 64, "--rounds", 1, "--speed-tokens", 100, "--max-length", 32,
     )  # fmt: skip
     result = json.loads((tmp_path / "promises" / "tiny_set_s7.json").read_text())
     assert sum(row["chosen"] for row in result["policies"]) == 1
@@ -286,6 +286,8 @@ def test_bench_promises(trained, tmp_path):
     full = next(row for row in result["policies"] if row["policy"] == "full")
     assert (full["agreement"], full["mean_layers"], full["mean_layers_of_a_token"]) == (1.0, 3.0, 3.0)
     assert result["audit"]["0.6"]["other"]["samples"] > 20
+    assert 2 * 64 / 32 <= result["settings"]["speed_samples"]["64"] < 100  # what fills two batches
+    assert set(result["unsafe"]["0.6"]).isdisjoint(row["family"] for row in result["policies"])
     assert [drift["token_budget"] for drift in result["drift_of_full_depth"]] == [64]
     assert result["verified_less_threshold"]["worst"] <= result["verified_less_threshold"]["mean"]
 
