@@ -94,21 +94,21 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
 def compared(bench: Workbench, systems: list[System], dtype: str, rounds: int) -> list[dict[str, Any]]:
     """Every system checked, then timed in turns: samples a second, and shares of what the saved layers allow.
 
-    `share_of_bound` is over ours at full depth, `share_of_rival_bound` over the fastest rival that runs all layers; both also
-    by a token's mean layers, which is the honest bound where long texts stay longer.
+    `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the fastest rival that runs
+    all layers; both also by a token's mean layers, which is the honest bound where long texts stay longer.
     """
     rows = [bench.checked(system, dtype) for system in systems]
     with quiet_garbage_collector():
         seconds = in_turns(bench.calls(systems), rounds)
     speed = {name: len(bench.rows) / statistics.median(values) for name, values in seconds.items()}
-    full = speed["ours, full"]
-    rival = max((speed[system.name] for system in systems if system.kind == "full"), default=full)
+    full = {system.name: speed[f"ours, full{system.suffix}"] for system in systems}
+    rival = max((speed[system.name] for system in systems if system.kind == "full"), default=speed["ours, full"])
     for row in rows:
         name = row["system"]
-        row |= {"seconds": seconds[name], "samples_per_second": speed[name], "speed_up": speed[name] / full}
+        row |= {"seconds": seconds[name], "samples_per_second": speed[name], "speed_up": speed[name] / speed["ours, full"]}
         for layers, suffix in ((row["mean_layers"], ""), (row["mean_layers_of_a_token"], "_of_a_token")):
             bound = bench.depth / layers
-            row[f"share_of_bound{suffix}"] = speed[name] / full / bound
+            row[f"share_of_bound{suffix}"] = speed[name] / full[name] / bound
             row[f"share_of_rival_bound{suffix}"] = speed[name] / rival / bound
     return rows
 
@@ -119,8 +119,10 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
         ours, compile_seconds = bench.ours(dtype), None
+        if settings.device == "cpu" and dtype != "int8":
+            ours += bench.ours(dtype, "packed")
         if settings.compile and dtype != "int8":
-            several = bench.ours(dtype, compile=True)
+            several = bench.ours(dtype, "compiled")
             compile_seconds = several[0].predict.__self__.compile_seconds
             ours += several
         rows = compared(bench, rivals + ours, dtype, settings.rounds)
@@ -237,7 +239,7 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     recorded = {name: drawn(shares, samples, depth) for name, shares in DISTRIBUTIONS.items() if name != "all-12"}
     bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
     rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length))
-    ours = bench.ours(dtype) + (bench.ours(dtype, compile=True) if settings.compile else [])
+    ours = bench.ours(dtype) + (bench.ours(dtype, "compiled") if settings.compile else [])
     systems = [system for system in rivals if not system.name.startswith(LEFT_OUT)] + ours
     found = compared(bench, systems, dtype, settings.rounds)
     flops = samples * depth * layer_flops(model.config, length)

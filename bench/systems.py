@@ -24,6 +24,7 @@ from geep_triton.modeling.precision import in_dtype
 DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.08}
 MOVED = 0.02  # in float32; in less a sample near a threshold may well cross it
 NOBODY = "threshold:0,pooling=never"
+WAYS = {"packed": "packed", "compiled": "compile"}  # besides plain: arguments of `Engine`
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class System:
         kind: "ours", "full" (a rival that runs all layers), "truncated" or "exits" (rivals that run fewer).
         predict: rows -> predictions.
         exits: [N] layers at which it must answer; None: wherever it did.
+        suffix: of the name of ours at full depth that it is to be held against.
     """
 
     name: str
     kind: str
     predict: Any
     exits: torch.Tensor | None = None
+    suffix: str = ""
 
 
 class Workbench:
@@ -93,18 +96,19 @@ class Workbench:
         """[N] layers at which each sample is answered in float32."""
         return torch.tensor(self.layers)[simulate(self.model, policy, self.tokens, self.logits)]
 
-    def engine(self, policy: str | Policy, dtype: str, compile: bool = False) -> Engine:
-        """Ours, with what it measures of its layers measured."""
-        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, compile=compile, **self.settings)
+    def engine(self, policy: str | Policy, dtype: str, way: str = "plain") -> Engine:
+        """Ours, one of `WAYS` to run layers, with what it measures of them measured."""
+        options = {} if way == "plain" else {WAYS[way]: True}
+        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, **options, **self.settings)
         _ = engine.layer_costs
         return engine
 
-    def ours(self, dtype: str, compile: bool = False) -> list[System]:
+    def ours(self, dtype: str, way: str = "plain") -> list[System]:
         """Full depth, nobody leaving though all are scored, and every policy."""
-        engine, suffix = self.engine("full", dtype, compile), ", compiled" if compile else ""
+        engine, suffix = self.engine("full", dtype, way), "" if way == "plain" else f", {way}"
         policies = {"full": parse_policy("full"), NOBODY: parse_policy(NOBODY)} | self.policies
         return [
-            System(f"ours, {name}{suffix}", "ours", engine.with_policy(policy).predict, self.exits_of(policy))
+            System(f"ours, {name}{suffix}", "ours", engine.with_policy(policy).predict, self.exits_of(policy), suffix)
             for name, policy in policies.items()
         ]
 

@@ -34,6 +34,8 @@ def parse_arguments() -> argparse.Namespace:
         help="full, constant:3, threshold:0.3, predicted:0.9, ... (default: as calibrated, else full)",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="of the layers (default: the model's)")
+    parser.add_argument("--packed", action="store_true", help="on a CPU: weights laid out for oneDNN, often much faster")
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
@@ -148,6 +150,8 @@ def main() -> None:
             arguments.model,
             arguments.policy,
             device=arguments.device,
+            dtype=arguments.dtype,
+            packed=arguments.packed,
             truncation=arguments.truncate,
             window=arguments.window,
         )

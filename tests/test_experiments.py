@@ -221,6 +221,7 @@ def test_report_judges_claims(tmp_path):
     page = report.page(tmp_path)
     assert f"| sst2 | {100 * expected:+.1f} (" in page
     assert "| rte | missing |" in page
+    assert f"| curriculum-kd | 1 | {100 * expected:+.2f} | 1 of 1 | +0.00 | 0 of 1 | 1.00x |" in page
     assert "Over 2 data sets: early exits +0.0 points, higher on 0; sign-flip p = 1.00." in page
     assert "Missing at seeds 1, 2, 3: sst2.distillation.1, " in page  # in the grid's order
     assert "sst2.distillation.2" in page

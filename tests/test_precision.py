@@ -1,4 +1,4 @@
-"""Low precision and compiled layers: the same answers but for rounding, and a model that stays as it was."""
+"""Low precision, packed and compiled layers: the same answers but for rounding, and a model that stays as it was."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.modeling.compiled import compile_layers
+from geep_triton.modeling.packed import PackedLinear, pack_layers
 from geep_triton.modeling.precision import in_dtype
 
 # Largest difference of a probability from float32's on MiniLM, whose weights are those of a trained model.
@@ -108,6 +109,66 @@ def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, monkeypatch):
     monkeypatch.delattr("torch.ao.quantization.quantize_dynamic")
     with pytest.raises(ValueError, match="dtype 'int8': torch .* cannot quantize here"):
         Engine(model, tokenizer, dtype="int8")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_packed_layers_answer_as_others_do(model, tokenizer, texts, policy):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
+    before = copy.deepcopy(model.state_dict())
+    plain, packed = (Engine(model, tokenizer, policy, token_budget=40, packed=packed) for packed in (False, True))
+    expected, got = plain.predict(texts), packed.predict(texts)
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)
+    assert got.exit_layers.tolist() == expected.exit_layers.tolist()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_layers_on_real_weights(real, dtype):
+    """Every linear layer of the encoder is packed, its GELU too; answers are those of the same precision unpacked."""
+    model, tokenizer = real
+    expected = Engine(model, tokenizer, dtype=dtype).exit_logits(REVIEWS)[1].softmax(-1)
+    engine = Engine(model, tokenizer, dtype=dtype, packed=True)
+    assert float((engine.exit_logits(REVIEWS)[1].softmax(-1) - expected).abs().max()) <= max(1e-5, TOLERANCES[dtype])
+    encoder = engine._runner.bert.encoder
+    assert sum(isinstance(module, PackedLinear) for module in encoder.modules()) == 6 * model.config.num_hidden_layers
+    assert not any(isinstance(module, torch.nn.Linear) for module in encoder.modules())
+    assert {layer.intermediate.dense.activation for layer in encoder.layer} == {"gelu"}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64), (3, 5, 64), (7, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_packed_linear(shape, bias, activation):
+    linear, states = torch.nn.Linear(64, 48, bias=bias), 3 * torch.randn(shape)
+    with torch.inference_mode():
+        expected = torch.nn.functional.gelu(linear(states)) if activation == "gelu" else linear(states)
+        torch.testing.assert_close(PackedLinear(linear, activation)(states), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_activations_stay_where_they_are(make_model, tokenizer, texts):
+    model = make_model(hidden_act="relu")
+    expected, got = (Engine(model, tokenizer, packed=packed).predict(texts).logits for packed in (False, True))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_skip_gates_of_a_packed_model(make_model, tokenizer, texts):
+    gated = make_model(skip_gate="attention", skip_gate_size=8, skip_gate_bias=0.0)
+    expected, got = (Engine(gated, tokenizer, "full", packed=packed).predict(texts) for packed in (False, True))
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)
+    assert torch.equal(got.skipped, expected.skipped)
+
+
+def test_what_cannot_be_packed(model, make_model, tokenizer, monkeypatch):
+    with pytest.raises(ValueError, match="packed and compile do not go together"):
+        Engine(model, tokenizer, packed=True, compile=True)
+    with pytest.raises(ValueError, match="int8 layers have a layout of their own"):
+        Engine(model, tokenizer, dtype="int8", packed=True)
+    with pytest.raises(ValueError, match="is for models on a CPU, got one on meta"):
+        pack_layers(make_model().to("meta"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="comes without oneDNN's linear layers"):
+        Engine(model, tokenizer, packed=True)
 
 
 def counting_backend(graphs: list):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench.experiments.grid import CLAIMS, DATA_SETS, METHODS, Claim, DataSet, cells
+from bench.experiments.grid import ALL, CLAIMS, DATA_SETS, METHODS, Claim, DataSet, cells
 from bench.experiments.run import OUTPUT
 from geep_triton.evaluation.metrics import Interval, paired_bootstrap
 
@@ -218,6 +218,28 @@ def data_set_section(data_set: DataSet, results: Results) -> str | None:
     return "\n".join(lines)
 
 
+def summary_section(results: Results) -> str:
+    """Every method less plain joint training, mean over the data sets that have both."""
+    lines = [
+        "**All methods**, less `joint` on the same data sets and seeds, in points, mean over data sets; and training time, "
+        "difficulties included, over that of `joint`.",
+        "",
+        "| method | data sets | early exits | better on | last exit | better on | training time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in METHODS:
+        claim = Claim("", "", method.name, "joint", "early", ALL)
+        found = [verdict for name in ALL if (verdict := judge(claim, name, results)) is not None]
+        if method.name == "joint" or not found:
+            continue
+        cells = []
+        for values in ([verdict.early.estimate for verdict in found], [verdict.exits[-1].estimate for verdict in found]):
+            cells += [f"{100 * statistics.mean(values):+.2f}", f"{sum(value > 0 for value in values)} of {len(values)}"]
+        seconds = [statistics.mean(verdict.seconds) for verdict in found if verdict.seconds]
+        lines.append(f"| {method.name} | {len(found)} | {' | '.join(cells)} | {spread(seconds, '.2f')}x |")
+    return "\n".join(lines)
+
+
 def missing_section(results: Results) -> str:
     seeds = sorted({seed for runs in results.values() for seed in runs}) or [1]
     missing = [cell.name for cell in cells(seeds) if cell.seed not in results.get((cell.data_set.name, cell.method.name), {})]
@@ -242,6 +264,7 @@ def page(folder: Path = OUTPUT) -> str:
         "Training times are compared on one kind of machine only.",
         f"Machines: {'; '.join(machines) or 'none yet'}.",
         missing_section(results),
+        summary_section(results),
         *(claim_section(claim, results) for claim in CLAIMS),
         *filter(None, (data_set_section(data_set, results) for data_set in DATA_SETS)),
     ]

@@ -1,0 +1,56 @@
+"""Linear layers whose weights are laid out for oneDNN, on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.activations import GELUActivation
+
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.precision import twin
+
+
+class PackedLinear(nn.Module):
+    """A linear layer [.., I] -> [.., O] for inference on a CPU, in float32 or bfloat16.
+
+    torch multiplies float32 matrices by MKL, which on processors that are not Intel's may reach less than half of what they
+    can do; oneDNN, which torch brings along, does not. Its weight is laid out once for that, in a tensor that nothing else can
+    read. An activation ("none" or "gelu") is applied on the way out.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.activation = activation
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), None)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[.., I] -> [.., O]."""
+        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, self.activation, [], "none")
+
+
+def pack_layers(model: MultiExitBert) -> MultiExitBert:
+    """A twin of `model` for inference whose layers and heads are `PackedLinear`; it shares all else with the model.
+
+    The model stays as it is; the twin holds its layers' weights a second time.
+
+    Raises:
+        ValueError: a model that is quantized or not on a CPU, or a torch without oneDNN.
+    """
+    if model.device.type != "cpu":
+        raise ValueError(f"packed=True is for models on a CPU, got one on {model.device}")
+    if type(model.bert.encoder.layer[0].output.dense) is not nn.Linear:
+        raise ValueError("packed=True: torch's int8 layers have a layout of their own; choose dtype float32 or bfloat16")
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        raise ValueError(f"packed=True: this torch ({torch.__version__}) comes without oneDNN's linear layers")
+    other = twin(model).eval()
+    for part in (other.bert.encoder, other.heads):
+        for module in list(part.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, PackedLinear(child))
+    for layer in other.bert.encoder.layer:
+        if isinstance(layer.intermediate.intermediate_act_fn, GELUActivation):
+            layer.intermediate.dense.activation = "gelu"
+            layer.intermediate.intermediate_act_fn = nn.Identity()
+    return other
