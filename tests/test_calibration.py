@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -243,6 +243,7 @@ def test_the_conformal_method_sets_the_chosen_family_on_texts_that_did_not_choos
 def test_the_curve_is_measured_in_places(calibrated):
     _, result = calibrated
     measured = [point for point in result.curve if point.samples_per_second is not None]
+    assert calibrated[0].model.config.calibration["curve"] == [asdict(point) for point in measured]
     assert 1 <= len(measured) <= 6
     assert {point.mean_layers for point in measured} >= {
         min(point.mean_layers for point in result.curve), max(point.mean_layers for point in result.curve)

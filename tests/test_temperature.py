@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from geep_triton import Engine, MultiExitBert
-from geep_triton.exits.temperature import expected_calibration_error, fit_temperatures
+from geep_triton.exits.temperature import TemperatureFit, expected_calibration_error, fit_temperatures
 
 
 def sampled(temperatures, count=20_000):
@@ -49,6 +49,9 @@ def test_temperatures_lower_the_error_of_real_exits():
         for values in (logits, logits / temperatures[:, None])
     )
     assert after < before
+    found = TemperatureFit.of(logits, labels, None, None)
+    assert sum(found.error_after) < sum(found.error_before)
+    assert found.error_before[0] == expected_calibration_error(logits[:, 0], labels)
 
 
 def test_an_exit_that_is_always_right_stays_finite():
@@ -59,7 +62,8 @@ def test_an_exit_that_is_always_right_stays_finite():
 def test_the_model_answers_at_its_temperatures(model, tokenizer, texts, tmp_path):
     engine = Engine(model, tokenizer, "full")
     plain = engine.exit_logits(texts)[1]
-    found = engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
+    fitted = engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
+    found = list(fitted.temperatures)
     assert model.config.exit_temperatures == found
     scaled = plain / torch.tensor(found)[:, None]
     torch.testing.assert_close(engine.exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
@@ -67,7 +71,9 @@ def test_the_model_answers_at_its_temperatures(model, tokenizer, texts, tmp_path
     again = MultiExitBert.from_pretrained(tmp_path)
     torch.testing.assert_close(Engine(again, tokenizer, "full").exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
     # Fitted once more, they are found from the plain logits again.
-    assert engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2) == pytest.approx(found, rel=1e-3)
+    again = engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
+    assert list(again.temperatures) == pytest.approx(found, rel=1e-3)
+    assert again.error_before == pytest.approx(fitted.error_after, abs=1e-3)
     assert MultiExitBert.from_pretrained(tmp_path, exit_layers=[2, 4]).config.exit_temperatures is None
 
 

@@ -95,9 +95,9 @@ class Calibration:
     curve: tuple[Candidate, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As saved in the model's `config.calibration`; without the curve."""
+        """As saved in the model's `config.calibration`: of the curve the points that were measured."""
         values = asdict(self)
-        del values["curve"]
+        values["curve"] = [asdict(point) for point in self.curve if point.samples_per_second is not None]
         return values | {"promise": list(self.promise)}
 
     def plot(self, path: str | Path) -> None:

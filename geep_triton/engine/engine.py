@@ -25,7 +25,7 @@ from geep_triton.engine.policies import OneExitWarning, Plan, Policy, parse_poli
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
-from geep_triton.exits.temperature import fit_temperatures
+from geep_triton.exits.temperature import TemperatureFit
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
@@ -236,7 +236,7 @@ class Engine:
             self.model.config.calibration = result.to_dict()
         return result
 
-    def fit_temperatures(self, inputs: Any, labels: Sequence[str | int]) -> list[float]:
+    def fit_temperatures(self, inputs: Any, labels: Sequence[str | int]) -> TemperatureFit:
         """Fit a temperature to each exit, so that its probabilities mean what they say; answers stay the same.
 
         Thresholds, an exit table and a calibration made before then mean something else, so do this first.
@@ -246,7 +246,8 @@ class Engine:
             labels: names or ids, one per text.
 
         Returns:
-            One temperature per exit, kept in `model.config.exit_temperatures` and saved with the model.
+            One temperature per exit, kept in `model.config.exit_temperatures` and saved with the model; and the expected
+            calibration error of each exit before and after.
 
         Raises:
             ValueError: labels that do not fit, and all that `predict` raises.
@@ -259,10 +260,11 @@ class Engine:
         if record.skipped is not None:  # early exits score only who runs their layer
             counted = ~record.skipped[:, torch.tensor(config.exit_layers) - 1]
             counted[:, -1] = True
-        found = fit_temperatures(logits, label_ids(labels, len(logits), config.label2id), counted)
+        truth = label_ids(labels, len(logits), config.label2id)
+        found = TemperatureFit.of(logits, truth, config.exit_temperatures, counted)
         self.model.forget_calibration()
         self._audit, self._promised = None, None
-        config.exit_temperatures = found
+        config.exit_temperatures = list(found.temperatures)
         return found
 
     def audit(self, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95) -> Audit:
@@ -418,7 +420,7 @@ class Engine:
         warnings.warn(
             f"policy {self.policy}: of {exits[layer]} samples "
             f"{'none left before the last layer' if last else f'all left at layer {layer}'}; "
-            "its threshold or patience tells none of them apart",
+            "its threshold, its patience or the exit table's plan tells none of them apart",
             OneExitWarning,
             stacklevel=3,
         )

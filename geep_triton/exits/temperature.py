@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
 from geep_triton.checks import check_int, check_tensor
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """What `Engine.fit_temperatures` found, an entry for each exit.
+
+    Attributes:
+        temperatures: above 1 for an exit that is too sure of itself.
+        error_before, error_after: expected calibration error on the given texts, at the temperatures before and now.
+    """
+
+    temperatures: tuple[float, ...]
+    error_before: tuple[float, ...]
+    error_after: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, logits: torch.Tensor, labels: torch.Tensor, before: list[float] | None, counted: torch.Tensor | None
+    ) -> TemperatureFit:
+        """From logits [N, E, C] without any temperature; see `fit_temperatures`."""
+        found = fit_temperatures(logits, labels, counted)
+
+        def errors(temperatures: list[float]) -> tuple[float, ...]:
+            exits = zip(logits.unbind(1), temperatures, strict=True)
+            rows = [slice(None)] * len(temperatures) if counted is None else counted.unbind(1)
+            return tuple(
+                expected_calibration_error(exit_[row] / temperature, labels[row])
+                for (exit_, temperature), row in zip(exits, rows, strict=True)
+            )
+
+        return cls(tuple(found), errors(before or [1.0] * len(found)), errors(found))
 
 
 def fit_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None) -> list[float]:
