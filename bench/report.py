@@ -44,6 +44,36 @@ def summary(folder: Path = RESULTS) -> str:
     return "\n".join([*lines, "", note, "", *where])
 
 
+def rivals(folder: Path = RESULTS) -> str:
+    """Ours beside rivals, a line for each data set and shape that was measured; nothing before."""
+    cells = [cell for cell in report_pipeline.results(folder) if cell["cell"].startswith("throughput.cpu.")]
+    lines = [
+        "| CPU, precision, texts | Hugging Face, length-sorted | fastest rival that runs all layers | one text at a time | "
+        "ours, all layers | ours, exits | mean layers | answers as of all layers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        speed = {row["system"]: row["samples_per_second"] for row in cell["systems"]}
+        kinds = {kind: [row["system"] for row in cell["systems"] if row["kind"] == kind] for kind in ("full", "exits", "ours")}
+        sorted_ = next(name for name in kinds["full"] if name.endswith("length-sorted") and "onnx" not in name)
+        fastest = max(kinds["full"], key=speed.get)
+        alone = max((name for name in kinds["exits"] if "one at a time" in name), key=speed.get)
+        full = max((name for name in kinds["ours"] if name.startswith("ours, full")), key=speed.get)
+        exits = max((name for name in kinds["ours"] if name.startswith("ours, threshold")), key=speed.get)
+        row = next(row for row in cell["systems"] if row["system"] == exits)
+        _, _, shape, data, dtype = cell["cell"].split(".")
+        model = f"MiniLM, {data}" if shape == "minilm" else f"BERT-{shape} shape, exits of {data} replayed"
+        threads = "1 thread" if cell["environment"]["threads"] == 1 else f"{cell['environment']['threads']} threads"
+        agreement = f"{row['agreement']:.1%}" if shape == "minilm" else "-"
+        lines.append(
+            f"| {model}, {dtype}, {threads} | {speed[sorted_]:.0f} | {speed[fastest]:.0f} "
+            f"({fastest.partition(',')[0]}) | {speed[alone]:.0f} | {speed[full]:.0f} | **{speed[exits]:.0f}** | "
+            f"{row['mean_layers']:.1f} of {cell['layers']} | {agreement} |"
+        )
+    note = "Texts a second, in turns, answers checked first; ours with `packed=True`. Every rival: [bench/PIPELINE.md]"
+    return "\n".join([*lines, "", f"{note}(bench/PIPELINE.md)."]) if cells else "Not measured yet."
+
+
 def with_tables(readme: str, content: str) -> str:
     """README with what stands between the markers replaced."""
     before, begin, rest = readme.partition(BEGIN)
@@ -57,7 +87,7 @@ def pages() -> dict[Path, str]:
     """Each page, and what it must say."""
     readme, folder = ROOT / "README.md", ROOT / "bench"
     return {
-        readme: with_tables(readme.read_text(encoding="utf-8"), summary()),
+        readme: with_tables(readme.read_text(encoding="utf-8"), f"{rivals()}\n\n{summary()}"),
         folder / "POLICIES.md": report_policies.page(),
         folder / "OPS.md": report_ops.page(),
         folder / "PIPELINE.md": report_pipeline.page(),

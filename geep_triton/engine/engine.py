@@ -57,8 +57,8 @@ class Engine:
         dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
             as it is: the engine holds a copy, which later changes of its weights do not reach; see
             `geep_triton.modeling.precision.in_dtype`.
-        packed: hold the layers' weights a second time, laid out for oneDNN: on CPUs that are not Intel's about twice as fast.
-            For models on a CPU, not with int8 or `compile`.
+        packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
+            as AMD's. For models on a CPU, not with int8 or `compile`.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
         truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
