@@ -70,8 +70,12 @@ def rivals(folder: Path = RESULTS) -> str:
             f"({fastest.partition(',')[0]}) | {speed[alone]:.0f} | {speed[full]:.0f} | **{speed[exits]:.0f}** | "
             f"{row['mean_layers']:.1f} of {cell['layers']} | {agreement} |"
         )
-    note = "Texts a second, in turns, answers checked first; ours with `packed=True`. Every rival: [bench/PIPELINE.md]"
-    return "\n".join([*lines, "", f"{note}(bench/PIPELINE.md)."]) if cells else "Not measured yet."
+    machines = "; ".join(sorted({report_pipeline.machine(cell) for cell in cells}))
+    note = (
+        f"Texts a second, in turns, answers checked first; ours with `packed=True`; {machines}. Every rival: "
+        "[bench/PIPELINE.md](bench/PIPELINE.md)."
+    )
+    return "\n".join([*lines, "", note]) if cells else "Not measured yet."
 
 
 def with_tables(readme: str, content: str) -> str:
