@@ -78,8 +78,11 @@ def test_ranking_equals_scikit_learn():
         rows = [i for i, q in enumerate(questions) if q == question]
         if labels[rows].any():
             precisions.append(sklearn.average_precision_score(labels[rows], scores[rows]))
-            order = sorted(rows, key=lambda i: -scores[i])
-            reciprocals.append(1 / (1 + [int(labels[i]) for i in order].index(1)))
+            # With one right answer, the best ranked, average precision is the reciprocal rank.
+            first = max((i for i in rows if labels[i]), key=lambda i: scores[i])
+            reciprocals.append(
+                sklearn.label_ranking_average_precision_score([[i == first for i in rows]], [scores[rows].tolist()])
+            )
     got = ranking(scores, labels, questions)
     assert got.mean_average_precision == pytest.approx(np.mean(precisions))
     assert got.mean_reciprocal_rank == pytest.approx(np.mean(reciprocals))

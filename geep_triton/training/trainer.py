@@ -124,7 +124,9 @@ class MultiExitTrainer(Trainer):
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
-        self.model.config.exit_temperatures = None
+        if self.model.config.exit_temperatures is not None:
+            logger.warning("The model's exit temperatures are dropped, the last exit's too: fit them again afterwards.")
+            self.model.config.exit_temperatures = None
         self._attach_modules(self.model)
         try:
             return super().train(resume_from_checkpoint, **kwargs)
