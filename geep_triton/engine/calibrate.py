@@ -246,7 +246,7 @@ def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
     if name in PROMISES[:2]:
         # What runs as many layers as full depth is no faster, whatever was measured.
         saving = [candidate for candidate in candidates if candidate.mean_layers < candidates[0].mean_layers]
-        return max(saving, key=lambda candidate: candidate.samples_per_second, default=candidates[0])
+        return max(candidates[:1] + saving, key=lambda candidate: candidate.samples_per_second)
     cheap = [
         candidate
         for candidate in candidates
