@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -100,23 +99,23 @@ def token_budgets(runs: list[dict[str, Any]]) -> list[str]:
     return sorted({budget for run in runs for budget in run["policies"][0]["speed"]}, key=int)
 
 
+def measured(rows: list[dict[str, Any]], budget: str, figure: str) -> list[float]:
+    """A figure of the speed of those rows that were measured at this token budget."""
+    return [row["speed"][budget][figure] for row in rows if budget in row["speed"]]
+
+
 def speed_up(rows: list[dict[str, Any]], budget: str) -> str:
     """Mean and range over the rows that were measured at this token budget."""
-    measured = [row["speed"][budget]["speed_up"] for row in rows if budget in row["speed"]]
-    if not measured:
+    found = measured(rows, budget, "speed_up")
+    if not found:
         return "-"
-    return f"{spread(measured, 2)}x" + (f" [{len(measured)}]" if len(measured) < len(rows) else "")
+    return f"{spread(found, 2)}x" + (f" [{len(found)}]" if len(found) < len(rows) else "")
 
 
 def usual_budget(runs: list[dict[str, Any]]) -> str:
     """The token budget at which most runs were measured."""
     counts = Counter(budget for run in runs for budget in run["policies"][0]["speed"])
     return max(counts, key=lambda budget: (counts[budget], -int(budget)))
-
-
-def share(row: dict[str, Any], budget: str, key: str) -> float:
-    """Of the bound, at this token budget; NaN where it was not measured."""
-    return row["speed"][budget][key] if budget in row["speed"] else math.nan
 
 
 def targets_section(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -133,7 +132,8 @@ def targets_section(found: dict[str, list[dict[str, Any]]]) -> str:
         chosen = [row for run in runs for row in run["policies"] if row["chosen"]]
         budget = usual_budget(runs)
         shares = (
-            spread((100 * share(row, budget, key) for row in chosen), 0) for key in ("share_of_bound", "share_of_token_bound")
+            spread((100 * share for share in measured(chosen, budget, figure)), 0)
+            for figure in ("share_of_bound", "share_of_token_bound")
         )
         low, high = min(one["from"] for one in compared), max(one["to"] for one in compared)
         points = [
@@ -170,28 +170,17 @@ def promises_section(runs: list[dict[str, Any]]) -> str:
         kept = sum(row["agreement"] >= promise for row in rows)
         agreement = spread(row["agreement"] for row in rows) + ("" if kept == len(rows) else f", kept in {kept}")
         speeds = " | ".join(speed_up(rows, budget) for budget in budgets)
-        shares = (
-            statistics.mean(share(row, usual, key) for row in rows if usual in row["speed"])
-            for key in ("share_of_bound", "share_of_token_bound")
-        )
+        shares = (statistics.mean(measured(rows, usual, figure)) for figure in ("share_of_bound", "share_of_token_bound"))
         cells = [
             f"{promise:g}", family, str(len(rows)), agreement, spread(row["accuracy"] for row in rows),
             spread((row["mean_layers"] for row in rows), 2), str(sum(row["chosen"] for row in rows)), speeds,
             *(f"{share:.0%}" for share in shares),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    full = {
-        budget: statistics.median(rates)
-        for budget in budgets
-        if (
-            rates := [
-                run["policies"][0]["speed"][budget]["samples_per_second"]
-                for run in runs
-                if budget in run["policies"][0]["speed"]
-            ]
-        )
-    }
-    rates = ", ".join(f"{rate:.0f} at {int(budget):,}" for budget, rate in full.items())
+    full = [run["policies"][0] for run in runs]
+    rates = ", ".join(
+        f"{statistics.median(measured(full, budget, 'samples_per_second')):.0f} at {int(budget):,}" for budget in budgets
+    )
     lines += ["", f"Full depth, texts a second at a token budget: {rates}."]
     return "\n".join([*lines, *shift_lines(runs)])
 

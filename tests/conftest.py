@@ -13,9 +13,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported, which transformers does
 
 from hypothesis import settings
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel, BertTokenizer
 
 from geep_triton import MultiExitBert, MultiExitBertConfig
+from geep_triton.outputs import Tokens
 
 # The first example may build a model or compile a regular expression: no deadline on a busy machine.
 settings.register_profile("geep_triton", deadline=None)
@@ -109,3 +111,17 @@ def minilm_path() -> str:
 def minilm(minilm_path) -> tuple[BertModel, AutoTokenizer]:
     """Hugging Face's own model and tokenizer."""
     return BertModel.from_pretrained(minilm_path).eval(), AutoTokenizer.from_pretrained(minilm_path)
+
+
+@pytest.fixture(scope="session")
+def real_logits() -> torch.Tensor:
+    """[N, E, C] of MiniLM's exits on the 1,821 texts of sst2's test set."""
+    return load_file(Path(__file__).parent / "data" / "sst2_exit_logits.safetensors")["logits"].float()
+
+
+@pytest.fixture(scope="session")
+def real_tokens() -> tuple[Tokens, list[int]]:
+    """Word pieces of the texts of `real_logits`, their ids renumbered at random, and which of them are special."""
+    found = load_file(Path(__file__).parent / "data" / "sst2_tokens.safetensors")
+    offsets = torch.nn.functional.pad(found["lengths"].long().cumsum(0), (1, 0))
+    return Tokens(found["ids"].long(), offsets), found["special_ids"].tolist()

@@ -110,9 +110,8 @@ class Cell:
     def declaration(self) -> dict[str, Any]:
         """All that its result follows from; a result of another declaration counts as missing."""
         method = {name: value for name, value in asdict(self.method).items() if name != "data_sets"}
-        method["settings"] = dict(
-            get_recipe(self.method.recipe, **self.method.settings).settings
-        )  # with those left as they are
+        # Those left at their defaults too.
+        method["settings"] = dict(get_recipe(self.method.recipe, **self.method.settings).settings)
         data_set = {name: value for name, value in asdict(self.data_set).items() if name != "hub"}
         shared = {
             "head_learning_rate": HEAD_LEARNING_RATE,

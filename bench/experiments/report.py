@@ -14,6 +14,7 @@ import torch
 
 from bench.experiments.grid import ALL, CLAIMS, DATA_SETS, METHODS, Claim, DataSet, cells
 from bench.experiments.run import OUTPUT
+from bench.report_policies import spread
 from geep_triton.evaluation.metrics import Interval, paired_bootstrap
 
 READINGS = {
@@ -72,14 +73,6 @@ def machine_of(run: dict[str, Any]) -> str:
 def seconds_of(run: dict[str, Any], what: str) -> float:
     """Seconds of "training" or "difficulty": on the wall where a GPU worked, else of the CPU's cores."""
     return run[what]["cpu_seconds" if run["environment"]["gpu"] is None else "wall_seconds"]
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean, and lowest and highest where there are several."""
-    if not values:
-        return "-"
-    around = f" ({format(min(values), form)} .. {format(max(values), form)})" if len(values) > 1 else ""
-    return format(statistics.mean(values), form) + around
 
 
 @dataclass(frozen=True)
@@ -150,24 +143,28 @@ def claim_section(claim: Claim, results: Results) -> str:
         "| data set | early exits (95 % interval) | exit of the lowest bound | last exit | training time | seeds | claim |",
         "|---|---|---|---|---|---|---|",
     ]
-    for data_set in claim.data_sets:
-        verdict = judge(claim, data_set, results)
+    verdicts = {data_set: judge(claim, data_set, results) for data_set in claim.data_sets}
+    for data_set, verdict in verdicts.items():
         if verdict is None:
             lines.append(f"| {data_set} | missing | | | | | |")
             continue
         worst = min(verdict.exits, key=lambda interval: interval.low)
         shown = " | ".join(percent(interval) for interval in (verdict.early, worst, verdict.exits[-1]))
-        seconds = spread(verdict.seconds, ".2f")
-        lines.append(f"| {data_set} | {shown} | {seconds}x | {len(verdict.seeds)} | {verdict.word} |")
-    return "\n".join([*lines, "", *over_data_sets(claim, results)])
+        seconds = times(verdict.seconds)
+        lines.append(f"| {data_set} | {shown} | {seconds} | {len(verdict.seeds)} | {verdict.word} |")
+    early = [verdict.early.estimate for verdict in verdicts.values() if verdict is not None]
+    return "\n".join([*lines, "", *over_data_sets(early if claim.reading != "time" else [])])
 
 
-def over_data_sets(claim: Claim, results: Results) -> list[str]:
+def times(seconds: Sequence[float]) -> str:
+    """Over the baseline's."""
+    return f"{spread(seconds, 2)}x" if seconds else "-"
+
+
+def over_data_sets(early: Sequence[float]) -> list[str]:
     """The early exits' differences as draws of one data set each, which training at another seed would move, too."""
-    verdicts = [verdict for verdict in (judge(claim, data_set, results) for data_set in claim.data_sets) if verdict is not None]
-    if claim.reading == "time" or len(verdicts) < 2:
+    if len(early) < 2:
         return []
-    early = [verdict.early.estimate for verdict in verdicts]
     return [
         f"Over {len(early)} data sets: early exits {100 * statistics.mean(early):+.1f} points, higher on "
         f"{sum(value > 0 for value in early)}; sign-flip p = {sign_flip(early):.2f}."
@@ -236,7 +233,7 @@ def summary_section(results: Results) -> str:
         for values in ([verdict.early.estimate for verdict in found], [verdict.exits[-1].estimate for verdict in found]):
             cells += [f"{100 * statistics.mean(values):+.2f}", f"{sum(value > 0 for value in values)} of {len(values)}"]
         seconds = [statistics.mean(verdict.seconds) for verdict in found if verdict.seconds]
-        lines.append(f"| {method.name} | {len(found)} | {' | '.join(cells)} | {spread(seconds, '.2f')}x |")
+        lines.append(f"| {method.name} | {len(found)} | {' | '.join(cells)} | {times(seconds)} |")
     return "\n".join(lines)
 
 

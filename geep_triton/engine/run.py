@@ -117,7 +117,7 @@ class WindowRun:
             for number in range(layer + 1, stop + (not everybody)):
                 hidden, ran = self.layers.run(number, batch.rows, hidden, batch.attention_mask, mask)
             if everybody:
-                hidden = self.layers.run_for_head(stop, hidden, mask)
+                hidden = self.layers.run_on_all(stop, hidden, mask)
             batch = replace(batch, hidden=hidden)
             if unchecked:
                 yield self._answer(batch, mask, stop)

@@ -129,23 +129,19 @@ class Layers:
         """
         skips, gate = self._decide(number, rows, hidden, attention_mask)
         if skips is None:
-            return self._all(number, hidden, mask), None
+            return self.run_on_all(number, hidden, mask), None
         active = len(rows) - int(skips.sum())
         if active == len(rows):
-            return self._all(number, hidden, mask), None
+            return self.run_on_all(number, hidden, mask), None
         if active:
             hidden = self._some(number, rows[~skips], hidden, gate.order[:active], gate.hard, attention_mask, mask)
         return hidden, ~skips
 
-    def run_for_head(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
-        """What the layer gives to everybody, [B, S, H], which is what the layer's early head answers by."""
-        return self._all(number, hidden, mask)
-
     def run_and_go_on(
         self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`run_for_head`, and h [B, S, H] as `run` returns it, from one pass through the layer."""
-        output = self._all(number, hidden, mask)
+        """`run_on_all`, and h [B, S, H] as `run` returns it, from one pass through the layer."""
+        output = self.run_on_all(number, hidden, mask)
         skips, _ = self._decide(number, rows, hidden, attention_mask)
         if skips is None:
             return output, output
@@ -169,7 +165,8 @@ class Layers:
         self.skipped[rows, number - 1] = skips
         return skips, gate
 
-    def _all(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
+    def run_on_all(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
+        """What the layer gives to everybody, [B, S, H], which is what the layer's early head answers by."""
         self.flops.layers += hidden.shape[0] * layer_flops(self.model.config, hidden.shape[1])
         return self.model.run_layer(number, hidden, mask)
 
@@ -186,9 +183,9 @@ class Layers:
         """The layer on the rows `order`, the samples `rows`; on all, where few skip, and then a choice."""
         size, length = hidden.shape[:2]
         if self.costs is not None and not self.costs.skipping_pays(size * length, len(rows) * length):
-            return torch.where(skips.bool()[:, None, None], hidden, self._all(number, hidden, mask))
+            return torch.where(skips.bool()[:, None, None], hidden, self.run_on_all(number, hidden, mask))
         part, part_mask = gather_rows(hidden, order), gather_rows(attention_mask, order)
-        return hidden.index_copy(0, order, self._all(number, part, self.mask(rows, part, part_mask)))
+        return hidden.index_copy(0, order, self.run_on_all(number, part, self.mask(rows, part, part_mask)))
 
     def exit_logits(self, number: int, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """See `MultiExitBert.exit_logits`."""
@@ -198,4 +195,4 @@ class Layers:
     def shared_logits(self, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any) -> torch.Tensor:
         """See `MultiExitBert.shared_logits`."""
         last = self.model.config.num_hidden_layers
-        return self.exit_logits(last, self._all(last, hidden, mask), attention_mask)
+        return self.exit_logits(last, self.run_on_all(last, hidden, mask), attention_mask)
