@@ -142,8 +142,6 @@ def calibrate(
         raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
     inputs = list(inputs)
     model: MultiExitBert = engine.model
-    if labels is not None and len(labels) != len(inputs):
-        raise ValueError(f"labels must be one per text ({len(inputs)}), got {len(labels)}")
     confidence = check_method(method, promise, confidence)
     check_promise(promise, labels, model)
     check_int("rounds", rounds, 1)
@@ -155,6 +153,7 @@ def calibrate(
             f"{promise[0]} is promised against the model at full depth, but with skipping='planned' even that follows "
             "predicted paths: calibrate with skipping='gates' or 'never', or to a mean_depth or speedup"
         )
+    truth = None if labels is None else label_ids(labels, len(inputs), model.config.label2id)
     families = families_of(model)
     # The fastest of several is taken: each has its part of the error.
     share = None if confidence is None else 1 - (1 - confidence) / len(families)
@@ -164,7 +163,6 @@ def calibrate(
     record = engine.every_exit(inputs)
     tokens, logits = record.tokens, record.logits
     _refuse_seen(model, tokens)
-    truth = None if labels is None else label_ids(labels, len(tokens), model.config.label2id)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))
     judge = Judge(model, record, truth, order)
     first_half = order[:half]
@@ -368,11 +366,14 @@ class Judge:
         return Verdict(candidate, disagrees[self.order], drop)
 
     def _layers_run(self, exits: torch.Tensor) -> torch.Tensor:
-        """[N], up to the exit of this index, less those that were skipped."""
+        """[N], up to the exit of this index, less those that were skipped: an early exit's own layer runs for all who leave."""
         depth = self.layers[exits]
         if self.record.skipped is None:
             return depth
-        return depth - self.record.skipped.cumsum(1).gather(1, depth[:, None] - 1)[:, 0]
+        skipped = self.record.skipped.clone()
+        rows = (depth < self.layers[-1]).nonzero()[:, 0]
+        skipped[rows, depth[rows] - 1] = False
+        return depth - skipped.cumsum(1).gather(1, depth[:, None] - 1)[:, 0]
 
 
 def _refuse_too_few(promise: tuple[str, float], samples: int, confidence: float | None) -> None:
