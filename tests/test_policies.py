@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from geep_triton import Engine, build_exit_table
 from geep_triton.engine.policies import (
@@ -105,6 +106,15 @@ def test_learned_values_are_asked_for(model, tokenizer, texts, policy, method):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
     with pytest.raises(ValueError, match=rf"needs learned values: .*{method}"):
         Engine(model, tokenizer, policy)
+
+
+def test_verified_scores_from_where_the_first_are_expected_to_leave(model, tokenizer, texts):
+    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, smoothing=0.5, progress=False)
+    tokens = model.exit_table.records.tokens
+    gone = model.exit_table.predict(tokens).probabilities.cumsum(1)
+    stops = Verified(0.8).plan(model, tokens).stops
+    assert torch.equal(stops, (gone < 0.05).sum(1) + 1)
+    assert (stops <= Verified(0.8, "argmax").plan(model, tokens).stops).all()
 
 
 def test_the_models_own_thresholds(model, tokenizer, texts):

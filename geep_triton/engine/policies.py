@@ -22,6 +22,7 @@ from geep_triton.ops.predict_exits import check_decision
 from geep_triton.outputs import Tokens
 
 POOLINGS = ("auto", "always", "never")
+FIRST_SCORED = 0.05  # share of texts like it that have left where a sample is first scored
 
 
 class OneExitWarning(UserWarning):
@@ -276,20 +277,24 @@ class Allocated:
 
 @dataclass(frozen=True)
 class Verified(Scored):
-    """Each sample runs to the exit that the table predicts and is scored there; the unsure go on, pooled into dense batches.
+    """Each sample runs unscored to an exit that the table plans, is scored there, and goes on while unsure, pooled with others.
 
     Args:
         threshold, criterion, top_k, layers, pooling: as for `Threshold`.
-        decision, values: as for `Predicted`.
+        decision: which exit that is, as for `Predicted`; a quantile: the first by which this share of texts like it has left.
+            The default is about what scoring costs, in layers: scoring earlier saves less than it takes, and later what it
+            could save is spent. Texts whose tokens tell nothing are then planned as `Threshold` plans all.
+        values: as for `Predicted`.
         price: instead of those, as for `Allocated`.
         earlier: a sample that leaves exactly at its predicted exit with less than this probability is scored one exit earlier;
             0: none is.
-        certain: one that has left by its predicted exit with at least this probability is answered there unscored; above 1:
-            none is. With `price` the probabilities are those of agreeing with the last exit by then.
+        certain: one that has left by that exit with at least this probability is answered there unscored; above 1: none is.
+            Give a `decision` that plans deep with it. With `price` the probabilities are those of agreeing with the last exit
+            by then.
     """
 
     threshold: float | Sequence[float] | None = None
-    decision: str | float = "argmax"
+    decision: str | float = FIRST_SCORED
     values: str = "counts"
     price: float | None = None
     criterion: str = "normalized_entropy"
