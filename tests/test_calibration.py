@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.engine.calibrate import Judge, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.families import FitSamples, thresholds_at, worthwhile
+from geep_triton.engine.families import FitSamples, families_of, thresholds_at, worthwhile
 from geep_triton.engine.policies import parse_policy
 from geep_triton.engine.simulate import simulate
 from geep_triton.engine.skipping import Skipping
@@ -53,6 +54,20 @@ def test_samples_needed_is_the_least_that_shows_anything():
     for risk in (0.01, 0.02, 0.1):
         needed = samples_needed(risk, 0.95)
         assert binomial_p_value(0, needed, risk) <= 0.05 < binomial_p_value(0, needed - 1, risk)
+
+
+def test_the_readme_says_how_many_texts_are_needed(make_model, tokenizer, texts):
+    text = " ".join((Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split())
+    two, three = make_model(num_labels=2), make_model(num_labels=3)
+    three.exit_table = build_exit_table(
+        three, tokenizer, texts * 3, 0.8, learn_agreement=True, learn_exits=True, progress=False
+    )
+
+    def needed(model):
+        return [samples_needed(1 - promised, 1 - 0.05 / len(families_of(model))) for promised in (0.99, 0.98, 0.95)]
+
+    assert "at least {} for an agreement of .99, {} for .98, {} for .95".format(*needed(two)) in text
+    assert "({}, {} and {} with all kinds".format(*needed(three)) in text
 
 
 def test_boldest_safe_stops_at_the_first_failure():

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-from geep_triton import MultiExitBert
+from geep_triton import Engine, MultiExitBert
+from geep_triton.engine.policies import parse_policy
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
@@ -200,6 +201,36 @@ def test_predict_truncates_when_asked(trained, tmp_path):
     done = run("predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--truncate")
     assert done.returncode == 0, done.stderr
     assert "1 texts were cut" in done.stdout
+
+
+def test_calibrate_saves_a_policy_that_predict_uses(trained, tmp_path):
+    rows = [{"text": f"{text} {word}", "label": label} for text, label in ROWS for word in ("again", "soup", "never", "book")]
+    texts, output = write(tmp_path / "calibration.jsonl", rows), tmp_path / "calibrated"
+    done = run("calibrate.py", "--model", trained, "--texts", texts, "--agreement", 0.7, "--output", output)
+    assert done.returncode == 0, done.stderr
+    policy = done.stdout.splitlines()[-1].partition(" saved with the model")[0]
+    assert json.loads((output / "config.json").read_text())["exit_policy"] == policy
+    table = [line for line in done.stdout.splitlines() if line.endswith(("x", "chosen"))]
+    assert table[0].startswith("full")
+    assert sum(line.endswith("chosen") for line in table) == 1
+    assert Engine.from_pretrained(output, device="cpu").policy == parse_policy(policy)
+    # Where the model lies, it is written over: its weights, which may be read from that very file, stay.
+    before = (output / "model.safetensors").read_bytes()
+    done = run("calibrate.py", "--model", output, "--texts", texts, "--mean-depth", 2)
+    assert done.returncode == 0, done.stderr
+    assert (output / "model.safetensors").read_bytes() == before
+    assert "accuracy" in done.stdout
+    for arguments, message in (
+        (["--texts", texts, "--agreement", 0.99], "are too few to promise agreement=0.99"),
+        (["--texts", write(tmp_path / "no.jsonl", [{"text": "good"}]), "--max-accuracy-drop", 0.1], "label"),
+        (["--texts", texts, "--agreement", 0.7, "--mean-depth", 2], "not allowed with argument"),
+        (["--texts", texts], "one of the arguments --agreement"),
+        (["--model", "some/model", "--texts", texts, "--agreement", 0.7], "--output must say where"),
+    ):
+        done = run("calibrate.py", "--model", output, *arguments)
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_wrong_policy_and_missing_files_are_plain_errors(trained, tmp_path):

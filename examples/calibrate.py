@@ -1,0 +1,90 @@
+"""Find the fastest policy that keeps a promise on your own texts, and save it with the model.
+
+    python examples/calibrate.py --model runs/mine --texts calibration.jsonl --agreement 0.98
+    python examples/calibrate.py --model runs/mine --texts calibration.jsonl --max-accuracy-drop 0.01 --output runs/calibrated
+
+The texts must be new to the model: neither trained on nor given to the exit table. Agreement with all layers needs no labels.
+`examples/predict.py` and `Engine` use the saved policy unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from geep_triton import Engine
+from geep_triton.data import read_rows
+from geep_triton.engine.calibrate import METHODS, PROMISES, Calibration, Candidate
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a trained MultiExitBert, or hub id")
+    parser.add_argument("--texts", required=True, help="JSON lines, CSV or hub id, with text, maybe text_pair and label")
+    promise = parser.add_mutually_exclusive_group(required=True)
+    promise.add_argument("--agreement", type=float, help="share of texts that must get the answer of all layers, e.g. 0.98")
+    promise.add_argument("--max-accuracy-drop", type=float, help="below the accuracy of all layers, e.g. 0.01; needs labels")
+    promise.add_argument("--mean-depth", type=float, help="layers that a text may take, on average")
+    promise.add_argument("--speedup", type=float, help="over all layers, measured on this machine")
+    parser.add_argument("--method", default=METHODS[0], choices=METHODS)
+    parser.add_argument("--confidence", type=float, help="of the promise by learn-then-test (default: 0.95)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="of the layers (default: the model's)")
+    parser.add_argument("--packed", action="store_true", help="on a CPU: weights laid out for oneDNN, often much faster")
+    parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
+    parser.add_argument("--output", type=Path, help="folder for model and policy (default: --model)")
+    parser.add_argument("--plot", type=Path, help="PNG of the chosen family's curve; needs matplotlib")
+    return parser.parse_args()
+
+
+def line(candidate: Candidate, chosen: bool) -> str:
+    accuracy = "" if candidate.accuracy is None else f"{candidate.accuracy:>10.3f}"
+    return (
+        f"{candidate.family:<24}{candidate.mean_layers:>7.2f}{candidate.agreement:>11.3f}{accuracy}"
+        f"{candidate.samples_per_second:>12.0f}{candidate.speed_up:>9.2f}x{'  chosen' if chosen else ''}"
+    )
+
+
+def report(found: Calibration) -> str:
+    """What was tried, and what was chosen."""
+    accuracy = "" if found.chosen.accuracy is None else f"{'accuracy':>10}"
+    lines = [f"{'family':<24}{'layers':>7}{'agreement':>11}{accuracy}{'samples/s':>12}{'speed-up':>10}"]
+    lines += [line(candidate, candidate == found.chosen) for candidate in found.candidates]
+    if found.chosen not in found.candidates:
+        lines.append(line(found.chosen, True))
+    if found.unsafe:
+        lines.append(f"no setting was shown to keep it: {', '.join(found.unsafe)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    output = arguments.output or Path(arguments.model)
+    if arguments.output is None and not output.is_dir():
+        raise SystemExit(f"--model {arguments.model} is no folder: --output must say where to save the policy")
+    promise = {name: value for name in PROMISES if (value := getattr(arguments, name)) is not None}
+    try:
+        rows = read_rows(arguments.texts, "validation", ("text", "label") if "max_accuracy_drop" in promise else ("text",))
+        labels = [row["label"] for row in rows] if all("label" in row for row in rows) else None
+        engine = Engine.from_pretrained(
+            arguments.model,
+            "full",
+            device=arguments.device,
+            dtype=arguments.dtype,
+            packed=arguments.packed,
+            truncation=arguments.truncate,
+            progress=True,
+        )
+        found = engine.calibrate(rows, labels, method=arguments.method, confidence=arguments.confidence, **promise)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(str(error)) from None
+    print(report(found))
+    engine.model.save_pretrained(output)
+    engine.tokenizer.save_pretrained(output)
+    if arguments.plot is not None:
+        found.plot(arguments.plot)
+    print(f"{found.chosen.policy} saved with the model: {output}")
+
+
+if __name__ == "__main__":
+    main()
