@@ -16,6 +16,7 @@ import math
 import re
 import statistics
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,20 @@ class HeldOut:
     def judge(self, policy: Any) -> dict[str, float]:
         """Agreement, accuracy, and mean layers of a text and of a token."""
         exits = simulate(self.model, policy, self.tokens, self.logits)
-        given, layers = self.answers.gather(1, exits[:, None])[:, 0], self.layers[exits].double()
-        lengths = self.tokens.lengths.double()
+        given = self.answers.gather(1, exits[:, None])[:, 0]
         accuracy = {} if self.labels is None else {"accuracy": float((given == self.labels).double().mean())}
         return {
             "agreement": float((given == self.answers[:, -1]).double().mean()),
             **accuracy,
+            **self.mean_layers(policy),
+        }
+
+    def mean_layers(self, policy: Any, rows: Sequence[int] | None = None) -> dict[str, float]:
+        """Of a text and of a token, over `rows`; None: all."""
+        exits = simulate(self.model, policy, self.tokens, self.logits)
+        rows = range(len(exits)) if rows is None else rows
+        layers, lengths = self.layers[exits][rows].double(), self.tokens.lengths[rows].double()
+        return {
             "mean_layers": float(layers.mean()),
             "mean_layers_of_a_token": float((layers * lengths).sum() / lengths.sum()),
         }
@@ -104,10 +113,16 @@ def speeds(engines: dict[str, Engine], rows: list[Row], rounds: int) -> tuple[di
     return best
 
 
-def filling(rows: list[Row], lengths: torch.Tensor, tokens: int) -> list[Row]:
-    """Rows spread evenly over `rows`, of [N] lengths, that have so many tokens together; all where they have fewer."""
-    wanted = math.ceil(len(rows) * tokens / int(lengths.sum()))
-    return rows if wanted >= len(rows) else [rows[index * len(rows) // wanted] for index in range(wanted)]
+def filling(lengths: torch.Tensor, tokens: int) -> list[int]:
+    """Texts spread evenly over those of [N] lengths that have about so many tokens together; all where they have fewer."""
+    wanted = min(len(lengths), math.ceil(len(lengths) * tokens / int(lengths.sum())))
+    return [index * len(lengths) // wanted for index in range(wanted)]
+
+
+def shares(speed_up: float, mean: dict[str, float], layers: int) -> dict[str, float]:
+    """Of what the layers saved by the timed texts, of these means, allow."""
+    bounds = {"share_of_bound": "mean_layers", "share_of_token_bound": "mean_layers_of_a_token"}
+    return mean | {name: speed_up * mean[of] / layers for name, of in bounds.items()}
 
 
 def curves(held_out: HeldOut, calibration: torch.Tensor, score_cost: float) -> dict[str, list[dict[str, float]]]:
@@ -153,7 +168,7 @@ def main() -> None:
     found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.score)
 
     timed = {
-        budget: filling(test, held_out.tokens.lengths, max(arguments.batches * budget, arguments.speed_tokens))
+        budget: filling(held_out.tokens.lengths, max(arguments.batches * budget, arguments.speed_tokens))
         for budget in arguments.token_budgets
     }
     by_budget = {budget: Engine(model, tokenizer, "full", token_budget=budget, **settings) for budget in timed}
@@ -162,7 +177,7 @@ def main() -> None:
         name: HeldOut(model, *engine.exit_logits([(row["text"], row.get("text_pair")) for row in texts]), None)
         for name, texts in others.items()
     }
-    reached, audits, drifts, unsafe = [], {}, [], {}
+    reached, audits, drifts, unsafe, layers = [], {}, [], {}, model.config.num_hidden_layers
     for agreement in arguments.agreements:
         found = engine.calibrate(
             calibration, agreement=agreement, rounds=1, speed_samples=len(timed[arguments.token_budgets[0]]), save=False
@@ -180,23 +195,17 @@ def main() -> None:
             engines = {form: by_budget[budget].with_policy(form) for form in forms}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", OneExitWarning)
-                measured[budget], drift = speeds(engines, timed[budget], arguments.rounds)
+                measured[budget], drift = speeds(engines, [test[row] for row in timed[budget]], arguments.rounds)
             drifts.append({"promise": agreement, "token_budget": budget, "drift": drift})
         for form, family in forms.items():
-            judged = held_out.judge(parse_policy(form))
-            bounds = {
-                name: held_out.model.config.num_hidden_layers / judged[layers]
-                for name, layers in (("share_of_bound", "mean_layers"), ("share_of_token_bound", "mean_layers_of_a_token"))
-            }
-            speed = {}
+            policy, speed = parse_policy(form), {}
             for budget, by_form in measured.items():
-                speed_up = by_form[form] / by_form["full"]
-                shares = {name: speed_up / bound for name, bound in bounds.items()}
-                speed[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | shares
-            elsewhere = {name: texts.judge(parse_policy(form)) for name, texts in shifted.items()}
+                speed_up, own = by_form[form] / by_form["full"], held_out.mean_layers(policy, timed[budget])
+                speed[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | shares(speed_up, own, layers)
+            elsewhere = {name: texts.judge(policy) for name, texts in shifted.items()}
             reached.append({
-                "promise": agreement, "family": family, "policy": form, "chosen": form == found.chosen.policy, **judged,
-                "speed": speed, "shifted": elsewhere,
+                "promise": agreement, "family": family, "policy": form, "chosen": form == found.chosen.policy,
+                **held_out.judge(policy), "speed": speed, "shifted": elsewhere,
             })  # fmt: skip
     result = {
         "environment": environment(),
@@ -211,7 +220,7 @@ def main() -> None:
             "ngram": arguments.ngram, "confidence": 0.95,
             "max_length": arguments.max_length,
         },
-        "num_layers": model.config.num_hidden_layers,
+        "num_layers": layers,
         "drift_of_full_depth": drifts,
         "unsafe": unsafe,
         "policies": reached,

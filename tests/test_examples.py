@@ -311,8 +311,8 @@ def test_bench_promises(trained, tmp_path):
     assert sum(row["chosen"] for row in result["policies"]) == 1
     for row in result["policies"]:
         speed = row["speed"]["64"]
-        assert speed["share_of_bound"] == pytest.approx(speed["speed_up"] * row["mean_layers"] / 3)
-        assert speed["share_of_token_bound"] == pytest.approx(speed["speed_up"] * row["mean_layers_of_a_token"] / 3)
+        assert speed["share_of_bound"] == pytest.approx(speed["speed_up"] * speed["mean_layers"] / 3)
+        assert speed["share_of_token_bound"] == pytest.approx(speed["speed_up"] * speed["mean_layers_of_a_token"] / 3)
         assert "accuracy" not in row["shifted"]["other"]
     full = next(row for row in result["policies"] if row["policy"] == "full")
     assert (full["agreement"], full["mean_layers"], full["mean_layers_of_a_token"]) == (1.0, 3.0, 3.0)

@@ -448,11 +448,14 @@ def _measure(engine: Any, policies: dict[str, Policy], inputs: list[Any], rounds
     """Samples a second of each policy, median of interleaved rounds after a warm-up."""
     _ = engine.layer_costs  # measured once, for all of them
     engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
-    with warnings.catch_warnings():
+    bar = tqdm(total=rounds * len(engines), desc="measure", unit="run", disable=not engine.progress)
+    with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", OneExitWarning)  # candidates, not what the user chose
         for e in engines.values():
+            e.progress = False
             e.predict(inputs[:64])
-        seconds = in_turns({name: partial(e.predict, inputs) for name, e in engines.items()}, rounds)
+        calls = {name: partial(e.predict, inputs) for name, e in engines.items()}
+        seconds = in_turns(calls, rounds, lambda name: bar.update())
     return {name: len(inputs) / statistics.median(values) for name, values in seconds.items()}
 
 
