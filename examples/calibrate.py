@@ -1,4 +1,4 @@
-"""Find the fastest policy that keeps a promise on your own texts, and save it with the model.
+"""Find the fastest policy that keeps a promise on your own texts, or the most faithful within a budget; save it with the model.
 
     python examples/calibrate.py --model runs/mine --texts calibration.jsonl --agreement 0.98
     python examples/calibrate.py --model runs/mine --texts calibration.jsonl --max-accuracy-drop 0.01 --output runs/calibrated
@@ -20,7 +20,9 @@ from geep_triton.engine.calibrate import METHODS, PROMISES, Calibration, Candida
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a trained MultiExitBert, or hub id")
-    parser.add_argument("--texts", required=True, help="JSON lines, CSV or hub id, with text, maybe text_pair and label")
+    parser.add_argument(
+        "--texts", required=True, help="JSON lines, CSV or hub id, with text, maybe text_pair; label for --max-accuracy-drop"
+    )
     promise = parser.add_mutually_exclusive_group(required=True)
     promise.add_argument("--agreement", type=float, help="share of texts that must get the answer of all layers, e.g. 0.98")
     promise.add_argument("--max-accuracy-drop", type=float, help="below the accuracy of all layers, e.g. 0.01; needs labels")
@@ -64,8 +66,9 @@ def main() -> None:
         raise SystemExit(f"--model {arguments.model} is no folder: --output must say where to save the policy")
     promise = {name: value for name in PROMISES if (value := getattr(arguments, name)) is not None}
     try:
-        rows = read_rows(arguments.texts, "validation", ("text", "label") if "max_accuracy_drop" in promise else ("text",))
-        labels = [row["label"] for row in rows] if all("label" in row for row in rows) else None
+        labelled = "max_accuracy_drop" in promise
+        rows = read_rows(arguments.texts, "validation", ("text", "label") if labelled else ("text",))
+        labels = [row["label"] for row in rows] if labelled else None
         engine = Engine.from_pretrained(
             arguments.model,
             "full",
@@ -76,13 +79,13 @@ def main() -> None:
             progress=True,
         )
         found = engine.calibrate(rows, labels, method=arguments.method, confidence=arguments.confidence, **promise)
+        print(report(found))
+        engine.model.save_pretrained(output)
+        engine.tokenizer.save_pretrained(output)
+        if arguments.plot is not None:
+            found.plot(arguments.plot)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from None
-    print(report(found))
-    engine.model.save_pretrained(output)
-    engine.tokenizer.save_pretrained(output)
-    if arguments.plot is not None:
-        found.plot(arguments.plot)
     print(f"{found.chosen.policy} saved with the model: {output}")
 
 

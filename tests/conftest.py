@@ -120,6 +120,12 @@ def real_logits() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
+def real_labels() -> torch.Tensor:
+    """[N] int64, their right answers."""
+    return load_file(Path(__file__).parent / "data" / "sst2_exit_logits.safetensors")["labels"].long()
+
+
+@pytest.fixture(scope="session")
 def real_tokens() -> tuple[Tokens, list[int]]:
     """Word pieces of the texts of `real_logits`, their ids renumbered at random, and which of them are special."""
     found = load_file(Path(__file__).parent / "data" / "sst2_tokens.safetensors")

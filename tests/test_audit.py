@@ -20,13 +20,13 @@ from tests.conftest import tiny_config
 
 
 def test_audit_rarely_warns_while_the_promise_holds():
-    """However often it looks: 200 streams of 2,000 samples that agree exactly as promised."""
+    """However often it looks: 200 streams of 5,000 samples that agree exactly as promised."""
     generator, alarms = torch.Generator().manual_seed(0), 0
     for _ in range(200):
         audit = Audit(1.0, promised=0.95, confidence=0.9)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            audit.record(torch.rand(2000, generator=generator) < 0.95)
+            audit.record(torch.rand(5000, generator=generator) < 0.95)
         alarms += not audit.report().holds
     assert alarms <= 200 * 0.1 + 3 * math.sqrt(200 * 0.1 * 0.9)
 
@@ -42,6 +42,36 @@ def test_audit_warns_once_when_the_promise_is_broken():
         warnings.simplefilter("error")
         audit.record(torch.zeros(50, dtype=torch.bool))
     assert not audit.report().holds
+
+
+@pytest.mark.parametrize(("before", "after", "within"), [(0.009, 0.1, 400), (0.0, 0.05, 2000), (0.018, 0.1, 600)])
+def test_audit_notices_a_late_change(before, after, within):
+    """However long the answers were as promised: what was seen then does not hide what is seen now."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        audit = Audit(1.0, promised=0.98)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            audit.record(torch.rand(10_000, generator=generator) >= before)
+        with pytest.warns(UserWarning, match="fewer than the promised 98.0%"):
+            audit.record(torch.rand(within, generator=generator) >= after)
+        report = audit.report()
+        assert not report.holds
+        assert 1 - 2 * after < report.recent < report.agreement
+
+
+def test_what_was_shown_once_stays_shown():
+    """Enough came wrong in the middle of one window, though its end looks well."""
+    audit = Audit(1.0, promised=0.9)
+    with pytest.warns(UserWarning, match="calibrate again"):
+        audit.record(torch.tensor([True] * 20 + [False] * 40 + [True] * 5000))
+    assert not audit.report().holds
+
+
+def test_audits_choose_anew_each_time():
+    first, second = (Audit(0.5).choose(1000).tolist() for _ in range(2))
+    assert first != second
+    assert Audit(0.5, seed=1).choose(1000).tolist() == Audit(0.5, seed=1).choose(1000).tolist()
 
 
 def test_audit_of_shifted_texts(real_logits):

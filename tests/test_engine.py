@@ -9,7 +9,17 @@ import torch
 
 from geep_triton import Engine, build_exit_table
 from geep_triton.backend import VARIABLE, has_triton
-from geep_triton.engine.policies import ConstantDepth, FullDepth, Patience, Predicted, Threshold, Verified, parse_policy
+from geep_triton.engine.policies import (
+    Allocated,
+    ConstantDepth,
+    FullDepth,
+    Patience,
+    Predicted,
+    Threshold,
+    Verified,
+    parse_policy,
+)
+from geep_triton.engine.simulate import simulate
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.outputs import Predictions, Tokens
 
@@ -119,6 +129,33 @@ def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pai
         logits, layer = one_at_a_time(model, tokenizer, text, pair, policy)
         assert int(result.exit_layers[index]) == layer
         assert float((result.logits[index] - logits).abs().max()) <= TOLERANCE
+
+
+LEARNED_POLICIES = [
+    Predicted("mean", "learned"),
+    Verified(0.8, values="learned", pooling="always"),
+    Verified(0.8, "argmax", values="learned"),
+    Verified(0.8, price=0.05, pooling="always"),
+    Verified(0.7, price=0.01, certain=0.6, layers=(1, 3)),
+    Allocated(0.05),
+    Allocated(mean_depth=2.5),
+    Allocated(agreement=0.8),
+]
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, *LEARNED_POLICIES], ids=str)
+def test_simulation_and_single_samples_give_what_batches_do(model, tokenizer, texts, policy):
+    known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn_agreement=True, learn_exits=True)
+    engine = Engine(model, tokenizer, policy, window=5, token_budget=40)
+    result, (tokens, logits) = engine.predict(texts), engine.exit_logits(texts)
+    exits = simulate(model, engine.policy, tokens, logits)
+    assert (exits + 1).tolist() == result.exit_layers.tolist()
+    if getattr(policy, "answer_head", "student") == "student":
+        torch.testing.assert_close(result.logits, logits[torch.arange(len(texts)), exits], atol=TOLERANCE, rtol=0)
+    alone = [engine.predict(text) for text in texts]
+    assert [int(answer.exit_layers) for answer in alone] == result.exit_layers.tolist()
+    torch.testing.assert_close(torch.cat([answer.logits for answer in alone]), result.logits, atol=TOLERANCE, rtol=0)
 
 
 def test_the_comparison_above_sees_many_exits(model, tokenizer, texts):

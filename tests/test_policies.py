@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -67,6 +69,7 @@ def test_short_forms_both_ways(text, policy):
         ("allocated", "exactly one of price, mean_depth and agreement, got none"),
         ("allocated:0.1,mean_depth=3", "exactly one of price, mean_depth and agreement, got .'price', 'mean_depth'."),
         ("verified:0.2,earlier=3", "earlier must be between"),
+        ("verified:0.2,price=0.1,earlier=0.3", "earlier=0.3 is of predicted exits, but a price plans by agreement"),
     ],
 )
 def test_bad_short_forms(text, message):
@@ -131,7 +134,29 @@ def test_the_calibrated_policy_is_the_default(model, tokenizer):
     assert Engine(model, tokenizer, "full").policy == FullDepth()
 
 
+def test_single_calls_are_counted_together_and_warned_of_once(model, tokenizer, texts):
+    engine = Engine(model, tokenizer, "threshold:0.0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for index in range(49):
+            engine.predict(texts[index % len(texts)])
+    with pytest.warns(UserWarning, match="of 50 samples none left before the last layer"):
+        engine.predict(texts[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.predict(texts[0])
+
+
 @pytest.mark.parametrize(("threshold", "message"), [("0.0", "none left before the last layer"), ("1.0", "all left at layer 1")])
 def test_a_threshold_without_effect_is_said_aloud(model, tokenizer, texts, threshold, message):
     with pytest.warns(UserWarning, match=f"of 56 samples {message}"):
         Engine(model, tokenizer, f"threshold:{threshold}").predict(texts * 7)
+
+
+@pytest.mark.parametrize("policy", ["predicted", "verified:0.8", "verified:0.8,price=0.05", "allocated:0.05"])
+def test_a_table_that_is_taken_away_is_missed(model, tokenizer, texts, policy):
+    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, learn_agreement=True)
+    engine = Engine(model, tokenizer, policy)
+    model.exit_table = None
+    with pytest.raises(ValueError, match="needs an exit table"):
+        engine.predict(texts)

@@ -11,6 +11,8 @@ import torch
 from geep_triton.checks import check_number
 from geep_triton.exits.guarantees import binomial_interval
 
+MEMORY = 500  # audited samples by which the next bet is placed: inputs may change late
+
 
 @dataclass(frozen=True)
 class AuditReport:
@@ -19,6 +21,7 @@ class AuditReport:
     Attributes:
         samples: audited.
         agreement: share of them that got the last exit's answer; None before the first.
+        recent: the same, weighted towards about the last 500.
         interval: of the agreement, at the audit's confidence for one look (Clopper and Pearson).
         promised: the agreement that was promised; None where none was.
         holds: False once the audit has shown, at its confidence however often one looks, that the promise is broken; True
@@ -27,6 +30,7 @@ class AuditReport:
 
     samples: int
     agreement: float | None
+    recent: float | None
     interval: tuple[float, float]
     promised: float | None
     holds: bool | None
@@ -39,10 +43,10 @@ class Audit:
         rate: share of the samples to audit, above 0, at most 1.
         promised: agreement to hold the answers to; None: only observed.
         confidence: of the interval.
-        seed: of the choice.
+        seed: of the choice; None: another one each time.
     """
 
-    def __init__(self, rate: float, promised: float | None = None, confidence: float = 0.95, seed: int = 0) -> None:
+    def __init__(self, rate: float, promised: float | None = None, confidence: float = 0.95, seed: int | None = None) -> None:
         check_number("rate", rate, 0.0, 1.0)
         check_number("confidence", confidence, 0.5, 0.9999)
         if rate == 0:
@@ -54,9 +58,14 @@ class Audit:
         self.rate = rate
         self.promised = promised
         self.confidence = confidence
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
         self._samples = 0
         self._differing = 0
+        self._recent = 0.0 if promised is None else 1 - promised  # share that differs, lately
         self._log_wealth = 0.0
         self._broken = False
 
@@ -66,38 +75,41 @@ class Audit:
 
     def record(self, agrees: torch.Tensor) -> None:
         """Count audited samples [K] bool."""
+        warned = self._broken
         for agreeing in agrees.tolist():
             self._bet(not agreeing)
             self._samples += 1
             self._differing += not agreeing
-        if self._broken or self._log_wealth < -math.log(1 - self.confidence):
-            return
-        self._broken = True
-        report = self.report()
-        warnings.warn(
-            f"of {report.samples} audited samples {report.agreement:.1%} got the full model's answer, which shows at "
-            f"confidence {self.confidence:g} that fewer than the promised {self.promised:.1%} do: the inputs are "
-            "not like those of the calibration; calibrate again",
-            stacklevel=2,
-        )
+            # Before the first the promise itself stands for one sample.
+            self._recent += ((not agreeing) - self._recent) / min(self._samples + (self.promised is not None), MEMORY)
+        if self._broken and not warned:
+            report = self.report()
+            warnings.warn(
+                f"of {report.samples} audited samples {report.agreement:.1%} got the full model's answer, lately about "
+                f"{report.recent:.1%}, which shows at confidence {self.confidence:g} that fewer than the promised "
+                f"{self.promised:.1%} do: the inputs are not like those of the calibration, or it promised too much; "
+                "calibrate again",
+                stacklevel=2,
+            )
 
     def _bet(self, differs: bool) -> None:
         """Bet on one sample that more differ than promised; while the promise holds, wealth never grows on average.
 
-        So it reaches 1 / (1 - confidence) with probability 1 - confidence at most, whenever one looks (Ville's inequality).
+        So it reaches 1 / (1 - confidence) at any time with probability 1 - confidence at most (Ville's inequality). The stake
+        follows what was seen lately, not since the audit began, or a late change would long be held for luck.
         """
         if self.promised is None:
             return
         allowed = max(1 - self.promised, 1e-6)
-        rate = (self._differing + allowed) / (self._samples + 1)
-        stake = min(max(0.0, (rate - allowed) / (allowed * (1 - allowed))), 0.5 / allowed)
+        stake = min(max(0.0, (self._recent - allowed) / (allowed * (1 - allowed))), 0.5 / allowed)
         self._log_wealth += math.log1p(stake * (differs - allowed))
+        self._broken |= self._log_wealth >= -math.log(1 - self.confidence)
 
     def report(self) -> AuditReport:
         """What was seen so far."""
         if not self._samples:
-            return AuditReport(0, None, (0.0, 1.0), self.promised, holds=None if self.promised is None else True)
+            return AuditReport(0, None, None, (0.0, 1.0), self.promised, holds=None if self.promised is None else True)
         low, high = binomial_interval(self._differing, self._samples, self.confidence)
         agreement = 1 - self._differing / self._samples
         holds = None if self.promised is None else not self._broken
-        return AuditReport(self._samples, agreement, (1 - high, 1 - low), self.promised, holds)
+        return AuditReport(self._samples, agreement, 1 - self._recent, (1 - high, 1 - low), self.promised, holds)

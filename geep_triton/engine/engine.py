@@ -127,6 +127,7 @@ class Engine:
         self.pair_column = pair_column
         self.progress = progress
         self._audit: Audit | None = None
+        self._count_exits_anew()
         self.max_length = max_length or longest
         self.truncation = truncation
         self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
@@ -177,6 +178,7 @@ class Engine:
         other.policy = parse_policy(policy)
         other.policy.check(self.model, self.tokenizer)
         other._audit, other._promised = None, None
+        other._count_exits_anew()
         return other
 
     def calibrate(
@@ -194,7 +196,7 @@ class Engine:
         speed_samples: int = 512,
         save: bool = True,
     ) -> Calibration:
-        """Find the fastest policy that keeps one promise, and use it from now on.
+        """Find the fastest policy that keeps a promise on answers, or the most faithful one within a budget, and use it.
 
         The promises on answers hold with `confidence` for texts like the given ones (fixed-sequence Learn-then-Test,
         Angelopoulos et al. 2021; the error is shared among the families of policies tried), or, with the method "conformal",
@@ -228,6 +230,7 @@ class Engine:
             raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
         result = calibrate(self, inputs, labels, given[0], method, confidence, rounds, speed_samples, self.progress)
         self.policy = parse_policy(result.chosen.policy)
+        self._count_exits_anew()
         self._audit, self._promised = None, agreement
         self._promised_with = (self.model.exit_table, self.model.config.exit_temperatures)
         if save:
@@ -262,12 +265,17 @@ class Engine:
             counted[:, -1] = True
         truth = label_ids(labels, len(logits), config.label2id)
         found = TemperatureFit.of(logits, truth, config.exit_temperatures, counted)
+        stale = [name for name, value in (("calibration", config.calibration), ("exit table", self.model.exit_table)) if value]
+        if stale:
+            warnings.warn(f"the model's {' and '.join(stale)} were made with other temperatures: make them again", stacklevel=2)
         self.model.forget_calibration()
         self._audit, self._promised = None, None
         config.exit_temperatures = list(found.temperatures)
         return found
 
-    def audit(self, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95) -> Audit:
+    def audit(
+        self, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95, seed: int | None = None
+    ) -> Audit:
         """From now on also run a random share of the samples to the end, and compare.
 
         Args:
@@ -275,18 +283,23 @@ class Engine:
             promised: the agreement to hold answers to; None: what `calibrate` promised of this policy, if it did and the exit
                 table and temperatures are still those it was made with. Without a promise the audit only observes.
             confidence: of the audit's interval.
+            seed: of the choice; None: another one each time.
 
         Returns:
-            The audit, whose `report()` tells the observed agreement; it warns when the promise no longer holds.
+            The audit, whose `report()` tells the observed agreement; `predict` warns once when it is shown, at this confidence
+            however often one looks, that the promise no longer holds. A promise by the method "conformal" holds on average
+            over calibrations: any one of them may fall a little short of it, which a long audit finds.
         """
         with_table, with_temperatures = self._promised_with
-        same = with_table is self.model.exit_table and with_temperatures == self.model.config.exit_temperatures
+        table = self.model.exit_table
+        same_table = table is with_table or (table is not None and with_table is not None and table.predicts_as(with_table))
+        same = same_table and with_temperatures == self.model.config.exit_temperatures
         if self._promised is not None and not same:
             warnings.warn(
                 "the exit table or temperatures have changed since the calibration: its promise is gone", stacklevel=2
             )
             self._promised = None
-        self._audit = Audit(rate, self._promised if promised is None else promised, confidence)
+        self._audit = Audit(rate, self._promised if promised is None else promised, confidence, seed)
         return self._audit
 
     def predict(self, inputs: Any) -> Predictions:
@@ -304,14 +317,13 @@ class Engine:
 
     def predict_windows(self, inputs: Any) -> Iterator[Predictions]:
         """Answer the inputs window by window, for streams that do not fit into memory; see `predict`."""
-        rule = self.policy.rule(self.model)
-        exits: Counter[int] = Counter()
+        scores = self.policy.rule(self.model) is not None
         for tokens, first, seconds, truncated in self._encoded_windows(inputs):
             result = self._predict_window(tokens, first, seconds, truncated)
-            if rule is not None:
-                exits += Counter(result.histogram)
+            if scores:
+                self._exits += Counter(result.histogram)
             yield result
-        self._warn_of_one_exit(exits)
+        self._warn_of_one_exit()
 
     def exit_logits(self, inputs: Any) -> tuple[Tokens, torch.Tensor]:
         """Run every exit on all inputs, whatever the policy.
@@ -411,10 +423,17 @@ class Engine:
             self._audit.record(agrees)
         return time.perf_counter() - start
 
-    def _warn_of_one_exit(self, exits: Counter[int]) -> None:
-        """Say so where scoring chose nothing: of enough samples none left early, or all left at the first stop."""
-        if sum(exits.values()) < ENOUGH or len(exits) != 1:
+    def _count_exits_anew(self) -> None:
+        """Where samples left under the policy, over all calls."""
+        self._exits: Counter[int] = Counter()
+        self._warned_of_one_exit = False
+
+    def _warn_of_one_exit(self) -> None:
+        """Say so once where scoring chose nothing: of enough samples none left early, or all left at the first stop."""
+        exits = self._exits
+        if self._warned_of_one_exit or sum(exits.values()) < ENOUGH or len(exits) != 1:
             return
+        self._warned_of_one_exit = True
         (layer,) = exits
         last = layer == self.model.config.num_hidden_layers
         warnings.warn(

@@ -15,7 +15,7 @@ from geep_triton.checks import check_choice, check_int, check_number, shorten
 from geep_triton.engine.rules import ExitRule
 from geep_triton.exits.agreement import allocate
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
-from geep_triton.exits.table import VALUES
+from geep_triton.exits.table import VALUES, ExitTable
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
 from geep_triton.ops.exit_scores import check_criterion
 from geep_triton.ops.predict_exits import check_decision
@@ -222,7 +222,7 @@ class Predicted:
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits."""
-        return Plan(model.exit_table.predict(tokens, self.decision, model.device, self.values).exits.cpu())
+        return Plan(table_of(model, "predicted").predict(tokens, self.decision, model.device, self.values).exits.cpu())
 
     def rule(self, model: MultiExitBert) -> None:
         """No scoring."""
@@ -266,7 +266,7 @@ class Allocated:
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The exits worth their layers."""
-        table, price = model.exit_table, self.price
+        table, price = table_of(model, "allocated"), self.price
         if price is None:
             price = table.price_for(self.mean_depth, self.agreement)
         return Plan(allocate(table.predict_agreement(tokens, model.device), table.exit_layers, price))
@@ -287,7 +287,7 @@ class Verified(Scored):
         values: as for `Predicted`.
         price: instead of those, as for `Allocated`.
         earlier: a sample that leaves exactly at its predicted exit with less than this probability is scored one exit earlier;
-            0: none is.
+            0: none is. Not with `price`.
         certain: one that has left by that exit with at least this probability is answered there unscored; above 1: none is.
             Give a `decision` that plans deep with it. With `price` the probabilities are those of agreeing with the last exit
             by then.
@@ -311,6 +311,10 @@ class Verified(Scored):
         check_price(self.price)
         check_number("earlier", self.earlier, 0.0, 1.0)
         check_number("certain", self.certain, 0.0)
+        if self.earlier and self.price is not None:
+            raise ValueError(
+                f"earlier={self.earlier:g} is of predicted exits, but a price plans by agreement: give one of them"
+            )
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Needs an exit table built with this tokenizer, classes, and thresholds that fit the exits."""
@@ -320,12 +324,13 @@ class Verified(Scored):
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
         """The predicted exits, moved to where samples are scored."""
+        table = table_of(model, "verified")
         if self.price is None:
-            predicted = model.exit_table.predict(tokens, self.decision, model.device, self.values)
+            predicted = table.predict(tokens, self.decision, model.device, self.values)
             done_by, exits = predicted.probabilities.cpu().cumsum(1), predicted.exits.cpu()
         else:
-            done_by = model.exit_table.predict_agreement(tokens, model.device)
-            exits = allocate(done_by, model.exit_table.exit_layers, self.price)
+            done_by = table.predict_agreement(tokens, model.device)
+            exits = allocate(done_by, table.exit_layers, self.price)
         allowed = torch.tensor([*self.rule(model).thresholds, model.config.num_hidden_layers])
         layers = torch.tensor(model.config.exit_layers)
         at = torch.searchsorted(layers, exits)[:, None]
@@ -378,13 +383,18 @@ def check_price(price: float | None) -> None:
         check_number("price", price, 0.0, 1.0)
 
 
-def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, needs: str | None) -> None:
-    """Raise ValueError unless the model has an exit table that fits it and this tokenizer, and the learned values needed."""
+def table_of(model: MultiExitBert, policy: str) -> ExitTable:
+    """The model's exit table; ValueError where it has none, or none any more."""
     if model.exit_table is None:
         raise ValueError(f"policy {policy!r} needs an exit table: model.exit_table = build_exit_table(model, ...)")
-    config = model.config
-    model.exit_table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
-    if needs is not None and getattr(model.exit_table, needs) is None:
+    return model.exit_table
+
+
+def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, needs: str | None) -> None:
+    """Raise ValueError unless the model has an exit table that fits it and this tokenizer, and the learned values needed."""
+    table, config = table_of(model, policy), model.config
+    table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
+    if needs is not None and getattr(table, needs) is None:
         raise ValueError(f"policy {policy!r} needs learned values: model.exit_table = model.exit_table.with_{needs}()")
 
 
