@@ -202,7 +202,8 @@ class Engine:
         Angelopoulos et al. 2021; the error is shared among the families of policies tried), or, with the method "conformal",
         on average over the texts one might have given (conformal risk control, Angelopoulos et al. 2022): bolder, and fewer
         texts will do, but any one calibration may fall short. With `mean_depth` or `speedup` the policy that agrees most
-        among those that are cheap enough is taken; those are not promises about answers.
+        among those that are cheap enough is taken; those are not promises about answers. In int8 an answer varies a little with
+        the texts beside it, on which a promise, made of one run, says nothing.
 
         Args:
             inputs: a list of what `predict` takes, or a `datasets.Dataset`; neither trained on nor in the exit table. The more,
