@@ -15,7 +15,7 @@ from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.engine.calibrate import Judge, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.families import FitSamples, families_of, thresholds_at, worthwhile
-from geep_triton.engine.policies import parse_policy
+from geep_triton.engine.policies import OneExitWarning, parse_policy
 from geep_triton.engine.simulate import simulate
 from geep_triton.engine.skipping import Skipping
 from geep_triton.exits.guarantees import (
@@ -489,14 +489,19 @@ def test_labels_that_look_like_ids_are_names():
     assert label_ids([1, "2", 5], 3, {str(star): star - 1 for star in range(1, 6)}).tolist() == [0, 1, 4]
 
 
-def test_an_audit_warns_of_inputs_that_the_calibration_did_not_see(model, tokenizer, many):
+def test_an_audit_warns_of_inputs_that_the_calibration_did_not_see(model, tokenizer, many, monkeypatch):
     """Calibrated on some texts, then served those that a bold policy answers wrong: the whole way through the engine."""
+    monkeypatch.setattr(
+        "geep_triton.engine.calibrate._measure",
+        lambda engine, policies, inputs, rounds: {name: 2.0 if name == "threshold" else 1.0 for name in policies},
+    )
     engine = Engine(model, tokenizer)
     result = engine.calibrate(many, agreement=0.6, rounds=1, speed_samples=20)
     assert result.chosen.agreement < 0.95
     audit, words = engine.audit(rate=0.5, seed=0), " ".join(many).split()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", OneExitWarning)
         engine.predict(many)
     assert audit.report().holds
     generator = random.Random(1)
