@@ -74,19 +74,21 @@ class HeldOut:
 
     def judge(self, policy: Any) -> dict[str, float]:
         """Agreement, accuracy, and mean layers of a text and of a token."""
-        exits = simulate(self.model, policy, self.tokens, self.logits)
+        exits = self.exits(policy)
         given = self.answers.gather(1, exits[:, None])[:, 0]
         accuracy = {} if self.labels is None else {"accuracy": float((given == self.labels).double().mean())}
         return {
             "agreement": float((given == self.answers[:, -1]).double().mean()),
             **accuracy,
-            **self.mean_layers(policy),
+            **self.mean_layers(exits, range(len(exits))),
         }
 
-    def mean_layers(self, policy: Any, rows: Sequence[int] | None = None) -> dict[str, float]:
-        """Of a text and of a token, over `rows`; None: all."""
-        exits = simulate(self.model, policy, self.tokens, self.logits)
-        rows = range(len(exits)) if rows is None else rows
+    def exits(self, policy: Any) -> torch.Tensor:
+        """[N] int64, index of the exit at which each text is answered."""
+        return simulate(self.model, policy, self.tokens, self.logits)
+
+    def mean_layers(self, exits: torch.Tensor, rows: Sequence[int]) -> dict[str, float]:
+        """Of a text and of a token, over `rows`."""
         layers, lengths = self.layers[exits][rows].double(), self.tokens.lengths[rows].double()
         return {
             "mean_layers": float(layers.mean()),
@@ -199,8 +201,9 @@ def main() -> None:
             drifts.append({"promise": agreement, "token_budget": budget, "drift": drift})
         for form, family in forms.items():
             policy, speed = parse_policy(form), {}
+            exits = held_out.exits(policy)
             for budget, by_form in measured.items():
-                speed_up, own = by_form[form] / by_form["full"], held_out.mean_layers(policy, timed[budget])
+                speed_up, own = by_form[form] / by_form["full"], held_out.mean_layers(exits, timed[budget])
                 speed[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | shares(speed_up, own, layers)
             elsewhere = {name: texts.judge(policy) for name, texts in shifted.items()}
             reached.append({

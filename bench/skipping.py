@@ -37,6 +37,7 @@ from bench.environment import RESULTS, environment
 from bench.experiments.cell import Clock, digest, train, training_arguments, write_json
 from bench.experiments.data import data_folder, pretrained_folder
 from bench.experiments.driver import add_arguments, check_trial, run_missing
+from bench.policies import targets
 from bench.rivals import ReleasedSmartBert
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, Predictions, build_exit_table
 from geep_triton.data import Encoder, Row, read_rows
@@ -250,10 +251,6 @@ class System:
         )
         _ = engine.layer_costs
         return engine
-
-
-def targets(rows: list[Row], label2id: dict[str, int]) -> torch.Tensor:
-    return torch.tensor([label2id[str(row["label"])] for row in rows])
 
 
 @dataclass(frozen=True)

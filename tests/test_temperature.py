@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from geep_triton import Engine, MultiExitBert
@@ -37,10 +34,9 @@ def test_error_equals_a_loop():
     assert expected_calibration_error(logits[:, 0], labels) == pytest.approx(expected, abs=1e-5)
 
 
-def test_temperatures_lower_the_error_of_real_exits():
+def test_temperatures_lower_the_error_of_real_exits(real_logits, real_labels):
     """Of MiniLM on sst2's test texts: fitted on one half, judged on the other."""
-    tensors = load_file(Path(__file__).parent / "data" / "sst2_exit_logits.safetensors")
-    logits, labels = tensors["logits"].float(), tensors["labels"].long()
+    logits, labels = real_logits, real_labels
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     fit, test = order[:910], order[910:]
     temperatures = torch.tensor(fit_temperatures(logits[fit], labels[fit]))

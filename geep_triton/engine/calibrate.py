@@ -162,8 +162,7 @@ def calibrate(
     _refuse_too_few(promise, len(inputs), share)
     record = engine.every_exit(inputs)
     tokens, logits = record.tokens, record.logits
-    _refuse_seen(model, tokens)
-    _warn_of_repeats(tokens)
+    _check_texts(model, tokens)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))
     judge = Judge(model, record, truth, order)
     first_half = order[:half]
@@ -261,30 +260,29 @@ def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
     return max(cheap, key=lambda candidate: (candidate.agreement, candidate.samples_per_second))
 
 
-def _refuse_seen(model: MultiExitBert, tokens: Tokens) -> None:
-    """A table knows the texts it was built from too well: what it promises of them says nothing about others."""
-    if model.exit_table is None or model.exit_table.records is None:
-        return
-    seen = {tuple(row.tolist()) for row in _split(model.exit_table.records.tokens)}
-    again = sum(tuple(row.tolist()) in seen for row in _split(tokens))
-    if again > MOST_SEEN * len(tokens):
-        raise ValueError(
-            f"inputs: {again} of {len(tokens)} texts are among those that the exit table was built from; calibrate on others"
-        )
-
-
-def _warn_of_repeats(tokens: Tokens) -> None:
-    """Texts that come again as often as they would be served are as they should be; a list that was repeated is not."""
-    distinct = len({tuple(row.tolist()) for row in _split(tokens)})
-    if distinct < (1 - MOST_SEEN) * len(tokens):
+def _check_texts(model: MultiExitBert, tokens: Tokens) -> None:
+    """A table knows the texts it was built from too well: what it promises of them says nothing about others. And while texts
+    that come again as often as they would be served are as they should be, a list that was repeated is not.
+    """
+    texts = _split(tokens)
+    if model.exit_table is not None and model.exit_table.records is not None:
+        seen = set(_split(model.exit_table.records.tokens))
+        again = sum(text in seen for text in texts)
+        if again > MOST_SEEN * len(texts):
+            raise ValueError(
+                f"inputs: {again} of {len(texts)} texts are among those that the exit table was built from; calibrate on others"
+            )
+    distinct = len(set(texts))
+    if distinct < (1 - MOST_SEEN) * len(texts):
         warnings.warn(
-            f"only {distinct} of {len(tokens)} texts are distinct: a promise takes each for a text of its own, drawn anew",
+            f"only {distinct} of {len(texts)} texts are distinct: a promise takes each for a text of its own, drawn anew",
             stacklevel=4,
         )
 
 
-def _split(tokens: Tokens) -> tuple[torch.Tensor, ...]:
-    return tokens.ids.split(tokens.lengths.tolist())
+def _split(tokens: Tokens) -> list[tuple[int, ...]]:
+    """The ids of each text."""
+    return [tuple(row.tolist()) for row in tokens.ids.split(tokens.lengths.tolist())]
 
 
 def check_method(method: str, promise: tuple[str, float], confidence: float | None) -> float | None:
