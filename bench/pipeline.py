@@ -31,6 +31,7 @@ OUTPUT = RESULTS / "pipeline"
 DTYPES = ("float32", "bfloat16", "int8")
 AXES = ("length", "classes", "window", "samples")
 LENGTHS, TOKENS = (32, 64, 128, 512), (1_024, 4_096, 16_384, 65_536)
+SKIPS = {"cpu": ((32, 1_024),), "cuda": ((128, 16_384), (128, 65_536))}  # length, tokens of a batch
 SAMPLES = {"minilm": 256, "base": 48}
 
 
@@ -76,12 +77,15 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
                 yield Cell(f"latency.{kind}.{shape}.{data}.{dtype}", partial(cells.latency, *arguments), data)
     for axis in AXES:
         yield Cell(f"scaling.{kind}.{axis}", partial(cells.scaling, axis, settings))
+    dtype = "float32" if kind == "cpu" else "bfloat16"
+    for length, tokens in SKIPS[kind]:
+        name = f"skips.{kind}.base.{length}.{tokens}.{dtype}"
+        yield Cell(name, partial(cells.skips, "base", length, tokens, dtype, settings))
     if kind == "cpu" and not settings.dry:
         return
-    dtype = "float32" if kind == "cpu" else "bfloat16"
     for shape in ("base", "large"):
         for length in LENGTHS:
-            for tokens in TOKENS:
+            for tokens in (*TOKENS, length):  # the last: one sample at a time
                 name = f"matrix.{kind}.{shape}.{length}.{tokens}.{dtype}"
                 yield Cell(name, partial(cells.matrix, shape, length, tokens, dtype, settings))
 

@@ -15,6 +15,7 @@ import torch
 
 from bench.arrivals import waiting_times
 from bench.peak_memory import peak_memory, resident
+from bench.pipeline_skips import CHECKED, skip_rates
 from bench.replay import DISTRIBUTIONS, drawn
 from bench.shapes import load_model, load_tokenizer
 from bench.stages import stages
@@ -24,6 +25,7 @@ from geep_triton.data import read_rows
 from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
 from geep_triton.modeling.flops import layer_flops
+from geep_triton.modeling.graphed import MOST_TOKENS
 
 RECORDED = "threshold:0.3"  # whose exits on the trained model are replayed on random ones
 LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
@@ -125,6 +127,8 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
             several = bench.ours(dtype, "compiled")
             compile_seconds = several[0].predict.__self__.compile_seconds
             ours += several
+            if settings.device == "cuda":
+                ours += bench.ours(dtype, "compiled, prefetch")
         rows = compared(bench, rivals + ours, dtype, settings.rounds)
     by_name = {row["system"]: row for row in rows}
     lengths = bench.tokens.lengths.double()
@@ -239,7 +243,10 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     recorded = {name: drawn(shares, samples, depth) for name, shares in DISTRIBUTIONS.items() if name != "all-12"}
     bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
     rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length))
-    ours = bench.ours(dtype) + (bench.ours(dtype, "compiled") if settings.compile else [])
+    ways = ["plain"] + ["compiled"] * settings.compile
+    if device.type == "cuda" and tokens <= MOST_TOKENS:
+        ways += ["graphs"] + ["compiled, graphs"] * settings.compile
+    ours = [system for way in ways for system in bench.ours(dtype, way)]
     systems = [system for system in rivals if not system.name.startswith(LEFT_OUT)] + ours
     found = compared(bench, systems, dtype, settings.rounds)
     flops = samples * depth * layer_flops(model.config, length)
@@ -254,6 +261,13 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
             row["system"]: flops / statistics.median(row["seconds"]) / rate for row in found if row["mean_layers"] == depth
         },
     }
+
+
+def skips(shape: str, length: int, tokens: int, dtype: str, settings: Settings) -> dict[str, Any]:
+    """Layers that are known to be skipped, at several rates, over windows as in the matrix."""
+    samples = CHECKED if settings.dry else max(CHECKED, BATCHES * tokens // length)
+    rows = list(_synthetic(samples, length))
+    return skip_rates(settings.shape(shape), rows, tokens, length, dtype, settings.device, settings.rounds)
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:

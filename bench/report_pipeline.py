@@ -170,11 +170,29 @@ def matrix_section(result: Result) -> str:
     return "\n".join(lines)
 
 
+def skips_section(result: Result) -> str:
+    lines = [
+        title_of(result),
+        "",
+        f"{result['layers']} layers, {result['samples']} samples over up to four paths known beforehand.",
+        "",
+        "| layers skipped | mean layers | samples/s | speed-up | share of what they save |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['rate']:.0%} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | {row['speed_up']:.2f}x | "
+        f"{row['share_of_bound']:.0%} |"
+        for row in result["rates"]
+    ]
+    return "\n".join(lines)
+
+
 SECTIONS = (
     ("Throughput", "throughput", throughput_section),
     ("Waiting times under random arrivals", "latency", latency_section),
     ("Peak memory", "memory", memory_section),
     ("As work grows", "scaling", scaling_section),
+    ("Skipped layers", "skips", skips_section),
     ("Shapes", "matrix", matrix_section),
 )
 

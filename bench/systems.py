@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from bench.replay import Replay, spread_heads, thresholds_for
 from bench.rivals_dense import BATCH, DenseBert, DenseRival, OnnxBert, compiled, missing_onnx, torch_int8
 from bench.rivals_exits import ShrinkingBatches, normalized_entropy
+from bench.rivals_varlen import VarlenRival
 from geep_triton import Engine, MultiExitBert, Predictions
 from geep_triton.engine.policies import Policy, Threshold, parse_policy
 from geep_triton.engine.simulate import simulate
@@ -24,7 +25,14 @@ from geep_triton.modeling.precision import in_dtype
 DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.08}
 MOVED = 0.02  # in float32; in less a sample near a threshold may well cross it
 NOBODY = "threshold:0,pooling=never"
-WAYS = {"packed": "packed", "compiled": "compile"}  # besides plain: arguments of `Engine`
+WAYS = {  # of running the layers: arguments of `Engine`
+    "plain": {},
+    "packed": {"packed": True},
+    "compiled": {"compile": True},
+    "graphs": {"graphs": True},
+    "compiled, graphs": {"compile": True, "graphs": True},
+    "compiled, prefetch": {"compile": True, "prefetch": True},
+}
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,7 @@ class Workbench:
 
     def engine(self, policy: str | Policy, dtype: str, way: str = "plain") -> Engine:
         """Ours, one of `WAYS` to run layers, with what it measures of them measured."""
-        options = {} if way == "plain" else {WAYS[way]: True}
-        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, **options, **self.settings)
+        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, **WAYS[way], **self.settings)
         _ = engine.layer_costs
         return engine
 
@@ -142,6 +149,11 @@ class Workbench:
             found.append(System("onnxruntime, length-sorted", "full", self._dense(session, self.depth, budget)))
         else:
             missing["onnxruntime"] = reason
+        if self.model.device.type == "cuda" and dtype == "bfloat16":
+            packed = VarlenRival(model, self.tokenizer, budget, self.settings["max_length"])
+            found.append(System(f"{name}, packed tokens", "full", packed.predict))
+        else:
+            missing["packed tokens"] = "torch's variable-length attention needs a GPU and half precision"
         mean_depth = float(self.exits_of(self.policies[self.main]).double().mean())
         layers = min(self.layers, key=lambda layer: abs(layer - mean_depth))
         short = quantize(DenseBert(model, layers))

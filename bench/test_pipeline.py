@@ -14,8 +14,10 @@ from bench.arrivals import waiting_times
 from bench.environment import ROOT, environment
 from bench.peak_memory import peak_memory
 from bench.pipeline_cells import workbench
+from bench.pipeline_skips import drawn_paths
 from bench.replay import DISTRIBUTIONS, Replay, drawn, thresholds_for
 from bench.rivals_dense import DenseBert, OnnxBert, missing_onnx
+from bench.rivals_varlen import VarlenRival
 from bench.systems import Workbench
 from geep_triton import Engine
 
@@ -61,6 +63,26 @@ def test_onnx(bench, tmp_path, int8):
     with torch.inference_mode():
         difference = (session(*inputs).softmax(-1) - module(*inputs).softmax(-1)).abs().max()
     assert float(difference) < (0.2 if int8 else 1e-4)
+
+
+def test_packed_tokens_answer_as_all_layers_do(bench):
+    expected = DenseBert(bench.model, bench.depth)
+    for budget in (1, 40, 10_000):
+        rival = VarlenRival(bench.model, bench.tokenizer, budget, bench.settings["max_length"])
+        got = rival.predict(bench.rows)
+        torch.testing.assert_close(got.logits, bench.logits[:, -1], atol=1e-4, rtol=1e-4)
+        assert got.tokens == int(bench.tokens.lengths.sum())
+    inputs = bench.tokens.padded(torch.arange(5), 0)[:2]
+    with torch.inference_mode():  # the model's own attention is as it was
+        logits = expected(*inputs, torch.zeros_like(inputs[0]))
+    torch.testing.assert_close(logits, bench.logits[:5, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "rate"), [(12, 0.0), (12, 0.25), (12, 0.75), (6, 0.5)])
+def test_drawn_paths_skip_their_share(layers, rate):
+    paths = drawn_paths(layers, rate)
+    assert paths.sum(1).tolist() == [round(rate * layers)] * len(paths)
+    assert len(paths.unique(dim=0)) == len(paths)
 
 
 def test_replayed_exits_are_those_recorded(bench):
@@ -123,13 +145,14 @@ CELLS = (
     "latency.cpu.base.reviews.float32",
     "scaling.cpu.length",
     "matrix.cpu.base.32.1024.",
+    "skips.cpu.base.32.1024.",
 )
 
 
 def test_cells_run_dry_and_only_once(tmp_path, capsys):
     command = ["--dry-run", "--output", str(tmp_path), "--only", *CELLS]
     pipeline.main([*command, "--budget-minutes", "0"])
-    assert "4 cells left" in capsys.readouterr().out
+    assert "5 cells left" in capsys.readouterr().out
     pipeline.main(command)
     found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert sorted(found) == sorted(f"{name.rstrip('.')}{'.float32' if name.endswith('.') else ''}.json" for name in CELLS)
@@ -141,7 +164,7 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
     assert {row["load"] for row in found[f"{CELLS[1]}.json"]["latencies"]} == {0.3, 0.6, 0.9}
     capsys.readouterr()
     pipeline.main(command)
-    assert capsys.readouterr().out.count("(done)") == 4
+    assert capsys.readouterr().out.count("(done)") == 5
     with pytest.raises(SystemExit, match="no such cell"):
         pipeline.main(["--dry-run", "--only", "nothing"])
 

@@ -89,15 +89,35 @@ class Tokens:
         positions = torch.repeat_interleave(self.offsets[rows], lengths) + within
         return Tokens(self.ids[positions], offsets, None if self.type_ids is None else self.type_ids[positions])
 
-    def padded(self, rows: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The samples `rows` as a batch padded to its longest: input_ids, attention_mask, token_type_ids, each [B, S]."""
+    def to(self, device: torch.device) -> Tokens:
+        """The same samples on a device; see `to_device`."""
+        type_ids = None if self.type_ids is None else to_device(self.type_ids, device)
+        return Tokens(to_device(self.ids, device), to_device(self.offsets, device), type_ids)
+
+    def padded(
+        self, rows: torch.Tensor, pad_id: int, longest: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The samples `rows` as a padded batch: input_ids, attention_mask, token_type_ids, each [B, S].
+
+        Args:
+            rows: [B] int64, where the tokens are.
+            pad_id: token that pads.
+            longest: S, the most tokens that one of them has; None: the tensors are asked, for which the host waits.
+        """
         starts, lengths = self.offsets[rows], self.lengths[rows]
-        columns = torch.arange(int(lengths.max()))
+        columns = torch.arange(int(lengths.max()) if longest is None else longest, device=rows.device)
         real = columns < lengths[:, None]
         positions = torch.where(real, starts[:, None] + columns, 0)
         input_ids = torch.where(real, self.ids[positions], pad_id)
         type_ids = None if self.type_ids is None else torch.where(real, self.type_ids[positions], 0)
         return input_ids, real.long(), type_ids
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; the host does not wait for a copy to a GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _flatten(rows: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -25,3 +25,48 @@ def test_policy_on_gpu_equals_cpu(model, tokenizer, texts, policy, token_budget)
     assert result.exit_layers.tolist() == expected.exit_layers.tolist()
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-4, rtol=0)
     assert result.logits.device.type == "cpu"
+
+
+@pytest.mark.parametrize("policy", ["full", "constant:2", "predicted:mean"])
+@pytest.mark.parametrize("options", [{}, {"graphs": True}])
+def test_a_planned_window_never_waits_for_the_gpu(model, tokenizer, texts, policy, options):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    engine = Engine(model.cuda(), tokenizer, policy, token_budget=40, **options)
+    engine.predict(texts)  # compiles kernels, records graphs
+    window = next(engine._planned_windows(texts))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            answers = list(engine._window_run(window).answers(window.batches))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sorted(torch.cat([answer.rows for answer in answers]).tolist()) == list(range(len(texts)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"graphs": True}, {"prefetch": True}, {"compile": True}, {"compile": True, "graphs": True}]
+)
+@pytest.mark.parametrize("policy", ["full", "threshold:0.8", "predicted:mean", "verified:0.8"])
+@pytest.mark.parametrize("token_budget", [1, 40, 10_000])
+def test_ways_to_run_change_no_answer(model, tokenizer, texts, policy, ways, token_budget):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    model.cuda()
+    expected = Engine(model, tokenizer, policy, token_budget=token_budget, window=5).predict(texts)
+    engine = Engine(model, tokenizer, policy, token_budget=token_budget, window=5, **dict.fromkeys(ways, True))
+    for _ in range(2):
+        result = engine.predict(texts)
+        assert result.exit_layers.tolist() == expected.exit_layers.tolist()
+        torch.testing.assert_close(result.logits, expected.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_graphs_of_skip_gates(make_model, tokenizer, texts, dtype):
+    model = make_model(skip_gate="mean")
+    with torch.no_grad():
+        for gate in model.gates.values():
+            gate.output.weight.normal_(std=3)
+    model.cuda()
+    expected = Engine(model, tokenizer, dtype=dtype).predict(texts)
+    result = Engine(model, tokenizer, dtype=dtype, graphs=True).predict(texts)
+    assert torch.equal(result.skipped, expected.skipped)
+    torch.testing.assert_close(result.logits, expected.logits, atol=1e-4 if dtype is None else 3e-2, rtol=0)

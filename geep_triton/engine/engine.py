@@ -21,12 +21,14 @@ from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.policies import OneExitWarning, Plan, Policy, parse_policy
+from geep_triton.engine.policies import OneExitWarning, Policy, parse_policy
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
+from geep_triton.engine.windows import Window, one_ahead
 from geep_triton.exits.temperature import TemperatureFit
 from geep_triton.modeling.compiled import compile_layers
+from geep_triton.modeling.graphed import graph_layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
@@ -60,6 +62,10 @@ class Engine:
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
+        graphs: replay CUDA graphs of layers and heads in small batches, whose launches take longer than their work; see
+            `geep_triton.modeling.graphed`. Needs a GPU.
+        prefetch: tokenize and plan the next window in a thread while the device runs this one. Inputs are then read a window
+            further than answers have come.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
         truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
         text_column, pair_column: where rows of a data set hold their text.
@@ -87,6 +93,8 @@ class Engine:
         dtype: str | None = None,
         packed: bool = False,
         compile: bool = False,
+        graphs: bool = False,
+        prefetch: bool = False,
         max_length: int | None = None,
         truncation: bool = False,
         text_column: str = "text",
@@ -121,8 +129,11 @@ class Engine:
             self._twin = pack_layers(self._twin)
         if compile:
             self._twin, self.compile_seconds = compile_layers(self._twin)
+        if graphs:
+            self._twin = graph_layers(self._twin)
         self.token_budget = token_budget
         self.window = window
+        self.prefetch = prefetch
         self.text_column = text_column
         self.pair_column = pair_column
         self.progress = progress
@@ -319,8 +330,12 @@ class Engine:
     def predict_windows(self, inputs: Any) -> Iterator[Predictions]:
         """Answer the inputs window by window, for streams that do not fit into memory; see `predict`."""
         scores = self.policy.rule(self.model) is not None
-        for tokens, first, seconds, truncated in self._encoded_windows(inputs):
-            result = self._predict_window(tokens, first, seconds, truncated)
+        windows = self._planned_windows(inputs)
+        if self.prefetch:
+            _ = self.layer_costs  # measured before a thread works beside
+            windows = one_ahead(windows)
+        for window in windows:
+            result = self._predict_window(window)
             if scores:
                 self._exits += Counter(result.histogram)
             yield result
@@ -368,15 +383,25 @@ class Engine:
         if not first:
             raise ValueError("inputs: expected at least one text, got none")
 
-    def _predict_window(self, tokens: Tokens, first: int, tokenize_seconds: float, truncated: int) -> Predictions:
-        config = self.model.config
+    def _planned_windows(self, inputs: Any) -> Iterator[Window]:
+        """The inputs' windows, ready to run."""
+        on_gpu = self.prefetch and self.model.device.type == "cuda"
+        # On a stream of its own, planning a window does not wait for the layers of the one before.
+        stream = torch.cuda.Stream(self.model.device) if on_gpu else None
+        for tokens, first, tokenize_seconds, truncated in self._encoded_windows(inputs):
+            start = time.perf_counter()
+            with torch.cuda.stream(stream):
+                plan = self.policy.plan(self.model, tokens)
+                layers = self._layers(tokens)
+            batches = self._schedule(plan.stops, layers, tokens)
+            seconds = {"tokenize": tokenize_seconds, "plan": time.perf_counter() - start}
+            yield Window(tokens, first, truncated, plan, layers, batches, seconds)
+
+    def _predict_window(self, window: Window) -> Predictions:
+        config, layers = self.model.config, window.layers
         start = time.perf_counter()
-        plan = self.policy.plan(self.model, tokens)
-        layers = self._layers(tokens)
-        batches = self._schedule(plan.stops, layers, tokens)
-        planned = time.perf_counter()
         with torch.inference_mode():
-            answers = list(self._window_run(plan, layers, tokens).answers(batches))
+            answers = list(self._window_run(window).answers(window.batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
         back = torch.cat([answer.rows for answer in answers]).argsort()
@@ -386,8 +411,8 @@ class Engine:
         if layers.skipped is not None:
             layers_run = layers_run - layers.skipped.sum(1)
         logits = logits[back]
-        _check_finite(logits, first)
-        audited = {"audit": self._run_audit(tokens, logits)} if self._audit is not None else {}
+        _check_finite(logits, window.first)
+        audited = {"audit": self._run_audit(window.tokens, logits)} if self._audit is not None else {}
         return Predictions(
             logits=logits,
             exit_layers=exits,
@@ -395,15 +420,14 @@ class Engine:
             id2label=dict(config.id2label),
             num_layers=config.num_hidden_layers,
             timings={
-                "tokenize": tokenize_seconds,
-                "plan": planned - start,
-                "run": ran - planned,
+                **window.seconds,
+                "run": ran - start,
                 "gather": time.perf_counter() - ran - sum(audited.values()),
                 **audited,
             },
-            truncated=truncated,
-            tokens=batches.tokens,
-            padding=batches.padding,
+            truncated=window.truncated,
+            tokens=window.batches.tokens,
+            padding=window.batches.padding,
             flops=layers.flops,
             skipped=layers.skipped,
         )
@@ -456,18 +480,18 @@ class Engine:
         costs = self.layer_costs if self.skipping.mode == "gates" else None
         return Layers(self._runner, tokens, self.skipping, costs)
 
-    def _window_run(self, plan: Plan, layers: Layers, tokens: Tokens) -> WindowRun:
+    def _window_run(self, window: Window) -> WindowRun:
         rule = self.policy.rule(self.model)
         waits = rule is not None and self.policy.pooling != "never"
         return WindowRun(
             self._runner,
-            tokens,
+            window.tokens,
             rule,
-            plan.certain,
+            window.plan.certain,
             self.policy.answer_head,
-            Pools(tokens, self.token_budget, layers.groups, self._batch_cost) if waits else None,
+            Pools(window.tokens, self.token_budget, window.layers.groups, self._batch_cost) if waits else None,
             self.layer_costs if waits and self.policy.pooling == "auto" else None,
-            layers,
+            window.layers,
         )
 
     @cached_property

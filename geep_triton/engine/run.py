@@ -15,7 +15,7 @@ from geep_triton.engine.skipping import Layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.partition import partition
-from geep_triton.outputs import Schedule, Tokens
+from geep_triton.outputs import Schedule, Tokens, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,8 @@ class WindowRun:
 
     def answers(self, plan: Schedule) -> Iterator[Answer]:
         """Every sample of the window in exactly one answer; batches as planned, pools as they fill, the rest at the end."""
-        for rows, stop in plan.batches():
-            input_ids, attention_mask, type_ids = _batch(self.model, self.tokens, rows)
-            batch = Batch(rows, self.model.embed(input_ids, type_ids), attention_mask, *self._no_memory(rows))
-            yield from self._run(0, stop, batch)
+        for rows, stop, hidden, attention_mask in self._embedded(plan):
+            yield from self._run(0, stop, Batch(rows, hidden, attention_mask, *self._no_memory(rows)))
             while self.pools is not None and (full := self.pools.take_full()) is not None:
                 yield from self._resume(*full)
         while self.pools is not None and (waiting := self.pools.take_full() or self.pools.take_rest()) is not None:
@@ -83,9 +81,7 @@ class WindowRun:
 
     def every_exit(self, plan: Schedule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits of every exit, batch by batch as planned, all to the last layer: rows [B] and [B, E, C]."""
-        for rows, _ in plan.batches():
-            input_ids, attention_mask, type_ids = _batch(self.model, self.tokens, rows)
-            hidden = self.model.embed(input_ids, type_ids)
+        for rows, _, hidden, attention_mask in self._embedded(plan):
             mask, logits = self.layers.mask(rows, hidden, attention_mask), []
             for number in range(1, self.last + 1):
                 if number == self.last or number not in self.model.config.exit_layers:
@@ -95,6 +91,18 @@ class WindowRun:
                 logits.append(self.layers.exit_logits(number, output, attention_mask))
             logits.append(self.layers.exit_logits(self.last, hidden, attention_mask))
             yield rows, torch.stack(logits, dim=1)
+
+    def _embedded(self, plan: Schedule) -> Iterator[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]]:
+        """Per batch as planned: rows [B] on the host, first stop, h_0 [B, S, H] and attention mask [B, S].
+
+        A GPU is sent the window as a whole, once, and makes the batches itself: the host never waits for it here.
+        """
+        device, pad_id = self.model.device, self.model.config.pad_token_id or 0
+        tokens, order = self.tokens.to(device), to_device(plan.order, device)
+        for (rows, stop), there in zip(plan.batches(), order.tensor_split(plan.bounds[1:-1]), strict=True):
+            longest = int(self.tokens.lengths[rows].max())
+            input_ids, attention_mask, type_ids = tokens.padded(there, pad_id, longest)
+            yield rows, stop, self.model.embed(input_ids, type_ids), attention_mask
 
     def _no_memory(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """Prediction and streak of samples that were not scored yet, where the rule asks for them."""
@@ -111,11 +119,10 @@ class WindowRun:
         first = layer == 0
         while True:
             mask = self.layers.mask(batch.rows, batch.hidden, batch.attention_mask)
-            hidden, ran = batch.hidden, None
             unchecked = self.rule is None or stop == self.last
             everybody = unchecked and stop < self.last and self.answer_head == "student"
-            for number in range(layer + 1, stop + (not everybody)):
-                hidden, ran = self.layers.run(number, batch.rows, hidden, batch.attention_mask, mask)
+            last = stop - 1 if everybody else stop
+            hidden, ran = self.layers.run_through(layer + 1, last, batch.rows, batch.hidden, batch.attention_mask, mask)
             if everybody:
                 hidden = self.layers.run_on_all(stop, hidden, mask)
             batch = replace(batch, hidden=hidden)
@@ -189,9 +196,3 @@ class WindowRun:
         if self.answer_head == "teacher" and stop < self.last:
             return Answer(batch.rows, self.layers.shared_logits(batch.hidden, batch.attention_mask, mask), stop, stop + 1)
         return Answer(batch.rows, self.layers.exit_logits(stop, batch.hidden, batch.attention_mask), stop, stop)
-
-
-def _batch(model: MultiExitBert, tokens: Tokens, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The padded samples on the model's device: input_ids, attention_mask, token_type_ids."""
-    tensors = tokens.padded(rows, model.config.pad_token_id or 0)
-    return tuple(None if tensor is None else tensor.to(model.device) for tensor in tensors)

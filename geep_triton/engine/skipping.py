@@ -114,6 +114,18 @@ class Layers:
             return None
         return self.model.layer_mask(hidden, attention_mask)
 
+    def run_through(
+        self, first: int, last: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Layers first..last, each on the samples that run it; as `run`, which rows ran the last of them."""
+        if not self._gated and self._paths is None:
+            self._count_layers(max(0, last - first + 1), hidden)
+            return self.model.run_layers(first, last, hidden, mask), None
+        ran = None
+        for number in range(first, last + 1):
+            hidden, ran = self.run(number, rows, hidden, attention_mask, mask)
+        return hidden, ran
+
     def run(
         self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -167,8 +179,11 @@ class Layers:
 
     def run_on_all(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
         """What the layer gives to everybody, [B, S, H], which is what the layer's early head answers by."""
-        self.flops.layers += hidden.shape[0] * layer_flops(self.model.config, hidden.shape[1])
+        self._count_layers(1, hidden)
         return self.model.run_layer(number, hidden, mask)
+
+    def _count_layers(self, layers: int, hidden: torch.Tensor) -> None:
+        self.flops.layers += layers * hidden.shape[0] * layer_flops(self.model.config, hidden.shape[1])
 
     def _some(
         self,

@@ -146,6 +146,12 @@ class MultiExitBert(BertPreTrainedModel):
         """h_{layer-1} [B, S, H] -> h_layer [B, S, H]; layers count from 1."""
         return self.bert.encoder.layer[layer - 1](hidden_states, layer_mask)
 
+    def run_layers(self, first: int, last: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
+        """h_{first-1} [B, S, H] -> h_last [B, S, H], one layer after another; as it is where last < first."""
+        for layer in range(first, last + 1):
+            hidden_states = self.run_layer(layer, hidden_states, layer_mask)
+        return hidden_states
+
     def skip_gate(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> SkipGate | None:
         """h_{layer-1} [B, S, H] -> who skips the layer; None where it has no gate."""
         if str(layer) not in self.gates:
