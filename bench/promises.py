@@ -4,7 +4,8 @@
 
 Calibration texts are the dev rows and the first third of the test rows; everything is reported on the rest of the test rows.
 The exit table is built from training texts, without their labels. Speed is the median of interleaved rounds, at each token
-budget beside full depth in the same run, over texts that fill several batches. Two bounds say what speed-up the saved layers
+budget beside full depth in the same run, over texts that fill several batches. Called again with other token budgets, it
+measures the same policies at those and adds them to the file. Two bounds say what speed-up the saved layers
 allow: L / mean layers of a text, and L / mean layers of a token, which is the honest one where long texts stay longer.
 """
 
@@ -124,7 +125,72 @@ def filling(lengths: torch.Tensor, tokens: int) -> list[int]:
 def shares(speed_up: float, mean: dict[str, float], layers: int) -> dict[str, float]:
     """Of what the layers saved by the timed texts, of these means, allow."""
     bounds = {"share_of_bound": "mean_layers", "share_of_token_bound": "mean_layers_of_a_token"}
-    return mean | {name: speed_up * mean[of] / layers for name, of in bounds.items()}
+    return {name: speed_up * mean[of] / layers for name, of in bounds.items()}
+
+
+def measured_at(
+    budgets: dict[int, Engine],
+    forms: Sequence[str],
+    test: list[Row],
+    timed: dict[int, list[int]],
+    agreement: float,
+    rounds: int,
+) -> tuple[dict[int, dict[str, float]], list[dict[str, float]]]:
+    """Token budget -> policy -> samples a second, and how full depth drifted at each budget."""
+    found, drifts = {}, []
+    for budget, engine in tqdm(budgets.items(), desc=f"agreement {agreement}"):
+        engines = {form: engine.with_policy(form) for form in forms}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OneExitWarning)
+            found[budget], drift = speeds(engines, [test[row] for row in timed[budget]], rounds)
+        drifts.append({"promise": agreement, "token_budget": budget, "drift": drift})
+    return found, drifts
+
+
+def speed_of(
+    form: str, measured: dict[int, dict[str, float]], held_out: HeldOut, timed: dict[int, list[int]]
+) -> dict[str, dict[str, float]]:
+    """Token budget -> a policy's speed, speed-up and shares of what the layers saved by the timed texts allow."""
+    exits, found = held_out.exits(parse_policy(form)), {}
+    for budget, by_form in measured.items():
+        speed_up, own = by_form[form] / by_form["full"], held_out.mean_layers(exits, timed[budget])
+        own |= shares(speed_up, own, held_out.model.config.num_hidden_layers)
+        found[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | own
+    return found
+
+
+def add_budgets(
+    result: dict[str, Any],
+    budgets: dict[int, Engine],
+    held_out: HeldOut,
+    test: list[Row],
+    timed: dict[int, list[int]],
+    rounds: int,
+) -> None:
+    """Measure the policies of a result at token budgets that it lacks.
+
+    Raises:
+        ValueError: the model or the texts are not those of the result.
+    """
+    for row in result["policies"]:
+        now = held_out.judge(parse_policy(row["policy"]))
+        if any(not math.isclose(now[name], row[name], abs_tol=1e-6) for name in now):
+            raise ValueError(f"{row['policy']}: {now} here, in the result file {[row[name] for name in now]}")
+    for agreement in sorted({row["promise"] for row in result["policies"]}, reverse=True):
+        rows = [row for row in result["policies"] if row["promise"] == agreement]
+        forms = [row["policy"] for row in rows]
+        measured, drifts = measured_at(budgets, forms, test, timed, agreement, rounds)
+        result["drift_of_full_depth"] += drifts
+        for row in rows:
+            row["speed"] |= speed_of(row["policy"], measured, held_out, timed)
+    result["settings"]["speed_samples"] |= {str(budget): len(rows) for budget, rows in timed.items()}
+    result["added"] = [*result.get("added", []), {"token_budgets": list(timed), "rounds": rounds, "environment": environment()}]
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
 
 
 def curves(held_out: HeldOut, calibration: torch.Tensor, score_cost: float) -> dict[str, list[dict[str, float]]]:
@@ -167,13 +233,21 @@ def main() -> None:
     )
     engine = Engine(model, tokenizer, "full", progress=True, **settings)
     held_out = HeldOut(model, *engine.exit_logits(test), targets(test, model.config.label2id))
-    found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.score)
-
+    name = re.sub("[^a-z0-9_]", "_", arguments.name.lower())
+    path = arguments.output / "promises" / f"{name}_s{arguments.seed}.json"
+    known = json.loads(path.read_text()) if path.is_file() else None
+    has = [] if known is None else [int(budget) for budget in known["settings"]["speed_samples"]]
     timed = {
         budget: filling(held_out.tokens.lengths, max(arguments.batches * budget, arguments.speed_tokens))
         for budget in arguments.token_budgets
+        if budget not in has
     }
     by_budget = {budget: Engine(model, tokenizer, "full", token_budget=budget, **settings) for budget in timed}
+    if known is not None:
+        add_budgets(known, by_budget, held_out, test, timed, arguments.rounds)
+        write(known, path)
+        return
+    found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.score)
     others = {Path(path).parent.name: read_rows(path)[: len(test)] for path in arguments.shifted}
     shifted = {
         name: HeldOut(model, *engine.exit_logits([(row["text"], row.get("text_pair")) for row in texts]), None)
@@ -192,19 +266,11 @@ def main() -> None:
         audits[str(agreement)] = {
             name: audited(engine, agreement, texts) for name, texts in {arguments.name: test, **others}.items()
         }
-        measured = {}
-        for budget in tqdm(arguments.token_budgets, desc=f"agreement {agreement}"):
-            engines = {form: by_budget[budget].with_policy(form) for form in forms}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", OneExitWarning)
-                measured[budget], drift = speeds(engines, [test[row] for row in timed[budget]], arguments.rounds)
-            drifts.append({"promise": agreement, "token_budget": budget, "drift": drift})
+        measured, drifted = measured_at(by_budget, list(forms), test, timed, agreement, arguments.rounds)
+        drifts += drifted
         for form, family in forms.items():
-            policy, speed = parse_policy(form), {}
-            exits = held_out.exits(policy)
-            for budget, by_form in measured.items():
-                speed_up, own = by_form[form] / by_form["full"], held_out.mean_layers(exits, timed[budget])
-                speed[str(budget)] = {"samples_per_second": by_form[form], "speed_up": speed_up} | shares(speed_up, own, layers)
+            policy = parse_policy(form)
+            speed = speed_of(form, measured, held_out, timed)
             elsewhere = {name: texts.judge(policy) for name, texts in shifted.items()}
             reached.append({
                 "promise": agreement, "family": family, "policy": form, "chosen": form == found.chosen.policy,
@@ -231,12 +297,7 @@ def main() -> None:
         "audit": audits,
         "curves": found_curves,
     }  # fmt: skip
-    name = re.sub("[^a-z0-9_]", "_", arguments.name.lower())
-    folder = arguments.output / "promises"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_s{arguments.seed}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    write(result, path)
 
 
 if __name__ == "__main__":
