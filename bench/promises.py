@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from bench.curves import equal_depth
 from bench.environment import RESULTS, environment
 from bench.policies import targets
 from geep_triton import Engine, MultiExitBert, build_exit_table
@@ -40,7 +40,6 @@ from geep_triton.outputs import Tokens
 
 ATTEMPTS = 3
 STEADY = 0.05  # drift of full depth within one measurement
-EQUAL_DEPTHS = 20  # mean depths at which two families are compared
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -199,15 +198,6 @@ def curves(held_out: HeldOut, calibration: torch.Tensor, score_cost: float) -> d
     return {family.name: [held_out.judge(policy) for policy in family.policies(fit)] for family in families_of(held_out.model)}
 
 
-def equal_depth(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
-    """Accuracy of one family less that of another at the same mean depth, where both have settings: worst and mean."""
-    sorted_curves = [sorted((point["mean_layers"], point["accuracy"]) for point in curve) for curve in (ours, theirs)]
-    low, high = max(curve[0][0] for curve in sorted_curves), min(curve[-1][0] for curve in sorted_curves)
-    depths = np.linspace(low, high, EQUAL_DEPTHS)
-    difference = np.subtract(*(np.interp(depths, *zip(*curve, strict=True)) for curve in sorted_curves))
-    return {"worst": float(difference.min()), "mean": float(difference.mean()), "from": float(low), "to": float(high)}
-
-
 def audited(engine: Engine, agreement: float, rows: list[Row]) -> dict[str, Any]:
     """What an audit of half of these texts reports under the engine's policy."""
     served = engine.with_policy(engine.policy)
@@ -293,7 +283,7 @@ def main() -> None:
         "drift_of_full_depth": drifts,
         "unsafe": unsafe,
         "policies": reached,
-        "verified_less_threshold": equal_depth(found_curves["verified"], found_curves["threshold"]),
+        "verified_less_threshold": equal_depth([(found_curves["verified"], found_curves["threshold"])]),
         "audit": audits,
         "curves": found_curves,
     }  # fmt: skip

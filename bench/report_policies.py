@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.curves import equal_depth
 from bench.environment import RESULTS
 from bench.report_ops import read
 
@@ -133,9 +134,9 @@ def targets_section(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
         TARGETS,
         "",
-        "| data | verified less threshold, points on average | at worst | over mean layers | its speed over threshold's | "
-        "share of L / mean layers, chosen | of a token |",
-        "|---|---|---|---|---|---|---|",
+        "| data | verified less threshold, points on average | worst depth, mean of seeds | worst of a seed | "
+        "over mean layers | its speed over threshold's | share of L / mean layers, chosen | of a token |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
         compared = [run["verified_less_threshold"] for run in runs]
@@ -148,11 +149,12 @@ def targets_section(found: dict[str, list[dict[str, Any]]]) -> str:
         low, high = min(one["from"] for one in compared), max(one["to"] for one in compared)
         points = [
             f"{100 * statistics.mean(one['mean'] for one in compared):+.2f}",
+            f"{100 * equal_depth([(run['curves']['verified'], run['curves']['threshold']) for run in runs])['worst']:+.2f}",
             f"{100 * min(one['worst'] for one in compared):+.2f}",
             f"{low:.2f} to {high:.2f}",
         ]  # fmt: skip
         if low == high:
-            points = ["nothing to compare", "", f"verified runs {low:.2f} whatever its threshold"]
+            points = ["nothing to compare", "", "", f"verified runs {low:.2f} whatever its threshold"]
         smallest = token_budgets(runs)[0]
         faster = [100 * ratio - 100 for run in runs for ratio in speed_ratios(run, "verified", "threshold", smallest)]
         speed = (
