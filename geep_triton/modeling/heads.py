@@ -90,6 +90,7 @@ class AttentionHead(nn.Module):
         self.num_heads = config.head_attention_heads
         self.attention_dropout = config.head_dropout
         self.reduce = XavierLinear(config.hidden_size, size)
+        self.activation = nn.Tanh()
         self.query = XavierLinear(size, size)
         self.key_value = XavierLinear(size, 2 * size)
         self.output = XavierLinear(size, size)
@@ -110,7 +111,7 @@ class AttentionHead(nn.Module):
 
     def features(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, S, H] -> the head's own features of each token [B, S, D]."""
-        return torch.tanh(self.reduce(hidden_states))
+        return self.activation(self.reduce(hidden_states))
 
 
 HEAD_CLASSES: dict[str, type[nn.Module]] = {"attention": AttentionHead, "pooler": PoolerHead, "linear": LinearHead}

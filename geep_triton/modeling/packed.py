@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.activations import GELUActivation
 
+from geep_triton.modeling.heads import AttentionHead
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import twin
 
@@ -15,7 +16,7 @@ class PackedLinear(nn.Module):
 
     torch multiplies float32 matrices by MKL, which on processors that are not Intel's may reach less than half of what they
     can do; oneDNN, which torch brings along, does not. Its weight is laid out once for that, in a tensor that nothing else can
-    read. An activation ("none" or "gelu") is applied on the way out.
+    read. An activation ("none", "gelu" or "tanh") is applied on the way out.
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
@@ -53,4 +54,7 @@ def pack_layers(model: MultiExitBert) -> MultiExitBert:
         if isinstance(layer.intermediate.intermediate_act_fn, GELUActivation):
             layer.intermediate.dense.activation = "gelu"
             layer.intermediate.intermediate_act_fn = nn.Identity()
+    for head in other.heads.values():
+        if isinstance(head, AttentionHead):
+            head.reduce.activation, head.activation = "tanh", nn.Identity()
     return other
