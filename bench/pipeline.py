@@ -32,7 +32,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 AXES = ("length", "classes", "window", "samples")
 LENGTHS, TOKENS = (32, 64, 128, 512), (1_024, 4_096, 16_384, 65_536)
 SKIPS = {"cpu": ((32, 1_024),), "cuda": ((128, 16_384), (128, 65_536))}  # length, tokens of a batch
-SAMPLES = {"minilm": 256, "base": 48}
+SAMPLES = {"cpu": {"minilm": 256, "base": 48}, "cuda": {"minilm": 8192, "base": 8192}}
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="PREFIX", help="of the cells' names")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--samples", type=int, help="texts of a cell; default: 256 for MiniLM, 48 for the base shape")
+    parser.add_argument(
+        "--samples", type=int, help="texts of a cell; default: 256 for MiniLM and 48 for the base shape, 8,192 on a GPU"
+    )
     parser.add_argument("--token-budget", type=int, help="default: 1,024 on a CPU, 65,536 on a GPU")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: unless --dry-run")
@@ -119,9 +121,9 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
 def settings_of(arguments: argparse.Namespace) -> cells.Settings:
     dry = arguments.dry_run
     texts = named(arguments.texts, "--texts") or {"reviews": str(ROOT / "examples" / "data" / "test.jsonl")}
-    samples = dict.fromkeys(SAMPLES, 6) if dry else SAMPLES
-    if arguments.samples:
-        samples = dict.fromkeys(SAMPLES, arguments.samples)
+    samples = SAMPLES[arguments.device]
+    if dry or arguments.samples:
+        samples = dict.fromkeys(samples, arguments.samples or 6)
     return cells.Settings(
         device=arguments.device,
         models={} if dry else named(arguments.models, "--models"),

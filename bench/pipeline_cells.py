@@ -32,6 +32,7 @@ LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
 BATCHES = 8  # of a window in the matrix
 CUDA_CALLS = {
     "kernels": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
+    "graphs": ("cudaGraphLaunch",),
     "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
 }
 LEFT_OUT = ("deebert", "huggingface, random")  # of the matrix: too slow, and all samples are of one length
@@ -128,7 +129,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
             compile_seconds = several[0].predict.__self__.compile_seconds
             ours += several
             if settings.device == "cuda":
-                ours += bench.ours(dtype, "compiled, prefetch")
+                ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
         rows = compared(bench, rivals + ours, dtype, settings.rounds)
     by_name = {row["system"]: row for row in rows}
     lengths = bench.tokens.lengths.double()
@@ -155,7 +156,9 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
         rivals, _ = bench.rivals(dtype, False, Path(folder))
     chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
     chosen += [system for system in rivals if system.kind == "exits"]
-    chosen += [system for system in bench.ours(dtype) if system.name in ("ours, full", f"ours, {bench.main}")]
+    ways = ["plain"] + ["graphs"] * (settings.device == "cuda")
+    ours = [system for way in ways for system in bench.ours(dtype, way)]
+    chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
     for system in chosen:
         bench.checked(system, dtype)
     start = time.perf_counter()
@@ -242,7 +245,7 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     depth = model.config.num_hidden_layers
     recorded = {name: drawn(shares, samples, depth) for name, shares in DISTRIBUTIONS.items() if name != "all-12"}
     bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
-    rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length))
+    rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length), one_shape=True)
     ways = ["plain"] + ["compiled"] * settings.compile
     if device.type == "cuda" and tokens <= MOST_TOKENS:
         ways += ["graphs"] + ["compiled, graphs"] * settings.compile
@@ -291,7 +294,7 @@ def best(call: Callable[[], object], device: torch.device, rounds: int = 10) -> 
 
 
 def launches(system: System, rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Kernels, and waits of the host for the GPU, in one call on all rows."""
+    """Kernels and graphs that the host launches, and its waits for the GPU, in one call on all rows."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:

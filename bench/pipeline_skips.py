@@ -46,9 +46,7 @@ class KnownPaths:
 
 
 def drawn_paths(layers: int, rate: float, seed: int = 0) -> torch.Tensor:
-    """[K, L] bool, different paths that each skip a share `rate` of the layers; one path where none is skipped."""
-    if not rate:
-        return torch.zeros(1, layers, dtype=torch.bool)
+    """[K, L] bool, different paths that each skip a share `rate` of the layers."""
     generator, count = torch.Generator().manual_seed(seed), round(rate * layers)
     paths = torch.zeros(PATHS, layers, dtype=torch.bool)
     for path in paths:
@@ -69,8 +67,9 @@ def skip_rates(
         model = load_model(shape, skip_gate="mean").to(device)
         depth = model.config.num_hidden_layers
         model.exit_table = KnownPaths(drawn_paths(depth, rate))
+        mode = "planned" if rate else "never"
         engines = [
-            Engine(model, tokenizer, "full", skipping="planned", token_budget=budget, max_length=length, dtype=kind)
+            Engine(model, tokenizer, "full", skipping=mode, token_budget=budget, max_length=length, dtype=kind)
             for budget, kind in ((1, None), (tokens, dtype))
         ]
         expected, got = (engine.predict(rows[:CHECKED]) for engine in engines)

@@ -4,8 +4,8 @@
 
 Calibration texts are the dev rows and the first third of the test rows; everything is reported on the rest of the test rows.
 The exit table is built from training texts, without their labels. Speed is the median of interleaved rounds, at each token
-budget beside full depth in the same run, over texts that fill several batches. Called again with other token budgets, it
-measures the same policies at those and adds them to the file. Two bounds say what speed-up the saved layers
+budget beside full depth in the same run, over texts that fill several batches. With `--add-budgets` the policies of a result
+are measured at token budgets that it lacks. Two bounds say what speed-up the saved layers
 allow: L / mean layers of a text, and L / mean layers of a token, which is the honest one where long texts stay longer.
 """
 
@@ -39,6 +39,7 @@ from geep_triton.evaluation.measure import quiet_garbage_collector
 from geep_triton.outputs import Tokens
 
 ATTEMPTS = 3
+MACHINE = ("cpu", "threads", "gpu", "torch")  # of the environment: what one result has in common
 STEADY = 0.05  # drift of full depth within one measurement
 
 
@@ -56,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ngram", type=int, default=1)
     parser.add_argument("--agreements", type=float, nargs="+", default=[0.99, 0.98, 0.95])
     parser.add_argument("--token-budgets", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--add-budgets", action="store_true", help="to the result file, which must be of this machine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=2, help="of each token budget that the timed texts fill, at least")
     parser.add_argument("--speed-tokens", type=int, default=8192, help="that the timed texts have, at least")
@@ -169,8 +171,13 @@ def add_budgets(
     """Measure the policies of a result at token budgets that it lacks.
 
     Raises:
-        ValueError: the model or the texts are not those of the result.
+        ValueError: the model, the texts or the machine are not those of the result, or it lacks none.
     """
+    then, now = ({name: where[name] for name in MACHINE} for where in (result["environment"], environment()))
+    if then != now:
+        raise ValueError(f"the result file was measured on {then}, this is {now}")
+    if not budgets:
+        raise ValueError("the result file has all of these token budgets")
     for row in result["policies"]:
         now = held_out.judge(parse_policy(row["policy"]))
         if any(not math.isclose(now[name], row[name], abs_tol=1e-6) for name in now):
@@ -225,7 +232,7 @@ def main() -> None:
     held_out = HeldOut(model, *engine.exit_logits(test), targets(test, model.config.label2id))
     name = re.sub("[^a-z0-9_]", "_", arguments.name.lower())
     path = arguments.output / "promises" / f"{name}_s{arguments.seed}.json"
-    known = json.loads(path.read_text()) if path.is_file() else None
+    known = json.loads(path.read_text()) if arguments.add_budgets else None
     has = [] if known is None else [int(budget) for budget in known["settings"]["speed_samples"]]
     timed = {
         budget: filling(held_out.tokens.lengths, max(arguments.batches * budget, arguments.speed_tokens))

@@ -165,8 +165,8 @@ def matrix_section(result: Result) -> str:
     ]
     lines += ["", *table(result["systems"])]
     if result["launches"]:
-        lines += ["", "Kernels launched, and waits of the host for the GPU, in a window:", ""]
-        lines += [f"- {name}: {found['kernels']:,}, {found['waits']:,}" for name, found in result["launches"].items()]
+        lines += ["", "What the host launches in a window, kernels and graphs of many, and how often it waits for the GPU:", ""]
+        lines += [f"- {name}: {', '.join(f'{found[kind]:,}' for kind in found)}" for name, found in result["launches"].items()]
     return "\n".join(lines)
 
 

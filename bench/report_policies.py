@@ -82,9 +82,10 @@ def setting(runs: list[dict[str, Any]]) -> str:
     first, where = runs[0], runs[0]["environment"]
     training = first["training"]
     epochs = " or ".join(sorted({f"{run['training']['epochs']:g}" for run in runs}))
-    dates = sorted({run["environment"]["date"] for run in runs})
+    added = [more for run in runs for more in run.get("added", [])]  # token budgets measured later
+    dates = sorted({run["environment"]["date"] for run in [*runs, *added]})
     timed = alternatives(texts for run in runs for texts in timed_texts(run))
-    rounds = alternatives(run["settings"]["rounds"] for run in runs)
+    rounds = alternatives([*(run["settings"]["rounds"] for run in runs), *(more["rounds"] for more in added)])
     return (
         f"{first['data']['calibration']:,} calibration texts, {first['data']['test']:,} others measured, exit table from "
         f"{first['data']['table']:,}; {first['num_layers']} layers, recipe `{training['recipe']}`, {epochs} epochs, at most "

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 
 from geep_triton import MultiExitBert, Predictions
-from geep_triton.outputs import Tokens
+from geep_triton.outputs import Tokens, to_device
 
 BATCH = 32  # samples of a batch in the order of arrival
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask, segments, each [B, S] -> logits [B, C]
@@ -152,14 +152,15 @@ class DenseRival:
         start = time.perf_counter()
         tokens = encode(self.tokenizer, rows, self.max_length)
         tokenized = time.perf_counter()
-        logits, padded = torch.empty(len(rows), self.model.config.num_labels), 0
+        parts, answered, padded = list(self._batches(tokens.lengths)), [], 0
         with torch.inference_mode():
-            for part in self._batches(tokens.lengths):
+            for part in parts:
                 input_ids, mask, type_ids = tokens.padded(part, self.tokenizer.pad_token_id or 0)
                 type_ids = torch.zeros_like(input_ids) if type_ids is None else type_ids
-                inputs = (tensor.to(self.model.device) for tensor in (input_ids, mask, type_ids))
-                logits[part] = self.call(*inputs).float().cpu()
+                inputs = (to_device(tensor, self.model.device) for tensor in (input_ids, mask, type_ids))
+                answered.append(self.call(*inputs).clone())  # a graph's answer is overwritten by the next
                 padded += input_ids.numel()
+            logits = torch.cat(answered).float().cpu()[torch.cat(parts).argsort()]
         depth = torch.full((len(rows),), self.layers)
         seconds = {"tokenize": tokenized - start, "run": time.perf_counter() - tokenized}
         return answers(self.model, logits, depth, seconds, padded, 1 - int(tokens.lengths.sum()) / padded)

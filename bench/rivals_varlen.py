@@ -44,24 +44,31 @@ def attend_within(
 
 
 class VarlenBert(DenseBert):
-    """As `DenseBert`, on packed tokens."""
+    """As `DenseBert`, on packed tokens; `compile`: its layers by torch.compile."""
 
-    def __init__(self, model: MultiExitBert, layers: int) -> None:
+    def __init__(self, model: MultiExitBert, layers: int, compile: bool = False) -> None:
         super().__init__(model, layers)
         AttentionInterface.register(NAME, attend_within)
         self.bert.config._attn_implementation = NAME
+        self.run = torch.compile(_run, dynamic=True) if compile else _run
 
-    def forward(
-        self, ids: torch.Tensor, type_ids: torch.Tensor, positions: torch.Tensor, offsets: torch.Tensor, lengths: list[int]
-    ) -> torch.Tensor:
-        """Tokens of N texts, each [T], offsets [N + 1] int32 -> logits [N, C]."""
-        hidden = self.bert.embeddings(input_ids=ids[None], token_type_ids=type_ids[None], position_ids=positions[None])
+    def forward(self, ids: torch.Tensor, type_ids: torch.Tensor, offsets: torch.Tensor, longest: int) -> torch.Tensor:
+        """Tokens of N texts, ids and segments [T], offsets [N + 1] int64 -> logits [N, C]."""
+        lengths = offsets.diff()
+        text = torch.repeat_interleave(lengths, output_size=len(ids))
+        position = torch.arange(len(ids), device=ids.device) - offsets[text]
+        hidden = self.bert.embeddings(input_ids=ids[None], token_type_ids=type_ids[None], position_ids=position[None])
         for layer in self.bert.encoder.layer:
-            hidden = layer(hidden, None, offsets=offsets, longest=max(lengths))
+            hidden = self.run(layer, hidden, offsets.int(), longest)
         # The head reads padded texts; it runs once.
-        padded = nn.utils.rnn.pad_sequence(hidden[0].split(lengths), batch_first=True)
-        mask = torch.arange(padded.shape[1], device=ids.device) < offsets.diff()[:, None]
+        padded = hidden.new_zeros(len(lengths), longest, hidden.shape[2])
+        padded[text, position] = hidden[0]
+        mask = torch.arange(longest, device=ids.device) < lengths[:, None]
         return self.head(padded, mask.long()) / self.temperature
+
+
+def _run(layer: nn.Module, hidden: torch.Tensor, offsets: torch.Tensor, longest: int) -> torch.Tensor:
+    return layer(hidden, None, offsets=offsets, longest=longest)
 
 
 class VarlenRival:
@@ -71,26 +78,32 @@ class VarlenRival:
         model: whose weights run.
         token_budget: of a batch.
         max_length: tokens at which texts are cut.
+        compile: its layers.
     """
 
-    def __init__(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, token_budget: int, max_length: int) -> None:
+    def __init__(
+        self,
+        model: MultiExitBert,
+        tokenizer: PreTrainedTokenizerBase,
+        token_budget: int,
+        max_length: int,
+        compile: bool = False,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.token_budget, self.max_length = token_budget, max_length
-        self.bert = VarlenBert(model, model.config.num_hidden_layers)
+        self.bert = VarlenBert(model, model.config.num_hidden_layers, compile)
 
     def predict(self, rows: Sequence[dict[str, Any]]) -> Predictions:
         """As `Engine.predict`."""
-        start, device = time.perf_counter(), self.model.device
+        start = time.perf_counter()
         tokens = encode(self.tokenizer, rows, self.max_length)
         tokenized, logits = time.perf_counter(), []
         with torch.inference_mode():
             for part in self._batches(tokens):
-                lengths = part.lengths.tolist()
-                positions = torch.cat([torch.arange(length) for length in lengths])
-                type_ids = torch.zeros_like(part.ids) if part.type_ids is None else part.type_ids
-                inputs = (value.to(device) for value in (part.ids, type_ids, positions, part.offsets.int()))
-                logits.append(self.bert(*inputs, lengths))
-        logits = torch.cat(logits).float().cpu()
+                there, longest = part.to(self.model.device), int(part.lengths.max())
+                type_ids = torch.zeros_like(there.ids) if there.type_ids is None else there.type_ids
+                logits.append(self.bert(there.ids, type_ids, there.offsets, longest))
+            logits = torch.cat(logits).float().cpu()
         depth = torch.full((len(rows),), self.model.config.num_hidden_layers)
         seconds = {"tokenize": tokenized - start, "run": time.perf_counter() - tokenized}
         return answers(self.model, logits, depth, seconds, int(tokens.lengths.sum()))

@@ -25,13 +25,15 @@ from geep_triton.modeling.precision import in_dtype
 DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.08}
 MOVED = 0.02  # in float32; in less a sample near a threshold may well cross it
 NOBODY = "threshold:0,pooling=never"
+WINDOW = 1024  # samples, so that the texts of a cell on a GPU make several
 WAYS = {  # of running the layers: arguments of `Engine`
     "plain": {},
     "packed": {"packed": True},
     "compiled": {"compile": True},
     "graphs": {"graphs": True},
     "compiled, graphs": {"compile": True, "graphs": True},
-    "compiled, prefetch": {"compile": True, "prefetch": True},
+    "compiled, windows": {"compile": True, "window": WINDOW},
+    "compiled, windows, prefetch": {"compile": True, "window": WINDOW, "prefetch": True},
 }
 
 
@@ -119,13 +121,16 @@ class Workbench:
             for name, policy in policies.items()
         ]
 
-    def rivals(self, dtype: str, compile: bool, folder: Path | None, batch: int = BATCH) -> tuple[list[System], dict[str, str]]:
+    def rivals(
+        self, dtype: str, compile: bool, folder: Path | None, batch: int = BATCH, one_shape: bool = False
+    ) -> tuple[list[System], dict[str, str]]:
         """Those of this precision, and why others are missing.
 
         Args:
             dtype, compile: whether compiled ones take part.
             folder: for ONNX files; None: without ONNX Runtime.
             batch: samples of a batch that shrinks.
+            one_shape: all batches are of one shape, for which a GPU's rival may be compiled to a CUDA graph.
         """
         model = in_dtype(self.model, dtype) if dtype != "int8" else self.model
         quantize = torch_int8 if dtype == "int8" else lambda module: module
@@ -139,6 +144,9 @@ class Workbench:
             missing["compiled"] = "torch's int8 layers cannot be compiled"
         elif compile:
             found.append(System(f"{name}, compiled, length-sorted", "full", self._dense(compiled(full), self.depth, budget)))
+            if one_shape and self.model.device.type == "cuda":
+                graphed = torch.compile(full, mode="reduce-overhead", dynamic=False)
+                found.append(System(f"{name}, compiled to CUDA graphs", "full", self._dense(graphed, self.depth, budget)))
         else:
             missing["compiled"] = "left out (--no-compile)"
         reason = missing_onnx() if folder is not None and self.model.device.type == "cpu" else "measured on texts on a CPU only"
@@ -150,7 +158,7 @@ class Workbench:
         else:
             missing["onnxruntime"] = reason
         if self.model.device.type == "cuda" and dtype == "bfloat16":
-            packed = VarlenRival(model, self.tokenizer, budget, self.settings["max_length"])
+            packed = VarlenRival(model, self.tokenizer, budget, self.settings["max_length"], compile)
             found.append(System(f"{name}, packed tokens", "full", packed.predict))
         else:
             missing["packed tokens"] = "torch's variable-length attention needs a GPU and half precision"

@@ -290,5 +290,5 @@ class Predictions:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples over the sum of all stages' seconds."""
+        """Samples over the sum of all stages' seconds, which overlap under `Engine(prefetch=True)`: it then reaches more."""
         return len(self) / sum(self.timings.values())

@@ -43,16 +43,14 @@ def test_a_planned_window_never_waits_for_the_gpu(model, tokenizer, texts, polic
     assert sorted(torch.cat([answer.rows for answer in answers]).tolist()) == list(range(len(texts)))
 
 
-@pytest.mark.parametrize(
-    "options", [{"graphs": True}, {"prefetch": True}, {"compile": True}, {"compile": True, "graphs": True}]
-)
+@pytest.mark.parametrize("ways", [("graphs",), ("prefetch",), ("compile",), ("compile", "graphs"), ("graphs", "prefetch")])
 @pytest.mark.parametrize("policy", ["full", "threshold:0.8", "predicted:mean", "verified:0.8"])
 @pytest.mark.parametrize("token_budget", [1, 40, 10_000])
 def test_ways_to_run_change_no_answer(model, tokenizer, texts, policy, ways, token_budget):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
     model.cuda()
-    expected = Engine(model, tokenizer, policy, token_budget=token_budget, window=5).predict(texts)
-    engine = Engine(model, tokenizer, policy, token_budget=token_budget, window=5, **dict.fromkeys(ways, True))
+    expected = Engine(model, tokenizer, policy, token_budget=token_budget, window=2).predict(texts)
+    engine = Engine(model, tokenizer, policy, token_budget=token_budget, window=2, **dict.fromkeys(ways, True))
     for _ in range(2):
         result = engine.predict(texts)
         assert result.exit_layers.tolist() == expected.exit_layers.tolist()
@@ -70,3 +68,12 @@ def test_graphs_of_skip_gates(make_model, tokenizer, texts, dtype):
     result = Engine(model, tokenizer, dtype=dtype, graphs=True).predict(texts)
     assert torch.equal(result.skipped, expected.skipped)
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-4 if dtype is None else 3e-2, rtol=0)
+
+
+def test_graphs_follow_temperatures(model, tokenizer, texts):
+    model.cuda()
+    plain, graphed = Engine(model, tokenizer), Engine(model, tokenizer, graphs=True)
+    before = graphed.exit_logits(texts)[1]
+    model.config.exit_temperatures = [2.0] * len(model.config.exit_layers)
+    torch.testing.assert_close(graphed.exit_logits(texts)[1], before / 2, atol=1e-4, rtol=0)
+    torch.testing.assert_close(graphed.exit_logits(texts)[1], plain.exit_logits(texts)[1], atol=1e-4, rtol=0)

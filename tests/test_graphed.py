@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.modeling.graphed import LENGTHS, MOST_TOKENS, SAMPLES, graph_layers, grid_shape
+from geep_triton.modeling.graphed import (
+    FEW_TOKENS,
+    LENGTHS,
+    MOST_PADDING,
+    MOST_TOKENS,
+    SAMPLES,
+    graph_layers,
+    grid_shape,
+)
 
 
 class Recorder:
@@ -35,24 +45,24 @@ def batch(samples, length, padded):
     return torch.randn(samples, length, 32), (torch.arange(length) < lengths[:, None]).long()
 
 
-@given(st.integers(1, 5000), st.integers(1, 600), st.sampled_from([64, 1024, MOST_TOKENS]))
+@given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([64, 1024, MOST_TOKENS]))
 def test_grid(samples, length, most):
     shape = grid_shape(samples, length, most)
-    if shape is None:
-        whole = 1 << (samples - 1).bit_length(), next((size for size in LENGTHS if size >= length), 10**9)
-        assert whole[0] * whole[1] > most
+    if samples > SAMPLES[-1] or length > LENGTHS[-1]:
+        assert shape is None
         return
-    assert shape[0] >= samples
-    assert shape[1] >= length
-    assert shape[0] * shape[1] <= most
-    assert shape[0] < 2 * samples
-    assert all(size < length for size in LENGTHS if size < shape[1])
+    whole = min(size for size in SAMPLES if size >= samples), min(size for size in LENGTHS if size >= length)
+    tokens = whole[0] * whole[1]
+    fits = tokens <= most and (tokens <= FEW_TOKENS or tokens <= MOST_PADDING * samples * length)
+    assert shape == (whole if fits else None)
 
 
 def test_grid_covers_what_it_may():
-    assert SAMPLES[-1] * LENGTHS[0] > MOST_TOKENS
+    assert SAMPLES[-1] * LENGTHS[0] >= MOST_TOKENS
     assert grid_shape(1, 512) == (1, 512)
     assert grid_shape(1, 513) is None
+    assert grid_shape(3, 20) == (3, 32)
+    assert grid_shape(65, 65) is None  # 96 x 96: more than twice as many tokens
 
 
 def test_layers_and_heads_of_all_shapes(make_model):
@@ -103,17 +113,42 @@ def test_nan_of_one_batch_does_not_reach_the_next(make_model):
         torch.testing.assert_close(got, model.exit_logits(4, hidden, attention_mask), atol=1e-5, rtol=1e-5)
 
 
-def test_large_batches_and_other_masks_run_as_before(make_model):
+def test_large_batches_run_as_before(make_model):
     model, recorder = make_model(), Recorder()
     other = graph_layers(model, recorder, most_tokens=64)
     hidden, attention_mask = batch(5, 16, True)
     mask = model.layer_mask(hidden, attention_mask)
-    spread = mask.expand(5, 1, 16, 16)
     with torch.inference_mode():
         assert torch.equal(other.run_layers(1, 4, hidden, mask), model.run_layers(1, 4, hidden, mask))
         assert torch.equal(other.exit_logits(1, hidden, attention_mask), model.exit_logits(1, hidden, attention_mask))
-        assert torch.equal(other.run_layers(1, 1, hidden[:2], spread[:2]), model.run_layers(1, 1, hidden[:2], spread[:2]))
     assert recorder.recorded == 0
+
+
+def test_new_temperatures_are_recorded_anew(make_model):
+    model, recorder = make_model(), Recorder()
+    other = graph_layers(model, recorder)
+    hidden, mask = batch(2, 5, False)
+    with torch.inference_mode():
+        before = other.exit_logits(1, hidden, mask)
+        known = recorder.recorded
+        model.config.exit_temperatures = [2.0, 1.0, 1.0, 1.0]
+        torch.testing.assert_close(other.exit_logits(1, hidden, mask), before / 2)
+    # A CUDA graph holds the temperature that it was recorded with.
+    assert recorder.recorded == known + 1
+
+
+def test_threads_do_not_mix_their_batches(make_model):
+    model = make_model()
+    other = graph_layers(model, Recorder())
+    batches = [torch.randn(2, 16, 32) for _ in range(4)]
+
+    def run(hidden):
+        with torch.inference_mode():
+            expected = model.run_layers(1, 4, hidden, None)
+            return all(torch.allclose(other.run_layers(1, 4, hidden, None), expected, atol=1e-5) for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, batches))
 
 
 @pytest.mark.parametrize("policy", ["full", "constant:2", "threshold:0.8", "patience:1", "predicted:mean", "verified:0.8"])
@@ -145,6 +180,10 @@ def test_skip_gates(make_model, tokenizer, texts):
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
-def test_graphs_need_a_gpu(model, tokenizer):
+def test_graphs_need_sdpa_and_a_gpu(model, make_model, tokenizer):
+    eager = make_model()
+    eager.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="graphs=True needs attn_implementation 'sdpa', got 'eager'"):
+        Engine(eager, tokenizer, graphs=True)
     with pytest.raises(ValueError, match="graphs=True needs a model on a CUDA device, got one on cpu"):
         Engine(model, tokenizer, graphs=True)

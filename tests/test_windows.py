@@ -64,6 +64,27 @@ def test_prefetch_changes_no_answer(model, tokenizer, texts, policy, window):
     assert set(result.timings) == set(expected.timings)
 
 
+def test_a_window_that_fails_leaves_no_thread(model, tokenizer, texts, monkeypatch):
+    engine, before = Engine(model, tokenizer, window=2, prefetch=True), threading.active_count()
+
+    def fail(window):
+        raise ValueError("out of memory")
+
+    monkeypatch.setattr(engine, "_predict_window", fail)
+    with pytest.raises(ValueError, match="out of memory") as caught:
+        engine.predict(texts)
+    assert threading.active_count() == before, caught
+
+
+def test_no_stream_on_a_cpu(model, tokenizer, texts, monkeypatch):
+    def no_stream(*_):
+        raise AssertionError("a CUDA stream for a model on a CPU")
+
+    monkeypatch.setattr(torch.cuda, "stream", no_stream)
+    monkeypatch.setattr(torch.cuda, "Stream", no_stream)
+    assert len(Engine(model, tokenizer, prefetch=True).predict(texts)) == len(texts)
+
+
 def test_prefetch_with_skip_gates(make_model, tokenizer, texts):
     model = make_model(skip_gate="mean")
     expected = Engine(model, tokenizer, window=3).predict(texts)

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import closing, nullcontext
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -65,7 +66,7 @@ class Engine:
         graphs: replay CUDA graphs of layers and heads in small batches, whose launches take longer than their work; see
             `geep_triton.modeling.graphed`. Needs a GPU.
         prefetch: tokenize and plan the next window in a thread while the device runs this one. Inputs are then read a window
-            further than answers have come.
+            further than answers have come, and who stops early waits for the inputs that are being read.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
         truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
         text_column, pair_column: where rows of a data set hold their text.
@@ -134,6 +135,9 @@ class Engine:
         self.token_budget = token_budget
         self.window = window
         self.prefetch = prefetch
+        # On a stream of its own, planning a window does not wait for the layers of the one before.
+        on_gpu = prefetch and model.device.type == "cuda"
+        self._planner = torch.cuda.Stream(model.device, priority=-1) if on_gpu else None
         self.text_column = text_column
         self.pair_column = pair_column
         self.progress = progress
@@ -332,13 +336,15 @@ class Engine:
         scores = self.policy.rule(self.model) is not None
         windows = self._planned_windows(inputs)
         if self.prefetch:
-            _ = self.layer_costs  # measured before a thread works beside
+            if scores or self.skipping.mode == "gates":
+                _ = self.layer_costs  # measured before a thread works beside
             windows = one_ahead(windows)
-        for window in windows:
-            result = self._predict_window(window)
-            if scores:
-                self._exits += Counter(result.histogram)
-            yield result
+        with closing(windows):
+            for window in windows:
+                result = self._predict_window(window)
+                if scores:
+                    self._exits += Counter(result.histogram)
+                yield result
         self._warn_of_one_exit()
 
     def exit_logits(self, inputs: Any) -> tuple[Tokens, torch.Tensor]:
@@ -385,12 +391,9 @@ class Engine:
 
     def _planned_windows(self, inputs: Any) -> Iterator[Window]:
         """The inputs' windows, ready to run."""
-        on_gpu = self.prefetch and self.model.device.type == "cuda"
-        # On a stream of its own, planning a window does not wait for the layers of the one before.
-        stream = torch.cuda.Stream(self.model.device) if on_gpu else None
         for tokens, first, tokenize_seconds, truncated in self._encoded_windows(inputs):
             start = time.perf_counter()
-            with torch.cuda.stream(stream):
+            with nullcontext() if self._planner is None else torch.cuda.stream(self._planner):
                 plan = self.policy.plan(self.model, tokens)
                 layers = self._layers(tokens)
             batches = self._schedule(plan.stops, layers, tokens)

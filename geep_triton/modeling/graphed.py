@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left
 from collections.abc import Callable
+from threading import RLock
 from typing import Any
 
 import torch
 
 from geep_triton.modeling.model import MultiExitBert
 
-SAMPLES = tuple(1 << power for power in range(13))
+SAMPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_TOKENS = 8192  # of a batch that is replayed; beyond, launches hide behind the work
+FEW_TOKENS, MOST_PADDING = 512, 1.5  # above so many tokens a batch may grow by this factor only
 WARM_UP = 2  # runs before a recording, in which libraries take their workspaces
 
 Work = Callable[[], None]
@@ -23,9 +25,11 @@ Record = Callable[[Work], Work]  # work on fixed buffers -> what repeats it
 def graph_layers(model: MultiExitBert, record: Record | None = None, most_tokens: int = MOST_TOKENS) -> MultiExitBert:
     """A copy of `model` that shares all it holds, whose layers and heads are recorded once for each shape, and replayed.
 
-    A batch of at most `most_tokens` is padded to a shape of a grid and put into that shape's buffers; larger ones, and those
-    whose mask is not [B, 1, 1, S], run as before. Each graph is recorded when its shape first comes. Every shape keeps one
-    batch of hidden states, and all graphs share the memory of what they compute in between.
+    A batch is padded to a shape of a grid (see `grid_shape`) and put into fixed buffers; those that fit none run as before.
+    What a shape needs is recorded when it first comes, which takes far longer than running it. FLOPs and padding that the
+    engine reports are those of the batches it makes, without what the grid adds.
+
+    Calls may come from several threads, but must use one stream.
 
     Args:
         model: in evaluation mode, its weights where they will stay.
@@ -33,12 +37,14 @@ def graph_layers(model: MultiExitBert, record: Record | None = None, most_tokens
         most_tokens: of a batch that is replayed, as padded to the grid.
 
     Raises:
-        ValueError: a model that is not on a CUDA device, where `record` is None.
+        ValueError: a model that is not on a CUDA device, where `record` is None, or one with another attention than SDPA.
     """
+    if model.config._attn_implementation != "sdpa":
+        raise ValueError(f"graphs=True needs attn_implementation 'sdpa', got {model.config._attn_implementation!r}")
     if record is None:
         if model.device.type != "cuda":
             raise ValueError(f"graphs=True needs a model on a CUDA device, got one on {model.device}")
-        record = cuda_graphs()
+        record = cuda_graphs(model.device)
     graphs = _Graphs(model, record, most_tokens)
     other = copy.copy(model)
     other.run_layers, other.exit_logits = graphs.run_layers, graphs.exit_logits
@@ -46,41 +52,44 @@ def graph_layers(model: MultiExitBert, record: Record | None = None, most_tokens
     return other
 
 
-def cuda_graphs() -> Record:
+def cuda_graphs(device: torch.device) -> Record:
     """Records CUDA graphs that share one memory pool: they run one after another, and none reads what another left there."""
-    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device):
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def record(work: Work) -> Work:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            work()
+        with torch.cuda.device(device):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    work()
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads may go on using the device meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                work()
         return graph.replay
 
     return record
 
 
 def grid_shape(samples: int, length: int, most_tokens: int = MOST_TOKENS) -> tuple[int, int] | None:
-    """The smallest shape of the grid that holds a batch [samples, length]; None where none of `most_tokens` does."""
+    """The smallest shape of the grid that holds a batch [samples, length].
+
+    None where that has more than `most_tokens`, or so many more than the batch that running it as it is will be faster.
+    """
     if samples > SAMPLES[-1] or length > LENGTHS[-1]:
         return None
     shape = SAMPLES[bisect_left(SAMPLES, samples)], LENGTHS[bisect_left(LENGTHS, length)]
-    return shape if shape[0] * shape[1] <= most_tokens else None
+    tokens = shape[0] * shape[1]
+    return shape if tokens <= min(most_tokens, max(FEW_TOKENS, MOST_PADDING * samples * length)) else None
 
 
 class _Buffers:
     """What the graphs of one shape read and write: `hidden` [B, S, H] in place, `mask` [B, S] int64, `logits` by exit."""
 
-    def __init__(self, model: MultiExitBert, shape: tuple[int, int]) -> None:
-        self.hidden = torch.zeros(*shape, model.config.hidden_size, device=model.device, dtype=model.dtype)
-        self.mask = torch.ones(shape, device=model.device, dtype=torch.int64)
-        self.logits: dict[int, torch.Tensor] = {}
+    def __init__(self, hidden: torch.Tensor, mask: torch.Tensor, logits: dict[int, torch.Tensor]) -> None:
+        self.hidden, self.mask, self.logits = hidden, mask, logits
 
     def load(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> None:
         """A batch [b, s, H] and its mask [b, s] (None: nothing masked). What it does not fill is cleared: no NaN may linger."""
@@ -93,26 +102,31 @@ class _Buffers:
 
 
 class _Graphs:
-    """Replays what it recorded of a model; see `graph_layers`."""
+    """Replays what it recorded of a model; see `graph_layers`. All shapes lie in the same memory, of the largest one."""
 
     def __init__(self, model: MultiExitBert, record: Record, most_tokens: int) -> None:
         self._model, self._record, self._most_tokens = model, record, most_tokens
-        self._buffers: dict[tuple[int, int], _Buffers] = {}
+        self._lock = RLock()  # between filling the buffers and reading them nobody else may
         self._recorded: dict[tuple[Any, ...], Work] = {}
+        width, like = model.config.hidden_size, {"device": model.device, "dtype": model.dtype}
+        self._hidden = torch.zeros(most_tokens * width, **like)
+        self._mask = torch.ones(most_tokens, device=model.device, dtype=torch.int64)
+        size = SAMPLES[-1], model.config.num_labels
+        self._logits = {layer: torch.zeros(size, **like) for layer in model.config.exit_layers}
 
-    def run_layers(self, first: int, last: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
+    def run_layers(self, first: int, last: int, hidden_states: torch.Tensor, layer_mask: torch.Tensor | None) -> torch.Tensor:
         """As `MultiExitBert.run_layers`."""
         samples, length = hidden_states.shape[:2]
         shape = grid_shape(samples, length, self._most_tokens)
-        plain = layer_mask is None or (isinstance(layer_mask, torch.Tensor) and layer_mask.shape == (samples, 1, 1, length))
-        if shape is None or not plain or last < first:
+        if shape is None or last < first:
             return self._model.run_layers(first, last, hidden_states, layer_mask)
-        buffers, whole = self._buffers_of(shape), layer_mask is None and shape[1] == length
-        steps = [self._layer(number, shape, buffers, whole) for number in range(first, last + 1)]
-        buffers.load(hidden_states, None if layer_mask is None else layer_mask[:, 0, 0])
-        for step in steps:
-            step()
-        return buffers.hidden[:samples, :length].clone()
+        buffers, whole = self._buffers(shape), layer_mask is None and shape[1] == length
+        with self._lock:
+            steps = [self._layer(number, shape, buffers, whole) for number in range(first, last + 1)]
+            buffers.load(hidden_states, None if layer_mask is None else layer_mask[:, 0, 0])
+            for step in steps:
+                step()
+            return buffers.hidden[:samples, :length].clone()
 
     def exit_logits(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """As `MultiExitBert.exit_logits`."""
@@ -120,16 +134,18 @@ class _Graphs:
         shape = grid_shape(samples, length, self._most_tokens)
         if shape is None:
             return self._model.exit_logits(layer, hidden_states, attention_mask)
-        buffers = self._buffers_of(shape)
-        step = self._head(layer, shape, buffers)
-        buffers.load(hidden_states, attention_mask)
-        step()
-        return buffers.logits[layer][:samples].clone()
+        buffers = self._buffers(shape)
+        with self._lock:
+            step = self._head(layer, shape, buffers)
+            buffers.load(hidden_states, attention_mask)
+            step()
+            return buffers.logits[layer][:samples].clone()
 
-    def _buffers_of(self, shape: tuple[int, int]) -> _Buffers:
-        if shape not in self._buffers:
-            self._buffers[shape] = _Buffers(self._model, shape)
-        return self._buffers[shape]
+    def _buffers(self, shape: tuple[int, int]) -> _Buffers:
+        tokens, width = shape[0] * shape[1], self._model.config.hidden_size
+        hidden = self._hidden[: tokens * width].view(*shape, width)
+        logits = {layer: values[: shape[0]] for layer, values in self._logits.items()}
+        return _Buffers(hidden, self._mask[:tokens].view(shape), logits)
 
     def _layer(self, number: int, shape: tuple[int, int], buffers: _Buffers, whole: bool) -> Work:
         """One layer on the buffers; `whole` where no sample is padded, which attention does faster without a mask."""
@@ -141,14 +157,13 @@ class _Graphs:
         return self._once(("layer", number, shape, whole), work)
 
     def _head(self, number: int, shape: tuple[int, int], buffers: _Buffers) -> Work:
-        """The head at a layer on the buffers."""
-        if number not in buffers.logits:
-            buffers.logits[number] = buffers.hidden.new_zeros(shape[0], self._model.config.num_labels)
+        """The head at a layer on the buffers, at the temperature that it has now."""
 
         def work() -> None:
             buffers.logits[number].copy_(self._model.exit_logits(number, buffers.hidden, buffers.mask))
 
-        return self._once(("head", number, shape), work)
+        temperatures = self._model.config.exit_temperatures
+        return self._once(("head", number, shape, temperatures and tuple(temperatures)), work)
 
     def _once(self, key: tuple[Any, ...], work: Work) -> Work:
         if key not in self._recorded:
