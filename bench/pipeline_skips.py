@@ -36,10 +36,6 @@ class KnownPaths:
     def check_fits(self, *_: Any) -> None:
         """It fits every model of L layers."""
 
-    def predicts_as(self, other: object) -> bool:
-        """Only as itself."""
-        return other is self
-
     def predict_skips(self, tokens: Tokens, device: torch.device) -> torch.Tensor:
         """[N, L] float32."""
         return self.paths[torch.arange(len(tokens)) % len(self.paths)].float()

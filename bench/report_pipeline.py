@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,39 +120,42 @@ def where_it_does_not_pay(several: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table, line by line."""
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 def latency_section(result: Result) -> str:
-    lines = [
-        title_of(result),
-        "",
-        f"Load 1 is {result['rate_of_load_1']:.1f} texts a second; {result['samples']} arrivals.",
-        "",
-        "| system | load | median, ms | 99th percentile, ms |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['system']} | {row['load']:g} | {1000 * row['p50']:.1f} | {1000 * row['p99']:.1f} |"
+    rows = (
+        (row["system"], f"{row['load']:g}", f"{1000 * row['p50']:.1f}", f"{1000 * row['p99']:.1f}")
         for row in result["latencies"]
-    ]
-    return "\n".join(lines)
+    )
+    introduction = f"Load 1 is {result['rate_of_load_1']:.1f} texts a second; {result['samples']} arrivals."
+    lines = grid(("system", "load", "median, ms", "99th percentile, ms"), rows)
+    return "\n".join([title_of(result), "", introduction, "", *lines])
 
 
 def memory_section(result: Result) -> str:
-    found = result["megabytes"]
-    own = {name: values["peak"] - values["before"] for name, values in found.items()}
+    own = {name: values["peak"] - values["before"] for name, values in result["megabytes"].items()}
     rival = own["huggingface, length-sorted"]
-    lines = [title_of(result), "", "| system | peak over an empty process, MB | of Hugging Face's |", "|---|---|---|"]
-    lines += [f"| {name} | {value:,.0f} | {value / rival:.2f}x |" for name, value in own.items()]
-    return "\n".join(lines)
+    rows = ((name, f"{value:,.0f}", f"{value / rival:.2f}x") for name, value in own.items())
+    lines = grid(("system", "peak over an empty process, MB", "of Hugging Face's"), rows)
+    return "\n".join([title_of(result), "", *lines])
 
 
 def scaling_section(result: Result) -> str:
-    lines = [title_of(result), "", f"| {result['axis']} | samples | seconds | samples/s | MB grown |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {point['size']:,} | {point['samples']:,} | {point['seconds']:.2f} | {point['samples'] / point['seconds']:.0f} | "
-        f"{point['megabytes_grown']:.0f} |"
+    rows = (
+        (
+            f"{point['size']:,}",
+            f"{point['samples']:,}",
+            f"{point['seconds']:.2f}",
+            f"{point['samples'] / point['seconds']:.0f}",
+            f"{point['megabytes_grown']:.0f}",
+        )
         for point in result["points"]
-    ]
-    return "\n".join(lines)
+    )
+    lines = grid((result["axis"], "samples", "seconds", "samples/s", "MB grown"), rows)
+    return "\n".join([title_of(result), "", *lines])
 
 
 def matrix_section(result: Result) -> str:
@@ -171,20 +175,19 @@ def matrix_section(result: Result) -> str:
 
 
 def skips_section(result: Result) -> str:
-    lines = [
-        title_of(result),
-        "",
-        f"{result['layers']} layers, {result['samples']} samples over up to four paths known beforehand.",
-        "",
-        "| layers skipped | mean layers | samples/s | speed-up | share of what they save |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['rate']:.0%} | {row['mean_layers']:.2f} | {row['samples_per_second']:.1f} | {row['speed_up']:.2f}x | "
-        f"{row['share_of_bound']:.0%} |"
+    rows = (
+        (
+            f"{row['rate']:.0%}",
+            f"{row['mean_layers']:.2f}",
+            f"{row['samples_per_second']:.1f}",
+            f"{row['speed_up']:.2f}x",
+            f"{row['share_of_bound']:.0%}",
+        )
         for row in result["rates"]
-    ]
-    return "\n".join(lines)
+    )
+    introduction = f"{result['layers']} layers, {result['samples']} samples over up to four paths known beforehand."
+    lines = grid(("layers skipped", "mean layers", "samples/s", "speed-up", "share of what they save"), rows)
+    return "\n".join([title_of(result), "", introduction, "", *lines])
 
 
 SECTIONS = (

@@ -86,9 +86,9 @@ def grid_shape(samples: int, length: int, most_tokens: int = MOST_TOKENS) -> tup
 
 
 class _Buffers:
-    """What the graphs of one shape read and write: `hidden` [B, S, H] in place, `mask` [B, S] int64, `logits` by exit."""
+    """What the graphs of one shape read and write: `hidden` [B, S, H] in place, `mask` [B, S] int64, `logits` [B, C]."""
 
-    def __init__(self, hidden: torch.Tensor, mask: torch.Tensor, logits: dict[int, torch.Tensor]) -> None:
+    def __init__(self, hidden: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor) -> None:
         self.hidden, self.mask, self.logits = hidden, mask, logits
 
     def load(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -111,8 +111,7 @@ class _Graphs:
         width, like = model.config.hidden_size, {"device": model.device, "dtype": model.dtype}
         self._hidden = torch.zeros(most_tokens * width, **like)
         self._mask = torch.ones(most_tokens, device=model.device, dtype=torch.int64)
-        size = SAMPLES[-1], model.config.num_labels
-        self._logits = {layer: torch.zeros(size, **like) for layer in model.config.exit_layers}
+        self._logits = torch.zeros(SAMPLES[-1], model.config.num_labels, **like)
 
     def run_layers(self, first: int, last: int, hidden_states: torch.Tensor, layer_mask: torch.Tensor | None) -> torch.Tensor:
         """As `MultiExitBert.run_layers`."""
@@ -139,13 +138,12 @@ class _Graphs:
             step = self._head(layer, shape, buffers)
             buffers.load(hidden_states, attention_mask)
             step()
-            return buffers.logits[layer][:samples].clone()
+            return buffers.logits[:samples].clone()
 
     def _buffers(self, shape: tuple[int, int]) -> _Buffers:
         tokens, width = shape[0] * shape[1], self._model.config.hidden_size
         hidden = self._hidden[: tokens * width].view(*shape, width)
-        logits = {layer: values[: shape[0]] for layer, values in self._logits.items()}
-        return _Buffers(hidden, self._mask[:tokens].view(shape), logits)
+        return _Buffers(hidden, self._mask[:tokens].view(shape), self._logits[: shape[0]])
 
     def _layer(self, number: int, shape: tuple[int, int], buffers: _Buffers, whole: bool) -> Work:
         """One layer on the buffers; `whole` where no sample is padded, which attention does faster without a mask."""
@@ -160,7 +158,7 @@ class _Graphs:
         """The head at a layer on the buffers, at the temperature that it has now."""
 
         def work() -> None:
-            buffers.logits[number].copy_(self._model.exit_logits(number, buffers.hidden, buffers.mask))
+            buffers.logits.copy_(self._model.exit_logits(number, buffers.hidden, buffers.mask))
 
         temperatures = self._model.config.exit_temperatures
         return self._once(("head", number, shape, temperatures and tuple(temperatures)), work)
