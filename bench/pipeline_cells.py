@@ -22,6 +22,7 @@ from bench.stages import stages
 from bench.systems import NOBODY, System, Workbench
 from geep_triton import Engine
 from geep_triton.data import read_rows
+from geep_triton.engine.policies import Verified
 from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
 from geep_triton.modeling.flops import layer_flops
@@ -84,14 +85,18 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
         policies = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
         return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies)
     model = load_model(settings.shape(shape)).to(settings.device)
-    depth = model.config.num_hidden_layers
+    depth, predicted = model.config.num_hidden_layers, None
     if folder is None:
         recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
     else:
         trained = load_model("minilm", folder)
         engine = Engine(trained, tokenizer, RECORDED, max_length=settings.max_length, truncation=True)
         recorded = engine.predict(rows).exit_layers * depth // trained.config.num_hidden_layers
-    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, {"replayed": recorded})
+        if trained.exit_table is not None:
+            plan = Verified(engine.policy.threshold).plan(trained, engine.exit_logits(rows)[0])
+            predicted = {"replayed": plan.stops * depth // trained.config.num_hidden_layers}
+    exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
+    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
 
 
 def compared(bench: Workbench, systems: list[System], dtype: str, rounds: int) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton import MultiExitBert
-from geep_triton.engine.policies import Plan
+from geep_triton.engine.policies import Plan, Threshold
+from geep_triton.engine.rules import ExitRule
 from geep_triton.outputs import Tokens
 
 SPREAD = 2.0  # standard deviation of a random model's logits
@@ -24,15 +25,21 @@ DISTRIBUTIONS: dict[str, dict[int, float]] = {
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """Each sample runs to the exit that was recorded of it: a policy as if its predictor were never wrong.
+    """Each sample runs to the exit that was recorded of it: a policy whose predictor is known beforehand.
 
     Args:
         exits: a sample's token ids -> the layer of its exit.
+        scored: by which samples are scored from there on; None: they are answered there, as if no prediction were wrong.
     """
 
     exits: Mapping[tuple[int, ...], int] = field(repr=False)
+    scored: Threshold | None = None
     answer_head = "student"
-    pooling = "never"
+
+    @property
+    def pooling(self) -> str:
+        """That of the scoring."""
+        return "never" if self.scored is None else self.scored.pooling
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Every recorded layer must be an exit."""
@@ -41,18 +48,24 @@ class Replay:
             raise ValueError(f"recorded exits {sorted(unknown)} are none of this model's: {model.config.exit_layers}")
 
     def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
-        """The recorded exits."""
+        """The recorded exits, moved on to where samples are scored."""
         rows = tokens.ids.split(tokens.lengths.tolist())
-        return Plan(torch.tensor([self.exits[tuple(row.tolist())] for row in rows]))
+        stops = torch.tensor([self.exits[tuple(row.tolist())] for row in rows])
+        rule = self.rule(model)
+        if rule is None:
+            return Plan(stops)
+        allowed = torch.tensor([*rule.thresholds, model.config.num_hidden_layers])
+        return Plan(allowed[torch.searchsorted(allowed, stops)])
 
-    def rule(self, model: MultiExitBert) -> None:
-        """No scoring."""
+    def rule(self, model: MultiExitBert) -> ExitRule | None:
+        """That of the scoring."""
+        return None if self.scored is None else self.scored.rule(model)
 
     @classmethod
-    def of(cls, tokens: Tokens, exits: torch.Tensor) -> Replay:
+    def of(cls, tokens: Tokens, exits: torch.Tensor, scored: Threshold | None = None) -> Replay:
         """From recorded exits [N]; of samples with the same tokens the last one counts."""
         rows = tokens.ids.split(tokens.lengths.tolist())
-        return cls({tuple(row.tolist()): layer for row, layer in zip(rows, exits.tolist(), strict=True)})
+        return cls({tuple(row.tolist()): layer for row, layer in zip(rows, exits.tolist(), strict=True)}, scored)
 
 
 def drawn(distribution: Mapping[int, float], samples: int, depth: int, seed: int = 0) -> torch.Tensor:

@@ -65,6 +65,7 @@ class Workbench:
         rows: texts, or rows of token ids.
         token_budget, max_length: as for `Engine`.
         recorded: name -> [N] layers of exits to replay on a random model, whose heads are then spread; None: a trained model.
+        predicted: name -> [N] layers that a table predicted of them, from which samples are scored on.
         policies: that a trained model runs; the first is the one whose thresholds and mean depth rivals take.
     """
 
@@ -77,6 +78,7 @@ class Workbench:
         max_length: int,
         recorded: Mapping[str, torch.Tensor] | None = None,
         policies: Sequence[str] = ("threshold:0.3",),
+        predicted: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.rows = model, tokenizer, list(rows)
         self.settings = {"token_budget": token_budget, "max_length": max_length, "truncation": True}
@@ -89,7 +91,9 @@ class Workbench:
         if recorded is None:
             self.policies |= {name: parse_policy(name) for name in policies}
         for name, exits in (recorded or {}).items():
-            self.policies[f"threshold, {name}"] = self._replayed(exits)
+            thresholds = self.policies[f"threshold, {name}"] = self._replayed(exits)
+            if predicted is not None:
+                self.policies[f"verified, {name}"] = Replay.of(self.tokens, predicted[name], thresholds)
             self.policies[f"oracle, {name}"] = Replay.of(self.tokens, exits)
         self.main = next(iter(self.policies))
 

@@ -17,6 +17,7 @@ from bench.pipeline_cells import workbench
 from bench.pipeline_skips import drawn_paths
 from bench.replay import DISTRIBUTIONS, Replay, drawn, thresholds_for
 from bench.rivals_dense import DenseBert, OnnxBert, missing_onnx
+from bench.rivals_exits import normalized_entropy
 from bench.rivals_varlen import VarlenRival
 from bench.systems import Workbench
 from geep_triton import Engine
@@ -94,6 +95,24 @@ def test_replayed_exits_are_those_recorded(bench):
     assert torch.equal(bench.exits_of(policy).bincount(minlength=13), recorded.bincount(minlength=13))
     with pytest.raises(ValueError, match=r"recorded exits \[99\] are none of this model's"):
         Engine(bench.model, bench.tokenizer, Replay({(1,): 99}))
+
+
+def test_replayed_predictions_are_verified(bench):
+    thresholds = bench.policies["threshold, replayed"]
+    predicted = drawn(DISTRIBUTIONS["mean-4.2"], len(bench.rows), bench.depth, seed=4)
+    policy = Replay.of(bench.tokens, predicted, thresholds)
+    engine = Engine(bench.model, bench.tokenizer, policy, **bench.settings)
+    got, scored = engine.predict(bench.rows).exit_layers, torch.tensor([*thresholds.layers, bench.depth])
+    assert torch.equal(got, bench.exits_of(policy))
+    planned = scored[torch.searchsorted(scored, predicted)]
+    uncertainty = normalized_entropy(bench.logits)
+    for sample, (stop, exit) in enumerate(zip(planned.tolist(), got.tolist(), strict=True)):
+        sure = [
+            layer
+            for layer, threshold in zip(thresholds.layers, thresholds.threshold, strict=True)
+            if layer >= stop and uncertainty[sample, bench.layers.index(layer)] <= threshold
+        ]
+        assert exit == min(sure, default=bench.depth)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
