@@ -74,6 +74,20 @@ def test_the_model_answers_at_its_temperatures(model, tokenizer, texts, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["LABEL_0"] * 7 + ["LABEL_9"], "labels must all be names of classes .* got 'LABEL_9'"),
+        (["LABEL_0"] * 7, r"labels must be one per text \(8\), got 7"),
+    ],
+)
+def test_labels_are_checked_before_anything_runs(model, tokenizer, texts, labels, message, monkeypatch):
+    engine = Engine(model, tokenizer, "full")
+    monkeypatch.setattr(engine, "every_exit", lambda inputs: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=message):
+        engine.fit_temperatures(texts, labels)
+
+
+@pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
         (torch.zeros(0, 2, 3), torch.zeros(0, dtype=torch.int64), "at least 1"),

@@ -138,9 +138,7 @@ def calibrate(
     progress: bool,
 ) -> Calibration:
     """See `Engine.calibrate`."""
-    if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
-        raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
-    inputs = list(inputs)
+    inputs = as_list(inputs)
     model: MultiExitBert = engine.model
     confidence = check_method(method, promise, confidence)
     check_promise(promise, labels, model)
@@ -319,6 +317,13 @@ def check_promise(promise: tuple[str, float], labels: Sequence[str | int] | None
         check_number(name, value, model.config.exit_layers[0], model.config.num_hidden_layers)
     else:
         check_number(name, value, 1.0, model.config.num_hidden_layers)
+
+
+def as_list(inputs: Any) -> list[Any]:
+    """Inputs that are read more than once, or have a label each. TypeError where they cannot be counted beforehand."""
+    if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
+        raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
+    return list(inputs)
 
 
 def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int]) -> torch.Tensor:

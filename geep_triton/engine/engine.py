@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
-from geep_triton.engine.calibrate import Calibration, calibrate, label_ids
+from geep_triton.engine.calibrate import Calibration, as_list, calibrate, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import OneExitWarning, Policy, parse_policy
 from geep_triton.engine.pools import Pools
@@ -261,7 +261,7 @@ class Engine:
         Thresholds, an exit table and a calibration made before then mean something else, so do this first.
 
         Args:
-            inputs: what `predict` takes; texts that were not trained on.
+            inputs: what `calibrate` takes; texts that were not trained on.
             labels: names or ids, one per text.
 
         Returns:
@@ -269,9 +269,11 @@ class Engine:
             calibration error of each exit before and after.
 
         Raises:
-            ValueError: labels that do not fit, and all that `predict` raises.
+            ValueError: labels that do not fit, before anything runs, and all that `predict` raises.
+            TypeError: inputs of another type.
         """
-        config = self.model.config
+        config, inputs = self.model.config, as_list(inputs)
+        truth = label_ids(labels, len(inputs), config.label2id)
         record = self.every_exit(inputs)
         logits, counted = record.logits, None
         if config.exit_temperatures is not None:
@@ -279,7 +281,6 @@ class Engine:
         if record.skipped is not None:  # early exits score only who runs their layer
             counted = ~record.skipped[:, torch.tensor(config.exit_layers) - 1]
             counted[:, -1] = True
-        truth = label_ids(labels, len(logits), config.label2id)
         found = TemperatureFit.of(logits, truth, config.exit_temperatures, counted)
         stale = [name for name, value in (("calibration", config.calibration), ("exit table", self.model.exit_table)) if value]
         if stale:
