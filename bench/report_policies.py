@@ -11,6 +11,7 @@ from typing import Any
 from bench.curves import equal_depth
 from bench.environment import RESULTS
 from bench.report_ops import read
+from bench.report_pipeline import machine, percent
 
 INTRODUCTION = """# Policies, measured
 
@@ -25,7 +26,7 @@ PROMISE_HEAD = "| promised agreement | policy | seeds | agreement | accuracy | m
 def page(folder: Path = RESULTS) -> str:
     """The whole page, in Markdown."""
     parts = [INTRODUCTION]
-    parts += ["## Promises", PROMISES, targets_section(promises(folder))]
+    parts += ["## Promises", PROMISES, targets_section(promises(folder)), *filter(None, [larger_model(folder)])]
     parts += [promises_section(runs) for runs in promises(folder).values()]
     parts += ["## Predictors", PREDICTORS]
     parts += [predictors_section(read(path)) for path in sorted((folder / "predictors").glob("*.json"))]
@@ -52,13 +53,30 @@ What was tried: at first *verified* scored a sample where the table puts its lik
 is first scored where a twentieth of those like it are expected to have left, since a score costs about a twentieth of a
 layer; the table shows the difference that is left, and that both are about as fast. What is lost on the way to L / mean
 layers are a head at each exit that is scored, what no layer does (tokenizing, embedding, moving survivors), and the smaller
-batches of those who go deep; [PIPELINE.md](PIPELINE.md) has the parts."""
+batches of those who go deep; [PIPELINE.md](PIPELINE.md) has the parts. They weigh less where a layer is larger."""
 
 AUDIT = """The audit of the chosen policy, half of the texts: agreement, its interval for one look, and whether the promise is
 shown to be broken, which is judged as if one looked after every text and therefore takes more of them:"""
 
 PREDICTORS = """Every predictor ranks the test texts from easy to hard, and the ranks get the exits that the threshold takes on
 these texts, as many of each, so that all have the same mean depth (`python -m bench.predictors`)."""
+
+
+def larger_model(folder: Path = RESULTS) -> str:
+    """What re-pooled policies reach of L / mean layers on BERT-base's shape; nothing while that is not measured."""
+    path = folder / "pipeline" / "throughput.cpu.base.sst2.float32.json"
+    if not path.is_file():
+        return ""
+    result = read(path)
+    shares = [
+        f"{row['system'].removeprefix('ours, ')} {percent(row, 'share_of_bound')}"
+        for row in result["systems"]
+        if row["system"].startswith(("ours, threshold, ", "ours, verified, "))
+    ]
+    return (
+        f"{result['layers']} layers of width {result['width']} over {result['texts']['samples']:,} texts of sst2, exits "
+        f"replayed ({machine(result)}), reach of L / mean layers, in brackets of a token's: {'; '.join(shares)}."
+    )
 
 
 def promises(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:

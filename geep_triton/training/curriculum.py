@@ -11,8 +11,7 @@ from torch.utils.data import Sampler
 
 from geep_triton.checks import check_choice, check_int, check_number
 
-SCHEDULES = {"competence": "start", "staged": "buckets"}  # and the setting that only it has
-START, BUCKETS = 0.1, 4
+SCHEDULES = ("competence", "staged")
 GROUPED_BATCHES = 16
 
 
@@ -32,37 +31,29 @@ class Curriculum:
 
     Attributes:
         schedule: "competence" or "staged".
-        start: first share, of "competence"; None: 0.1.
-        buckets: of "staged"; None: 4.
+        start: first share, of "competence".
+        buckets: of "staged".
         until: share of the training after which all data are in.
 
     Raises:
-        ValueError, TypeError: settings out of range, or of the other schedule.
+        ValueError, TypeError: settings out of range.
     """
 
     schedule: str = "competence"
-    start: float | None = None
-    buckets: int | None = None
+    start: float = 0.1
+    buckets: int = 4
     until: float = 0.5
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
-        for schedule, setting in SCHEDULES.items():
-            value = getattr(self, setting)
-            if value is not None and schedule != self.schedule:
-                raise ValueError(f"{setting}={value} is a setting of the schedule {schedule!r}, not of {self.schedule!r}")
-        if self.start is not None:
-            check_number("start", self.start, 1e-6, 1.0)
-        if self.buckets is not None:
-            check_int("buckets", self.buckets, 1)
+        check_number("start", self.start, 1e-6, 1.0)
+        check_int("buckets", self.buckets, 1)
         check_number("until", self.until, 1e-6, 1.0)
 
     def __call__(self, progress: float) -> float:
         """0..1 -> 0..1."""
         progress = min(1.0, progress / self.until)
-        if self.schedule == "competence":
-            return competence(progress, START if self.start is None else self.start)
-        return staged(progress, BUCKETS if self.buckets is None else self.buckets)
+        return competence(progress, self.start) if self.schedule == "competence" else staged(progress, self.buckets)
 
 
 class TrainSampler(Sampler[int]):

@@ -139,9 +139,7 @@ def distillation(
     return Recipe("distillation", (_distillation_stage(alpha, temperature, pairing, feature, order),))
 
 
-def curriculum(
-    schedule: str = "competence", start: float | None = None, buckets: int | None = None, until: float = 0.5
-) -> Recipe:
+def curriculum(schedule: str = "competence", start: float = 0.1, buckets: int = 4, until: float = 0.5) -> Recipe:
     """Every exit's cross entropy, easy samples first; the trainer needs the samples' `difficulty`.
 
     Args:
@@ -157,8 +155,8 @@ def curriculum_kd(
     feature: float = 0.0,
     order: str = "together",
     schedule: str = "competence",
-    start: float | None = None,
-    buckets: int | None = None,
+    start: float = 0.1,
+    buckets: int = 4,
     until: float = 0.5,
 ) -> Recipe:
     """`curriculum` and `distillation` together (Gu et al., IJSEKE 33(3):395-413, 2023, our reconstruction)."""
