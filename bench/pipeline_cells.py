@@ -22,13 +22,14 @@ from bench.stages import stages
 from bench.systems import NOBODY, System, Workbench
 from geep_triton import Engine
 from geep_triton.data import read_rows
-from geep_triton.engine.policies import Verified
+from geep_triton.engine.policies import Threshold, Verified
+from geep_triton.engine.simulate import simulate
 from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.modeling.graphed import MOST_TOKENS
 
-RECORDED = "threshold:0.3"  # whose exits on the trained model are replayed on random ones
+RECORDED = 0.3  # threshold whose exits on the trained model are replayed on random ones
 LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
 BATCHES = 8  # of a window in the matrix
 CUDA_CALLS = {
@@ -90,11 +91,12 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
         recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
     else:
         trained = load_model("minilm", folder)
-        engine = Engine(trained, tokenizer, RECORDED, max_length=settings.max_length, truncation=True)
-        recorded = engine.predict(rows).exit_layers * depth // trained.config.num_hidden_layers
+        tokens, logits = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True).exit_logits(rows)
+        layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
+        recorded = layers[simulate(trained, Threshold(RECORDED), tokens, logits)]
         if trained.exit_table is not None:
-            plan = Verified(engine.policy.threshold).plan(trained, engine.exit_logits(rows)[0])
-            predicted = {"replayed": plan.stops * depth // trained.config.num_hidden_layers}
+            stops = Verified(RECORDED).plan(trained, tokens).stops
+            predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
     exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
     return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
 
