@@ -64,19 +64,20 @@ these texts, as many of each, so that all have the same mean depth (`python -m b
 
 def larger_model(folder: Path = RESULTS) -> str:
     """What re-pooled policies reach of L / mean layers on BERT-base's shape; nothing while that is not measured."""
-    path = folder / "pipeline" / "throughput.cpu.base.sst2.float32.json"
-    if not path.is_file():
-        return ""
-    result = read(path)
-    shares = [
-        f"{row['system'].removeprefix('ours, ')} {percent(row, 'share_of_bound')}"
-        for row in result["systems"]
-        if row["system"].startswith(("ours, threshold, ", "ours, verified, "))
-    ]
-    return (
-        f"{result['layers']} layers of width {result['width']} over {result['texts']['samples']:,} texts of sst2, exits "
-        f"replayed ({machine(result)}), reach of L / mean layers, in brackets of a token's: {'; '.join(shares)}."
-    )
+    paths = [folder / "pipeline" / f"throughput.cpu.base.{data}.float32.json" for data in ("sst2", "ag_news")]
+    lines = []
+    for path in filter(Path.is_file, paths):
+        result, data = read(path), path.name.split(".")[3]
+        shares = [
+            f"{row['system'].removeprefix('ours, ')} {percent(row, 'share_of_bound')}"
+            for row in result["systems"]
+            if row["system"].startswith(("ours, threshold, ", "ours, verified, "))
+        ]
+        lines.append(
+            f"{result['layers']} layers of width {result['width']} over {result['texts']['samples']:,} texts of {data}, exits "
+            f"replayed ({machine(result)}), reach of L / mean layers, in brackets of a token's: {'; '.join(shares)}."
+        )
+    return "\n\n".join(lines)
 
 
 def promises(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:

@@ -91,6 +91,7 @@ class Variant:
         learning_rate: of the backbone; None: the published one.
         head_learning_rate, gate_learning_rate: None: that of the backbone.
         skip_gate, skip_gate_bias, skip_layers: of the gated model.
+        start: data set on which the backbone is trained first, as DeeBERT is; None: it starts as it was pretrained.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class Variant:
     skip_gate: str = "attention"
     skip_gate_bias: float = 0.0
     skip_layers: tuple[int, ...] | None = None
+    start: str | None = None
 
 
 DATA_SETS = {
@@ -121,6 +123,14 @@ VARIANTS = {
     "rate50_warm": Variant({"skip_rate": 0.5, "target_weight": 5.0, "warm_up": 0.3, "soft": 0.3}, **RATES, skip_gate_bias=-3.0),
     "rate50_mean": Variant({"skip_rate": 0.5, "target_weight": 5.0}, **RATES, skip_gate="mean", skip_gate_bias=-3.0),
     "rate50_upper": Variant({"skip_rate": 0.75, "target_weight": 5.0}, **RATES, skip_gate_bias=-3.0, skip_layers=(3, 4, 5, 6)),
+    "snli": Variant(start="snli"),
+    "snli_rate30": Variant(
+        {"skip_rate": 0.3, "target_weight": 5.0},
+        head_learning_rate=1e-3,
+        gate_learning_rate=1e-3,
+        skip_gate_bias=-3.0,
+        start="snli",
+    ),
 }
 
 
@@ -189,6 +199,8 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
         rates["gate_learning_rate"] = variant.gate_learning_rate
     declared = {"data_set": asdict(data_set), "seed": cell.seed, "limit": cell.limit, "heads": HEADS, "epochs": EPOCHS}
     declared |= {"recipe": name, "settings": settings, "gates": gates, "rates": rates}
+    if variant.start is not None:
+        declared["start"] = variant.start
     folder = cache / f"{data_set.name}.{name}.{cell.seed}.{digest(declared)}"
     done = folder / "training.json"
     if done.is_file():
@@ -205,6 +217,10 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
         **HEADS,
         **gates,
     )
+    if variant.start is not None:
+        first = Cell(DATA_SETS[variant.start], "published", cell.seed, cell.limit)
+        started, _ = trained(first, False, Rows.of(first.data_set, first.limit), cache, deadline)
+        model.bert.load_state_dict(MultiExitBert.from_pretrained(started).bert.state_dict())
     checkpoint = last_whole_checkpoint(folder / "checkpoints")
     clock = Clock(deadline, checkpoint)
     trainer = MultiExitTrainer(
