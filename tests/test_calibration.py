@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.engine.calibrate import Judge, calibrate, label_ids
+from geep_triton.engine.calibrate import Judge, calibrate
+from geep_triton.engine.checks import label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.families import FitSamples, families_of, thresholds_at, worthwhile
 from geep_triton.engine.policies import OneExitWarning, parse_policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from geep_triton.checks import check_choice, check_int, check_number, shorten
+from geep_triton.checks import check_choice, check_int, check_number
+from geep_triton.engine.checks import as_list, label_ids
 from geep_triton.engine.families import FitSamples, families_of
 from geep_triton.engine.policies import FullDepth, OneExitWarning, Policy, format_policy
 from geep_triton.engine.simulate import simulate
@@ -317,32 +318,6 @@ def check_promise(promise: tuple[str, float], labels: Sequence[str | int] | None
         check_number(name, value, model.config.exit_layers[0], model.config.num_hidden_layers)
     else:
         check_number(name, value, 1.0, model.config.num_hidden_layers)
-
-
-def as_list(inputs: Any) -> list[Any]:
-    """Inputs that are read more than once, or have a label each. TypeError where they cannot be counted beforehand."""
-    if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
-        raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
-    return list(inputs)
-
-
-def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int]) -> torch.Tensor:
-    """[N] int64 from names or ids. ValueError where one is unknown or their number is another."""
-    if len(labels) != samples:
-        raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
-    # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4. So all are names, or none is.
-    names = {str(name): index for name, index in label2id.items()}
-    ids = {index: index for index in label2id.values()}
-    unknown = []
-    for known, keys in ((names, [str(label) for label in labels]), (ids, list(labels))):
-        missing = [label for label in keys if label not in known]
-        if not missing:
-            return torch.tensor([known[key] for key in keys])
-        unknown.append(missing[0])
-    raise ValueError(
-        f"labels must all be names of classes ({', '.join(names)}) or all be their numbers (0..{len(ids) - 1}), got "
-        f"{' and '.join(dict.fromkeys(map(shorten, unknown)))}"
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
-from geep_triton.engine.calibrate import Calibration, as_list, calibrate, label_ids
+from geep_triton.engine.calibrate import Calibration, calibrate
+from geep_triton.engine.checks import as_list, check_calibrated_dtype, check_finite, check_model, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import OneExitWarning, Policy, parse_policy
 from geep_triton.engine.pools import Pools
@@ -112,7 +113,7 @@ class Engine:
             token_budget = TOKEN_BUDGETS.get(model.device.type, TOKEN_BUDGETS["cuda"])
         self._batch_cost = BATCH_COSTS.get(model.device.type, BATCH_COSTS["cuda"])
         check_int("token_budget", token_budget, 1)
-        _check_model(model)
+        check_model(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.policy = parse_policy(policy or model.config.exit_policy or "full")
@@ -122,7 +123,7 @@ class Engine:
         self.dtype = dtype_name(model) if dtype is None else dtype
         self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         if policy is None:
-            _check_calibrated_dtype(model, self.dtype)
+            check_calibrated_dtype(model, self.dtype)
         self.compile_seconds: float | None = None
         if packed and compile:
             raise ValueError("packed and compile do not go together: torch.compile lays weights out itself")
@@ -370,7 +371,7 @@ class Engine:
             with torch.inference_mode():
                 for rows, answers in WindowRun(self._runner, tokens, layers=layers).every_exit(plan):
                     logits[rows] = answers.float().cpu()
-            _check_finite(logits.flatten(1), first)
+            check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
 
     def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, int]]:
@@ -415,7 +416,7 @@ class Engine:
         if layers.skipped is not None:
             layers_run = layers_run - layers.skipped.sum(1)
         logits = logits[back]
-        _check_finite(logits, window.first)
+        check_finite(logits, window.first)
         audited = {"audit": self._run_audit(window.tokens, logits)} if self._audit is not None else {}
         return Predictions(
             logits=logits,
@@ -505,27 +506,3 @@ class Engine:
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget, layers.groups, self._batch_cost)
-
-
-def _check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:
-    calibration = model.config.calibration
-    made_in = dtype if calibration is None else calibration.get("dtype", dtype_name(model))
-    if made_in != dtype:
-        raise ValueError(
-            f"the model was calibrated in {made_in}, and what that promises does not hold in dtype {dtype!r}: calibrate again "
-            f"(Engine(..., policy='full', dtype={dtype!r}).calibrate(...)), or name the policy"
-        )
-
-
-def _check_model(model: MultiExitBert) -> None:
-    if model.config.problem_type == "multi_label_classification":
-        raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged")
-
-
-def _check_finite(logits: torch.Tensor, first: int) -> None:
-    bad = ~logits.isfinite().all(1)
-    if bad.any():
-        raise ValueError(f"sample {first + int(bad.int().argmax())} got logits that are NaN or infinite")

@@ -1,0 +1,65 @@
+"""What the engine and its calibration refuse: models that cannot run, inputs and labels that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from geep_triton.checks import shorten
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.precision import dtype_name
+
+
+def as_list(inputs: Any) -> list[Any]:
+    """Inputs that are read more than once, or have a label each. TypeError where they cannot be counted beforehand."""
+    if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
+        raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
+    return list(inputs)
+
+
+def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int]) -> torch.Tensor:
+    """[N] int64 from names or ids. ValueError where one is unknown or their number is another."""
+    if len(labels) != samples:
+        raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
+    # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4. So all are names, or none is.
+    names = {str(name): index for name, index in label2id.items()}
+    ids = {index: index for index in label2id.values()}
+    unknown = []
+    for known, keys in ((names, [str(label) for label in labels]), (ids, list(labels))):
+        missing = [label for label in keys if label not in known]
+        if not missing:
+            return torch.tensor([known[key] for key in keys])
+        unknown.append(missing[0])
+    raise ValueError(
+        f"labels must all be names of classes ({', '.join(names)}) or all be their numbers (0..{len(ids) - 1}), got "
+        f"{' and '.join(dict.fromkeys(map(shorten, unknown)))}"
+    )
+
+
+def check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:
+    """ValueError where the model was calibrated in another dtype than it shall run in."""
+    calibration = model.config.calibration
+    made_in = dtype if calibration is None else calibration.get("dtype", dtype_name(model))
+    if made_in != dtype:
+        raise ValueError(
+            f"the model was calibrated in {made_in}, and what that promises does not hold in dtype {dtype!r}: calibrate again "
+            f"(Engine(..., policy='full', dtype={dtype!r}).calibrate(...)), or name the policy"
+        )
+
+
+def check_model(model: MultiExitBert) -> None:
+    """ValueError for a multi-label model, or weights that are not finite."""
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged")
+
+
+def check_finite(logits: torch.Tensor, first: int) -> None:
+    """ValueError that names the sample, `first` being the number of the first, whose logits are not finite."""
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"sample {first + int(bad.int().argmax())} got logits that are NaN or infinite")
