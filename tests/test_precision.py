@@ -136,7 +136,7 @@ def test_packed_layers_on_real_weights(real, dtype):
     assert {layer.intermediate.dense.activation for layer in encoder.layer} == {"gelu"}
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 64), (3, 5, 64), (7, 64)])
+@pytest.mark.parametrize("shape", [(1, 1, 64), (3, 5, 64), (7, 64), (5, 16, 64), (5, 17, 64)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_packed_linear(shape, bias, activation):
@@ -144,6 +144,22 @@ def test_packed_linear(shape, bias, activation):
     with torch.inference_mode():
         expected = torch.nn.functional.gelu(linear(states)) if activation == "gelu" else linear(states)
         torch.testing.assert_close(PackedLinear(linear, activation)(states), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_linear_meets_few_numbers_of_rows(monkeypatch):
+    """oneDNN builds a kernel for each: of all batches up to 1,024 rows there are no more than it keeps."""
+    met, product = set(), torch.ops.mkldnn._linear_pointwise
+
+    def spied(rows, *others):
+        met.add(len(rows))
+        return product(rows, *others)
+
+    packed = PackedLinear(torch.nn.Linear(4, 4))
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spied)
+    with torch.inference_mode():
+        for count in range(1, 1025):
+            assert packed(torch.ones(count, 4)).shape == (count, 4)
+    assert len(met) == 64 + 60
 
 
 def test_other_activations_stay_where_they_are(make_model, tokenizer, texts):
