@@ -53,7 +53,8 @@ What was tried: at first *verified* scored a sample where the table puts its lik
 is first scored where a twentieth of those like it are expected to have left, since a score costs about a twentieth of a
 layer; the table shows the difference that is left, and that both are about as fast. What is lost on the way to L / mean
 layers are a head at each exit that is scored, what no layer does (tokenizing, embedding, moving survivors), and the smaller
-batches of those who go deep; [PIPELINE.md](PIPELINE.md) has the parts. They weigh less where a layer is larger."""
+batches of those who go deep; [PIPELINE.md](PIPELINE.md) has the parts. They weigh less where a layer is larger, as the lines
+under the table show. Where long texts stay longer (sst2) only the mean layers of a token are a bound that can be reached."""
 
 AUDIT = """The audit of the chosen policy, half of the texts: agreement, its interval for one look, and whether the promise is
 shown to be broken, which is judged as if one looked after every text and therefore takes more of them:"""

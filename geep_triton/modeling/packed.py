@@ -12,7 +12,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import twin
 
 # oneDNN builds a kernel for each number of rows that it meets, in the time of some 30 rows of BERT-base's largest product, and
-# keeps the last 1,024. Batches that shrink have any number of rows: beyond FEW it is made a multiple of ROWS, so that all are kept.
+# keeps the last 1,024. Shrinking batches have any number of rows: beyond FEW it is made a multiple of ROWS, so that few do.
 FEW, ROWS = 64, 16
 
 
