@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel, BertTokenizer
 
-from geep_triton import MultiExitBert, MultiExitBertConfig
+from geep_triton import Engine, MultiExitBert, MultiExitBertConfig, build_exit_table
 from geep_triton.outputs import Tokens
 
 # The first example may build a model or compile a regular expression: no deadline on a busy machine.
@@ -96,6 +97,22 @@ def model(make_model) -> MultiExitBert:
         for head in model.heads.values():
             head.classifier.weight.mul_(2)
     return model
+
+
+@pytest.fixture
+def many(texts):
+    """400 texts of the tiny vocabulary."""
+    words = " ".join(texts).split()
+    generator = random.Random(0)
+    return [" ".join(generator.choices(words, k=generator.randint(1, 12))) for _ in range(400)]
+
+
+@pytest.fixture
+def calibrated(model, tokenizer, many):
+    other = [f"{text} again" for text in many]
+    model.exit_table = build_exit_table(model, tokenizer, other, 0.8, learn_agreement=True, progress=False)
+    engine = Engine(model, tokenizer)
+    return engine, engine.calibrate(many, agreement=0.8, rounds=1, speed_samples=100)
 
 
 @pytest.fixture(scope="session")

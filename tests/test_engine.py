@@ -458,3 +458,33 @@ def test_an_interrupted_stream_has_lost_nothing_that_was_given_out(model, tokeni
     parts = Predictions.concatenate([*read, engine.predict(texts[done:])])
     assert torch.equal(parts.logits, whole.logits)
     assert torch.equal(parts.exit_layers, whole.exit_layers)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_that_went_on_training_answers_without_dropout(model, tokenizer, texts, packed):
+    engine = Engine(model, tokenizer, "threshold:0.95", packed=packed)
+    expected = engine.predict(texts)
+    model.train()
+    got = engine.predict(texts)
+    assert torch.equal(got.logits, expected.logits)
+    model.heads.train()
+    assert torch.equal(engine.every_exit(texts).logits, engine.every_exit(texts).logits)
+
+
+def test_a_table_of_another_tokenizer_is_refused_also_later(model, tokenizer, texts):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    engine = Engine(model, tokenizer, "predicted")
+    engine.predict(texts)
+    model.exit_table = dataclasses.replace(model.exit_table, fingerprint="other")
+    with pytest.raises(ValueError, match="tokenizer"):
+        engine.predict(texts)
+
+
+def test_a_folder_without_a_tokenizer_is_told_so(model, tokenizer, texts, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a model but no tokenizer that loads"):
+        Engine.from_pretrained(tmp_path)
+    engine = Engine(model, tokenizer, "threshold:0.95")
+    engine.save_pretrained(tmp_path)
+    again = Engine.from_pretrained(tmp_path, "threshold:0.95").predict(texts)
+    torch.testing.assert_close(again.logits, engine.predict(texts).logits, atol=1e-5, rtol=0)

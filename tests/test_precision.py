@@ -176,6 +176,8 @@ def test_skip_gates_of_a_packed_model(make_model, tokenizer, texts):
 
 
 def test_what_cannot_be_packed(model, make_model, tokenizer, monkeypatch):
+    with pytest.raises(ValueError, match="packed=True is for float32 and bfloat16, got float16"):
+        Engine(make_model().half(), tokenizer, packed=True)
     with pytest.raises(ValueError, match="packed and compile do not go together"):
         Engine(model, tokenizer, packed=True, compile=True)
     with pytest.raises(ValueError, match="int8 layers have a layout of their own"):

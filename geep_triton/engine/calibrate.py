@@ -30,7 +30,8 @@ from geep_triton.exits.guarantees import (
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import EveryExit, Tokens
 
-PROMISES = ("agreement", "max_accuracy_drop", "mean_depth", "speedup")
+PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")
+PROMISES = (*PROMISES_ON_ANSWERS, "mean_depth", "speedup")
 METHODS = ("learn-then-test", "conformal")
 SEED = 0
 MOST_SEEN = 0.1  # of the texts may be in the table; short ones come up again by chance
@@ -76,9 +77,11 @@ class Calibration:
         samples: calibration samples.
         dtype: in which the engine ran; in another one the promise does not hold.
         max_length: most tokens that the engine let a sample have; truncation: whether it cut longer ones.
+        exit_table: digest of the model's; None: it had none.
+        exit_temperatures: of the model.
         chosen: the fastest candidate; with "mean_depth" and "speedup" the one that agrees most.
-        candidates: the best setting of each family that keeps the promise, measured; with "conformal" the chosen one is not
-            among them, since it is set on samples that had no part in choosing its family.
+        candidates: full depth, and the best setting of each family that keeps the promise, measured; with "conformal" the
+            chosen one is not among them, since it is set on samples that had no part in choosing its family.
         unsafe: families of which no setting was shown to keep the promise.
         curve: the settings of the chosen family, from cautious to bold, some of them measured.
     """
@@ -90,6 +93,8 @@ class Calibration:
     dtype: str
     max_length: int
     truncation: bool
+    exit_table: str | None
+    exit_temperatures: list[float] | None
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     unsafe: tuple[str, ...]
@@ -147,7 +152,7 @@ def calibrate(
     check_int("speed_samples", speed_samples, 1)
     if model.config.num_labels < 2:
         raise ValueError("calibrate needs classes: a regression model (num_labels=1) runs at full or constant depth")
-    if engine.skipping.mode == "planned" and promise[0] in PROMISES[:2]:
+    if engine.skipping.mode == "planned" and promise[0] in PROMISES_ON_ANSWERS:
         raise ValueError(
             f"{promise[0]} is promised against the model at full depth, but with skipping='planned' even that follows "
             "predicted paths: calibrate with skipping='gates' or 'never', or to a mean_depth or speedup"
@@ -177,12 +182,14 @@ def calibrate(
     timed_inputs = [inputs[row] for row in timed[:speed_samples].tolist()]
     full = judge(FullDepth(), "full").candidate
 
-    def measure(chosen_of: dict[str, int]) -> dict[str, Candidate]:
-        """Family -> its chosen setting, and full depth, measured in turns."""
-        chosen = {name: policies[name][index] for name, index in chosen_of.items()}
-        speeds = _measure(engine, {"full": FullDepth()} | chosen, timed_inputs, rounds)
-        candidates = {"full": full} | {name: judged[name][index].candidate for name, index in chosen_of.items()}
-        return {name: _timed(candidate, speeds[name], speeds["full"]) for name, candidate in candidates.items()}
+    def measure(settings: dict[str, list[int]]) -> dict[str, list[Candidate]]:
+        """Family -> its settings, and full depth, measured in turns."""
+        wanted = {f"{name} {index}": policies[name][index] for name, several in settings.items() for index in several}
+        speeds = _measure(engine, {"full": FullDepth()} | wanted, timed_inputs, rounds)
+        return {"full": [_timed(full, speeds["full"], speeds["full"])]} | {
+            name: [_timed(judged[name][index].candidate, speeds[f"{name} {index}"], speeds["full"]) for index in several]
+            for name, several in settings.items()
+        }
 
     def choose(name: str, judging: slice, num_layers: float) -> int | None:
         return _choose(judged[name], promise, share, judging, num_layers)
@@ -191,22 +198,27 @@ def calibrate(
     # With "conformal" the first half chooses the family, and the second, which had no part in that, its setting.
     first = dict.fromkeys(unfitted, slice(0, half)) if method == "conformal" else unfitted
     layers_gained = dict.fromkeys(first, float(depth))  # mean layers times speed-up: L, were nothing lost on the way
-    chosen_of: dict[str, int | None] = {}
-    found: dict[str, Candidate] = {}
+    settings: dict[str, list[int]] = {name: [] for name in first}
+    found: dict[str, list[Candidate]] = {}
     too_slow = list(first)
     for _ in range(ATTEMPTS if promise[0] == "speedup" else 1):
-        again = {name: choose(name, first[name], layers_gained[name]) for name in too_slow}
-        chosen_of |= again
-        found |= measure({name: index for name, index in again.items() if index is not None})
-        too_slow = [name for name in too_slow if name in found and found[name].speed_up < promise[1]]
-        layers_gained |= {name: found[name].mean_layers * found[name].speed_up for name in too_slow}
+        for name in too_slow:
+            index = choose(name, first[name], layers_gained[name])
+            if index is not None and index not in settings[name]:
+                settings[name].append(index)
+        # All of them again: one that was held up must not pass for slow.
+        found = measure(settings)
+        too_slow = [name for name in settings if settings[name] and not _within(found[name], promise)]
+        layers_gained |= {name: found[name][-1].mean_layers * found[name][-1].speed_up for name in too_slow}
         if not too_slow:
             break
-    candidates = list(found.values())
-    chosen = _best(candidates, promise)
+    chosen = _best([candidate for several in found.values() for candidate in several], promise)
+    kept = {name: _within(found.get(name, []), promise) for name in settings}
+    candidates = found["full"] + [_most_faithful(several) for several in kept.values() if several]
     if method == "conformal" and chosen.family != "full":
         index = choose(chosen.family, slice(half, None), depth)
-        chosen = _best(list(measure({} if index is None else {chosen.family: index}).values()), promise)
+        again = measure({} if index is None else {chosen.family: [index]})
+        chosen = _best([candidate for several in again.values() for candidate in several], promise)
     curve = [verdict.candidate for verdict in judged.get(chosen.family, [])] or [chosen]
     curve = _with_speeds(engine, curve, policies.get(chosen.family, [FullDepth()]), timed_inputs, rounds)
     return Calibration(
@@ -217,9 +229,11 @@ def calibrate(
         engine.dtype,
         engine.max_length,
         engine.truncation,
+        None if model.exit_table is None else model.exit_table.digest(),
+        model.config.exit_temperatures,
         chosen,
         tuple(candidates),
-        tuple(name for name, index in chosen_of.items() if index is None),
+        tuple(name for name, several in kept.items() if not several),
         tuple(curve),
     )
 
@@ -244,19 +258,28 @@ def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
     candidate is full depth.
     """
     name, value = promise
-    if name in PROMISES[:2]:
+    if name in PROMISES_ON_ANSWERS:
         # What runs as many layers as full depth is no faster, whatever was measured.
         saving = [candidate for candidate in candidates if candidate.mean_layers < candidates[0].mean_layers]
         return max(candidates[:1] + saving, key=lambda candidate: candidate.samples_per_second)
-    cheap = [
-        candidate
-        for candidate in candidates
-        if (candidate.mean_layers <= value if name == "mean_depth" else candidate.speed_up >= value)
-    ]
+    cheap = _within(candidates, promise)
     if not cheap:
         best = max(candidates, key=lambda candidate: candidate.speed_up)
         raise ValueError(f"no policy is {value:g} times as fast here; {best.policy} reaches {best.speed_up:.2f}")
-    return max(cheap, key=lambda candidate: (candidate.agreement, candidate.samples_per_second))
+    return _most_faithful(cheap)
+
+
+def _within(candidates: list[Candidate], promise: tuple[str, float]) -> list[Candidate]:
+    """Those that are as cheap as was asked; all, where a promise is on answers."""
+    name, value = promise
+    if name == "speedup":
+        return [candidate for candidate in candidates if candidate.speed_up >= value]
+    return [candidate for candidate in candidates if name != "mean_depth" or candidate.mean_layers <= value]
+
+
+def _most_faithful(candidates: list[Candidate]) -> Candidate:
+    """The one that agrees most with full depth; of equals the fastest."""
+    return max(candidates, key=lambda candidate: (candidate.agreement, candidate.samples_per_second))
 
 
 def _check_texts(model: MultiExitBert, tokens: Tokens) -> None:
@@ -264,7 +287,13 @@ def _check_texts(model: MultiExitBert, tokens: Tokens) -> None:
     that come again as often as they would be served are as they should be, a list that was repeated is not.
     """
     texts = _split(tokens)
-    if model.exit_table is not None and model.exit_table.records is not None:
+    if model.exit_table is not None and model.exit_table.records is None:
+        warnings.warn(
+            "the exit table is without the records of its texts, so nothing shows whether it was built from these: they must "
+            "be others",
+            stacklevel=4,
+        )
+    elif model.exit_table is not None:
         seen = set(_split(model.exit_table.records.tokens))
         again = sum(text in seen for text in texts)
         if again > MOST_SEEN * len(texts):
@@ -289,7 +318,7 @@ def check_method(method: str, promise: tuple[str, float], confidence: float | No
     hand keep. ValueError where they do not fit.
     """
     check_choice("method", method, METHODS)
-    if promise[0] not in PROMISES[:2]:
+    if promise[0] not in PROMISES_ON_ANSWERS:
         if confidence is not None or method == "conformal":
             raise ValueError(
                 f"confidence and method 'conformal' are for agreement and max_accuracy_drop, got {promise[0]}: what a policy "
@@ -372,7 +401,7 @@ class Judge:
 def _refuse_too_few(promise: tuple[str, float], samples: int, confidence: float | None) -> None:
     """Fewer could show nothing, not even if no answer differed; without a confidence only half of them are judged by."""
     name, value = promise
-    if name not in PROMISES[:2]:
+    if name not in PROMISES_ON_ANSWERS:
         if samples < FEWEST:
             raise ValueError(f"{samples} texts are too few to choose a policy by: at least {FEWEST} are needed")
         return

@@ -20,7 +20,11 @@ def as_list(inputs: Any) -> list[Any]:
 
 
 def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int]) -> torch.Tensor:
-    """[N] int64 from names or ids. ValueError where one is unknown or their number is another."""
+    """[N] int64 from names or ids. TypeError unless they can be counted; ValueError where one is unknown or there are not N."""
+    if isinstance(labels, torch.Tensor):
+        labels = labels.tolist()
+    if isinstance(labels, str) or not hasattr(labels, "__len__"):
+        raise TypeError(f"labels must be a list of names or numbers, one per text, got {type(labels).__name__}")
     if len(labels) != samples:
         raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
     # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4. So all are names, or none is.

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
-from geep_triton.engine.calibrate import Calibration, calibrate
+from geep_triton.engine.calibrate import PROMISES_ON_ANSWERS, Calibration, calibrate
 from geep_triton.engine.checks import as_list, check_calibrated_dtype, check_finite, check_model, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import OneExitWarning, Policy, parse_policy
@@ -50,7 +50,7 @@ class Engine:
     into batches, run, and put back into order. Memory does not grow with the number of inputs.
 
     Args:
-        model: on the device it shall run on; put into evaluation mode.
+        model: on the device it shall run on; in evaluation mode whenever the engine runs it.
         tokenizer: the model's own.
         policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:mean", "verified:0.2";
             see `geep_triton.engine.policies`. None: what the model was calibrated to, else "full".
@@ -116,8 +116,7 @@ class Engine:
         check_model(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.policy = parse_policy(policy or model.config.exit_policy or "full")
-        self.policy.check(model, tokenizer)
+        self.policy = policy or model.config.exit_policy or "full"
         self.skipping = Skipping.parse(skipping, model)
         self.skipping.check(model, tokenizer)
         self.dtype = dtype_name(model) if dtype is None else dtype
@@ -142,29 +141,46 @@ class Engine:
         self.text_column = text_column
         self.pair_column = pair_column
         self.progress = progress
-        self._audit: Audit | None = None
-        self._count_exits_anew()
         self.max_length = max_length or longest
         self.truncation = truncation
         self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
         # What the calibration promised of this policy's agreement, and what it was made with.
         self._promised = self._saved_promise() if policy is None else None
         self._promised_with = (model.exit_table, model.config.exit_temperatures)
+        self._checked_table = model.exit_table
+
+    @property
+    def policy(self) -> Policy:
+        """What samples run under. Setting another one, or its short form, ends an audit; a calibration's promise is not its."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: str | Policy) -> None:
+        self._policy = parse_policy(policy)
+        self._policy.check(self.model, self.tokenizer)
+        self._audit: Audit | None = None
+        self._promised: float | None = None
+        self._count_exits_anew()
 
     def _saved_promise(self) -> float | None:
         """The agreement that the model's saved calibration promised; None, with a warning, where this engine differs."""
-        calibration = self.model.config.calibration
-        if calibration is None or calibration["promise"][0] != "agreement":
+        calibration, config = self.model.config.calibration, self.model.config
+        if calibration is None or calibration["promise"][0] not in PROMISES_ON_ANSWERS:
             return None
-        now = {"skipping": str(self.skipping), "max_length": self.max_length, "truncation": self.truncation}
-        then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": self.model.config.skipping}
+        table = None if self.model.exit_table is None else self.model.exit_table.digest()
+        now = {
+            "skipping": str(self.skipping), "max_length": self.max_length, "truncation": self.truncation,
+            "exit_table": table, "exit_temperatures": config.exit_temperatures,
+        }  # fmt: skip
+        then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": config.skipping}
         changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
         if changed:
             warnings.warn(
                 f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here",
                 stacklevel=3,
             )
-        return None if changed else calibration["promise"][1]
+        name, value = calibration["promise"]
+        return None if changed or name != "agreement" else value
 
     @classmethod
     def from_pretrained(
@@ -182,19 +198,31 @@ class Engine:
             policy: as for `Engine`.
             device: where to run; None: a GPU where there is one, else the CPU.
             **kwargs: as for `Engine`.
+
+        Raises:
+            ValueError: there is no tokenizer, and all that `MultiExitBert.from_pretrained` and `Engine` raise.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
-        return cls(model, AutoTokenizer.from_pretrained(pretrained_model_name_or_path), policy, **kwargs)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
+                "(tokenizer.save_pretrained, or engine.save_pretrained, which saves both)"
+            ) from error
+        return cls(model, tokenizer, policy, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write the model, with what `calibrate` found for it, and the tokenizer, for `Engine.from_pretrained`."""
+        self.model.save_pretrained(save_directory)
+        self.tokenizer.save_pretrained(save_directory)
 
     def with_policy(self, policy: str | Policy) -> Engine:
         """An engine for the same model and settings under another policy."""
         other = copy.copy(self)
-        other.policy = parse_policy(policy)
-        other.policy.check(self.model, self.tokenizer)
-        other._audit, other._promised = None, None
-        other._count_exits_anew()
+        other.policy = policy
         return other
 
     def calibrate(
@@ -246,9 +274,9 @@ class Engine:
         if len(given) != 1:
             raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
         result = calibrate(self, inputs, labels, given[0], method, confidence, rounds, speed_samples, self.progress)
-        self.policy = parse_policy(result.chosen.policy)
-        self._count_exits_anew()
-        self._audit, self._promised = None, agreement
+        self._warn_of_ending_audit()
+        self.policy = result.chosen.policy
+        self._promised = agreement
         self._promised_with = (self.model.exit_table, self.model.config.exit_temperatures)
         if save:
             self.model.config.exit_policy = result.chosen.policy
@@ -287,6 +315,7 @@ class Engine:
         if stale:
             warnings.warn(f"the model's {' and '.join(stale)} were made with other temperatures: make them again", stacklevel=2)
         self.model.forget_calibration()
+        self._warn_of_ending_audit()
         self._audit, self._promised = None, None
         config.exit_temperatures = list(found.temperatures)
         return found
@@ -306,17 +335,15 @@ class Engine:
         Returns:
             The audit, whose `report()` tells the observed agreement; `predict` warns once when it is shown, at this confidence
             however often one looks, that the promise no longer holds. A promise by the method "conformal" holds on average
-            over calibrations: any one of them may fall a little short of it, which a long audit finds.
+            over calibrations: any one of them may fall a little short of it, which a long audit finds. Another policy,
+            calibration or fit of temperatures ends the audit.
+
+        Raises:
+            ValueError: a regression model, or a rate, promise or confidence out of range.
         """
-        with_table, with_temperatures = self._promised_with
-        table = self.model.exit_table
-        same_table = table is with_table or (table is not None and with_table is not None and table.predicts_as(with_table))
-        same = same_table and with_temperatures == self.model.config.exit_temperatures
-        if self._promised is not None and not same:
-            warnings.warn(
-                "the exit table or temperatures have changed since the calibration: its promise is gone", stacklevel=2
-            )
-            self._promised = None
+        if self.model.config.num_labels < 2:
+            raise ValueError("audit needs classes to compare: a regression model (num_labels=1) has none")
+        self._check_promise()
         self._audit = Audit(rate, self._promised if promised is None else promised, confidence, seed)
         return self._audit
 
@@ -393,6 +420,10 @@ class Engine:
 
     def _planned_windows(self, inputs: Any) -> Iterator[Window]:
         """The inputs' windows, ready to run."""
+        if self.model.exit_table is not self._checked_table:
+            self.policy.check(self.model, self.tokenizer)
+            self.skipping.check(self.model, self.tokenizer)
+            self._checked_table = self.model.exit_table
         for tokens, first, tokenize_seconds, truncated in self._encoded_windows(inputs):
             start = time.perf_counter()
             with nullcontext() if self._planner is None else torch.cuda.stream(self._planner):
@@ -440,6 +471,8 @@ class Engine:
     def _run_audit(self, tokens: Tokens, logits: torch.Tensor) -> float:
         """Seconds taken to run the chosen samples to the end and compare."""
         start = time.perf_counter()
+        if self._audit.promised is not None and self._audit.promised == self._promised and not self._check_promise():
+            self._audit.promised = None
         rows = self._audit.choose(len(tokens))
         if rows.numel():
             part = tokens.select(rows)
@@ -452,6 +485,23 @@ class Engine:
                     agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
             self._audit.record(agrees)
         return time.perf_counter() - start
+
+    def _check_promise(self) -> bool:
+        """Whether table and temperatures are those that the calibration promised with; else its promise is dropped, aloud."""
+        with_table, with_temperatures = self._promised_with
+        table = self.model.exit_table
+        same_table = table is with_table or (table is not None and with_table is not None and table.predicts_as(with_table))
+        same = same_table and with_temperatures == self.model.config.exit_temperatures
+        if self._promised is not None and not same:
+            warnings.warn(
+                "the exit table or temperatures have changed since the calibration: its promise is gone", stacklevel=3
+            )
+            self._promised = None
+        return same
+
+    def _warn_of_ending_audit(self) -> None:
+        if self._audit is not None:
+            warnings.warn("the audit that was running ends here: call `audit` again for the new answers", stacklevel=3)
 
     def _count_exits_anew(self) -> None:
         """Where samples left under the policy, over all calls."""
@@ -479,6 +529,8 @@ class Engine:
         """The model whose layers run: the given one, or this engine's twin of it with the table that it has now."""
         if self._twin.exit_table is not self.model.exit_table:
             self._twin._exit_table = self.model.exit_table
+        if any(module.training for module in self._twin.modules()):  # a Trainer, or the caller, has gone on training
+            self._twin.eval()
         return self._twin
 
     def _layers(self, tokens: Tokens) -> Layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -229,6 +230,18 @@ class ExitTable:
     def predicts_as(self, other: ExitTable) -> bool:
         """Whether this is the same table, with its records or without them."""
         return all(getattr(self, field.name) is getattr(other, field.name) for field in fields(self) if field.name != "records")
+
+    def digest(self) -> str:
+        """A hash of all that predicts: the same for this table saved and loaded, with its records or without them."""
+        found = hashlib.sha256()
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "records"}
+        for name in LEARNED:
+            values = parts.pop(name)
+            parts |= {} if values is None else {f"{name}.{field.name}": getattr(values, field.name) for field in fields(values)}
+        for name, value in parts.items():
+            found.update(name.encode())
+            found.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+        return found.hexdigest()[:16]
 
     def merge(self, other: ExitTable) -> ExitTable:
         """One table of both corpora, equal to one built from both at once; learned values are to be learned again.

@@ -9,7 +9,7 @@ from transformers.activations import GELUActivation
 
 from geep_triton.modeling.heads import AttentionHead
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.modeling.precision import twin
+from geep_triton.modeling.precision import dtype_name, twin
 
 # oneDNN builds a kernel for each number of rows that it meets, in the time of some 30 rows of BERT-base's largest product, and
 # keeps the last 1,024. Shrinking batches have any number of rows: beyond FEW it is made a multiple of ROWS, so that few do.
@@ -46,12 +46,14 @@ def pack_layers(model: MultiExitBert) -> MultiExitBert:
     The model stays as it is; the twin holds its layers' weights a second time.
 
     Raises:
-        ValueError: a model that is quantized or not on a CPU, or a torch without oneDNN.
+        ValueError: a model that is quantized, of another dtype, or not on a CPU, or a torch without oneDNN.
     """
     if model.device.type != "cpu":
         raise ValueError(f"packed=True is for models on a CPU, got one on {model.device}")
     if type(model.bert.encoder.layer[0].output.dense) is not nn.Linear:
         raise ValueError("packed=True: torch's int8 layers have a layout of their own; choose dtype float32 or bfloat16")
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"packed=True is for float32 and bfloat16, got {dtype_name(model)}")
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         raise ValueError(f"packed=True: this torch ({torch.__version__}) comes without oneDNN's linear layers")
     other = twin(model).eval()
