@@ -59,8 +59,8 @@ class Engine:
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
         dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
-            as it is: the engine holds a copy, which later changes of its weights do not reach; see
-            `geep_triton.modeling.precision.in_dtype`.
+            as it is: the engine holds a copy, which later changes of its weights do not reach, and which takes memory of its
+            own (load the model in bfloat16 to hold it once); see `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
@@ -132,6 +132,7 @@ class Engine:
             self._twin, self.compile_seconds = compile_layers(self._twin)
         if graphs:
             self._twin = graph_layers(self._twin)
+        self._twins_modules = tuple(self._twin.modules())
         self.token_budget = token_budget
         self.window = window
         self.prefetch = prefetch
@@ -529,7 +530,7 @@ class Engine:
         """The model whose layers run: the given one, or this engine's twin of it with the table that it has now."""
         if self._twin.exit_table is not self.model.exit_table:
             self._twin._exit_table = self.model.exit_table
-        if any(module.training for module in self._twin.modules()):  # a Trainer, or the caller, has gone on training
+        if any(module.training for module in self._twins_modules):  # a Trainer, or the caller, has gone on training
             self._twin.eval()
         return self._twin
 
