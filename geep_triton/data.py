@@ -171,7 +171,9 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
 
 
 def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[Row]:
-    if all(isinstance(values, str) for values in columns.values()):
+    ids = columns.get("input_ids")
+    one_tokenized = isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)  # tokenizer("a text")
+    if one_tokenized or all(isinstance(values, str) for values in columns.values()):
         return iter([columns])
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:

@@ -488,3 +488,10 @@ def test_a_folder_without_a_tokenizer_is_told_so(model, tokenizer, texts, tmp_pa
     engine.save_pretrained(tmp_path)
     again = Engine.from_pretrained(tmp_path, "threshold:0.95").predict(texts)
     torch.testing.assert_close(again.logits, engine.predict(texts).logits, atol=1e-5, rtol=0)
+
+
+def test_one_tokenized_text(model, tokenizer, texts):
+    engine = Engine(model, tokenizer)
+    expected = engine.predict(texts[0])
+    for given in (tokenizer(texts[0]), [tokenizer(texts[0])], tokenizer([texts[0]])):
+        assert torch.equal(engine.predict(given).logits, expected.logits)
