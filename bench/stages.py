@@ -37,7 +37,11 @@ def stages(engine: Engine, rows: Sequence[Any]) -> dict[str, float]:
         setattr(runner, name, timed(stage, getattr(runner, name)))
     watched._twin = runner
     watched.policy = SimpleNamespace(
-        answer_head=policy.answer_head, pooling=policy.pooling, plan=timed("predict", policy.plan), rule=policy.rule
+        answer_head=policy.answer_head,
+        pooling=policy.pooling,
+        check=policy.check,
+        plan=timed("predict", policy.plan),
+        rule=policy.rule,
     )
     timings = watched.predict(rows).timings
     run = sum(seconds[stage] for stage in TIMED.values())
