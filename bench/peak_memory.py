@@ -6,6 +6,7 @@ python -m bench.peak_memory '{"system": "engine", "shape": "base", "dtype": "flo
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def peak_memory(**spec: Any) -> dict[str, float]:
             max_length, threads.
     """
     command = [sys.executable, "-m", "bench.peak_memory", json.dumps(spec)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    alone = os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}  # the default, for it shares the process with no other
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{spec}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
