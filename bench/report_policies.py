@@ -65,10 +65,12 @@ these texts, as many of each, so that all have the same mean depth (`python -m b
 
 def larger_model(folder: Path = RESULTS) -> str:
     """What re-pooled policies reach of L / mean layers on BERT-base's shape; nothing while that is not measured."""
-    paths = [folder / "pipeline" / f"throughput.cpu.base.{data}.float32.json" for data in ("sst2", "ag_news")]
     lines = []
-    for path in filter(Path.is_file, paths):
-        result, data = read(path), path.name.split(".")[3]
+    for data in ("sst2", "ag_news"):
+        path = folder / "pipeline" / f"throughput.cpu.base.{data}.float32.json"
+        if not path.is_file():
+            continue
+        result = read(path)
         shares = [
             f"{row['system'].removeprefix('ours, ')} {percent(row, 'share_of_bound')}"
             for row in result["systems"]

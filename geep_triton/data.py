@@ -315,7 +315,7 @@ class Encoder:
     def _rows(self, rows: Sequence[Row], first: int) -> tuple[list[list[int]], list[list[int]]]:
         ids, type_ids, errors = [], [], {}
         for index, row in enumerate(rows):
-            columns = {name: _as_list(row[name]) for name in ("input_ids", "token_type_ids", "attention_mask") if name in row}
+            columns = {name: to_list(row[name]) for name in ("input_ids", "token_type_ids", "attention_mask") if name in row}
             if reason := self._row_error(columns):
                 errors[index] = reason
             real = columns.get("attention_mask", [1] * len(columns["input_ids"]))
@@ -370,5 +370,6 @@ def _text_error(text: Any, pair: Any) -> str | None:
     return None
 
 
-def _as_list(values: Any) -> list[int]:
+def to_list(values: Any) -> list[Any]:
+    """A tensor's or array's values, or those of any sequence."""
     return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -123,5 +123,9 @@ def test_a_policy_may_be_set(calibrated, many):
     expected = engine.with_policy("threshold:0.5").predict(many[:20])
     assert engine.predict(many[:20]).exit_layers.tolist() == expected.exit_layers.tolist()
     assert engine.audit().promised is None
-    with pytest.raises(ValueError, match="unknown"):
-        engine.policy = "nonsense"
+    with pytest.warns(UserWarning, match="the audit that was running ends here"):
+        engine.policy = "threshold:0.3"
+    for wrong, message in (("nonsense", "unknown"), ("constant:9", "layer")):
+        with pytest.raises(ValueError, match=message):
+            engine.policy = wrong
+        assert str(engine.policy) == str(engine.with_policy("threshold:0.3").policy)

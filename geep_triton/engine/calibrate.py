@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +213,13 @@ def calibrate(
         layers_gained |= {name: found[name][-1].mean_layers * found[name][-1].speed_up for name in too_slow}
         if not too_slow:
             break
-    chosen = _best([candidate for several in found.values() for candidate in several], promise)
-    kept = {name: _within(found.get(name, []), promise) for name in settings}
+    chosen = _best(list(chain(*found.values())), promise)
+    kept = {name: _within(found[name], promise) for name in settings}
     candidates = found["full"] + [_most_faithful(several) for several in kept.values() if several]
     if method == "conformal" and chosen.family != "full":
         index = choose(chosen.family, slice(half, None), depth)
         again = measure({} if index is None else {chosen.family: [index]})
-        chosen = _best([candidate for several in again.values() for candidate in several], promise)
+        chosen = _best(list(chain(*again.values())), promise)
     curve = [verdict.candidate for verdict in judged.get(chosen.family, [])] or [chosen]
     curve = _with_speeds(engine, curve, policies.get(chosen.family, [FullDepth()]), timed_inputs, rounds)
     return Calibration(

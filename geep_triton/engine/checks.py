@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from geep_triton.checks import shorten
+from geep_triton.data import to_list
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import dtype_name
 
@@ -21,17 +22,16 @@ def as_list(inputs: Any) -> list[Any]:
 
 def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int]) -> torch.Tensor:
     """[N] int64 from names or ids. TypeError unless they can be counted; ValueError where one is unknown or there are not N."""
-    if isinstance(labels, torch.Tensor):
-        labels = labels.tolist()
     if isinstance(labels, str) or not hasattr(labels, "__len__"):
         raise TypeError(f"labels must be a list of names or numbers, one per text, got {type(labels).__name__}")
+    labels = to_list(labels)
     if len(labels) != samples:
         raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
     # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4. So all are names, or none is.
     names = {str(name): index for name, index in label2id.items()}
     ids = {index: index for index in label2id.values()}
     unknown = []
-    for known, keys in ((names, [str(label) for label in labels]), (ids, list(labels))):
+    for known, keys in ((names, [str(label) for label in labels]), (ids, labels)):
         missing = [label for label in keys if label not in known]
         if not missing:
             return torch.tensor([known[key] for key in keys])

@@ -116,6 +116,7 @@ class Engine:
         check_model(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self._audit: Audit | None = None
         self.policy = policy or model.config.exit_policy or "full"
         self.skipping = Skipping.parse(skipping, model)
         self.skipping.check(model, tokenizer)
@@ -157,10 +158,10 @@ class Engine:
 
     @policy.setter
     def policy(self, policy: str | Policy) -> None:
-        self._policy = parse_policy(policy)
-        self._policy.check(self.model, self.tokenizer)
-        self._audit: Audit | None = None
-        self._promised: float | None = None
+        policy = parse_policy(policy)
+        policy.check(self.model, self.tokenizer)
+        self._policy = policy
+        self._end_audit()
         self._count_exits_anew()
 
     def _saved_promise(self) -> float | None:
@@ -223,6 +224,7 @@ class Engine:
     def with_policy(self, policy: str | Policy) -> Engine:
         """An engine for the same model and settings under another policy."""
         other = copy.copy(self)
+        other._audit = None
         other.policy = policy
         return other
 
@@ -275,7 +277,6 @@ class Engine:
         if len(given) != 1:
             raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
         result = calibrate(self, inputs, labels, given[0], method, confidence, rounds, speed_samples, self.progress)
-        self._warn_of_ending_audit()
         self.policy = result.chosen.policy
         self._promised = agreement
         self._promised_with = (self.model.exit_table, self.model.config.exit_temperatures)
@@ -316,8 +317,7 @@ class Engine:
         if stale:
             warnings.warn(f"the model's {' and '.join(stale)} were made with other temperatures: make them again", stacklevel=2)
         self.model.forget_calibration()
-        self._warn_of_ending_audit()
-        self._audit, self._promised = None, None
+        self._end_audit()
         config.exit_temperatures = list(found.temperatures)
         return found
 
@@ -500,9 +500,11 @@ class Engine:
             self._promised = None
         return same
 
-    def _warn_of_ending_audit(self) -> None:
+    def _end_audit(self) -> None:
+        """What was promised and observed so far is not of the answers to come."""
         if self._audit is not None:
             warnings.warn("the audit that was running ends here: call `audit` again for the new answers", stacklevel=3)
+        self._audit, self._promised = None, None
 
     def _count_exits_anew(self) -> None:
         """Where samples left under the policy, over all calls."""
