@@ -19,8 +19,8 @@ def peak_memory(**spec: Any) -> dict[str, float]:
     """Megabytes of a system in a fresh process: "before" the model was there, and at the "peak" of loading and answering.
 
     Args:
-        **spec: system ("engine" or "huggingface"), shape, folder, dtype, policy, texts (a file), samples, token_budget,
-            max_length, threads.
+        **spec: system ("engine" or "huggingface"), shape, folder, loaded (dtype of the model), dtype (that it runs in), policy,
+            packed, texts (a file), samples, token_budget, max_length, threads.
     """
     command = [sys.executable, "-m", "bench.peak_memory", json.dumps(spec)]
     alone = os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}  # the default, for it shares the process with no other
@@ -49,16 +49,13 @@ def main() -> None:
     tokenizer = load_tokenizer(spec["folder"])
     rows = read_rows(spec["texts"])[: spec["samples"]]
     before = resident("VmRSS")
-    model = load_model(spec["shape"], spec["folder"])
+    model = load_model(spec["shape"], spec["folder"], dtype=getattr(torch, spec["loaded"]))
     if spec["system"] == "engine":
-        settings = {name: spec[name] for name in ("dtype", "token_budget", "max_length")}
+        settings = {name: spec[name] for name in ("dtype", "token_budget", "max_length", "packed") if name in spec}
         Engine(model, tokenizer, spec["policy"], truncation=True, **settings).predict(rows)
     else:
         depth = model.config.num_hidden_layers
-        if spec["dtype"] == "int8":
-            call = torch_int8(DenseBert(model, depth))
-        else:
-            call = DenseBert(model.to(getattr(torch, spec["dtype"])), depth)
+        call = torch_int8(DenseBert(model, depth)) if spec["dtype"] == "int8" else DenseBert(model, depth)
         DenseRival(call, model, tokenizer, depth, spec["token_budget"], spec["max_length"]).predict(rows)
     print(json.dumps({"before": before, "peak": resident("VmHWM")}))
 

@@ -75,6 +75,7 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
                 if kind == "cpu":
                     yield Cell(f"memory.{kind}.{shape}.{data}.{dtype}", partial(cells.memory, *arguments), data)
                 yield Cell(f"latency.{kind}.{shape}.{data}.{dtype}", partial(cells.latency, *arguments), data)
+                yield Cell(f"overhead.{kind}.{shape}.{data}.{dtype}", partial(cells.overhead, *arguments), data)
     for axis in AXES:
         yield Cell(f"scaling.{kind}.{axis}", partial(cells.scaling, axis, settings))
     dtype = "float32" if kind == "cpu" else "bfloat16"

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from bench.pipeline_skips import CHECKED, skip_rates
 from bench.replay import DISTRIBUTIONS, drawn
 from bench.shapes import load_model, load_tokenizer
 from bench.stages import stages
-from bench.systems import NOBODY, System, Workbench
+from bench.systems import NOBODY, WAYS, System, Workbench
 from geep_triton import Engine
+from geep_triton.config import HEADS
 from geep_triton.data import read_rows
 from geep_triton.engine.policies import Threshold, Verified
 from geep_triton.engine.simulate import simulate
@@ -76,6 +78,10 @@ class Settings:
         """The shape to build: the tiny one in a dry run."""
         return "tiny" if self.dry else shape
 
+    def has_packed(self, dtype: str) -> bool:
+        """Whether layers can be laid out for oneDNN."""
+        return self.device == "cpu" and dtype != "int8"
+
 
 def workbench(shape: str, data: str, settings: Settings) -> Workbench:
     """MiniLM with its trained exits, or random weights of a shape with exits replayed: the trained model's, else drawn ones."""
@@ -129,7 +135,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
         ours, compile_seconds = bench.ours(dtype), None
-        if settings.device == "cpu" and dtype != "int8":
+        if settings.has_packed(dtype):
             ours += bench.ours(dtype, "packed")
         if settings.compile and dtype != "int8":
             several = bench.ours(dtype, "compiled")
@@ -163,7 +169,7 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
         rivals, _ = bench.rivals(dtype, False, Path(folder))
     chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
     chosen += [system for system in rivals if system.kind == "exits"]
-    ways = ["plain"] + ["graphs"] * (settings.device == "cuda")
+    ways = ["plain"] + ["packed"] * settings.has_packed(dtype) + ["graphs"] * (settings.device == "cuda")
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
     for system in chosen:
@@ -180,18 +186,45 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
     return {"rate_of_load_1": capacity, "samples": len(arriving), "latencies": rows}
 
 
+def overhead(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """What scoring at every exit costs where nobody leaves, by kind of head: time over full depth, beside the heads' FLOPs."""
+    rows, tokenizer, found = settings.rows(data, shape), load_tokenizer(), []
+    way = WAYS["packed" if settings.has_packed(dtype) else "plain"]
+    limits = {"token_budget": settings.token_budget, "max_length": settings.max_length, "truncation": True}
+    for head in HEADS:
+        model = load_model(settings.shape(shape), head=head).to(settings.device)
+        full = Engine(model, tokenizer, "full", dtype=dtype, **way, **limits)
+        nobody = full.with_policy(NOBODY)
+        answers, scored = full.predict(rows), nobody.predict(rows)
+        if scored.mean_layers != model.config.num_hidden_layers or not torch.equal(scored.logits, answers.logits):
+            raise ValueError(f"{head} heads: scored samples left early or were answered otherwise")
+        seconds = in_turns({"full": partial(full.predict, rows), "nobody": partial(nobody.predict, rows)}, settings.rounds)
+        ratios = [scored / alone for scored, alone in zip(seconds["nobody"], seconds["full"], strict=True)]
+        flops = scored.flops.total / answers.flops.total - 1
+        found.append({"head": head, "overhead": statistics.median(ratios) - 1, "flops": flops, "ratios": ratios})
+    return {"samples": len(rows), "heads": found}
+
+
 def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
-    """Peak megabytes, each system in a process of its own; a trained model's folder where there is one for MiniLM."""
+    """Peak megabytes, each system in a process of its own; a trained model's folder where there is one for MiniLM.
+
+    Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it.
+    """
     folder = settings.models.get(data) if shape == "minilm" else None
     spec = {
         "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
         "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
         "max_length": settings.max_length, "threads": torch.get_num_threads(),
+        "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
     }  # fmt: skip
     early = "threshold:0.3" if folder else "threshold:0.99"
     found = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
     for policy in ("full", early):
         found[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
+        if settings.has_packed(dtype):
+            found[f"ours, {policy}, packed"] = peak_memory(system="engine", policy=policy, packed=True, **spec)
+        if dtype == "bfloat16":
+            found[f"ours, {policy}, from float32"] = peak_memory(system="engine", policy=policy, **spec | {"loaded": "float32"})
     return {"megabytes": found}
 
 

@@ -135,6 +135,13 @@ def latency_section(result: Result) -> str:
     return "\n".join([title_of(result), "", introduction, "", *lines])
 
 
+def overhead_section(result: Result) -> str:
+    rows = ((row["head"], f"{row['overhead']:+.1%}", f"{row['flops']:+.1%}") for row in result["heads"])
+    introduction = f"All exits scored, nobody leaves; {result['samples']} texts, random weights."
+    lines = grid(("heads", "time over full depth", "FLOPs over full depth"), rows)
+    return "\n".join([title_of(result), "", introduction, "", *lines])
+
+
 def memory_section(result: Result) -> str:
     own = {name: values["peak"] - values["before"] for name, values in result["megabytes"].items()}
     rival = own["huggingface, length-sorted"]
@@ -193,6 +200,7 @@ def skips_section(result: Result) -> str:
 SECTIONS = (
     ("Throughput", "throughput", throughput_section),
     ("Waiting times under random arrivals", "latency", latency_section),
+    ("What exits cost where nobody leaves", "overhead", overhead_section),
     ("Peak memory", "memory", memory_section),
     ("As work grows", "scaling", scaling_section),
     ("Skipped layers", "skips", skips_section),

@@ -18,12 +18,19 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
-def load_model(shape: str, folder: str | None = None, labels: int = 4, **config: Any) -> MultiExitBert:
-    """The trained model of a folder; without one, random weights of a shape, always the same."""
+def load_model(
+    shape: str, folder: str | None = None, labels: int = 4, dtype: torch.dtype = torch.float32, **config: Any
+) -> MultiExitBert:
+    """The trained model of a folder; without one, random weights of a shape, always the same. Never held in another dtype."""
     if folder is not None:
-        return MultiExitBert.from_pretrained(folder).eval()
+        return MultiExitBert.from_pretrained(folder, dtype=dtype).eval()
     torch.manual_seed(0)
-    return MultiExitBert(MultiExitBertConfig(num_labels=labels, pooling="mean", **SHAPES[shape], **config)).eval()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return MultiExitBert(MultiExitBertConfig(num_labels=labels, pooling="mean", **SHAPES[shape], **config)).eval()
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def load_tokenizer(folder: str | None = None) -> PreTrainedTokenizerBase:

@@ -155,6 +155,7 @@ def test_waiting_times_grow_with_the_load(monkeypatch):
 
 def test_memory_is_that_of_a_process_of_its_own():
     spec = {"shape": "tiny", "folder": None, "dtype": "float32", "texts": str(TEXTS), "samples": 4, "token_budget": 64}
+    spec["loaded"] = "float32"
     found = peak_memory(system="engine", policy="full", max_length=32, threads=1, **spec)
     assert 0 < found["before"] < found["peak"]
 
@@ -162,6 +163,8 @@ def test_memory_is_that_of_a_process_of_its_own():
 CELLS = (
     "throughput.cpu.minilm.reviews.int8",
     "latency.cpu.base.reviews.float32",
+    "overhead.cpu.base.reviews.float32",
+    "memory.cpu.base.reviews.bfloat16",
     "scaling.cpu.length",
     "matrix.cpu.base.32.1024.",
     "skips.cpu.base.32.1024.",
@@ -171,7 +174,7 @@ CELLS = (
 def test_cells_run_dry_and_only_once(tmp_path, capsys):
     command = ["--dry-run", "--output", str(tmp_path), "--only", *CELLS]
     pipeline.main([*command, "--budget-minutes", "0"])
-    assert "5 cells left" in capsys.readouterr().out
+    assert f"{len(CELLS)} cells left" in capsys.readouterr().out
     pipeline.main(command)
     found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert sorted(found) == sorted(f"{name.rstrip('.')}{'.float32' if name.endswith('.') else ''}.json" for name in CELLS)
@@ -181,9 +184,14 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
         assert row["samples_per_second"] > 0
         assert len(row["seconds"]) == 1
     assert {row["load"] for row in found[f"{CELLS[1]}.json"]["latencies"]} == {0.3, 0.6, 0.9}
+    heads = found[f"{CELLS[2]}.json"]["heads"]
+    assert [row["head"] for row in heads] == ["attention", "pooler", "linear"]
+    assert heads[0]["flops"] > heads[2]["flops"] > 0
+    memory = found[f"{CELLS[3]}.json"]["megabytes"]
+    assert {"ours, full", "ours, full, packed", "ours, full, from float32"} <= set(memory)
     capsys.readouterr()
     pipeline.main(command)
-    assert capsys.readouterr().out.count("(done)") == 5
+    assert capsys.readouterr().out.count("(done)") == len(CELLS)
     with pytest.raises(SystemExit, match="no such cell"):
         pipeline.main(["--dry-run", "--only", "nothing"])
 

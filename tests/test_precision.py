@@ -65,9 +65,13 @@ def test_a_twin_shares_what_is_not_converted(model):
     assert half.dtype == torch.bfloat16
     assert half.config is small.config is model.config
     assert small.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
-    assert small.heads["1"].classifier.weight is model.heads["1"].classifier.weight
+    head = small.heads["1"]
+    assert head.classifier.weight is model.heads["1"].classifier.weight
     layer = small.bert.encoder.layer[0]
-    for linear in (layer.attention.self.query, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense):
+    for linear in (
+        *(layer.attention.self.query, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense),
+        *(head.reduce, head.query, head.key_value),
+    ):
         assert linear.weight().dtype == torch.qint8
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 

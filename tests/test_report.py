@@ -75,6 +75,7 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
             "latencies": [{"system": "ours, full", "load": 0.3, "p50": 0.2, "p99": 0.4}],
         },
         "memory.cpu.base.sst2.int8": {"megabytes": {"huggingface, length-sorted": memory, "ours, full": more_memory}},
+        "overhead.cpu.base.sst2.int8": {"samples": 4, "heads": [{"head": "linear", "overhead": 0.015, "flops": 0.001}]},
         "scaling.cpu.length": {
             "axis": "length",
             "points": [{"size": 16, "samples": 8, "seconds": 2.0, "megabytes_grown": 3.0}],
@@ -101,6 +102,7 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
         "compiled for all in 12 s",
         "| 0.3 | 200.0 | 400.0 |",
         "| ours, full | 250 | 2.50x |",
+        "| linear | +1.5% | +0.1% |",
         "| 16 | 8 | 2.00 | 4 | 3 |",
         "2.00 TFLOP/s",
         "ours, full 25.0%",

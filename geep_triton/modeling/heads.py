@@ -81,7 +81,12 @@ class AttentionHead(nn.Module):
     tanh, Linear(D -> C), D = head_size.
 
     Unlike the released code (alibaba/EasyNLP, geep_classification) the attention ignores padding.
+
+    Attributes:
+        token_layers: names of its linear layers that run on every token, which is nearly all that it costs.
     """
+
+    token_layers = ("reduce", "query", "key_value")
 
     def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from geep_triton.checks import check_choice
+from geep_triton.modeling.heads import AttentionHead
 from geep_triton.modeling.model import MultiExitBert
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -25,8 +26,9 @@ def in_dtype(model: MultiExitBert, dtype: str) -> MultiExitBert:
     The twin holds what was converted as its own, and shares all else with the model, its configuration above all. What the
     model learns later does not reach it.
 
-    "int8" is torch's dynamic quantization: the linear layers of the encoder hold int8 weights, a scale per output; embeddings,
-    heads and gates stay in float32. Activations get one scale a batch, so answers vary a little with the texts that share one.
+    "int8" is torch's dynamic quantization: the linear layers of the encoder, and those that an attention head runs on every
+    token, hold int8 weights, a scale per output; all else stays in float32. Activations get one scale a batch, so answers vary
+    a little with the texts that share one.
 
     Raises:
         ValueError: an unknown dtype; int8 for a model that is not in float32 on a CPU, or where torch cannot do it.
@@ -64,6 +66,18 @@ def _quantized(model: MultiExitBert) -> MultiExitBert:
             from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
             quantize_dynamic(other.bert.encoder, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
+            for head in other.heads.values():
+                if isinstance(head, AttentionHead):
+                    for name in head.token_layers:
+                        setattr(head, name, _plain(getattr(head, name)))
+                    quantize_dynamic(head, dict.fromkeys(head.token_layers, per_channel_dynamic_qconfig), inplace=True)
         except (ImportError, RuntimeError) as error:
             raise ValueError(f"dtype 'int8': torch {torch.__version__} cannot quantize here: {error}") from error
     return other
+
+
+def _plain(linear: nn.Linear) -> nn.Linear:
+    """The same layer as torch's own class, the only one that its quantization takes."""
+    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    plain.weight, plain.bias = linear.weight, linear.bias
+    return plain
