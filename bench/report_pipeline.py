@@ -18,7 +18,11 @@ Made from the files in `bench/results/pipeline`, which `python -m bench.pipeline
 are checked before anything is timed, systems of a table run in turns, figures are medians. *Share of the bound* is the speed
 over what the saved layers allow, (layers / mean layers) times full depth: that of ours, and that of the fastest rival of the
 same precision that runs all layers; in brackets by the mean layers of a token, the honest bound where long texts stay longer.
-*Replayed* exits are those of a model with random weights whose samples leave as they were recorded to do on a trained one."""
+*Replayed* exits are those of a model with random weights whose samples leave as they were recorded to do on a trained one.
+
+What is lost on the bound: *heads*, one for every exit where a sample is scored, whose own arithmetic is a floor (see what
+exits cost where nobody leaves); *pad, move, pool, decide*, above all the rows of survivors, copied together so that layers
+multiply dense matrices; and *layers* beyond their share, where batches that shrank multiply fewer rows or pad more."""
 
 COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
 
@@ -94,6 +98,8 @@ def throughput_section(result: Result) -> str:
         *(f"Without {name}: {reason}." for name, reason in result["missing"].items()),
         "",
         "Time of a window by stage: " + "; ".join(f"{name}: {shares(found)}" for name, found in result["stages"].items()) + ".",
+        "",
+        *gap(result),
     ]
     return "\n".join(lines)
 
@@ -102,6 +108,23 @@ def shares(seconds: dict[str, float]) -> str:
     """The largest stage first."""
     total, ordered = sum(seconds.values()), sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{stage} {value / total:.1%}" for stage, value in ordered)
+
+
+def gap(result: Result) -> list[str]:
+    """What a policy spends beyond its share of full depth, by stage: the three largest."""
+    full, lines = result["stages"]["full"], []
+    for name, seconds in result["stages"].items():
+        row = next((row for row in result["systems"] if row["system"] == f"ours, {name}"), None)
+        if name == "full" or row is None:
+            continue
+        share, total = row["mean_layers_of_a_token"] / result["layers"], sum(seconds.values())
+        beyond = {stage: (value - share * full.get(stage, 0.0)) / total for stage, value in seconds.items()}
+        largest = sorted(beyond.items(), key=lambda item: -item[1])[:3]
+        lines.append(
+            f"Beyond the {share:.0%} of full depth that a token's mean layers come to, {name} spends "
+            f"{sum(beyond.values()):.1%} of its time: {', '.join(f'{stage} {value:.1%}' for stage, value in largest)}."
+        )
+    return lines
 
 
 def where_it_does_not_pay(several: list[Result]) -> str:

@@ -55,19 +55,20 @@ def test_ci_runs_the_readmes_command():
 def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
     shares = ("share_of_bound", "share_of_bound_of_a_token", "share_of_rival_bound", "share_of_rival_bound_of_a_token")
     row = dict.fromkeys(shares, 0.5) | {"system": "ours, full", "kind": "ours", "mean_layers": 6.0, "agreement": 1.0}
-    row |= {"samples_per_second": 10.0, "speed_up": 1.0}
+    row |= {"samples_per_second": 10.0, "speed_up": 1.0, "mean_layers_of_a_token": 6.0}
     rival = row | {"system": "huggingface, length-sorted", "kind": "full", "samples_per_second": 20.0}
+    early = row | {"system": "ours, threshold:0.3", "mean_layers_of_a_token": 3.0}
     memory, more_memory = {"before": 100.0, "peak": 200.0}, {"before": 100.0, "peak": 350.0}
     cells = {
         "throughput.cpu.minilm.sst2.float32": {
             "texts": {"samples": 4, "tokens": 40, "longest": 12},
             "layers": 6,
             "width": 384,
-            "systems": [row, rival],
+            "systems": [row, rival, early],
             "missing": {"onnxruntime": "not installed"},
             "compile_seconds": 12.0,
             "overhead": 0.01,
-            "stages": {"full": {"layers": 3.0, "heads": 1.0}},
+            "stages": {"full": {"layers": 3.0, "heads": 1.0}, "threshold:0.3": {"layers": 1.7, "heads": 0.8}},
         },
         "latency.cpu.base.sst2.int8": {
             "rate_of_load_1": 5.0,
@@ -99,6 +100,7 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
         "| ours, full | 6.00 | 1.000 | 10.0 | 1.00x | 50% (50%) | 50% (50%) |",
         "Without onnxruntime: not installed.",
         "layers 75.0%, heads 25.0%",
+        "threshold:0.3 spends 20.0% of its time: heads 12.0%, layers 8.0%.",
         "compiled for all in 12 s",
         "| 0.3 | 200.0 | 400.0 |",
         "| ours, full | 250 | 2.50x |",
@@ -107,7 +109,7 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
         "2.00 TFLOP/s",
         "ours, full 25.0%",
         "- ours, full: 7, 1",
-        "- minilm, sst2, float32, over huggingface, length-sorted: full (mean layers 6.00, 0.50x)",
+        "- minilm, sst2, float32, over huggingface, length-sorted: full (mean layers 6.00, 0.50x); ",
     ):
         assert text in page
     report_pipeline.plot([cells["throughput.cpu.minilm.sst2.float32"] | {"cell": "a cell"}], tmp_path / "plot.png")
