@@ -7,6 +7,7 @@ python -m bench.report --check    # fails where a page differs from the result f
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def summary(folder: Path = RESULTS) -> str:
 
 
 def rivals(folder: Path = RESULTS) -> str:
-    """Ours beside rivals, a line for each data set and shape that was measured; nothing before."""
-    cells = [cell for cell in report_pipeline.results(folder) if cell["cell"].startswith("throughput.cpu.")]
+    """Ours beside rivals on the CPU with the most cells, a line for each data set and shape that was measured there."""
+    found = [cell for cell in report_pipeline.results(folder) if cell["cell"].startswith("throughput.cpu.")]
+    if not found:
+        return "Not measured yet."
+    machine, cells = next(iter(report_pipeline.by_machine(found).items()))
     lines = [
         "| CPU, precision, texts | Hugging Face, length-sorted | fastest rival that runs all layers | one text at a time | "
         "ours, all layers | ours, exits | mean layers | answers as of all layers |",
@@ -71,12 +75,11 @@ def rivals(folder: Path = RESULTS) -> str:
             f"({fastest.partition(',')[0]}) | {speed[alone]:.0f} | {speed[full]:.0f} | **{speed[exits]:.0f}** | "
             f"{row['mean_layers']:.1f} of {cell['layers']} | {agreement} |"
         )
-    machines = "; ".join(sorted({report_pipeline.machine(cell) for cell in cells}))
     note = (
-        f"Texts a second, in turns, answers checked first; ours with `packed=True`, but for int8; {machines}. Every rival: "
-        "[bench/PIPELINE.md](bench/PIPELINE.md)."
+        f"Texts a second, in turns, answers checked first; ours with `packed=True`, but for int8; {machine}. Every rival, and "
+        "other machines: [bench/PIPELINE.md](bench/PIPELINE.md)."
     )
-    return "\n".join([*lines, "", note]) if cells else "Not measured yet."
+    return "\n".join([*lines, "", note])
 
 
 def with_tables(readme: str, content: str) -> str:
@@ -113,10 +116,11 @@ def main() -> None:
         for path in sorted(RESULTS.rglob("ops*.json")):
             report_ops.plot(report_ops.read(path), path.with_suffix(".png"))
         report_experiments.plots()
-        for device in ("cpu", "cuda"):
-            cells = [cell for cell in report_pipeline.results() if cell["cell"].startswith(f"throughput.{device}.")]
-            if cells:
-                report_pipeline.plot(cells, RESULTS / f"pipeline_{device}.png")
+        cells = [cell for cell in report_pipeline.results() if cell["cell"].startswith("throughput.")]
+        for several in report_pipeline.by_machine(cells).values():
+            where = several[0]["environment"]
+            name = re.sub(r"\W+", "_", where["gpu"] or where["cpu"]).strip("_").lower()
+            report_pipeline.plot(several, RESULTS / f"pipeline_{name}.png")
 
 
 if __name__ == "__main__":

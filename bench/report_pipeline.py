@@ -28,8 +28,8 @@ COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
 
 
 def results(folder: Path = RESULTS) -> list[Result]:
-    """All cells."""
-    return [read(path) for path in sorted((folder / "pipeline").glob("*.json"))]
+    """All cells; those of another machine lie in a folder of their own."""
+    return [read(path) for path in sorted((folder / "pipeline").rglob("*.json"))]
 
 
 def machine(result: Result) -> str:
@@ -38,17 +38,23 @@ def machine(result: Result) -> str:
     return f"{where['gpu'] or where['cpu']}, {where['threads']} threads, torch {where['torch']}"
 
 
+def by_machine(several: Iterable[Result]) -> dict[str, list[Result]]:
+    """The cells of each machine, the one with the most first."""
+    found = defaultdict(list)
+    for result in several:
+        found[machine(result)].append(result)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
 def page(folder: Path = RESULTS) -> str:
     """The whole page, in Markdown."""
-    by_machine = defaultdict(list)
-    for result in results(folder):
-        by_machine[machine(result)].append(result)
+    machines = by_machine(results(folder))
     parts = [INTRODUCTION]
-    if not any(".cuda." in result["cell"] for several in by_machine.values() for result in several):
+    if not any(".cuda." in result["cell"] for several in machines.values() for result in several):
         parts.append(f"Not yet measured on a GPU: `{COMMAND} --device cuda --only matrix --budget-minutes 8`.")
-    if not by_machine:
+    if not machines:
         parts.append(f"Not yet measured on a CPU: `{COMMAND}`.")
-    for name, several in by_machine.items():
+    for name, several in machines.items():
         parts.append(f"## {name}")
         for title, kind, section in SECTIONS:
             found = [section(result) for result in several if result["cell"].startswith(f"{kind}.")]

@@ -221,5 +221,5 @@ def test_pipeline(benchmark, bench, name):
 
 
 def test_results_hold_no_dry_run():
-    for path in Path(pipeline.OUTPUT).glob("*.json"):
+    for path in Path(pipeline.OUTPUT).rglob("*.json"):
         assert not json.loads(path.read_text())["declaration"]["dry"], path.name
