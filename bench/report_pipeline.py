@@ -35,7 +35,7 @@ def results(folder: Path = RESULTS) -> list[Result]:
 def machine(result: Result) -> str:
     """What it was measured on."""
     where = result["environment"]
-    return f"{where['gpu'] or where['cpu']}, {where['threads']} threads, torch {where['torch']}"
+    return f"{where['gpu'] or where['cpu']}, {where['threads']} thread{'s' * (where['threads'] != 1)}, torch {where['torch']}"
 
 
 def by_machine(several: Iterable[Result]) -> dict[str, list[Result]]:

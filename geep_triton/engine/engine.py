@@ -20,11 +20,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from geep_triton.checks import check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
-from geep_triton.engine.calibrate import PROMISES_ON_ANSWERS, Calibration, calibrate
+from geep_triton.engine.calibrate import Calibration, calibrate
 from geep_triton.engine.checks import as_list, check_calibrated_dtype, check_finite, check_model, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import OneExitWarning, Policy, parse_policy
 from geep_triton.engine.pools import Pools
+from geep_triton.engine.promise import Promise
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
 from geep_triton.engine.windows import Window, one_ahead
@@ -146,9 +147,8 @@ class Engine:
         self.max_length = max_length or longest
         self.truncation = truncation
         self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
-        # What the calibration promised of this policy's agreement, and what it was made with.
-        self._promised = self._saved_promise() if policy is None else None
-        self._promised_with = (model.exit_table, model.config.exit_temperatures)
+        saved = Promise.saved(model, self.skipping, self.max_length, truncation) if policy is None else None
+        self._promise: Promise | None = saved
         self._checked_table = model.exit_table
 
     @property
@@ -163,26 +163,6 @@ class Engine:
         self._policy = policy
         self._end_audit()
         self._count_exits_anew()
-
-    def _saved_promise(self) -> float | None:
-        """The agreement that the model's saved calibration promised; None, with a warning, where this engine differs."""
-        calibration, config = self.model.config.calibration, self.model.config
-        if calibration is None or calibration["promise"][0] not in PROMISES_ON_ANSWERS:
-            return None
-        table = None if self.model.exit_table is None else self.model.exit_table.digest()
-        now = {
-            "skipping": str(self.skipping), "max_length": self.max_length, "truncation": self.truncation,
-            "exit_table": table, "exit_temperatures": config.exit_temperatures,
-        }  # fmt: skip
-        then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": config.skipping}
-        changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
-        if changed:
-            warnings.warn(
-                f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here",
-                stacklevel=3,
-            )
-        name, value = calibration["promise"]
-        return None if changed or name != "agreement" else value
 
     @classmethod
     def from_pretrained(
@@ -278,8 +258,7 @@ class Engine:
             raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
         result = calibrate(self, inputs, labels, given[0], method, confidence, rounds, speed_samples, self.progress)
         self.policy = result.chosen.policy
-        self._promised = agreement
-        self._promised_with = (self.model.exit_table, self.model.config.exit_temperatures)
+        self._promise = None if agreement is None else Promise.made(self.model, agreement)
         if save:
             self.model.config.exit_policy = result.chosen.policy
             self.model.config.skipping = str(self.skipping)
@@ -345,7 +324,9 @@ class Engine:
         if self.model.config.num_labels < 2:
             raise ValueError("audit needs classes to compare: a regression model (num_labels=1) has none")
         self._check_promise()
-        self._audit = Audit(rate, self._promised if promised is None else promised, confidence, seed)
+        if promised is None and self._promise is not None:
+            promised = self._promise.agreement
+        self._audit = Audit(rate, promised, confidence, seed)
         return self._audit
 
     def predict(self, inputs: Any) -> Predictions:
@@ -472,7 +453,9 @@ class Engine:
     def _run_audit(self, tokens: Tokens, logits: torch.Tensor) -> float:
         """Seconds taken to run the chosen samples to the end and compare."""
         start = time.perf_counter()
-        if self._audit.promised is not None and self._audit.promised == self._promised and not self._check_promise():
+        made = self._promise
+        self._check_promise()
+        if made is not None and self._promise is None and self._audit.promised == made.agreement:
             self._audit.promised = None
         rows = self._audit.choose(len(tokens))
         if rows.numel():
@@ -487,24 +470,19 @@ class Engine:
             self._audit.record(agrees)
         return time.perf_counter() - start
 
-    def _check_promise(self) -> bool:
-        """Whether table and temperatures are those that the calibration promised with; else its promise is dropped, aloud."""
-        with_table, with_temperatures = self._promised_with
-        table = self.model.exit_table
-        same_table = table is with_table or (table is not None and with_table is not None and table.predicts_as(with_table))
-        same = same_table and with_temperatures == self.model.config.exit_temperatures
-        if self._promised is not None and not same:
+    def _check_promise(self) -> None:
+        """Drop, aloud, a promise that was made with another table or other temperatures."""
+        if self._promise is not None and not self._promise.holds(self.model):
             warnings.warn(
                 "the exit table or temperatures have changed since the calibration: its promise is gone", stacklevel=3
             )
-            self._promised = None
-        return same
+            self._promise = None
 
     def _end_audit(self) -> None:
         """What was promised and observed so far is not of the answers to come."""
         if self._audit is not None:
             warnings.warn("the audit that was running ends here: call `audit` again for the new answers", stacklevel=3)
-        self._audit, self._promised = None, None
+        self._audit, self._promise = None, None
 
     def _count_exits_anew(self) -> None:
         """Where samples left under the policy, over all calls."""
