@@ -19,6 +19,8 @@ SEEDS = {"rte": 5, "wnli": 5}
 OTHER_SEEDS = 3
 RESAMPLES = 1_000
 HARDLY = 1.2  # times fewer FLOPs: less is no help
+RELEASED = (("ours", "32"), ("smartbert", "1"))  # systems held against the released loop, and their batches
+TIMED = ("samples", "batch_samples")  # number of samples, of those in batches where they are others
 
 Runs = list[dict[str, Any]]  # of one data set and variant, a seed each
 
@@ -105,9 +107,10 @@ def section(name: str, variant: str, runs: Runs) -> str:
         f"**{name}, {variant}** ({samples['train']:,} training, {samples['tune']:,} tuning and {samples['test']:,} test "
         f"samples, {len(runs)} of {SEEDS.get(name, OTHER_SEEDS)} seeds{trial})",
         "",
-        f"| system | {metric} | less bert's, points | FLOPs, times fewer | mean layers of {layers} | "
+        f"| system | threshold | {metric} | less bert's, points | FLOPs, times fewer | mean layers of {layers} | "
         f"speed-up, one sample | speed-up, {BATCH:,} tokens |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
+        f"| the commonest class | - | {majority(runs[0]):.3f} | | | | | |",
     ]
     for system in SYSTEMS:
         score = over_seeds(runs, lambda run, s=system: point(run, s)["score"])
@@ -117,20 +120,39 @@ def section(name: str, variant: str, runs: Runs) -> str:
             over_seeds(runs, lambda run, s=system, b=batch: speed(run, s, b, f"bert@{b}")) for batch in ("1", str(BATCH))
         )
         lines.append(
-            f"| {system} | {score.estimate:.3f} ({score.low:.3f} .. {score.high:.3f}) | {points(lost(runs, system))} | "
+            f"| {system} | {thresholds(runs, system)} | {score.estimate:.3f} ({score.low:.3f} .. {score.high:.3f}) | "
+            f"{points(lost(runs, system))} | "
             f"{times(saved)} | {depth:.2f} | {times(one)} | {times(many)} |"
         )
     gated = [point(run, "skipping")["skip_histogram"] for run in runs]
     rates = [statistics.mean(layer) / samples["test"] for layer in zip(*gated, strict=True)]
-    ours = over_seeds(runs, lambda run: speed(run, "ours", "32", "released"))
+    ours, alone = (over_seeds(runs, lambda run, s=s, b=b: speed(run, s, b, "released")) for s, b in RELEASED)
     moved = max(run["speed"]["released_moved"] for run in runs)
+    timed = [sorted({f"{run['speed'].get(key, run['speed']['samples']):,}" for run in runs}) for key in TIMED]
+    rate, batched = (over_seeds(runs, lambda run, b=b: run["speed"]["samples_per_second"][f"bert@{b}"]) for b in ("1", BATCH))
     lines += [
         "",
-        f"Share of the samples that skip layers 1 to {layers}: {', '.join(f'{rate:.0%}' for rate in rates)}. Ours in "
-        f"batches of 32 against the released loop over single samples: {times(ours)}, the same answers but for {moved:.1%} of "
-        "the samples.",
+        f"Share of the samples that skip layers 1 to {layers}: {', '.join(f'{rate:.0%}' for rate in rates)}. Against the "
+        f"released loop over single samples: ours in batches of 32 {times(ours)}, the same answers but for {moved:.1%} of the "
+        f"samples; ours one at a time, at the chosen threshold, {times(alone)}.",
+        "",
+        f"Timed on {' or '.join(timed[0])} samples one at a time, and {' or '.join(timed[1])} in batches; bert takes "
+        f"{rate.estimate:.0f} and {batched.estimate:.0f} a second.",
     ]
     return "\n".join(lines)
+
+
+def majority(run: dict[str, Any]) -> float:
+    """Score of answering the commonest class always."""
+    labels = torch.tensor([int(label) for label in run["labels"]])
+    logits = F.one_hot(labels.mode().values, int(labels.max()) + 1).float().expand(len(labels), -1)
+    return CLASS_METRICS[run["declaration"]["data_set"]["metric"]](logits, labels)
+
+
+def thresholds(runs: Runs, system: str) -> str:
+    """Those chosen, seed by seed, each once."""
+    found = dict.fromkeys(point(run, system)["threshold"] for run in runs)
+    return ", ".join("never" if threshold is None else f"{threshold:g}" for threshold in found)
 
 
 def curve_section(name: str, variant: str, runs: Runs) -> str:
@@ -169,12 +191,12 @@ def claims_section(found: dict[tuple[str, str], Runs]) -> str:
         f"confidence at most {100 * TOLERATED:g} point lower. Refuted where exits have more, their score with confidence as "
         "little lower, or skipping has less, or its score is with confidence lower.",
         "",
-        "| data set | variant | claim 1 | claim 2 |",
-        "|---|---|---|---|",
+        "| data set | variant | seeds | claim 1 | claim 2 |",
+        "|---|---|---|---|---|",
     ]
     for (name, variant), runs in found.items():
         second = second_claim(runs) if name in SEEDS else "-"
-        lines.append(f"| {name} | {variant} | {first_claim(runs)} | {second} |")
+        lines.append(f"| {name} | {variant} | {len(runs)} | {first_claim(runs)} | {second} |")
     return "\n".join(lines)
 
 
@@ -197,20 +219,27 @@ def second_claim(runs: Runs) -> str:
 
 
 def variants_section(found: dict[tuple[str, str], Runs]) -> str | None:
-    """Where several variants were trained: the one that the tuning rows choose for smartbert; None without such a set."""
+    """Where several variants were trained: the one that the tuning rows choose for smartbert, at the seeds that all have; None
+    without such a set.
+    """
     lines = []
     for name in DATA_SETS:
         variants = {variant: runs for (data_set, variant), runs in found.items() if data_set == name}
         if len(variants) < 2:
             continue
+        seeds = set.intersection(*({run["declaration"]["seed"] for run in runs} for runs in variants.values()))
+        if not seeds:
+            continue
+        shared = {variant: [run for run in runs if run["declaration"]["seed"] in seeds] for variant, runs in variants.items()}
         tuning = {
             variant: [statistics.mean(point(run, "smartbert")[f"tune_{what}"] for run in runs) for what in ("score", "layers")]
-            for variant, runs in variants.items()
+            for variant, runs in shared.items()
         }
         best = max(score for score, _ in tuning.values())
         chosen = min((layers, variant) for variant, (score, layers) in tuning.items() if score >= best - TOLERATED)[1]
         seen = ", ".join(f"{variant} {score:.3f} at {layers:.2f} layers" for variant, (score, layers) in tuning.items())
-        lines.append(f"- {name}: {chosen} (smartbert on the tuning rows: {seen}).")
+        numbers = ", ".join(map(str, sorted(seeds)))
+        lines.append(f"- {name}, seed {numbers}: {chosen} (smartbert on the tuning rows: {seen}).")
     if not lines:
         return None
     choice = f"the fewest layers at a score at most {100 * TOLERATED:g} point below the best's"
@@ -218,14 +247,16 @@ def variants_section(found: dict[tuple[str, str], Runs]) -> str | None:
 
 
 def missing_section(found: dict[tuple[str, str], Runs]) -> str:
-    """Seeds without a result at the published settings; other variants are tried where they may help."""
+    """Seeds without a result at the published settings, and variants without one; these are tried where they may help."""
     missing = [
         f"{name}.published.{seed}"
         for name in DATA_SETS
         for seed in range(1, SEEDS.get(name, OTHER_SEEDS) + 1)
         if seed not in {run["declaration"]["seed"] for run in found.get((name, "published"), [])}
     ]
-    return f"Missing: {', '.join(missing)}." if missing else "No cell at the published settings is missing."
+    published = f"Missing: {', '.join(missing)}." if missing else "No cell at the published settings is missing."
+    untried = ", ".join(variant for variant in VARIANTS if variant not in {variant for _, variant in found})
+    return f"{published} {f'Variants not tried: {untried}.' if untried else 'Every variant was tried on some data set.'}"
 
 
 def page(folder: Path = OUTPUT) -> str:
@@ -243,7 +274,7 @@ def page(folder: Path = OUTPUT) -> str:
         "`python -m bench.skipping` writes; systems, variants and sizes are declared there. Backbone MiniLM-L6; test samples "
         "and splits are ours: no figure is comparable with the paper's. Differences of scores with 95 % paired bootstraps over "
         "seeds and test samples; all other brackets are the lowest and the highest seed. FLOPs are those that really "
-        "ran, gates, heads and padding included. Speed-up is wall clock over bert in the same run.",
+        "ran, gates, heads and padding included. Speed-up is wall clock over bert in the same run, without `packed`.",
         f"Machines: {'; '.join(dict.fromkeys(machines)) or 'none yet'}.",
         missing_section(found),
         claims_section(found),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
 import statistics
@@ -57,6 +58,7 @@ EPOCHS, GATE_EPOCHS = 9.0, 5.0
 TUNING_ROWS = 1000
 TOLERATED = 0.01  # loss of score on the tuning rows
 BATCH = 4096  # tokens of a batch, beside batches of one sample
+FULL = 4  # batches of so many tokens, at least, over which their speed is measured
 HEADS = {"pooling": "mean", "head_size": 128, "head_attention_heads": 4, "head_dropout": 0.1}
 
 
@@ -196,6 +198,8 @@ def trained(cell: Cell, gated: bool, rows: Rows, cache: Path, deadline: float) -
     if gated:
         gates = {name: getattr(variant, name) for name in ("skip_gate", "skip_gate_bias", "skip_layers")}
         settings, name = data_set.settings | variant.settings, "smartbert"
+        if "skip_rate" in settings:  # takes the place of the data set's lambda
+            settings.pop("skip_weight", None)
         rates["gate_learning_rate"] = variant.gate_learning_rate
     declared = {"data_set": asdict(data_set), "seed": cell.seed, "limit": cell.limit, "heads": HEADS, "epochs": EPOCHS}
     declared |= {"recipe": name, "settings": settings, "gates": gates, "rates": rates}
@@ -355,7 +359,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace, cache: Path, deadline: f
         "labels": digits(labels),
         "paths": gated.exit_table.paths.int().tolist(),
         "curve": curve,
-        "speed": speeds(systems, chosen, tokenizer, rows.test[: arguments.speed_samples], data_set, arguments.rounds),
+        "speed": speeds(systems, chosen, tokenizer, rows.test, arguments.speed_samples, data_set, arguments.rounds),
     }
 
 
@@ -363,19 +367,22 @@ def speeds(
     systems: dict[str, System],
     chosen: dict[str, float | None],
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
+    test: list[Row],
+    samples: int,
     data_set: DataSet,
     rounds: int,
 ) -> dict[str, Any]:
     """Samples a second, the median of interleaved rounds: each system at its threshold, one sample at a time and in batches of
     4,096 tokens; and the released loop over single samples beside the same policy in batches of 32, their answers compared.
+    The first `samples` rows run one at a time; in large batches all, as often as it takes to fill `FULL` of them.
     """
-    calls, longest = {}, data_set.max_length
+    calls, longest, rows = {}, data_set.max_length, test[:samples]
     for name, system in systems.items():
         for label, budget in (("1", 1), (str(BATCH), BATCH)):
             calls[f"{name}@{label}"] = system.engine(tokenizer, budget, longest).with_policy(system.policies()[chosen[name]])
     threshold = chosen["smartbert"] or THRESHOLDS[0]
     lengths = calls["bert@1"].exit_logits(rows)[0].lengths
+    many = test * math.ceil(FULL * BATCH / (float(lengths.double().mean()) * len(test)))
     released = ReleasedSmartBert(systems["smartbert"].model, tokenizer, threshold, longest)
     batched = systems["smartbert"].engine(tokenizer, 32 * int(lengths.double().mean().ceil()), longest)
     batched = batched.with_policy(Threshold(threshold))
@@ -391,14 +398,16 @@ def speeds(
         if not name.startswith("released"):
             call.predict(rows[:32])
     with quiet_garbage_collector():
-        seconds = in_turns({name: partial(call.predict, rows) for name, call in calls.items()}, rounds)
+        timed = {name: many if name.endswith(f"@{BATCH}") else rows for name in calls}
+        seconds = in_turns({name: partial(call.predict, timed[name]) for name, call in calls.items()}, rounds)
     return {
         "samples": len(rows),
+        "batch_samples": len(many),
         "rounds": rounds,
         "released_threshold": threshold,
         "released_moved": moved,
         "released_difference": difference,
-        "samples_per_second": {name: len(rows) / statistics.median(values) for name, values in seconds.items()},
+        "samples_per_second": {name: len(timed[name]) / statistics.median(values) for name, values in seconds.items()},
     }
 
 

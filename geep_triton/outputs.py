@@ -273,7 +273,7 @@ class Predictions:
 
     @property
     def mean_layers(self) -> float:
-        """Mean of `layers_run`, which is what is paid for."""
+        """Mean of `layers_run`, the layers that samples needed. Where few skip a layer it may run on all: see `flops`."""
         return float(self.layers_run.double().mean())
 
     @property

@@ -416,9 +416,49 @@ def test_skipping_asked_of_a_model_without(model, skipper, tokenizer, texts):
         ("sometimes", ValueError, "unknown skipping 'sometimes'; known: gates, never, planned"),
         ("gates:0.5", ValueError, "takes no price"),
         ("planned:cheap", ValueError, "skipping 'planned:cheap'"),
+        ("planned:inf", ValueError, "price must be finite, got inf"),
+        ("", ValueError, "unknown skipping ''"),
         (0.5, TypeError, "skipping must be one of gates, planned, never"),
+        (False, TypeError, "skipping must be one of gates, planned, never"),
     ],
 )
 def test_bad_forms(skipper, tokenizer, form, error, message):
     with pytest.raises(error, match=message):
         Engine(skipper, tokenizer, skipping=form)
+    engine = Engine(skipper, tokenizer, skipping="never")
+    with pytest.raises(error, match=message):
+        engine.skipping = form
+    assert engine.skipping.mode == "never"
+
+
+def test_another_way_of_skipping_ends_an_audit(skipper, tokenizer, texts):
+    engine = Engine(skipper, tokenizer)
+    engine.audit(rate=1.0)
+    with pytest.warns(UserWarning, match="the audit that was running ends here"):
+        engine.skipping = "never"
+    expected = Engine(skipper, tokenizer, skipping="never").predict(texts)
+    torch.testing.assert_close(engine.predict(texts).logits, expected.logits)
+
+
+def test_a_plan_is_not_audited_against_itself(skipper, tokenizer, texts):
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn_skips=True, progress=False)
+    engine = Engine(skipper, tokenizer, skipping="planned:1000")  # the shortest path for all
+    audit = engine.audit(rate=1.0)
+    planned, gated = engine.predict(texts), Engine(skipper, tokenizer).predict(texts)
+    assert not torch.equal(planned.skipped, gated.skipped)
+    agreement = float((planned.label_ids == gated.label_ids).double().mean())
+    assert audit.report().agreement == pytest.approx(agreement)
+    assert agreement < 1
+
+
+def test_a_table_of_other_gates_is_left_out(skipper, tokenizer, texts, tmp_path, caplog):
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn_skips=True, progress=False)
+    skipper.save_pretrained(tmp_path)
+    for changes in ({"skip_threshold": 1.0}, {"skip_layers": [4]}):
+        caplog.clear()
+        assert MultiExitBert.from_pretrained(tmp_path, **changes).exit_table is None
+        assert f"The exit table is left out: it was built with {next(iter(changes))}=" in caplog.text
+    assert MultiExitBert.from_pretrained(tmp_path).exit_table is not None
+    skipper.config.skip_layers = [4]
+    with pytest.raises(ValueError, match=r"paths that skip layers beside skip_layers=\[4\]: build it again"):
+        Engine(skipper, tokenizer, skipping="planned")

@@ -47,7 +47,7 @@ def result(name, seed, systems):
         "num_layers": 6,
         "labels": "1" * 100,
         "curve": curve,
-        "speed": {"samples_per_second": rates, "released_moved": 0.0},
+        "speed": {"samples": 100, "samples_per_second": rates, "released_moved": 0.0},
     }
 
 

@@ -195,6 +195,10 @@ def test_gates_learn_at_their_own_rate(tmp_path):
         ({"skip_rate": 1.2}, "skip_rate must be between 0.0 and 1.0, got 1.2"),
         ({"flops_budget": -0.1}, "flops_budget must be between 0.0 and 1.0"),
         ({"skip_rate": 0.2, "flops_budget": 0.5}, "give one of them"),
+        ({"skip_rate": 0.2, "skip_weight": 0.1}, "skip_weight would be ignored"),
+        ({"target_weight": 2.0}, "target_weight would be ignored"),
+        ({"skip_rate": 0.2, "target_weight": 0.0}, "target_weight must be between"),
+        ({"skip_weight": -1.0}, "skip_weight must be between"),
         ({"layer_contrast": 2.0}, "layer_contrast must be between"),
         ({"layer_temperature": 0.0}, "layer_temperature must be between"),
         ({"warm_up": 0.6}, "at most 1 together"),
@@ -208,17 +212,22 @@ def test_bad_settings(settings, message):
 
 
 def test_models_it_cannot_train(make_model, tokenizer, tmp_path):
-    def attempt(model):
+    def attempt(model, recipe="smartbert"):
         model.config.label2id = LABELS
         MultiExitTrainer(
             model=model,
             args=TrainingArguments(output_dir=str(tmp_path), report_to=[], save_strategy="no", max_steps=2),
             train_dataset=datasets(tokenizer, LABELS),
             data_collator=DataCollatorWithPadding(tokenizer),
-            recipe="smartbert",
+            recipe=recipe,
         ).train()
 
     with pytest.raises(ValueError, match="this model has no skip gates"):
         attempt(make_model(num_labels=2))
+    with pytest.raises(ValueError, match=r"flops_budget must be at least 0.75 with skip_layers=\[4\], got 0.5"):
+        attempt(make_model(num_labels=2, skip_gate="mean", skip_layers=[4]), get_recipe("smartbert", flops_budget=0.5))
+    for recipe in ("joint", "frozen"):
+        with pytest.raises(ValueError, match=f"recipe '{recipe}' does not train the model's skip gates"):
+            attempt(make_model(num_labels=2, skip_gate="mean"), recipe)
     with pytest.raises(ValueError, match="exit_contrast above 0 needs head='attention', the model has 'linear'"):
         attempt(make_model(num_labels=2, head="linear", skip_gate="mean"))

@@ -119,8 +119,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._audit: Audit | None = None
         self.policy = policy or model.config.exit_policy or "full"
-        self.skipping = Skipping.parse(skipping, model)
-        self.skipping.check(model, tokenizer)
+        self.skipping = skipping
         self.dtype = dtype_name(model) if dtype is None else dtype
         self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         if policy is None:
@@ -161,6 +160,20 @@ class Engine:
         policy = parse_policy(policy)
         policy.check(self.model, self.tokenizer)
         self._policy = policy
+        self._end_audit()
+        self._count_exits_anew()
+
+    @property
+    def skipping(self) -> Skipping:
+        """How samples skip layers. Setting it, or its short form, ends an audit and what was promised before."""
+        return self._skipping
+
+    @skipping.setter
+    def skipping(self, skipping: str | Skipping | None) -> None:
+        if not isinstance(skipping, Skipping):
+            skipping = Skipping.parse(skipping, self.model)
+        skipping.check(self.model, self.tokenizer)
+        self._skipping = skipping
         self._end_audit()
         self._count_exits_anew()
 
@@ -230,7 +243,8 @@ class Engine:
         on average over the texts one might have given (conformal risk control, Angelopoulos et al. 2022): bolder, and fewer
         texts will do, but any one calibration may fall short. With `mean_depth` or `speedup` the policy that agrees most
         among those that are cheap enough is taken; those are not promises about answers. In int8 an answer varies a little with
-        the texts beside it, on which a promise, made of one run, says nothing.
+        the texts beside it, on which a promise, made of one run, says nothing. The full model is that at its last exit, which
+        skips layers by its gates if the engine does.
 
         Args:
             inputs: a list of what `predict` takes, or a `datasets.Dataset`; neither trained on nor in the exit table. The more,
@@ -304,6 +318,8 @@ class Engine:
         self, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95, seed: int | None = None
     ) -> Audit:
         """From now on also run a random share of the samples to the end, and compare.
+
+        A model with skip gates skips by them there, too, also where `skipping` is "planned"; with "never" it runs every layer.
 
         Args:
             rate: that share.
@@ -460,7 +476,8 @@ class Engine:
         rows = self._audit.choose(len(tokens))
         if rows.numel():
             part = tokens.select(rows)
-            layers = self._layers(part)
+            # A plan is not held to itself: its samples run to the end by the gates that it foretells.
+            layers = self._layers(part, Skipping("gates") if self.skipping.mode == "planned" else self.skipping)
             plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), layers, part)
             agrees = torch.empty(len(rows), dtype=torch.bool)
             with torch.inference_mode():
@@ -514,9 +531,10 @@ class Engine:
             self._twin.eval()
         return self._twin
 
-    def _layers(self, tokens: Tokens) -> Layers:
-        costs = self.layer_costs if self.skipping.mode == "gates" else None
-        return Layers(self._runner, tokens, self.skipping, costs)
+    def _layers(self, tokens: Tokens, skipping: Skipping | None = None) -> Layers:
+        skipping = skipping or self.skipping
+        costs = self.layer_costs if skipping.mode == "gates" else None
+        return Layers(self._runner, tokens, skipping, costs)
 
     def _window_run(self, window: Window) -> WindowRun:
         rule = self.policy.rule(self.model)

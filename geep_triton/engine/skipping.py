@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class Skipping:
     def __post_init__(self) -> None:
         check_choice("skipping", self.mode, MODES)
         check_number("price", self.price)
+        if not math.isfinite(self.price):
+            raise ValueError(f"price must be finite, got {self.price}")
         if self.price and self.mode != "planned":
             raise ValueError(f"skipping {self.mode!r} takes no price, got {self.price:g}")
 
@@ -47,7 +50,8 @@ class Skipping:
         Raises:
             ValueError, TypeError: no such form.
         """
-        text = text or model.config.skipping or ("gates" if len(model.gates) else "never")
+        if text is None:
+            text = model.config.skipping or ("gates" if len(model.gates) else "never")
         if not isinstance(text, str):
             raise TypeError(f"skipping must be one of {', '.join(MODES)}, or planned:PRICE, got {shorten(text)}")
         mode, colon, price = text.partition(":")
@@ -74,6 +78,11 @@ class Skipping:
                 raise ValueError(
                     f"exit_table learned paths of {table.paths.shape[1]} layers, the model has "
                     f"{model.config.num_hidden_layers}: build it again"
+                )
+            gated = torch.tensor([layer in model.config.skip_layers for layer in range(1, table.paths.shape[1] + 1)])
+            if bool((table.paths & ~gated).any()):
+                raise ValueError(
+                    f"exit_table learned paths that skip layers beside skip_layers={model.config.skip_layers}: build it again"
                 )
             table.check_fits(model.config.vocab_size, model.config.exit_layers, tokenizer_fingerprint(tokenizer))
 

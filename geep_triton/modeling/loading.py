@@ -28,6 +28,7 @@ HEAD_FIELDS = ("head", "pooling", "last_head", "last_pooling", "head_size", "hea
 # What a trained gate's weights depend on, beside its layer.
 GATE_FIELDS = ("skip_gate", "skip_gate_size", "skip_gate_attention_heads")
 GATING_FIELDS = ("skip_layers", "skip_threshold", "skipping")
+TABLE_FIELDS = ("exit_layers", "skip_gate", "skip_layers", "skip_threshold")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -137,8 +138,12 @@ def _check_trained(
 
 
 def _attach_table(model: MultiExitBert, table: ExitTable, original: BertConfig) -> None:
-    if isinstance(original, MultiExitBertConfig) and model.config.exit_layers != original.exit_layers:
-        logger.warning("The exit table is left out: it was built for the exits at %s.", original.exit_layers)
+    changed = []
+    if isinstance(original, MultiExitBertConfig):
+        changed = [name for name in TABLE_FIELDS if getattr(model.config, name) != getattr(original, name)]
+    if changed:
+        then = ", ".join(f"{name}={getattr(original, name)!r}" for name in changed)
+        logger.warning("The exit table is left out: it was built with %s.", then)
     else:
         model.exit_table = table
 

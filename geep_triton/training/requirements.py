@@ -39,6 +39,15 @@ def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_be
         )
 
 
+def check_gates(recipe: Recipe, model: MultiExitBert) -> None:
+    """ValueError for a model with skip gates that this recipe would leave untrained, and that would then skip at random."""
+    if len(model.gates) and not recipe.gates:
+        raise ValueError(
+            f"recipe {recipe.name!r} does not train the model's skip gates (skip_gate={model.config.skip_gate!r}): use recipe "
+            "'smartbert', or a model without gates"
+        )
+
+
 def check_difficulty(
     difficulty: Sequence[float] | torch.Tensor | None, recipe: Recipe, dataset: Dataset | None
 ) -> torch.Tensor | None:

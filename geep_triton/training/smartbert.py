@@ -32,10 +32,15 @@ class Contrasts(nn.Module):
     A projection is Linear, LayerNorm, tanh, Linear.
     """
 
-    def __init__(self, config: MultiExitBertConfig, layers: bool, heads: bool) -> None:
+    def __init__(self, config: MultiExitBertConfig, layers: bool, heads: bool, flops_budget: float | None = None) -> None:
         super().__init__()
         if config.skip_gate is None:
             raise ValueError(f"recipe 'smartbert' trains skip gates: {NO_GATES}")
+        least = 1 - len(config.skip_layers) / config.num_hidden_layers
+        if flops_budget is not None and flops_budget < least:
+            raise ValueError(
+                f"flops_budget must be at least {least:.3g} with skip_layers={config.skip_layers}, got {flops_budget}"
+            )
         heads = heads and len(config.exit_layers) > 2  # neighbours to compare
         if heads and config.head != "attention":
             raise ValueError(
@@ -61,7 +66,7 @@ def _projection(features: int, size: int) -> nn.Sequential:
 
 
 def smartbert(
-    skip_weight: float = 0.05,
+    skip_weight: float | None = None,
     layer_contrast: float = 0.1,
     exit_contrast: float = 0.5,
     layer_temperature: float = 0.5,
@@ -72,16 +77,18 @@ def smartbert(
     warm_up: float = 0.0,
     skip_rate: float | None = None,
     flops_budget: float | None = None,
-    target_weight: float = 1.0,
+    target_weight: float | None = None,
 ) -> Recipe:
     """Two stages: backbone and skip gates by the last exit's answers, then the early heads with all else frozen.
 
     First stage: (1 - eta1) [CE(C_L(h_L), y) + cost] + eta1 sum_i con_i, with soft gates, then with hard ones (straight
     through); cost = lambda / sum_i mean(g_i). Second stage, hard gates: (1 - eta2) sum_i CE(C_i(T_i(h_{i-1})), y) + eta2
     mean_i con'_i. The defaults are the published ones; for RTE they are skip_weight .04, layer_contrast .01, exit_contrast .05.
+    What else was published: gates that start at 0 (`skip_gate_bias`), exit heads with 4 attention heads, 9 epochs, batches of
+    16, a learning rate of 5e-5 (RTE 2e-5).
 
     Args:
-        skip_weight: lambda.
+        skip_weight: lambda; None: .05, where no target is given.
         layer_contrast: eta1, 0..1.
         exit_contrast: eta2, 0..1.
         layer_temperature, exit_temperature: of the two contrastive terms.
@@ -92,11 +99,14 @@ def smartbert(
         skip_rate: instead of lambda, the mean gate to reach, 0..1; once gates are hard, the share of gated layers skipped in
             each batch.
         flops_budget: instead of lambda, the share of all layers' FLOPs to reach, 0..1; likewise.
-        target_weight: weight of the squared distance to `skip_rate` or `flops_budget`.
+        target_weight: weight of the squared distance to `skip_rate` or `flops_budget`; None: 1.
+
+    The cost is that of a batch as one process holds it: with several processes or accumulated gradients, the mean of theirs.
 
     Raises:
-        ValueError, TypeError: a setting out of range, both targets, no stage left. In training: a model without gates, or whose
-            early heads have no token features for the second contrastive term (head "attention" has).
+        ValueError, TypeError: a setting out of range, both targets, a target beside lambda, a target's weight without a target,
+            no stage left. In training: a model without gates, a budget below what layers without gates take, or early heads
+            that have no token features for the second contrastive term (head "attention" has).
     """
     for name, value in (
         ("layer_contrast", layer_contrast),
@@ -107,12 +117,7 @@ def smartbert(
         check_number(name, value, 0.0, 1.0)
     for name, value in (("layer_temperature", layer_temperature), ("exit_temperature", exit_temperature)):
         check_number(name, value, 1e-3)
-    for name, value in (
-        ("skip_weight", skip_weight),
-        ("target_weight", target_weight),
-        ("gate_epochs", gate_epochs),
-        ("exit_epochs", exit_epochs),
-    ):
+    for name, value in (("gate_epochs", gate_epochs), ("exit_epochs", exit_epochs)):
         check_number(name, value, 0.0)
     if warm_up + soft > 1:
         raise ValueError(f"warm_up and soft must be at most 1 together, got {warm_up} and {soft}")
@@ -130,8 +135,9 @@ def smartbert(
         share=exit_epochs or 1.0,
     )
     stages = tuple(stage for stage, epochs in ((first, gate_epochs), (second, exit_epochs)) if epochs > 0)
-    modules = partial(Contrasts, layers=layer_contrast > 0, heads=exit_contrast > 0 and exit_epochs > 0)
-    return Recipe("smartbert", stages, modules=modules)
+    heads = exit_contrast > 0 and exit_epochs > 0
+    modules = partial(Contrasts, layers=layer_contrast > 0, heads=heads, flops_budget=flops_budget)
+    return Recipe("smartbert", stages, modules=modules, gates=True)
 
 
 def _is_of_second_stage(name: str, last_layer: int) -> bool:
@@ -143,24 +149,30 @@ def _is_of_first_stage(name: str, last_layer: int) -> bool:
     return not _is_of_second_stage(name, last_layer)
 
 
-def _cost(skip_weight: float, skip_rate: float | None, flops_budget: float | None, target_weight: float) -> Cost:
+def _cost(skip_weight: float | None, skip_rate: float | None, flops_budget: float | None, target_weight: float | None) -> Cost:
     """What the first stage pays for layers that run; a target binds what is really skipped once gates are hard."""
+    if skip_rate is None and flops_budget is None:
+        if target_weight is not None:
+            raise ValueError("target_weight would be ignored: there is neither a skip_rate nor a flops_budget")
+        weight = 0.05 if skip_weight is None else skip_weight
+        check_number("skip_weight", weight, 0.0)
+        return lambda output, hard: weight * inverse_gate_sum(output.gates)
     if skip_rate is not None and flops_budget is not None:
         raise ValueError("skip_rate and flops_budget are two ways to say one thing: give one of them")
+    if skip_weight is not None:
+        raise ValueError("skip_weight would be ignored: a skip_rate or flops_budget takes its place")
+    target_weight = 1.0 if target_weight is None else target_weight
+    check_number("target_weight", target_weight, 1e-6)
     if skip_rate is not None:
         check_number("skip_rate", skip_rate, 0.0, 1.0)
         return lambda output, hard: target_weight * skip_rate_loss(_binding(output, hard), skip_rate)
-    if flops_budget is not None:
-        check_number("flops_budget", flops_budget, 0.0, 1.0)
+    check_number("flops_budget", flops_budget, 0.0, 1.0)
 
-        def budget(output: MultiExitBertOutput, hard: bool) -> torch.Tensor:
-            layers = len(output.hidden_states) - 1
-            return target_weight * flops_budget_loss(
-                _binding(output, hard), output.auxiliary["costs"], layers, flops_budget
-            )  # fmt: skip
+    def budget(output: MultiExitBertOutput, hard: bool) -> torch.Tensor:
+        layers = len(output.hidden_states) - 1
+        return target_weight * flops_budget_loss(_binding(output, hard), output.auxiliary["costs"], layers, flops_budget)
 
-        return budget
-    return lambda output, hard: skip_weight * inverse_gate_sum(output.gates)
+    return budget
 
 
 def _binding(output: MultiExitBertOutput, hard: bool) -> Sequence[torch.Tensor]:

@@ -106,6 +106,7 @@ class Recipe:
         modules: configuration -> a module of the recipe's own, which trains with the model as `model.auxiliary`, is in its
             checkpoints and leaves it when the training is over. In each training step it is called with the model, its output
             and the attention mask [B, S], and makes `output.auxiliary`. None: none.
+        gates: whether it trains skip gates.
         settings: that a named recipe was made with; checkpoints remember name and settings.
 
     Raises:
@@ -118,6 +119,7 @@ class Recipe:
     gradient_scale: Callable[[str, tuple[int, ...]], float] | None = None
     curriculum: Callable[[float], float] | None = None
     modules: Callable[[MultiExitBertConfig], nn.Module] | None = None
+    gates: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from geep_triton.training.freezing import StageParameters, scale_gradients
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.requirements import (
     check_difficulty,
+    check_gates,
     check_stopping,
     check_teacher,
     resolve_class_weights,
@@ -61,8 +62,8 @@ class MultiExitTrainer(Trainer):
     Raises:
         ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss; a difficulty, teacher
             or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
-            train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping with several
-            stages.
+            train, skip gates that the recipe does not train, fewer steps than stages, a batch without labels, a checkpoint of
+            another recipe, early stopping with several stages.
         TypeError: another kind of model.
     """
 
@@ -120,6 +121,7 @@ class MultiExitTrainer(Trainer):
         if self._resumes_from is not None:
             check_same_recipe(self.recipe, self._resumes_from)
         check_stopping(self.recipe, self.callback_handler.callbacks, self.args.load_best_model_at_end)
+        check_gates(self.recipe, self.model)
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
