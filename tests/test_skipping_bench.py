@@ -61,9 +61,12 @@ def test_verdicts(tmp_path):
     old = result("cola", 1, good) | {"declaration": {**Cell(DATA_SETS["cola"], "published", 1).declaration(), "epochs": 1.0}}
     (tmp_path / "cola.published.1.json").write_text(json.dumps(old))
     text = page(tmp_path)
-    assert "| wnli | published | supported | supported |" in text
-    assert "| rte | published | refuted | refuted |" in text
+    assert "| wnli | published | 2 | supported | supported |" in text
+    assert "| rte | published | 2 | refuted | refuted |" in text
     assert "cola.published.1" in text.split("Missing:")[1]  # of an older declaration
     assert "**cola" not in text
-    assert "| smartbert | 0.800 (0.800 .. 0.800) | +0.0 (+0.0 .. +0.0) | 2.50x (2.50 .. 2.50) |" in text
-    assert "Ours in batches of 32 against the released loop over single samples: 4.00x" in text
+    assert "| smartbert | 0.9 | 0.800 (0.800 .. 0.800) | +0.0 (+0.0 .. +0.0) | 2.50x (2.50 .. 2.50) |" in text
+    assert "| the commonest class | - | 1.000 |" in text
+    assert "Against the released loop over single samples: ours in batches of 32 4.00x" in text
+    assert "Timed on 100 samples one at a time, and 100 in batches" in text
+    assert "Variants not tried: rates, rate30" in text
