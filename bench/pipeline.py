@@ -1,7 +1,7 @@
 """The pipeline beside every rival, cell by cell: throughput, waiting times, memory, growth, and the matrix of shapes for a GPU.
 
     python -m bench.pipeline --texts sst2=sst2/test.jsonl --models sst2=runs/sst2 --budget-minutes 60
-    python -m bench.pipeline --device cuda --only matrix --budget-minutes 8
+    python -m bench.pipeline --device cuda --only matrix --budget-minutes 6 --cell-minutes 2
     python -m bench.pipeline --dry-run --output /tmp/dry
 
 Each finished cell leaves one JSON file in --output; a run that is started again does what is missing. Answers are checked
@@ -28,6 +28,7 @@ from bench.experiments.cell import write_json
 from geep_triton.engine.policies import OneExitWarning
 
 OUTPUT = RESULTS / "pipeline"
+VERSION = 2  # of what cells measure: results of another count as missing
 DTYPES = ("float32", "bfloat16", "int8")
 AXES = ("length", "classes", "window", "samples")
 LENGTHS, TOKENS = (32, 64, 128, 512), (1_024, 4_096, 16_384, 65_536)
@@ -51,7 +52,7 @@ class Cell:
 
     def declaration(self, settings: cells.Settings) -> dict[str, Any]:
         """All that its result follows from; a result of another declaration counts as missing."""
-        values = asdict(settings)
+        values = asdict(settings) | {"version": VERSION, "threads": torch.get_num_threads()}
         for name in ("models", "texts"):  # not where they lie on this machine
             path = getattr(settings, name).get(self.data)
             values[name] = path and "/".join(Path(path).parts[-2:])
@@ -75,6 +76,7 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
                 if kind == "cpu":
                     yield Cell(f"memory.{kind}.{shape}.{data}.{dtype}", partial(cells.memory, *arguments), data)
                 yield Cell(f"latency.{kind}.{shape}.{data}.{dtype}", partial(cells.latency, *arguments), data)
+                yield Cell(f"pays.{kind}.{shape}.{data}.{dtype}", partial(cells.pays, *arguments), data)
                 yield Cell(f"overhead.{kind}.{shape}.{data}.{dtype}", partial(cells.overhead, *arguments), data)
     for axis in AXES:
         yield Cell(f"scaling.{kind}.{axis}", partial(cells.scaling, axis, settings))
@@ -105,12 +107,13 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FOLDER", help="trained on it, with exits")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="PREFIX", help="of the cells' names")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=positive, default=20)
+    parser.add_argument("--cell-minutes", type=float, help="no further round of a comparison is begun after so long")
     parser.add_argument(
-        "--samples", type=int, help="texts of a cell; default: 256 for MiniLM and 48 for the base shape, 8,192 on a GPU"
+        "--samples", type=positive, help="texts of a cell; default: 256 for MiniLM and 48 for the base shape, 8,192 on a GPU"
     )
-    parser.add_argument("--token-budget", type=int, help="default: 1,024 on a CPU, 65,536 on a GPU")
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--token-budget", type=positive, help="default: 1,024 on a CPU, 65,536 on a GPU")
+    parser.add_argument("--max-length", type=positive, default=512)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: unless --dry-run")
     parser.add_argument("--budget-minutes", type=float, help="no cell is started after so long")
     parser.add_argument("--dry-run", action="store_true", help="every cell with tiny models, few texts and one round")
@@ -119,17 +122,31 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def settings_of(arguments: argparse.Namespace) -> cells.Settings:
     dry = arguments.dry_run
     texts = named(arguments.texts, "--texts") or {"reviews": str(ROOT / "examples" / "data" / "test.jsonl")}
+    models = named(arguments.models, "--models")
+    for name, folder in models.items():
+        if name not in texts:
+            raise ValueError(f"--models {name}: there are no --texts of that name, only {', '.join(texts)}")
+        if not Path(folder).is_dir():
+            raise ValueError(f"--models {name}: there is no folder {folder}")
     samples = SAMPLES[arguments.device]
     if dry or arguments.samples:
         samples = dict.fromkeys(samples, arguments.samples or 6)
     return cells.Settings(
         device=arguments.device,
-        models={} if dry else named(arguments.models, "--models"),
+        models={} if dry else models,
         texts=texts,
         rounds=1 if dry else arguments.rounds,
+        seconds=None if arguments.cell_minutes is None else 60 * arguments.cell_minutes,
         samples=samples,
         token_budget=arguments.token_budget or (1_024 if arguments.device == "cpu" else 65_536),
         max_length=64 if dry else arguments.max_length,
@@ -164,8 +181,8 @@ def main(given: list[str] | None = None) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", OneExitWarning)  # that nobody leaves is one of the measurements
                 result = cell.run()
-        except ValueError as error:  # answers that are wrong: no figure of this cell, but of the others
-            print(f"{number}/{len(wanted)} {cell.name} failed: {error}", flush=True)
+        except Exception as error:  # answers that are wrong, no memory left: no figure of this cell, but of the others
+            print(f"{number}/{len(wanted)} {cell.name} failed: {type(error).__name__}: {error}", flush=True)
             failed.append(cell.name)
             continue
         taken = time.perf_counter() - began

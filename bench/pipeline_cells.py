@@ -9,22 +9,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.arrivals import waiting_times
-from bench.peak_memory import peak_memory, resident
+from bench.peak_memory import forget_peak, peak_memory, resident
 from bench.pipeline_skips import CHECKED, skip_rates
 from bench.replay import DISTRIBUTIONS, drawn
 from bench.shapes import load_model, load_tokenizer
 from bench.stages import stages
-from bench.systems import NOBODY, WAYS, System, Workbench
+from bench.systems import NOBODY, WAYS, WINDOW, System, Workbench
 from geep_triton import Engine
 from geep_triton.config import HEADS
 from geep_triton.data import read_rows
-from geep_triton.engine.policies import Threshold, Verified
+from geep_triton.engine.policies import Policy, Threshold, Verified
 from geep_triton.engine.simulate import simulate
 from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
@@ -41,6 +42,16 @@ CUDA_CALLS = {
 }
 LEFT_OUT = ("deebert", "huggingface, random")  # of the matrix: too slow, and all samples are of one length
 ARRIVALS = 256
+STAGE_ROUNDS = 3
+DISTINCT = 4_096  # samples; more are streamed by repeating them
+PAYS_TOKENS = (1, 256, 1_024, 4_096)  # of a batch; 1: one sample
+# Exits of 12 layers that leave samples at so many mean layers, every exit used: a share leaves evenly over the first ones.
+PAYS_EXITS = {
+    "3.5": dict.fromkeys(range(1, 7), 1 / 6),
+    "6.5": dict.fromkeys(range(1, 13), 1 / 12),
+    "9.2": dict.fromkeys(range(1, 12), 0.5 / 12) | {12: 6.5 / 12},
+    "10.9": dict.fromkeys(range(1, 12), 0.2 / 12) | {12: 9.8 / 12},
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Settings:
         device: "cpu" or "cuda".
         models: data set -> folder of a model trained on it.
         texts: data set -> file of rows.
-        rounds: interleaved.
+        rounds: interleaved; seconds: no round of a comparison is begun after so many; None: all are.
         samples: texts of a cell by shape; those of other shapes as many as of "base".
         token_budget: of a batch; max_length: of a text.
         compile: whether compiled systems take part.
@@ -62,6 +73,7 @@ class Settings:
     models: dict[str, str]
     texts: dict[str, str]
     rounds: int
+    seconds: float | None
     samples: dict[str, int]
     token_budget: int
     max_length: int
@@ -78,9 +90,13 @@ class Settings:
         """The shape to build: the tiny one in a dry run."""
         return "tiny" if self.dry else shape
 
-    def has_packed(self, dtype: str) -> bool:
-        """Whether layers can be laid out for oneDNN."""
-        return self.device == "cpu" and dtype != "int8"
+    def limits(self, token_budget: int) -> dict[str, Any]:
+        """Arguments of `Engine`."""
+        return {"token_budget": token_budget, "max_length": self.max_length, "truncation": True}
+
+    def way(self, dtype: str) -> str:
+        """How ours runs its layers, where one way is shown: laid out for oneDNN where that can be."""
+        return "packed" if self.device == "cpu" and dtype != "int8" else "plain"
 
 
 def workbench(shape: str, data: str, settings: Settings) -> Workbench:
@@ -107,7 +123,7 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
     return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
 
 
-def compared(bench: Workbench, systems: list[System], dtype: str, rounds: int) -> list[dict[str, Any]]:
+def compared(bench: Workbench, systems: list[System], dtype: str, settings: Settings) -> list[dict[str, Any]]:
     """Every system checked, then timed in turns: samples a second, and shares of what the saved layers allow.
 
     `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the fastest rival that runs
@@ -115,7 +131,7 @@ def compared(bench: Workbench, systems: list[System], dtype: str, rounds: int) -
     """
     rows = [bench.checked(system, dtype) for system in systems]
     with quiet_garbage_collector():
-        seconds = in_turns(bench.calls(systems), rounds)
+        seconds = in_turns(bench.calls(systems), settings.rounds, limit=settings.seconds)
     speed = {name: len(bench.rows) / statistics.median(values) for name, values in seconds.items()}
     full = {system.name: speed[f"ours, full{system.suffix}"] for system in systems}
     rival = max((speed[system.name] for system in systems if system.kind == "full"), default=speed["ours, full"])
@@ -135,7 +151,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
         ours, compile_seconds = bench.ours(dtype), None
-        if settings.has_packed(dtype):
+        if settings.way(dtype) == "packed":
             ours += bench.ours(dtype, "packed")
         if settings.compile and dtype != "int8":
             several = bench.ours(dtype, "compiled")
@@ -143,9 +159,11 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
             ours += several
             if settings.device == "cuda":
                 ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
-        rows = compared(bench, rivals + ours, dtype, settings.rounds)
+        rows = compared(bench, rivals + ours, dtype, settings)
     by_name = {row["system"]: row for row in rows}
     lengths = bench.tokens.lengths.double()
+    way = settings.way(dtype)
+    full, nobody = (by_name[f"ours, {name}{'' if way == 'plain' else f', {way}'}"]["seconds"] for name in ("full", NOBODY))
     return {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
         "layers": bench.depth,
@@ -153,12 +171,22 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
         "systems": rows,
         "missing": missing,
         "compile_seconds": compile_seconds,
+        "way": way,
         # Nobody leaves though all are scored at every exit, over full depth.
-        "overhead": by_name["ours, full"]["samples_per_second"] / by_name[f"ours, {NOBODY}"]["samples_per_second"] - 1,
-        "stages": {
-            name: stages(bench.engine(policy, dtype), bench.rows)
-            for name, policy in {"full": "full", bench.main: bench.policies[bench.main]}.items()
-        },
+        "overhead": statistics.median(scored / alone for scored, alone in zip(nobody, full, strict=True)) - 1,
+        "stages": _stages(
+            bench.engine("full", dtype, way), {"full": "full", bench.main: bench.policies[bench.main]}, bench.rows
+        ),
+    }
+
+
+def _stages(engine: Engine, policies: dict[str, str | Policy], rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Policy -> stage -> seconds, the median of rounds in turns."""
+    rounds = [
+        {name: stages(engine.with_policy(policy), rows) for name, policy in policies.items()} for _ in range(STAGE_ROUNDS)
+    ]
+    return {
+        name: {stage: statistics.median(one[name][stage] for one in rounds) for stage in rounds[0][name]} for name in policies
     }
 
 
@@ -169,28 +197,31 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
         rivals, _ = bench.rivals(dtype, False, Path(folder))
     chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
     chosen += [system for system in rivals if system.kind == "exits"]
-    ways = ["plain"] + ["packed"] * settings.has_packed(dtype) + ["graphs"] * (settings.device == "cuda")
+    ways = {"plain": None, settings.way(dtype): None} | ({"graphs": None} if settings.device == "cuda" else {})
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
     for system in chosen:
         bench.checked(system, dtype)
-    start = time.perf_counter()
-    chosen[0].predict(bench.rows)
-    capacity = len(bench.rows) / (time.perf_counter() - start)
+    full = in_turns({"full": partial(chosen[0].predict, bench.rows)}, settings.rounds)["full"]
+    capacity = len(bench.rows) / statistics.median(full)
     arriving, rows = bench.rows * (1 if settings.dry else -(-ARRIVALS // len(bench.rows))), []
     for load in LOADS:
-        for system in chosen:
-            waited = torch.tensor(waiting_times(system.predict, arriving, load * capacity), dtype=torch.float64)
-            p50, p99 = waited.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
-            rows.append({"system": system.name, "load": load, "p50": p50, "p99": p99})
+        found: dict[str, list[list[float]]] = {system.name: [] for system in chosen}
+        # The first round is not counted: it makes the kernels of the batches that arrive. Each begins with another system.
+        for number in range(settings.rounds + 1):
+            for system in chosen[number % len(chosen) :] + chosen[: number % len(chosen)]:
+                waited = torch.tensor(waiting_times(system.predict, arriving, load * capacity, number), dtype=torch.float64)
+                found[system.name].append(waited.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist())
+        for name, several in found.items():
+            p50, p99 = (statistics.median(values) for values in zip(*several[1:], strict=True))
+            rows.append({"system": name, "load": load, "p50": p50, "p99": p99})
     return {"rate_of_load_1": capacity, "samples": len(arriving), "latencies": rows}
 
 
 def overhead(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
     """What scoring at every exit costs where nobody leaves, by kind of head: time over full depth, beside the heads' FLOPs."""
     rows, tokenizer, found = settings.rows(data, shape), load_tokenizer(), []
-    way = WAYS["packed" if settings.has_packed(dtype) else "plain"]
-    limits = {"token_budget": settings.token_budget, "max_length": settings.max_length, "truncation": True}
+    way, limits = WAYS[settings.way(dtype)], settings.limits(settings.token_budget)
     for head in HEADS:
         model = load_model(settings.shape(shape), head=head).to(settings.device)
         full = Engine(model, tokenizer, "full", dtype=dtype, **way, **limits)
@@ -203,6 +234,28 @@ def overhead(shape: str, data: str, dtype: str, settings: Settings) -> dict[str,
         flops = scored.flops.total / answers.flops.total - 1
         found.append({"head": head, "overhead": statistics.median(ratios) - 1, "flops": flops, "ratios": ratios})
     return {"samples": len(rows), "heads": found}
+
+
+def pays(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """Speed of scored exits over full depth, by tokens of a batch and mean layers: where exits begin to pay.
+
+    Random weights, exits replayed, every exit scored until a sample leaves.
+    """
+    rows, tokenizer, points = settings.rows(data, shape), load_tokenizer(), []
+    for tokens in PAYS_TOKENS:
+        model = load_model(settings.shape(shape)).to(settings.device)
+        recorded = {name: drawn(shares, len(rows), model.config.num_hidden_layers) for name, shares in PAYS_EXITS.items()}
+        bench = Workbench(model, tokenizer, rows, tokens, settings.max_length, recorded)
+        engine = bench.engine("full", dtype, settings.way(dtype))
+        policies = {name: bench.policies[f"threshold, {name}"] for name in PAYS_EXITS} | {"nobody leaves": NOBODY}
+        engines = {"full": engine} | {name: engine.with_policy(policy) for name, policy in policies.items()}
+        layers = {name: one.predict(rows).mean_layers for name, one in engines.items()}
+        seconds = in_turns({name: partial(one.predict, rows) for name, one in engines.items()}, settings.rounds)
+        for name in policies:
+            ratios = [alone / early for alone, early in zip(seconds["full"], seconds[name], strict=True)]
+            share = layers[name] / model.config.num_hidden_layers
+            points.append({"tokens": tokens, "exits": name, "share": share, "speed_up": statistics.median(ratios)})
+    return {"samples": len(rows), "way": settings.way(dtype), "points": points}
 
 
 def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
@@ -221,7 +274,7 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, A
     found = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
     for policy in ("full", early):
         found[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
-        if settings.has_packed(dtype):
+        if settings.way(dtype) == "packed":
             found[f"ours, {policy}, packed"] = peak_memory(system="engine", policy=policy, packed=True, **spec)
         if dtype == "bfloat16":
             found[f"ours, {policy}, from float32"] = peak_memory(system="engine", policy=policy, **spec | {"loaded": "float32"})
@@ -229,7 +282,9 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, A
 
 
 def scaling(axis: str, settings: Settings) -> dict[str, Any]:
-    """Seconds and peak memory as one size grows: of "samples" streamed, "length", "classes" or "window"."""
+    """Seconds, and peak memory over what was there before, as one size grows: of "samples" streamed, "length", "classes" or
+    "window".
+    """
     sizes = {
         "samples": (1_000, 10_000, 100_000, 1_000_000),
         "length": (16, 32, 64, 128, 256, 512),
@@ -255,13 +310,14 @@ def _scaled(axis: str, size: int, settings: Settings) -> dict[str, Any]:
     model = load_model(shape, labels=size if axis == "classes" else 4).to(settings.device)
     window = size if axis == "window" else 4_096
     engine = Engine(model, tokenizer, "threshold:0.9", token_budget=settings.token_budget, window=window)
-    list(engine.predict_windows(_synthetic(16, length)))  # measures layers, too
-    answered, start, before = 0, time.perf_counter(), resident("VmRSS")
-    highest = before
-    for part in engine.predict_windows(_synthetic(samples, length)):
+    rows = list(_synthetic(min(samples, DISTINCT), length))
+    list(engine.predict_windows(rows[:16]))  # measures layers, too
+    forget_peak()
+    answered, before, start = 0, resident("VmRSS"), time.perf_counter()
+    for part in engine.predict_windows(islice(cycle(rows), samples)):
         answered += len(part)
-        highest = max(highest, resident("VmRSS"))
-    return {"size": size, "samples": answered, "seconds": time.perf_counter() - start, "megabytes_grown": highest - before}
+    seconds = time.perf_counter() - start
+    return {"size": size, "samples": answered, "seconds": seconds, "megabytes_grown": resident("VmHWM") - before}
 
 
 def _synthetic(samples: int, length: int) -> Iterator[dict[str, Any]]:
@@ -287,11 +343,13 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     bench = Workbench(model, tokenizer, rows, tokens, length, recorded)
     rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length), one_shape=True)
     ways = ["plain"] + ["compiled"] * settings.compile
+    if device.type == "cuda" and settings.compile and samples > WINDOW:
+        ways.append("compiled, windows, prefetch")
     if device.type == "cuda" and tokens <= MOST_TOKENS:
         ways += ["graphs"] + ["compiled, graphs"] * settings.compile
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     systems = [system for system in rivals if not system.name.startswith(LEFT_OUT)] + ours
-    found = compared(bench, systems, dtype, settings.rounds)
+    found = compared(bench, systems, dtype, settings)
     flops = samples * depth * layer_flops(model.config, length)
     rate, copied = ceilings(device, getattr(torch, dtype), 512 if settings.dry or device.type == "cpu" else 8192)
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.environment import RESULTS
 from bench.report_ops import read
+from bench.systems import NOBODY
 
 Result = dict[str, Any]
 
@@ -24,6 +25,7 @@ What is lost on the bound: *heads*, one for every exit where a sample is scored,
 exits cost where nobody leaves); *pad, move, pool, decide*, above all the rows of survivors, copied together so that layers
 multiply dense matrices; and *layers* beyond their share, where batches that shrank multiply fewer rows or pad more."""
 
+BOUND, OVERHEAD, MEMORY, ROUNDS = 0.95, 0.02, 1.2, 20  # what was aimed at
 COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
 
 
@@ -51,7 +53,7 @@ def page(folder: Path = RESULTS) -> str:
     machines = by_machine(results(folder))
     parts = [INTRODUCTION]
     if not any(".cuda." in result["cell"] for several in machines.values() for result in several):
-        parts.append(f"Not yet measured on a GPU: `{COMMAND} --device cuda --only matrix --budget-minutes 8`.")
+        parts.append(f"Not yet measured on a GPU: `{COMMAND} --device cuda --only matrix --budget-minutes 6 --cell-minutes 2`.")
     if not machines:
         parts.append(f"Not yet measured on a CPU: `{COMMAND}`.")
     for name, several in machines.items():
@@ -62,7 +64,7 @@ def page(folder: Path = RESULTS) -> str:
                 parts += [f"### {title}", *found]
         cells = [result for result in several if result["cell"].startswith("throughput.")]
         if cells:
-            parts += ["### Where it does not pay", where_it_does_not_pay(cells)]
+            parts += ["### Targets", targets(several), "### Where it does not pay", where_it_does_not_pay(cells)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,6 +74,17 @@ def title_of(result: Result) -> str:
     return f"**{', '.join(rest)}** ({settings['rounds']} rounds; {result['environment']['date']})"
 
 
+def in_way(result: Result) -> str:
+    """How ours ran its layers where that is not said elsewhere."""
+    return "" if result.get("way", "plain") == "plain" else f" ({result['way']})"
+
+
+def headline(result: Result, name: str, way: str) -> Result | None:
+    """The row of ours under a policy, its layers run in this way."""
+    wanted = f"ours, {name}" + ("" if way == "plain" else f", {way}")
+    return next((row for row in result["systems"] if row["system"] == wanted), None)
+
+
 def percent(row: Result, key: str) -> str:
     return f"{row[key]:.0%} ({row[f'{key}_of_a_token']:.0%})"
 
@@ -79,11 +92,13 @@ def percent(row: Result, key: str) -> str:
 def table(rows: list[Result]) -> list[str]:
     """Systems of one comparison."""
     lines = [
-        "| system | mean layers | same answer as all layers | samples/s | speed-up | share of the bound | of the rival's |",
-        "|---|---|---|---|---|---|---|",
+        "| system | mean layers | same answer as all layers | accuracy | samples/s | speed-up | share of the bound | "
+        "of the rival's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['system']} | {row['mean_layers']:.2f} | {row['agreement']:.3f} | {row['samples_per_second']:.1f} | "
+        f"| {row['system']} | {row['mean_layers']:.2f} | {row['agreement']:.3f} | "
+        f"{'-' if row.get('accuracy') is None else format(row['accuracy'], '.3f')} | {row['samples_per_second']:.1f} | "
         f"{row['speed_up']:.2f}x | {percent(row, 'share_of_bound')} | {percent(row, 'share_of_rival_bound')} |"
         for row in rows
     ]
@@ -97,13 +112,15 @@ def throughput_section(result: Result) -> str:
         "",
         f"{result['layers']} layers of width {result['width']}; {texts['samples']} texts of {texts['tokens']:,} tokens, the "
         f"longest {texts['longest']}; when all are scored and nobody leaves {result['overhead']:+.1%} time over full depth"
-        + ("." if seconds is None else f"; one layer compiled for all in {seconds:.0f} s."),
+        f"{in_way(result)}" + ("." if seconds is None else f"; one layer compiled for all in {seconds:.0f} s."),
         "",
         *table(result["systems"]),
         "",
         *(f"Without {name}: {reason}." for name, reason in result["missing"].items()),
         "",
-        "Time of a window by stage: " + "; ".join(f"{name}: {shares(found)}" for name, found in result["stages"].items()) + ".",
+        f"Time of a window by stage{in_way(result)}: "
+        + "; ".join(f"{name}: {shares(found)}" for name, found in result["stages"].items())
+        + ".",
         "",
         *gap(result),
     ]
@@ -120,17 +137,51 @@ def gap(result: Result) -> list[str]:
     """What a policy spends beyond its share of full depth, by stage: the three largest."""
     full, lines = result["stages"]["full"], []
     for name, seconds in result["stages"].items():
-        row = next((row for row in result["systems"] if row["system"] == f"ours, {name}"), None)
+        row = headline(result, name, result.get("way", "plain"))
         if name == "full" or row is None:
             continue
         share, total = row["mean_layers_of_a_token"] / result["layers"], sum(seconds.values())
         beyond = {stage: (value - share * full.get(stage, 0.0)) / total for stage, value in seconds.items()}
-        largest = sorted(beyond.items(), key=lambda item: -item[1])[:3]
+        largest = sorted(beyond.items(), key=lambda item: -abs(item[1]))[:3]
         lines.append(
             f"Beyond the {share:.0%} of full depth that a token's mean layers come to, {name} spends "
-            f"{sum(beyond.values()):.1%} of its time: {', '.join(f'{stage} {value:.1%}' for stage, value in largest)}."
+            f"{sum(beyond.values()):.1%} of its time: {', '.join(f'{stage} {value:+.1%}' for stage, value in largest)}."
         )
     return lines
+
+
+def targets(several: list[Result]) -> str:
+    """What was aimed at, and what each cell reaches."""
+    lines, cells = [], [result for result in several if result["cell"].startswith("throughput.")]
+    for result in cells:
+        name, cell = next(name for name in result["stages"] if name != "full"), ", ".join(result["cell"].split(".")[2:])
+        way = "plain" if headline(result, "full", "packed") is None else "packed"
+        row, full, nobody = (headline(result, policy, way) for policy in (name, "full", NOBODY))
+        overhead = full["samples_per_second"] / nobody["samples_per_second"] - 1
+        policy = name if way == "plain" else f"{name}, {way}"
+        shares = (f"{percent(row, key)}{met(row[key] >= BOUND)}" for key in ("share_of_bound", "share_of_rival_bound"))
+        lines.append((f"{cell}, {policy}", *shares, f"{overhead:+.1%}{met(overhead <= OVERHEAD)}"))
+    for result in several:
+        if not result["cell"].startswith("memory."):
+            continue
+        own = {name: values["peak"] - values["before"] for name, values in result["megabytes"].items()}
+        over = {name: value / own["huggingface, length-sorted"] for name, value in own.items() if name.startswith("ours")}
+        cell = ", ".join(result["cell"].split(".")[2:])
+        lines += [
+            (f"{cell}, {name.removeprefix('ours, ')}", "", "", "", f"{v:.2f}x{met(v <= MEMORY)}") for name, v in over.items()
+        ]
+    lines = [(*line, *[""] * (5 - len(line))) for line in lines]
+    few = [cell for cell in cells if len(cell["systems"][0]["seconds"]) < ROUNDS]
+    note = (
+        f"Aimed at: {BOUND:.0%} of the bound and of the rival's (by a text's mean layers; in brackets by a token's), at most "
+        f"{OVERHEAD:.0%} over full depth where nobody leaves, at most {MEMORY}x of Hugging Face's peak memory; medians of at "
+        f"least {ROUNDS} rounds, which {len(few)} of {len(cells)} cells do not have. What is reached is marked *."
+    )
+    return "\n".join([note, "", *grid(("cell", "of the bound", "of the rival's", "nobody leaves", "memory"), lines)])
+
+
+def met(reached: bool) -> str:
+    return " *" if reached else ""
 
 
 def where_it_does_not_pay(several: list[Result]) -> str:
@@ -161,6 +212,26 @@ def latency_section(result: Result) -> str:
     )
     introduction = f"Load 1 is {result['rate_of_load_1']:.1f} texts a second; {result['samples']} arrivals."
     lines = grid(("system", "load", "median, ms", "99th percentile, ms"), rows)
+    return "\n".join([title_of(result), "", introduction, "", *lines])
+
+
+def pays_section(result: Result) -> str:
+    points = result["points"]
+    exits, tokens = dict.fromkeys(p["exits"] for p in points), dict.fromkeys(p["tokens"] for p in points)
+    found = {(p["tokens"], p["exits"]): p for p in points}
+    rows = [
+        [
+            "one sample" if size == 1 else f"{size:,}",
+            *(f"{p['speed_up']:.2f}x at {p['share']:.0%}" for name in exits if (p := found[size, name])),
+            f"{max((p['share'] for name in exits if (p := found[size, name])['speed_up'] > 1), default=0):.0%}",
+        ]
+        for size in tokens
+    ]
+    introduction = (
+        f"Scored exits over full depth{in_way(result)}, at the share of the layers that samples run; {result['samples']} "
+        "texts, random weights, exits replayed, every exit scored until a sample leaves."
+    )
+    lines = grid(("tokens of a batch", *(f"exits {name}" for name in exits), "pays up to a share of"), rows)
     return "\n".join([title_of(result), "", introduction, "", *lines])
 
 
@@ -229,6 +300,7 @@ def skips_section(result: Result) -> str:
 SECTIONS = (
     ("Throughput", "throughput", throughput_section),
     ("Waiting times under random arrivals", "latency", latency_section),
+    ("Where exits pay", "pays", pays_section),
     ("What exits cost where nobody leaves", "overhead", overhead_section),
     ("Peak memory", "memory", memory_section),
     ("As work grows", "scaling", scaling_section),
@@ -246,7 +318,10 @@ def plot(several: list[Result], path: Path) -> None:
     for axes, result in zip(panels, several, strict=True):
         for kind in ("ours", "full", "truncated", "exits"):
             rows = [row for row in result["systems"] if row["kind"] == kind]
-            axes.scatter([row["agreement"] for row in rows], [row["samples_per_second"] for row in rows], label=kind, s=16)
-        axes.set(title=result["cell"], xlabel="same answer as all layers, float32", ylabel="samples/s", ylim=(0, None))
+            right = [row["agreement"] if row.get("accuracy") is None else row["accuracy"] for row in rows]
+            axes.scatter(right, [row["samples_per_second"] for row in rows], label=kind, s=16)
+        judged = all(row.get("accuracy") is not None for row in result["systems"])
+        what = "accuracy" if judged else "same answer as all layers, float32"
+        axes.set(title=result["cell"], xlabel=what, ylabel="samples/s", ylim=(0, None))
         axes.legend()
     figure.savefig(path, dpi=100)

@@ -55,13 +55,18 @@ def compiled(module: nn.Module) -> Call:
     return torch.compile(module, dynamic=True)
 
 
-def torch_int8(module: nn.Module) -> nn.Module:
+def frozen(module: nn.Module) -> Call:
+    """Compiled, its weights laid out for oneDNN at that (inductor's freezing, for a CPU)."""
+    return torch.compile(module, dynamic=True, options={"freezing": True})
+
+
+def torch_int8(module: nn.Module, inplace: bool = False) -> nn.Module:
     """As torch's documentation shows it: every linear layer."""
     from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+        return quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8, inplace=inplace)
 
 
 class OnnxBert:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bench.policies import targets
 from bench.replay import Replay, spread_heads, thresholds_for
-from bench.rivals_dense import BATCH, DenseBert, DenseRival, OnnxBert, compiled, missing_onnx, torch_int8
+from bench.rivals_dense import BATCH, DenseBert, DenseRival, OnnxBert, compiled, frozen, missing_onnx, torch_int8
 from bench.rivals_exits import ShrinkingBatches, normalized_entropy
 from bench.rivals_varlen import VarlenRival
 from geep_triton import Engine, MultiExitBert, Predictions
@@ -96,6 +97,9 @@ class Workbench:
                 self.policies[f"verified, {name}"] = Replay.of(self.tokens, predicted[name], thresholds)
             self.policies[f"oracle, {name}"] = Replay.of(self.tokens, exits)
         self.main = next(iter(self.policies))
+        self.truth = None
+        if recorded is None and all("label" in row for row in self.rows):
+            self.truth = targets(self.rows, model.config.label2id)
 
     def _replayed(self, recorded: torch.Tensor) -> Threshold:
         """Thresholds at which as many samples leave at each exit as were recorded there."""
@@ -148,6 +152,9 @@ class Workbench:
             missing["compiled"] = "torch's int8 layers cannot be compiled"
         elif compile:
             found.append(System(f"{name}, compiled, length-sorted", "full", self._dense(compiled(full), self.depth, budget)))
+            if self.model.device.type == "cpu":
+                packed = self._dense(frozen(full), self.depth, budget)
+                found.append(System(f"{name}, compiled and frozen, length-sorted", "full", packed))
             if one_shape and self.model.device.type == "cuda":
                 graphed = torch.compile(full, mode="reduce-overhead", dynamic=False)
                 found.append(System(f"{name}, compiled to CUDA graphs", "full", self._dense(graphed, self.depth, budget)))
@@ -206,6 +213,7 @@ class Workbench:
             "difference": difference,
             "moved": moved,
             "agreement": float((got.label_ids == self.logits[:, -1].argmax(-1)).double().mean()),
+            "accuracy": None if self.truth is None else float((got.label_ids == self.truth).double().mean()),
             "mean_layers": got.mean_layers,
             "mean_layers_of_a_token": float((got.layers_run * lengths).sum() / lengths.sum()),
             "padding": got.padding,

@@ -165,6 +165,7 @@ CELLS = (
     "latency.cpu.base.reviews.float32",
     "overhead.cpu.base.reviews.float32",
     "memory.cpu.base.reviews.bfloat16",
+    "pays.cpu.base.reviews.float32",
     "scaling.cpu.length",
     "matrix.cpu.base.32.1024.",
     "skips.cpu.base.32.1024.",
@@ -187,6 +188,10 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
     heads = found[f"{CELLS[2]}.json"]["heads"]
     assert [row["head"] for row in heads] == ["attention", "pooler", "linear"]
     assert heads[0]["flops"] > heads[2]["flops"] > 0
+    points = found[f"{CELLS[4]}.json"]["points"]
+    assert {point["tokens"] for point in points} == set(pipeline.cells.PAYS_TOKENS)
+    assert [point["share"] for point in points if point["exits"] == "nobody leaves"] == [1.0] * 4
+    assert all(point["share"] < 1 for point in points if point["exits"] == "3.5")
     memory = found[f"{CELLS[3]}.json"]["megabytes"]
     assert {"ours, full", "ours, full, packed", "ours, full, from float32"} <= set(memory)
     capsys.readouterr()
@@ -196,9 +201,28 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
         pipeline.main(["--dry-run", "--only", "nothing"])
 
 
-def test_settings_that_do_not_fit():
+def test_settings_that_do_not_fit(tmp_path, capsys):
     with pytest.raises(ValueError, match="--texts must be NAME=PATH, got 'sst2'"):
         pipeline.main(["--texts", "sst2"])
+    with pytest.raises(ValueError, match="--models typo: there are no --texts of that name, only sst2"):
+        pipeline.main(["--texts", f"sst2={TEXTS}", "--models", f"typo={tmp_path}"])
+    with pytest.raises(ValueError, match="--models sst2: there is no folder /nowhere"):
+        pipeline.main(["--texts", f"sst2={TEXTS}", "--models", "sst2=/nowhere"])
+    with pytest.raises(SystemExit):
+        pipeline.main(["--rounds", "0"])
+    assert "must be a whole number above 0, got '0'" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_leaves_the_others_be(tmp_path, monkeypatch, capsys):
+    def no_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(pipeline.cells, "overhead", no_memory)
+    names = ["overhead.cpu.base.reviews.float32", "scaling.cpu.length"]
+    with pytest.raises(SystemExit, match=f"1 cells failed: {names[0]}"):
+        pipeline.main(["--dry-run", "--output", str(tmp_path), "--only", *names])
+    assert "failed: RuntimeError: out of memory" in capsys.readouterr().out
+    assert [path.stem for path in tmp_path.glob("*.json")] == names[1:]
 
 
 ROWS = (

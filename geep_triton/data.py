@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -318,10 +319,10 @@ class Encoder:
             columns = {name: to_list(row[name]) for name in ("input_ids", "token_type_ids", "attention_mask") if name in row}
             if reason := self._row_error(columns):
                 errors[index] = reason
-            real = columns.get("attention_mask", [1] * len(columns["input_ids"]))
-            types = columns.get("token_type_ids", [0] * len(columns["input_ids"]))
-            ids.append([value for value, keep in zip(columns["input_ids"], real, strict=False) if keep])
-            type_ids.append([value for value, keep in zip(types, real, strict=False) if keep])
+            row, real = columns["input_ids"], columns.get("attention_mask")
+            types = columns.get("token_type_ids", [])
+            ids.append(row if real is None else list(compress(row, real)))
+            type_ids.append(types if real is None else list(compress(types, real)))
         _refuse_samples(errors, first)
         wrong = {index: "has no tokens" for index, row in enumerate(ids) if not row}
         wrong |= {index: self._too_long(row) for index, row in enumerate(ids) if len(row) > self.max_length}
@@ -332,7 +333,7 @@ class Encoder:
         for name, values in columns.items():
             if len(values) != len(columns["input_ids"]):
                 return f"has {len(values)} {name} for {len(columns['input_ids'])} input_ids"
-            if not all(type(value) in (int, bool) for value in values):
+            if not {int, bool}.issuperset(map(type, values)):
                 return f"has {name} that are no integers: {shorten(values)}"
         types = columns.get("token_type_ids")
         if types and not 0 <= min(types) <= max(types) < self.type_vocab_size:

@@ -85,6 +85,17 @@ def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenize
     torch.testing.assert_close(engine.predict(texts).logits, before / 2)
 
 
+@pytest.mark.parametrize("settings", [{"packed": True}, {"dtype": "int8"}])
+def test_weights_that_change_after_they_were_copied_in_part(model, tokenizer, texts, settings):
+    engine = Engine(model, tokenizer, "full", **settings)
+    engine.predict(texts)
+    with torch.no_grad():
+        model.heads["2"].classifier.bias.add_(1.0)
+    with pytest.raises(ValueError, match="weights have changed since this engine"):
+        engine.predict(texts)
+    Engine(model, tokenizer, "full", **settings).predict(texts)
+
+
 def test_skip_gates_in_low_precision(make_model, tokenizer, texts):
     gated = make_model(skip_gate="mean", skip_gate_bias=0.0)
     for dtype in ("bfloat16", "int8"):

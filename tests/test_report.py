@@ -55,7 +55,7 @@ def test_ci_runs_the_readmes_command():
 def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
     shares = ("share_of_bound", "share_of_bound_of_a_token", "share_of_rival_bound", "share_of_rival_bound_of_a_token")
     row = dict.fromkeys(shares, 0.5) | {"system": "ours, full", "kind": "ours", "mean_layers": 6.0, "agreement": 1.0}
-    row |= {"samples_per_second": 10.0, "speed_up": 1.0, "mean_layers_of_a_token": 6.0}
+    row |= {"samples_per_second": 10.0, "speed_up": 1.0, "mean_layers_of_a_token": 6.0, "seconds": [0.4] * 3}
     rival = row | {"system": "huggingface, length-sorted", "kind": "full", "samples_per_second": 20.0}
     early = row | {"system": "ours, threshold:0.3", "mean_layers_of_a_token": 3.0}
     memory, more_memory = {"before": 100.0, "peak": 200.0}, {"before": 100.0, "peak": 350.0}
@@ -64,7 +64,12 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
             "texts": {"samples": 4, "tokens": 40, "longest": 12},
             "layers": 6,
             "width": 384,
-            "systems": [row, rival, early],
+            "systems": [
+                row,
+                rival,
+                early,
+                row | {"system": "ours, threshold:0,pooling=never", "samples_per_second": 10 / 1.01},
+            ],
             "missing": {"onnxruntime": "not installed"},
             "compile_seconds": 12.0,
             "overhead": 0.01,
@@ -77,6 +82,13 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
         },
         "memory.cpu.base.sst2.int8": {"megabytes": {"huggingface, length-sorted": memory, "ours, full": more_memory}},
         "overhead.cpu.base.sst2.int8": {"samples": 4, "heads": [{"head": "linear", "overhead": 0.015, "flops": 0.001}]},
+        "pays.cpu.base.sst2.int8": {
+            "samples": 4,
+            "points": [
+                {"tokens": 1, "exits": "6.5", "share": 0.5, "speed_up": 1.2},
+                {"tokens": 1, "exits": "nobody leaves", "share": 1.0, "speed_up": 0.9},
+            ],
+        },
         "scaling.cpu.length": {
             "axis": "length",
             "points": [{"size": 16, "samples": 8, "seconds": 2.0, "megabytes_grown": 3.0}],
@@ -97,10 +109,14 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
     for text in (
         "a CPU, 2 threads",
         "Not yet measured on a GPU",
-        "| ours, full | 6.00 | 1.000 | 10.0 | 1.00x | 50% (50%) | 50% (50%) |",
+        "| one sample | 1.20x at 50% | 0.90x at 100% | 50% |",
+        "| minilm, sst2, float32, threshold:0.3 | 50% (50%) | 50% (50%) | +1.0% * |  |",
+        "| base, sst2, int8, full |  |  |  | 2.50x |",
+        "which 1 of 1 cells do not have",
+        "| ours, full | 6.00 | 1.000 | - | 10.0 | 1.00x | 50% (50%) | 50% (50%) |",
         "Without onnxruntime: not installed.",
         "layers 75.0%, heads 25.0%",
-        "threshold:0.3 spends 20.0% of its time: heads 12.0%, layers 8.0%.",
+        "threshold:0.3 spends 20.0% of its time: heads +12.0%, layers +8.0%.",
         "compiled for all in 12 s",
         "| 0.3 | 200.0 | 400.0 |",
         "| ours, full | 250 | 2.50x |",

@@ -60,8 +60,9 @@ class Engine:
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
         dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
-            as it is: the engine holds a copy, which later changes of its weights do not reach, and which takes memory of its
-            own (load the model in bfloat16 to hold it once); see `geep_triton.modeling.precision.in_dtype`.
+            as it is: the engine holds a copy, which later changes of its weights do not reach (in int8, where some weights are
+            shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16 to hold it once:
+            `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
@@ -134,6 +135,10 @@ class Engine:
         if graphs:
             self._twin = graph_layers(self._twin)
         self._twins_modules = tuple(self._twin.modules())
+        # A copy of some weights beside others that are shared is no model any more once these change.
+        held_twice = packed or self.dtype == "int8"
+        self._weights = tuple(weight for weight in model.parameters() if held_twice and not weight.is_inference())
+        self._versions = [weight._version for weight in self._weights]
         self.token_budget = token_budget
         self.window = window
         self.prefetch = prefetch
@@ -527,6 +532,11 @@ class Engine:
         """The model whose layers run: the given one, or this engine's twin of it with the table that it has now."""
         if self._twin.exit_table is not self.model.exit_table:
             self._twin._exit_table = self.model.exit_table
+        if [weight._version for weight in self._weights] != self._versions:
+            raise ValueError(
+                "the model's weights have changed since this engine laid them out (packed=True) or quantized them (int8): make "
+                "a new engine"
+            )
         if any(module.training for module in self._twins_modules):  # a Trainer, or the caller, has gone on training
             self._twin.eval()
         return self._twin
