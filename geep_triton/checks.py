@@ -21,6 +21,12 @@ def check_choice(name: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"unknown {name} {shorten(value)}; known: {', '.join(sorted(known))}")
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shorten(value)}")
+
+
 def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
     """Raise TypeError unless `value` is an int, ValueError unless minimum <= value <= maximum."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from geep_triton.checks import check_int
+from geep_triton.checks import check_bool, check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate
@@ -79,6 +79,7 @@ class Engine:
         ValueError: a policy this model cannot run, skipping without gates or learned paths, weights that are NaN or infinite,
             an exit table built with another tokenizer, a window or budget below 1, a multi-label model, a dtype that cannot be
             had here, layers that cannot be compiled, and, where `policy` is None, a calibration made in another dtype.
+        TypeError: a model or argument of another type.
 
     Attributes:
         dtype: in which the layers run.
@@ -107,6 +108,12 @@ class Engine:
     ) -> None:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
+        flags = {
+            "packed": packed, "compile": compile, "graphs": graphs, "prefetch": prefetch, "truncation": truncation,
+            "progress": progress,
+        }  # fmt: skip
+        for name, value in flags.items():
+            check_bool(name, value)
         check_int("window", window, 1)
         longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
         if max_length is not None:
