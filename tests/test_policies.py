@@ -153,6 +153,15 @@ def test_a_threshold_without_effect_is_said_aloud(model, tokenizer, texts, thres
         Engine(model, tokenizer, f"threshold:{threshold}").predict(texts * 7)
 
 
+def test_a_table_that_tells_nothing_apart_is_said_aloud(model, tokenizer, texts):
+    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 1.0, progress=False)
+    with pytest.warns(UserWarning, match="of 56 samples all left at layer 1"):
+        Engine(model, tokenizer, "predicted").predict(texts * 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Engine(model, tokenizer, "constant:1").predict(texts * 7)
+
+
 @pytest.mark.parametrize("policy", ["predicted", "verified:0.8", "verified:0.8,price=0.05", "allocated:0.05"])
 def test_a_table_that_is_taken_away_is_missed(model, tokenizer, texts, policy):
     model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, learn_agreement=True)

@@ -23,7 +23,7 @@ from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate
 from geep_triton.engine.checks import as_list, check_calibrated_dtype, check_finite, check_model, label_ids
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.policies import OneExitWarning, Policy, parse_policy
+from geep_triton.engine.policies import ConstantDepth, FullDepth, OneExitWarning, Policy, parse_policy
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.promise import Promise
 from geep_triton.engine.run import WindowRun
@@ -381,7 +381,7 @@ class Engine:
         with closing(windows):
             for window in windows:
                 result = self._predict_window(window)
-                if scores:
+                if not isinstance(self.policy, (FullDepth, ConstantDepth)):
                     self._exits += Counter(result.histogram)
                 yield result
         self._warn_of_one_exit()
@@ -519,7 +519,7 @@ class Engine:
         self._warned_of_one_exit = False
 
     def _warn_of_one_exit(self) -> None:
-        """Say so once where scoring chose nothing: of enough samples none left early, or all left at the first stop."""
+        """Say so once where a policy that chooses chose nothing: it answered enough samples, and all at one exit."""
         exits = self._exits
         if self._warned_of_one_exit or sum(exits.values()) < ENOUGH or len(exits) != 1:
             return

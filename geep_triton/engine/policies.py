@@ -26,7 +26,7 @@ FIRST_SCORED = 0.05  # share of texts like it that have left where a sample is f
 
 
 class OneExitWarning(UserWarning):
-    """A policy that scores samples let all of them leave at one exit."""
+    """A policy that chooses each sample's exit answered all of them at one."""
 
 
 @dataclass(frozen=True, eq=False)
