@@ -159,6 +159,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
             ours += several
             if settings.device == "cuda":
                 ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
+                ours += bench.ours(dtype, "compiled, varlen") if dtype == "bfloat16" else []
         rows = compared(bench, rivals + ours, dtype, settings)
     by_name = {row["system"]: row for row in rows}
     lengths = bench.tokens.lengths.double()
@@ -345,6 +346,8 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     ways = ["plain"] + ["compiled"] * settings.compile
     if device.type == "cuda" and settings.compile and samples > WINDOW:
         ways.append("compiled, windows, prefetch")
+    if device.type == "cuda" and dtype == "bfloat16":
+        ways += ["varlen"] + ["compiled, varlen"] * settings.compile
     if device.type == "cuda" and tokens <= MOST_TOKENS:
         ways += ["graphs"] + ["compiled, graphs"] * settings.compile
     ours = [system for way in ways for system in bench.ours(dtype, way)]

@@ -31,6 +31,8 @@ WAYS = {  # of running the layers: arguments of `Engine`
     "plain": {},
     "packed": {"packed": True},
     "compiled": {"compile": True},
+    "varlen": {"varlen": True},
+    "compiled, varlen": {"compile": True, "varlen": True},
     "graphs": {"graphs": True},
     "compiled, graphs": {"compile": True, "graphs": True},
     "compiled, windows": {"compile": True, "window": WINDOW},

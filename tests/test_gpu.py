@@ -28,7 +28,7 @@ def test_policy_on_gpu_equals_cpu(model, tokenizer, texts, policy, token_budget)
 
 
 @pytest.mark.parametrize("policy", ["full", "constant:2", "predicted:mean"])
-@pytest.mark.parametrize("options", [{}, {"graphs": True}])
+@pytest.mark.parametrize("options", [{}, {"graphs": True}, {"varlen": True, "dtype": "bfloat16"}])
 def test_a_planned_window_never_waits_for_the_gpu(model, tokenizer, texts, policy, options):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
     engine = Engine(model.cuda(), tokenizer, policy, token_budget=40, **options)
@@ -55,6 +55,19 @@ def test_ways_to_run_change_no_answer(model, tokenizer, texts, policy, ways, tok
         result = engine.predict(texts)
         assert result.exit_layers.tolist() == expected.exit_layers.tolist()
         torch.testing.assert_close(result.logits, expected.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("policy", ["full", "threshold:0.8", "predicted:mean", "verified:0.8"])
+@pytest.mark.parametrize("token_budget", [1, 40, 10_000])
+@pytest.mark.parametrize("compile", [False, True])
+def test_variable_length_attention_changes_no_answer(model, tokenizer, texts, policy, token_budget, compile):
+    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
+    model.cuda()
+    settings = {"dtype": "bfloat16", "token_budget": token_budget, "window": 2}
+    result = Engine(model, tokenizer, policy, varlen=True, compile=compile, **settings).predict(texts)
+    at = torch.searchsorted(torch.tensor(model.config.exit_layers), result.exit_layers)
+    expected = Engine(model, tokenizer, "full", **settings).exit_logits(texts)[1][torch.arange(len(texts)), at]
+    torch.testing.assert_close(result.probabilities, expected.softmax(-1), atol=3e-2, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -35,6 +35,7 @@ from geep_triton.modeling.graphed import graph_layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
+from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
 from geep_triton.schedule import schedule
 
@@ -65,6 +66,8 @@ class Engine:
             `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`.
+        varlen: attend by where texts begin and end instead of by masks (torch's variable-length attention). Needs a GPU and
+            half precision; not with `graphs`. Not yet measured.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
         graphs: replay CUDA graphs of layers and heads in small batches, whose launches take longer than their work; see
             `geep_triton.modeling.graphed`. Needs a GPU.
@@ -97,6 +100,7 @@ class Engine:
         window: int = 4096,
         dtype: str | None = None,
         packed: bool = False,
+        varlen: bool = False,
         compile: bool = False,
         graphs: bool = False,
         prefetch: bool = False,
@@ -109,8 +113,8 @@ class Engine:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
         flags = {
-            "packed": packed, "compile": compile, "graphs": graphs, "prefetch": prefetch, "truncation": truncation,
-            "progress": progress,
+            "packed": packed, "varlen": varlen, "compile": compile, "graphs": graphs, "prefetch": prefetch,
+            "truncation": truncation, "progress": progress,
         }  # fmt: skip
         for name, value in flags.items():
             check_bool(name, value)
@@ -135,8 +139,14 @@ class Engine:
         self.compile_seconds: float | None = None
         if packed and compile:
             raise ValueError("packed and compile do not go together: torch.compile lays weights out itself")
+        if varlen and graphs:
+            raise ValueError("varlen and graphs do not go together: a graph attends by masks of one shape")
+        if varlen and model.device.type != "cuda":
+            raise ValueError(f"varlen=True is for models on a GPU, got one on {model.device}")
         if packed:
             self._twin = pack_layers(self._twin)
+        if varlen:
+            self._twin = varlen_layers(self._twin)
         if compile:
             self._twin, self.compile_seconds = compile_layers(self._twin)
         if graphs:
