@@ -108,7 +108,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="PREFIX", help="of the cells' names")
     parser.add_argument("--rounds", type=positive, default=20)
-    parser.add_argument("--cell-minutes", type=float, help="no further round of a comparison is begun after so long")
+    parser.add_argument("--cell-minutes", type=positive, help="no further round of a comparison is begun after so long")
     parser.add_argument(
         "--samples", type=positive, help="texts of a cell; default: 256 for MiniLM and 48 for the base shape, 8,192 on a GPU"
     )

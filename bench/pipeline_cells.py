@@ -25,7 +25,7 @@ from bench.systems import NOBODY, WAYS, WINDOW, System, Workbench
 from geep_triton import Engine
 from geep_triton.config import HEADS
 from geep_triton.data import read_rows
-from geep_triton.engine.policies import Policy, Threshold, Verified
+from geep_triton.engine.policies import Policy, Threshold, Verified, parse_policy
 from geep_triton.engine.simulate import simulate
 from geep_triton.engine.timing import in_turns
 from geep_triton.evaluation.measure import quiet_garbage_collector
@@ -203,13 +203,16 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
     for system in chosen:
         bench.checked(system, dtype)
-    full = in_turns({"full": partial(chosen[0].predict, bench.rows)}, settings.rounds)["full"]
+    began = time.perf_counter()
+    full = in_turns({"full": partial(chosen[0].predict, bench.rows)}, settings.rounds, limit=settings.seconds)["full"]
     capacity = len(bench.rows) / statistics.median(full)
     arriving, rows = bench.rows * (1 if settings.dry else -(-ARRIVALS // len(bench.rows))), []
     for load in LOADS:
         found: dict[str, list[list[float]]] = {system.name: [] for system in chosen}
         # The first round is not counted: it makes the kernels of the batches that arrive. Each begins with another system.
         for number in range(settings.rounds + 1):
+            if number > 1 and settings.seconds is not None and time.perf_counter() - began > settings.seconds:
+                break
             for system in chosen[number % len(chosen) :] + chosen[: number % len(chosen)]:
                 waited = torch.tensor(waiting_times(system.predict, arriving, load * capacity, number), dtype=torch.float64)
                 found[system.name].append(waited.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist())
@@ -230,7 +233,8 @@ def overhead(shape: str, data: str, dtype: str, settings: Settings) -> dict[str,
         answers, scored = full.predict(rows), nobody.predict(rows)
         if scored.mean_layers != model.config.num_hidden_layers or not torch.equal(scored.logits, answers.logits):
             raise ValueError(f"{head} heads: scored samples left early or were answered otherwise")
-        seconds = in_turns({"full": partial(full.predict, rows), "nobody": partial(nobody.predict, rows)}, settings.rounds)
+        calls = {"full": partial(full.predict, rows), "nobody": partial(nobody.predict, rows)}
+        seconds = in_turns(calls, settings.rounds, limit=settings.seconds)
         ratios = [scored / alone for scored, alone in zip(seconds["nobody"], seconds["full"], strict=True)]
         flops = scored.flops.total / answers.flops.total - 1
         found.append({"head": head, "overhead": statistics.median(ratios) - 1, "flops": flops, "ratios": ratios})
@@ -250,8 +254,12 @@ def pays(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any
         engine = bench.engine("full", dtype, settings.way(dtype))
         policies = {name: bench.policies[f"threshold, {name}"] for name in PAYS_EXITS} | {"nobody leaves": NOBODY}
         engines = {"full": engine} | {name: engine.with_policy(policy) for name, policy in policies.items()}
-        layers = {name: one.predict(rows).mean_layers for name, one in engines.items()}
-        seconds = in_turns({name: partial(one.predict, rows) for name, one in engines.items()}, settings.rounds)
+        layers = {}
+        for name, one in engines.items():
+            exits = bench.exits_of(parse_policy(policies.get(name, "full")))
+            layers[name] = bench.checked(System(f"ours, {name}", "ours", one.predict, exits), dtype)["mean_layers"]
+        calls = {name: partial(one.predict, rows) for name, one in engines.items()}
+        seconds = in_turns(calls, settings.rounds, limit=settings.seconds)
         for name in policies:
             ratios = [alone / early for alone, early in zip(seconds["full"], seconds[name], strict=True)]
             share = layers[name] / model.config.num_hidden_layers

@@ -105,7 +105,9 @@ class Workbench:
 
     def _replayed(self, recorded: torch.Tensor) -> Threshold:
         """Thresholds at which as many samples leave at each exit as were recorded there."""
-        used = [layer for layer in self.layers if bool((recorded == layer).any()) or layer == self.depth]
+        early = recorded[recorded < self.depth]
+        deepest = int(early.max()) if len(early) else 0  # nobody leaves beyond, so nobody is scored there
+        used = [layer for layer in self.layers if layer <= deepest or layer == self.depth]
         at = [self.layers.index(layer) for layer in used[:-1]]
         if not at:
             return Threshold(0.0)

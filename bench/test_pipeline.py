@@ -21,6 +21,7 @@ from bench.rivals_exits import normalized_entropy
 from bench.rivals_varlen import VarlenRival
 from bench.systems import Workbench
 from geep_triton import Engine
+from geep_triton.engine.timing import in_turns
 
 TEXTS = ROOT / "examples" / "data" / "test.jsonl"
 
@@ -247,3 +248,9 @@ def test_pipeline(benchmark, bench, name):
 def test_results_hold_no_dry_run():
     for path in Path(pipeline.OUTPUT).rglob("*.json"):
         assert not json.loads(path.read_text())["declaration"]["dry"], path.name
+
+
+def test_no_round_but_the_first_is_begun_after_the_limit():
+    calls = {"a": lambda: None, "b": lambda: None}
+    assert {name: len(seconds) for name, seconds in in_turns(calls, 5).items()} == {"a": 5, "b": 5}
+    assert {name: len(seconds) for name, seconds in in_turns(calls, 5, limit=0).items()} == {"a": 1, "b": 1}

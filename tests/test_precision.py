@@ -87,12 +87,20 @@ def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenize
 
 @pytest.mark.parametrize("settings", [{"packed": True}, {"dtype": "int8"}])
 def test_weights_that_change_after_they_were_copied_in_part(model, tokenizer, texts, settings):
-    engine = Engine(model, tokenizer, "full", **settings)
+    engine, whole = (
+        Engine(model, tokenizer, "full", **settings),
+        Engine(model, tokenizer, "full", dtype="bfloat16", packed=True),
+    )
+    before = whole.predict(texts).logits
     engine.predict(texts)
-    with torch.no_grad():
-        model.heads["2"].classifier.bias.add_(1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)  # as the Trainer's, which hides what it writes
+    model(
+        **tokenizer(texts, padding=True, return_tensors="pt"), labels=torch.zeros(len(texts), dtype=torch.int64)
+    ).loss.backward()
+    optimizer.step()
     with pytest.raises(ValueError, match="weights have changed since this engine"):
         engine.predict(texts)
+    assert torch.equal(whole.predict(texts).logits, before)  # it shares nothing
     Engine(model, tokenizer, "full", **settings).predict(texts)
 
 

@@ -53,6 +53,19 @@ def check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:
         )
 
 
+def watched_weights(model: MultiExitBert, twin: MultiExitBert) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Small weights of a model that any training changes, each with its value now; none where the twin shares all or nothing.
+
+    Version counters would not do: fused optimizers leave them as they are.
+    """
+    shared = {id(weight) for weight in twin.parameters()}
+    count = sum(id(weight) in shared for weight in model.parameters())
+    if count in (0, len(list(model.parameters()))):
+        return []
+    watched = [model.bert.embeddings.LayerNorm.bias, *(head.classifier.bias for head in model.heads.values())]
+    return [(weight, weight.detach().clone()) for weight in watched]
+
+
 def check_model(model: MultiExitBert) -> None:
     """ValueError for a multi-label model, or weights that are not finite."""
     if model.config.problem_type == "multi_label_classification":

@@ -21,7 +21,14 @@ from geep_triton.checks import check_bool, check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate
-from geep_triton.engine.checks import as_list, check_calibrated_dtype, check_finite, check_model, label_ids
+from geep_triton.engine.checks import (
+    as_list,
+    check_calibrated_dtype,
+    check_finite,
+    check_model,
+    label_ids,
+    watched_weights,
+)
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import ConstantDepth, FullDepth, OneExitWarning, Policy, parse_policy
 from geep_triton.engine.pools import Pools
@@ -65,7 +72,8 @@ class Engine:
             shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16 to hold it once:
             `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
-            as AMD's. For models on a CPU, not with int8 or `compile`.
+            as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
+            answer once that was trained on.
         varlen: attend by where texts begin and end instead of by masks (torch's variable-length attention). Needs a GPU and
             half precision; not with `graphs`. Not yet measured.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
@@ -118,6 +126,12 @@ class Engine:
         }  # fmt: skip
         for name, value in flags.items():
             check_bool(name, value)
+        if packed and compile:
+            raise ValueError("packed and compile do not go together: torch.compile lays weights out itself")
+        if varlen and graphs:
+            raise ValueError("varlen and graphs do not go together: a graph attends by masks of one shape")
+        if varlen and model.device.type != "cuda":
+            raise ValueError(f"varlen=True is for models on a GPU, got one on {model.device}")
         check_int("window", window, 1)
         longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
         if max_length is not None:
@@ -130,19 +144,13 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._audit: Audit | None = None
-        self.policy = policy or model.config.exit_policy or "full"
+        self.policy = (model.config.exit_policy or "full") if policy is None else policy
         self.skipping = skipping
         self.dtype = dtype_name(model) if dtype is None else dtype
         self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         if policy is None:
             check_calibrated_dtype(model, self.dtype)
         self.compile_seconds: float | None = None
-        if packed and compile:
-            raise ValueError("packed and compile do not go together: torch.compile lays weights out itself")
-        if varlen and graphs:
-            raise ValueError("varlen and graphs do not go together: a graph attends by masks of one shape")
-        if varlen and model.device.type != "cuda":
-            raise ValueError(f"varlen=True is for models on a GPU, got one on {model.device}")
         if packed:
             self._twin = pack_layers(self._twin)
         if varlen:
@@ -152,10 +160,8 @@ class Engine:
         if graphs:
             self._twin = graph_layers(self._twin)
         self._twins_modules = tuple(self._twin.modules())
-        # A copy of some weights beside others that are shared is no model any more once these change.
-        held_twice = packed or self.dtype == "int8"
-        self._weights = tuple(weight for weight in model.parameters() if held_twice and not weight.is_inference())
-        self._versions = [weight._version for weight in self._weights]
+        # A copy of some weights beside others that are shared is no model any more once training goes on.
+        self._watched = watched_weights(model, self._twin)
         self.token_budget = token_budget
         self.window = window
         self.prefetch = prefetch
@@ -385,7 +391,8 @@ class Engine:
         scores = self.policy.rule(self.model) is not None
         windows = self._planned_windows(inputs)
         if self.prefetch:
-            if scores or self.skipping.mode == "gates":
+            by_gates = self.skipping.mode == "gates" or (self._audit is not None and self.skipping.mode == "planned")
+            if scores or by_gates:
                 _ = self.layer_costs  # measured before a thread works beside
             windows = one_ahead(windows)
         with closing(windows):
@@ -549,7 +556,7 @@ class Engine:
         """The model whose layers run: the given one, or this engine's twin of it with the table that it has now."""
         if self._twin.exit_table is not self.model.exit_table:
             self._twin._exit_table = self.model.exit_table
-        if [weight._version for weight in self._weights] != self._versions:
+        if not all(torch.equal(weight, then) for weight, then in self._watched):
             raise ValueError(
                 "the model's weights have changed since this engine laid them out (packed=True) or quantized them (int8): make "
                 "a new engine"

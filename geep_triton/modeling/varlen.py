@@ -26,17 +26,12 @@ def varlen_layers(model: MultiExitBert) -> MultiExitBert:
         model: in evaluation mode; on a GPU in half precision. Elsewhere texts run one by one, which is for tests.
 
     Raises:
-        ValueError: another attention than SDPA, a GPU without half precision, or a torch without variable-length attention.
+        ValueError: another attention than SDPA, or a GPU without half precision.
     """
     if model.config._attn_implementation != "sdpa":
         raise ValueError(f"varlen=True needs attn_implementation 'sdpa', got {model.config._attn_implementation!r}")
-    if model.device.type == "cuda":
-        if model.dtype not in (torch.float16, torch.bfloat16):
-            raise ValueError(f"varlen=True is for float16 and bfloat16 on a GPU, got {dtype_name(model)}")
-        try:
-            from torch.nn.attention.varlen import varlen_attn  # noqa: F401
-        except ImportError as error:
-            raise ValueError(f"varlen=True needs torch 2.10 or newer, got {torch.__version__}") from error
+    if model.device.type == "cuda" and model.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"varlen=True is for float16 and bfloat16 on a GPU, got {dtype_name(model)}")
     AttentionInterface.register(NAME, attend)
     other = twin(model).eval()
     config = copy.copy(model.config)

@@ -40,11 +40,12 @@ def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_be
 
 
 def check_gates(recipe: Recipe, model: MultiExitBert) -> None:
-    """ValueError for a model with skip gates that this recipe would leave untrained, and that would then skip at random."""
+    """Say so where a recipe that was not made for skip gates meets some."""
     if len(model.gates) and not recipe.gates:
-        raise ValueError(
-            f"recipe {recipe.name!r} does not train the model's skip gates (skip_gate={model.config.skip_gate!r}): use recipe "
-            "'smartbert', or a model without gates"
+        logger.warning(
+            f"The model has skip gates, for which recipe {recipe.name!r} is not made: they learn nothing of what layers cost, "
+            "or nothing at all, and Engine skips by them as they are. Recipe 'smartbert' trains them; "
+            "Engine(..., skipping='never') runs every layer."
         )
 
 

@@ -106,7 +106,7 @@ class Recipe:
         modules: configuration -> a module of the recipe's own, which trains with the model as `model.auxiliary`, is in its
             checkpoints and leaves it when the training is over. In each training step it is called with the model, its output
             and the attention mask [B, S], and makes `output.auxiliary`. None: none.
-        gates: whether it trains skip gates.
+        gates: whether it is made for skip gates.
         settings: that a named recipe was made with; checkpoints remember name and settings.
 
     Raises:
