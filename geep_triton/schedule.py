@@ -9,7 +9,7 @@ from geep_triton.checks import check_int, check_tensor
 from geep_triton.ops.partition import MAX_KEYS, counting_sort
 from geep_triton.outputs import Schedule
 
-BATCH_COST = 32
+BATCH_COST = 64
 
 
 def schedule(

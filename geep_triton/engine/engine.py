@@ -44,11 +44,11 @@ from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
-from geep_triton.schedule import schedule
+from geep_triton.schedule import BATCH_COST, schedule
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
 # A CPU runs small batches as well as large ones; a GPU needs thousands of tokens to hide a layer's launches.
-BATCH_COSTS = {"cpu": 32, "cuda": 4096}
+BATCH_COSTS = {"cpu": BATCH_COST, "cuda": 4096}
 ENOUGH = 50  # samples, before their all leaving at one layer is worth a warning
 
 

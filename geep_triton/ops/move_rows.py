@@ -60,8 +60,11 @@ def _check(value: torch.Tensor, name: str, index: torch.Tensor) -> None:
 
 
 def _check_range(index: torch.Tensor, num_rows: int) -> None:
-    if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_rows:
-        raise ValueError(f"index must be between 0 and {num_rows - 1}, got {int(index.min())}..{int(index.max())}")
+    if index.device.type != "cpu" or not index.numel():
+        return
+    values = index.numpy()  # whose smallest and largest are found sooner
+    if not 0 <= values.min() <= values.max() < num_rows:
+        raise ValueError(f"index must be between 0 and {num_rows - 1}, got {values.min()}..{values.max()}")
 
 
 class _Gather(torch.autograd.Function):

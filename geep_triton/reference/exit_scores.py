@@ -71,17 +71,17 @@ def score_exits(
     """See `geep_triton.ops.exit_scores.score_exits`."""
     logits = logits.float()
     top, best = logits.max(-1)
-    valid = top.isfinite()  # a NaN anywhere in the row is its maximum
-    prediction = torch.where(valid, best, -1)
-    uncertainty = torch.where(valid, CRITERIA[criterion](logits - top[:, None], top, top_k), math.nan)
+    # A row with NaN or +inf, or nothing but -inf, has a NaN here, which every criterion passes on.
+    uncertainty = CRITERIA[criterion](logits - top[:, None], top, top_k)
+    invalid = uncertainty.isnan()
+    prediction = best.masked_fill(invalid, -1)
     if rule == "confidence":
         goes_on = uncertainty <= threshold  # a NaN compares false
     else:
-        goes_on = torch.zeros_like(valid) if previous is None else valid & (prediction == previous)
-    before = torch.zeros_like(prediction, dtype=torch.int32) if streak is None else streak
-    streak = torch.where(goes_on, before + 1, 0).int()
-    leaves = valid & (streak >= patience)
-    counts = torch.stack([leaves.sum(), (~valid).sum()]).int()
+        goes_on = torch.zeros_like(invalid) if previous is None else ~invalid & (prediction == previous)
+    streak = goes_on.int() if streak is None else torch.where(goes_on, streak + 1, 0).int()
+    leaves = goes_on if patience == 1 else streak >= patience
+    counts = torch.stack([leaves, invalid]).sum(1, dtype=torch.int32)
     return prediction, uncertainty, leaves, streak, counts
 
 
