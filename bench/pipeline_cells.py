@@ -90,10 +90,6 @@ class Settings:
         """The shape to build: the tiny one in a dry run."""
         return "tiny" if self.dry else shape
 
-    def limits(self, token_budget: int) -> dict[str, Any]:
-        """Arguments of `Engine`."""
-        return {"token_budget": token_budget, "max_length": self.max_length, "truncation": True}
-
     def way(self, dtype: str) -> str:
         """How ours runs its layers, where one way is shown: laid out for oneDNN where that can be."""
         return "packed" if self.device == "cpu" and dtype != "int8" else "plain"
@@ -161,10 +157,8 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
                 ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
                 ours += bench.ours(dtype, "compiled, varlen") if dtype == "bfloat16" else []
         rows = compared(bench, rivals + ours, dtype, settings)
-    by_name = {row["system"]: row for row in rows}
     lengths = bench.tokens.lengths.double()
     way = settings.way(dtype)
-    full, nobody = (by_name[f"ours, {name}{'' if way == 'plain' else f', {way}'}"]["seconds"] for name in ("full", NOBODY))
     return {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
         "layers": bench.depth,
@@ -173,8 +167,6 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
         "missing": missing,
         "compile_seconds": compile_seconds,
         "way": way,
-        # Nobody leaves though all are scored at every exit, over full depth.
-        "overhead": statistics.median(scored / alone for scored, alone in zip(nobody, full, strict=True)) - 1,
         "stages": _stages(
             bench.engine("full", dtype, way), {"full": "full", bench.main: bench.policies[bench.main]}, bench.rows
         ),
@@ -198,7 +190,7 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
         rivals, _ = bench.rivals(dtype, False, Path(folder))
     chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
     chosen += [system for system in rivals if system.kind == "exits"]
-    ways = {"plain": None, settings.way(dtype): None} | ({"graphs": None} if settings.device == "cuda" else {})
+    ways = dict.fromkeys(["plain", settings.way(dtype)] + ["graphs"] * (settings.device == "cuda"))
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
     for system in chosen:
@@ -225,7 +217,8 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
 def overhead(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
     """What scoring at every exit costs where nobody leaves, by kind of head: time over full depth, beside the heads' FLOPs."""
     rows, tokenizer, found = settings.rows(data, shape), load_tokenizer(), []
-    way, limits = WAYS[settings.way(dtype)], settings.limits(settings.token_budget)
+    way = WAYS[settings.way(dtype)]
+    limits = {"token_budget": settings.token_budget, "max_length": settings.max_length, "truncation": True}
     for head in HEADS:
         model = load_model(settings.shape(shape), head=head).to(settings.device)
         full = Engine(model, tokenizer, "full", dtype=dtype, **way, **limits)

@@ -72,7 +72,6 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
             ],
             "missing": {"onnxruntime": "not installed"},
             "compile_seconds": 12.0,
-            "overhead": 0.01,
             "stages": {"full": {"layers": 3.0, "heads": 1.0}, "threshold:0.3": {"layers": 1.7, "heads": 0.8}},
         },
         "latency.cpu.base.sst2.int8": {

@@ -174,8 +174,7 @@ class Engine:
         self.max_length = max_length or longest
         self.truncation = truncation
         self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
-        saved = Promise.saved(model, self.skipping, self.max_length, truncation) if policy is None else None
-        self._promise: Promise | None = saved
+        self._promise = Promise.saved(model, self.skipping, self.max_length, truncation) if policy is None else None
         self._checked_table = model.exit_table
 
     @property
@@ -419,6 +418,7 @@ class Engine:
     def every_exit_windows(self, inputs: Any) -> Iterator[EveryExit]:
         """As `every_exit`, window by window."""
         for tokens, first, *_ in self._encoded_windows(inputs):
+            self._check_runner()
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
             plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
@@ -462,6 +462,7 @@ class Engine:
 
     def _predict_window(self, window: Window) -> Predictions:
         config, layers = self.model.config, window.layers
+        self._check_runner()
         start = time.perf_counter()
         with torch.inference_mode():
             answers = list(self._window_run(window).answers(window.batches))
@@ -556,14 +557,17 @@ class Engine:
         """The model whose layers run: the given one, or this engine's twin of it with the table that it has now."""
         if self._twin.exit_table is not self.model.exit_table:
             self._twin._exit_table = self.model.exit_table
+        return self._twin
+
+    def _check_runner(self) -> None:
+        """Before layers run: the model may have been trained on since this engine was made, or run last."""
         if not all(torch.equal(weight, then) for weight, then in self._watched):
             raise ValueError(
                 "the model's weights have changed since this engine laid them out (packed=True) or quantized them (int8): make "
                 "a new engine"
             )
-        if any(module.training for module in self._twins_modules):  # a Trainer, or the caller, has gone on training
+        if any(module.training for module in self._twins_modules):
             self._twin.eval()
-        return self._twin
 
     def _layers(self, tokens: Tokens, skipping: Skipping | None = None) -> Layers:
         skipping = skipping or self.skipping
@@ -587,6 +591,7 @@ class Engine:
     @cached_property
     def layer_costs(self) -> LayerCosts:
         """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
+        self._check_runner()
         return LayerCosts.measure(self._runner, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
