@@ -20,7 +20,7 @@ def peak_memory(**spec: Any) -> dict[str, float]:
 
     Args:
         **spec: system ("engine" or "huggingface"), shape, folder, loaded (dtype of the model), dtype (that it runs in), policy,
-            packed, texts (a file), samples, token_budget, max_length, threads.
+            packed, in_place, texts (a file), samples, token_budget, max_length, threads.
     """
     command = [sys.executable, "-m", "bench.peak_memory", json.dumps(spec)]
     alone = os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}  # the default, for it shares the process with no other
@@ -56,7 +56,7 @@ def main() -> None:
     before = resident("VmRSS")
     model = load_model(spec["shape"], spec["folder"], dtype=getattr(torch, spec["loaded"]))
     if spec["system"] == "engine":
-        settings = {name: spec[name] for name in ("dtype", "token_budget", "max_length", "packed") if name in spec}
+        settings = {name: spec[name] for name in ("dtype", "token_budget", "max_length", "packed", "in_place") if name in spec}
         Engine(model, tokenizer, spec["policy"], truncation=True, **settings).predict(rows)
     else:
         depth = model.config.num_hidden_layers

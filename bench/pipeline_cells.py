@@ -278,6 +278,8 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, A
         found[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
         if settings.way(dtype) == "packed":
             found[f"ours, {policy}, packed"] = peak_memory(system="engine", policy=policy, packed=True, **spec)
+            alone = peak_memory(system="engine", policy=policy, packed=True, in_place=True, **spec)
+            found[f"ours, {policy}, packed in place"] = alone
         if dtype == "bfloat16":
             found[f"ours, {policy}, from float32"] = peak_memory(system="engine", policy=policy, **spec | {"loaded": "float32"})
     return {"megabytes": found}

@@ -497,7 +497,7 @@ def test_one_tokenized_text(model, tokenizer, texts):
         assert torch.equal(engine.predict(given).logits, expected.logits)
 
 
-@pytest.mark.parametrize("name", ["packed", "varlen", "compile", "graphs", "prefetch", "truncation", "progress"])
+@pytest.mark.parametrize("name", ["packed", "in_place", "varlen", "compile", "graphs", "prefetch", "truncation", "progress"])
 def test_flags_are_true_or_false(model, tokenizer, name):
     with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
         Engine(model, tokenizer, **{name: "no"})

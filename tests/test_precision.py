@@ -212,6 +212,80 @@ def test_what_cannot_be_packed(model, make_model, tokenizer, monkeypatch):
         Engine(model, tokenizer, packed=True)
 
 
+IN_PLACE = [{"packed": True}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "packed": True}, {"dtype": "int8"}]
+
+
+@pytest.mark.parametrize("settings", IN_PLACE, ids=str)
+def test_in_place_holds_nothing_twice(make_model, tokenizer, texts, settings):
+    kept = Engine(make_model(), tokenizer, "threshold:0.7", **settings)
+    model = make_model()
+    engine = Engine(model, tokenizer, "threshold:0.7", in_place=True, **settings)
+    assert engine._runner is engine.model is model
+    assert engine.dtype == kept.dtype
+    expected, got = kept.predict(texts), engine.predict(texts)
+    assert torch.equal(got.logits, expected.logits)
+    assert torch.equal(got.exit_layers, expected.exit_layers)
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert (model.converted_to is None) == (settings == {"dtype": "bfloat16"})
+    if "packed" in settings:
+        assert not linear
+    # Another engine runs the same layers.
+    again = Engine(model, tokenizer, "full", packed=settings.get("packed", False), dtype=engine.dtype)
+    assert again._runner is model
+    assert again.predict(texts).exit_layers.unique().tolist() == [model.config.num_hidden_layers]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_packed_in_place_is_saved_as_it_was(make_model, tokenizer, texts, tmp_path, dtype):
+    model = make_model().to(dtype)
+    before = copy.deepcopy(model.state_dict())
+    engine = Engine(model, tokenizer, "threshold:0.7", packed=True, in_place=True)
+    expected = engine.predict(texts).logits
+    engine.save_pretrained(tmp_path)
+    loaded = MultiExitBert.from_pretrained(tmp_path)
+    assert loaded.dtype == dtype
+    assert loaded.state_dict().keys() == before.keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    other = Engine.from_pretrained(tmp_path, "threshold:0.7", packed=True, in_place=True, device="cpu")
+    assert torch.equal(other.predict(texts).logits, expected)
+    assert torch.equal(Engine(copy.deepcopy(model), tokenizer, "threshold:0.7").predict(texts).logits, expected)
+
+
+def test_what_cannot_be_done_with_a_model_converted_in_place(make_model, tokenizer, tmp_path):
+    packed, small = make_model(), make_model()
+    Engine(packed, tokenizer, packed=True, in_place=True)
+    Engine(small, tokenizer, dtype="int8", in_place=True)
+    for model, form in ((packed, "packed"), (small, "int8")):
+        with pytest.raises(ValueError, match=rf"converted in place \({form}\) and cannot be trained: load it again"):
+            model.train()
+        assert model.eval() is model
+        assert model.to("cpu") is model
+        with pytest.raises(ValueError, match=rf"converted in place \({form}\) and stays in torch.float32 on cpu, got"):
+            model.to(torch.bfloat16)
+        with pytest.raises(ValueError, match="stays in torch.float32 on cpu, got torch.float32 on meta"):
+            model.to("meta")
+        with pytest.raises(ValueError, match=f"dtype 'bfloat16': the model was converted in place \\({form}"):
+            Engine(model, tokenizer, dtype="bfloat16")
+        with pytest.raises(ValueError, match=f"{form} layers cannot be compiled"):
+            Engine(model, tokenizer, compile=True)
+    with pytest.raises(ValueError, match="int8 layers have a layout of their own"):
+        Engine(small, tokenizer, packed=True)
+    with pytest.raises(ValueError, match="dtype 'float32': the model was converted in place"):
+        Engine(small, tokenizer, dtype="float32")
+    with pytest.raises(ValueError, match="to int8 in place and cannot be saved: save it before"):
+        small.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_whose_model_is_converted_under_it_says_so(make_model, tokenizer, texts):
+    model = make_model()
+    engine = Engine(model, tokenizer, "full", packed=True)
+    Engine(model, tokenizer, "full", dtype="bfloat16", in_place=True)
+    with pytest.raises(ValueError, match="weights have changed since this engine"):
+        engine.predict(texts)
+
+
 def counting_backend(graphs: list):
     """A backend of torch.compile that runs graphs as they are."""
 

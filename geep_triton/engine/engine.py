@@ -69,11 +69,13 @@ class Engine:
         window: samples planned and sorted together.
         dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
             as it is: the engine holds a copy, which later changes of its weights do not reach (in int8, where some weights are
-            shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16 to hold it once:
-            `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see `geep_triton.modeling.precision.in_dtype`.
+            shared, it then refuses to answer), and which takes memory of its own; see
+            `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
             answer once that was trained on.
+        in_place: what `dtype` and `packed` ask for is done to the model itself, so that no weight is held twice. It can then
+            neither be trained nor moved; packed it is saved as it was, in bfloat16 rounded, in int8 not at all.
         varlen: attend by where texts begin and end instead of by masks (torch's variable-length attention). Needs a GPU and
             half precision; not with `graphs`. Not yet measured.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
@@ -108,6 +110,7 @@ class Engine:
         window: int = 4096,
         dtype: str | None = None,
         packed: bool = False,
+        in_place: bool = False,
         varlen: bool = False,
         compile: bool = False,
         graphs: bool = False,
@@ -121,8 +124,8 @@ class Engine:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
         flags = {
-            "packed": packed, "varlen": varlen, "compile": compile, "graphs": graphs, "prefetch": prefetch,
-            "truncation": truncation, "progress": progress,
+            "packed": packed, "in_place": in_place, "varlen": varlen, "compile": compile, "graphs": graphs,
+            "prefetch": prefetch, "truncation": truncation, "progress": progress,
         }  # fmt: skip
         for name, value in flags.items():
             check_bool(name, value)
@@ -147,12 +150,12 @@ class Engine:
         self.policy = (model.config.exit_policy or "full") if policy is None else policy
         self.skipping = skipping
         self.dtype = dtype_name(model) if dtype is None else dtype
-        self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         if policy is None:
             check_calibrated_dtype(model, self.dtype)
+        self._twin = self.model if dtype is None else in_dtype(self.model, dtype, in_place)
         self.compile_seconds: float | None = None
         if packed:
-            self._twin = pack_layers(self._twin)
+            self._twin = pack_layers(self._twin, in_place or self._twin is not self.model)
         if varlen:
             self._twin = varlen_layers(self._twin)
         if compile:
@@ -561,7 +564,7 @@ class Engine:
 
     def _check_runner(self) -> None:
         """Before layers run: the model may have been trained on since this engine was made, or run last."""
-        if not all(torch.equal(weight, then) for weight, then in self._watched):
+        if not all(weight.dtype == then.dtype and torch.equal(weight, then) for weight, then in self._watched):
             raise ValueError(
                 "the model's weights have changed since this engine laid them out (packed=True) or quantized them (int8): make "
                 "a new engine"
