@@ -11,8 +11,10 @@ from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.modeling.compiled import compile_layers
-from geep_triton.modeling.packed import PackedLinear, pack_layers
-from geep_triton.modeling.precision import in_dtype
+from geep_triton.modeling.lean import LeanLayer, make_lean
+from geep_triton.modeling.linear import PackedLinear
+from geep_triton.modeling.packed import pack_layers
+from geep_triton.modeling.precision import in_dtype, twin
 
 # Largest difference of a probability from float32's on MiniLM, whose weights are those of a trained model.
 TOLERANCES = {"float32": 1e-6, "bfloat16": 0.02, "int8": 0.06}
@@ -69,11 +71,38 @@ def test_a_twin_shares_what_is_not_converted(model):
     assert head.classifier.weight is model.heads["1"].classifier.weight
     layer = small.bert.encoder.layer[0]
     for linear in (
-        *(layer.attention.self.query, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense),
+        *(layer.attention.self.qkv, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense),
         *(head.reduce, head.query, head.key_value),
     ):
         assert linear.weight().dtype == torch.qint8
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("hidden_act", ["gelu", "relu"])
+def test_lean_layers_answer_as_those_of_transformers(make_model, fuse, hidden_act):
+    model = make_model(hidden_act=hidden_act)
+    hidden, attention_mask = torch.randn(3, 7, model.config.hidden_size), torch.ones(3, 7, dtype=torch.int64)
+    attention_mask[1, 3:] = 0
+    lean = twin(model)
+    make_lean(lean, fuse)
+    assert {type(layer) for layer in lean.bert.encoder.layer} == {LeanLayer}
+    assert fuse or lean.state_dict().keys() == model.state_dict().keys()
+    with torch.inference_mode():
+        for mask in (None, model.layer_mask(hidden, attention_mask)):
+            for layer in range(1, model.config.num_hidden_layers + 1):
+                expected, got = (one.run_layer(layer, hidden, mask) for one in (model, lean))
+                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, texts):
+    eager = make_model()
+    eager.set_attn_implementation("eager")
+    plain = Engine(eager, tokenizer, "full").predict(texts).logits
+    for settings, tolerance in (({"packed": True}, 1e-5), ({"dtype": "int8"}, 0.1)):
+        engine = Engine(eager, tokenizer, "full", **settings)
+        assert not any(isinstance(layer, LeanLayer) for layer in engine._runner.bert.encoder.layer)
+        torch.testing.assert_close(engine.predict(texts).logits, plain, atol=tolerance, rtol=0)
 
 
 def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenizer, texts):

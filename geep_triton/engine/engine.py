@@ -579,7 +579,7 @@ class Engine:
 
     def _window_run(self, window: Window) -> WindowRun:
         rule = self.policy.rule(self.model)
-        waits = rule is not None and self.policy.pooling != "never"
+        waits = rule is not None and self.policy.pooling != "never" and len(window.tokens) > 1
         return WindowRun(
             self._runner,
             window.tokens,

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from geep_triton.modeling.heads import AttentionHead
+from geep_triton.modeling.lean import make_lean
 from geep_triton.modeling.linear import PackedLinear
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import dtype_name, twin
@@ -45,4 +46,5 @@ def pack_layers(model: MultiExitBert, in_place: bool = False) -> MultiExitBert:
     for head in other.heads.values():
         if isinstance(head, AttentionHead):
             head.reduce.activation, head.activation = "tanh", nn.Identity()
+    make_lean(other)
     return other

@@ -10,6 +10,7 @@ from torch import nn
 
 from geep_triton.checks import check_choice
 from geep_triton.modeling.heads import AttentionHead
+from geep_triton.modeling.lean import make_lean
 from geep_triton.modeling.model import MultiExitBert
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -67,6 +68,7 @@ def _quantized(model: MultiExitBert, in_place: bool) -> MultiExitBert:
     if model.dtype != torch.float32:
         raise ValueError(f"dtype 'int8' needs a model in float32, got {model.dtype}")
     other = model if in_place else twin(model).eval()
+    make_lean(other, fuse=True)  # one input is quantized once, not three times
     with warnings.catch_warnings():
         # torch means to remove this interface in favour of torchao, whose int8 layers, however, are slower than bfloat16 on a
         # CPU, and compiled no faster than these.

@@ -1,0 +1,70 @@
+"""BERT's layer for inference on a CPU, without what transformers' has around it for training, decoding and other attentions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.bert.modeling_bert import BertLayer
+
+if TYPE_CHECKING:
+    from geep_triton.modeling.model import MultiExitBert
+
+
+class LeanLayer(nn.Module):
+    """A `BertLayer` with SDPA: its modules under their names, its arithmetic, and nothing else.
+
+    What is left out takes up to a fifth of a layer's time where one text runs.
+
+    Attributes:
+        fused: whether `attention.self` projects to query, key and value at once, by one linear layer "qkv".
+    """
+
+    def __init__(self, layer: BertLayer, fused: bool = False) -> None:
+        super().__init__()
+        self.attention = layer.attention
+        self.intermediate = layer.intermediate
+        self.output = layer.output
+        self.fused = fused
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[B, S, H], mask [B, 1, 1, S] bool or None -> [B, S, H]."""
+        project, expand, reduce = self.attention.output, self.intermediate, self.output
+        hidden = project.LayerNorm(project.dense(self._attended(hidden, mask)) + hidden)
+        return reduce.LayerNorm(reduce.dense(expand.intermediate_act_fn(expand.dense(hidden))) + hidden)
+
+    def _attended(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        # Apart, so that query, key and value are let go before the rest needs memory.
+        attention = self.attention.self
+        if self.fused:
+            states = attention.qkv(hidden).chunk(3, dim=-1)
+        else:
+            states = (attention.query(hidden), attention.key(hidden), attention.value(hidden))
+        split = (each.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2) for each in states)
+        return F.scaled_dot_product_attention(*split, attn_mask=mask, scale=attention.scaling).transpose(1, 2).flatten(2)
+
+
+def make_lean(model: MultiExitBert, fuse: bool = False) -> None:
+    """Make the layers of a model lean where they are transformers' own and attend by SDPA.
+
+    Args:
+        model: for inference only from now on.
+        fuse: whether query, key and value become one linear layer, too.
+    """
+    layers = model.bert.encoder.layer
+    if model.config._attn_implementation != "sdpa" or any(type(layer) is not BertLayer for layer in layers):
+        return
+    for number, layer in enumerate(layers):
+        layers[number] = LeanLayer(layer, fuse)
+        if fuse:
+            _fuse(layer.attention.self)
+
+
+def _fuse(attention: nn.Module) -> None:
+    parts = [attention.query, attention.key, attention.value]
+    attention.qkv = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), device="meta")
+    attention.qkv.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+    attention.qkv.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+    del attention.query, attention.key, attention.value
