@@ -47,11 +47,16 @@ def machine(result: Result) -> str:
 
 
 def by_machine(several: Iterable[Result]) -> dict[str, list[Result]]:
-    """The cells of each machine, the one with the most first."""
+    """The cells of each machine; first the machine with the most by today's benchmark, then by any."""
     found = defaultdict(list)
     for result in several:
         found[machine(result)].append(result)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+    return dict(sorted(found.items(), key=lambda item: (-sum(map(is_current, item[1])), -len(item[1]))))
+
+
+def is_current(result: Result) -> bool:
+    """Whether a cell was measured by today's benchmark."""
+    return result["declaration"].get("version") == VERSION
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -76,10 +81,20 @@ def page(folder: Path = RESULTS) -> str:
 
 def title_of(result: Result) -> str:
     """Cell, texts and date."""
-    settings, (kind, _, *rest) = result["declaration"], result["cell"].split(".")
-    notes = [f"{settings['rounds']} rounds"] * (kind not in SINGLE) + [result["environment"]["date"]]
-    notes += [] if settings.get("version") == VERSION else ["older benchmark"]
+    kind, _, *rest = result["cell"].split(".")
+    notes = [rounds_of(result)] * (kind not in SINGLE) + [result["environment"]["date"]]
+    notes += [] if is_current(result) else ["older benchmark"]
     return f"**{', '.join(rest)}** ({'; '.join(notes)})"
+
+
+def rounds_of(result: Result) -> str:
+    """How many were run; a limit of time may have left some of those asked for out."""
+    asked, limited = result["declaration"]["rounds"], result["declaration"].get("seconds") is not None
+    if "systems" in result:
+        return f"{len(result['systems'][0]['seconds'])} rounds"
+    if "heads" in result:
+        return f"{len(result['heads'][0]['ratios'])} rounds"
+    return f"{'up to ' if limited else ''}{asked} rounds"
 
 
 def way_shown(result: Result) -> str:

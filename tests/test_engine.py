@@ -501,3 +501,13 @@ def test_one_tokenized_text(model, tokenizer, texts):
 def test_flags_are_true_or_false(model, tokenizer, name):
     with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
         Engine(model, tokenizer, **{name: "no"})
+
+
+def test_a_text_alone_waits_for_nobody(model, tokenizer, texts):
+    together = Engine(model, tokenizer, "threshold:0.95").predict(texts)
+    engine = Engine(model, tokenizer, "threshold:0.95")
+    alone = [engine.predict(text) for text in texts]
+    assert "layer_costs" not in vars(engine)  # which would be measured to weigh waiting
+    assert [result.exit_layers.item() for result in alone] == together.exit_layers.tolist()
+    torch.testing.assert_close(torch.cat([result.logits for result in alone]), together.logits, atol=1e-5, rtol=0)
+    assert len(set(together.exit_layers.tolist())) > 1

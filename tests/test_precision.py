@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.modeling.compiled import compile_layers
-from geep_triton.modeling.lean import LeanLayer, make_lean
+from geep_triton.modeling.lean import LeanLayer, lean
 from geep_triton.modeling.linear import PackedLinear
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import in_dtype, twin
@@ -84,15 +86,12 @@ def test_lean_layers_answer_as_those_of_transformers(make_model, fuse, hidden_ac
     model = make_model(hidden_act=hidden_act)
     hidden, attention_mask = torch.randn(3, 7, model.config.hidden_size), torch.ones(3, 7, dtype=torch.int64)
     attention_mask[1, 3:] = 0
-    lean = twin(model)
-    make_lean(lean, fuse)
-    assert {type(layer) for layer in lean.bert.encoder.layer} == {LeanLayer}
-    assert fuse or lean.state_dict().keys() == model.state_dict().keys()
-    with torch.inference_mode():
-        for mask in (None, model.layer_mask(hidden, attention_mask)):
-            for layer in range(1, model.config.num_hidden_layers + 1):
-                expected, got = (one.run_layer(layer, hidden, mask) for one in (model, lean))
-                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+    for layer, same in zip(model.bert.encoder.layer, twin(model).bert.encoder.layer, strict=True):
+        made = lean(same, fuse)
+        assert isinstance(made, LeanLayer)
+        with torch.inference_mode():
+            for mask in (None, model.layer_mask(hidden, attention_mask)):
+                torch.testing.assert_close(made(hidden, mask), layer(hidden, mask), atol=1e-6, rtol=1e-6)
 
 
 def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, texts):
@@ -103,6 +102,10 @@ def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, t
         engine = Engine(eager, tokenizer, "full", **settings)
         assert not any(isinstance(layer, LeanLayer) for layer in engine._runner.bert.encoder.layer)
         torch.testing.assert_close(engine.predict(texts).logits, plain, atol=tolerance, rtol=0)
+    engine = Engine(eager, tokenizer, packed=True)
+    eager.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="or given another attention implementation"):
+        engine.predict(texts)
 
 
 def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenizer, texts):
@@ -158,7 +161,7 @@ def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, monkeypatch):
         Engine(make_model().bfloat16(), tokenizer, dtype="int8")
     with pytest.raises(ValueError, match="for models on a CPU, got one on meta"):
         in_dtype(make_model().to("meta"), "int8")
-    monkeypatch.delattr("torch.ao.quantization.quantize_dynamic")
+    monkeypatch.delattr("torch.ao.quantization.per_channel_dynamic_qconfig")
     with pytest.raises(ValueError, match="dtype 'int8': torch .* cannot quantize here"):
         Engine(model, tokenizer, dtype="int8")
 
@@ -241,34 +244,34 @@ def test_what_cannot_be_packed(model, make_model, tokenizer, monkeypatch):
         Engine(model, tokenizer, packed=True)
 
 
-IN_PLACE = [{"packed": True}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "packed": True}, {"dtype": "int8"}]
-
-
-@pytest.mark.parametrize("settings", IN_PLACE, ids=str)
-def test_in_place_holds_nothing_twice(make_model, tokenizer, texts, settings):
-    kept = Engine(make_model(), tokenizer, "threshold:0.7", **settings)
-    model = make_model()
-    engine = Engine(model, tokenizer, "threshold:0.7", in_place=True, **settings)
+@pytest.mark.parametrize("changes", [{}, {"head": "pooler"}, {"skip_gate": "mean", "skip_gate_bias": 0.0}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_place_holds_nothing_twice_and_answers_the_same(make_model, tokenizer, texts, changes, dtype):
+    expected = Engine(make_model(**changes).to(dtype), tokenizer, "threshold:0.7", packed=True).predict(texts)
+    model = make_model(**changes).to(dtype)
+    parts = (model.bert.encoder, model.heads)
+    weights = [weakref.ref(module.weight) for part in parts for module in part.modules() if isinstance(module, torch.nn.Linear)]
+    engine = Engine(model, tokenizer, "threshold:0.7", packed=True, in_place=True)
+    assert len(weights) > 6 * model.config.num_hidden_layers
+    assert not any(weight() is not None for weight in weights)
     assert engine._runner is engine.model is model
-    assert engine.dtype == kept.dtype
-    expected, got = kept.predict(texts), engine.predict(texts)
+    assert model.packed
+    got = engine.predict(texts)
     assert torch.equal(got.logits, expected.logits)
     assert torch.equal(got.exit_layers, expected.exit_layers)
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    assert (model.converted_to is None) == (settings == {"dtype": "bfloat16"})
-    if "packed" in settings:
-        assert not linear
-    # Another engine runs the same layers.
-    again = Engine(model, tokenizer, "full", packed=settings.get("packed", False), dtype=engine.dtype)
+    again = Engine(model, tokenizer, "full", packed=True)
     assert again._runner is model
     assert again.predict(texts).exit_layers.unique().tolist() == [model.config.num_hidden_layers]
+    model.bert(**tokenizer(texts, padding=True, return_tensors="pt"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_packed_in_place_is_saved_as_it_was(make_model, tokenizer, texts, tmp_path, dtype):
+def test_a_model_packed_in_place_is_saved_and_copied_as_it_was(make_model, tokenizer, texts, tmp_path, dtype):
     model = make_model().to(dtype)
     before = copy.deepcopy(model.state_dict())
     engine = Engine(model, tokenizer, "threshold:0.7", packed=True, in_place=True)
+    model.exit_table = build_exit_table(model, tokenizer, texts[:4], 0.7, progress=False)
+    engine.calibrate(texts[4:] * 9, mean_depth=3.0)
     expected = engine.predict(texts).logits
     engine.save_pretrained(tmp_path)
     loaded = MultiExitBert.from_pretrained(tmp_path)
@@ -276,43 +279,84 @@ def test_a_model_packed_in_place_is_saved_as_it_was(make_model, tokenizer, texts
     assert loaded.state_dict().keys() == before.keys()
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, before[name]), name
-    other = Engine.from_pretrained(tmp_path, "threshold:0.7", packed=True, in_place=True, device="cpu")
+    other = Engine.from_pretrained(tmp_path, packed=True, in_place=True, device="cpu")
     assert torch.equal(other.predict(texts).logits, expected)
-    assert torch.equal(Engine(copy.deepcopy(model), tokenizer, "threshold:0.7").predict(texts).logits, expected)
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(Engine(same, tokenizer, engine.policy).predict(texts).logits, expected)
 
 
-def test_what_cannot_be_done_with_a_model_converted_in_place(make_model, tokenizer, tmp_path):
-    packed, small = make_model(), make_model()
-    Engine(packed, tokenizer, packed=True, in_place=True)
-    Engine(small, tokenizer, dtype="int8", in_place=True)
-    for model, form in ((packed, "packed"), (small, "int8")):
-        with pytest.raises(ValueError, match=rf"converted in place \({form}\) and cannot be trained: load it again"):
-            model.train()
-        assert model.eval() is model
-        assert model.to("cpu") is model
-        with pytest.raises(ValueError, match=rf"converted in place \({form}\) and stays in torch.float32 on cpu, got"):
-            model.to(torch.bfloat16)
-        with pytest.raises(ValueError, match="stays in torch.float32 on cpu, got torch.float32 on meta"):
-            model.to("meta")
-        with pytest.raises(ValueError, match=f"dtype 'bfloat16': the model was converted in place \\({form}"):
-            Engine(model, tokenizer, dtype="bfloat16")
-        with pytest.raises(ValueError, match=f"{form} layers cannot be compiled"):
-            Engine(model, tokenizer, compile=True)
-    with pytest.raises(ValueError, match="int8 layers have a layout of their own"):
-        Engine(small, tokenizer, packed=True)
-    with pytest.raises(ValueError, match="dtype 'float32': the model was converted in place"):
-        Engine(small, tokenizer, dtype="float32")
-    with pytest.raises(ValueError, match="to int8 in place and cannot be saved: save it before"):
-        small.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_engine_whose_model_is_converted_under_it_says_so(make_model, tokenizer, texts):
+def test_what_cannot_be_done_with_a_model_packed_in_place(make_model, tokenizer, texts):
     model = make_model()
-    engine = Engine(model, tokenizer, "full", packed=True)
-    Engine(model, tokenizer, "full", dtype="bfloat16", in_place=True)
-    with pytest.raises(ValueError, match="weights have changed since this engine"):
+    before = Engine(model, tokenizer, packed=True, in_place=True).predict(texts).logits
+    for do in (
+        model.train,
+        lambda: model.load_state_dict(make_model().state_dict()),
+        lambda: model.to(torch.bfloat16),
+        lambda: model.to("meta"),
+        lambda: Engine(model, tokenizer, dtype="bfloat16"),
+        lambda: Engine(model, tokenizer, dtype="int8"),
+        lambda: Engine(model, tokenizer, compile=True),
+    ):
+        with pytest.raises(ValueError, match="the model was packed in place.*: load it again"):
+            do()
+    assert model.eval() is model
+    assert model.to("cpu") is model
+    assert torch.equal(Engine(model, tokenizer).predict(texts).logits, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "int8"}, {"packed": True, "dtype": "bfloat16"}, {"dtype": "bfloat16"}])
+def test_in_place_is_for_packed_weights_in_their_own_dtype(make_model, tokenizer, settings):
+    model = make_model()
+    with pytest.raises(ValueError, match="own weights: it needs packed=True, and dtype 'float32' or None"):
+        Engine(model, tokenizer, in_place=True, **settings)
+    assert not model.packed
+    model.train()
+
+
+@pytest.mark.parametrize("settings", [{}, {"packed": True}, {"dtype": "int8"}], ids=str)
+def test_an_engine_whose_model_is_packed_under_it_says_so(make_model, tokenizer, texts, settings):
+    model = make_model()
+    engine = Engine(model, tokenizer, "full", **settings)
+    Engine(model, tokenizer, "full", packed=True, in_place=True)
+    with pytest.raises(ValueError, match="since this engine was made, the model was packed in place"):
         engine.predict(texts)
+
+
+class Adapted(torch.nn.Linear):
+    """As peft's layers: it has the weight and bias of the layer that it adapts, and does more than multiply by them."""
+
+    def forward(self, states):
+        return super().forward(states) + 1
+
+
+@pytest.mark.parametrize("settings", [{"packed": True}, {"packed": True, "in_place": True}, {"dtype": "int8"}], ids=str)
+def test_adapters_and_hooks_are_not_lost(make_model, tokenizer, texts, settings):
+    model = make_model()
+    attention = model.bert.encoder.layer[1].attention.self
+    plain, attention.value = attention.value, Adapted(32, 32)
+    with pytest.raises(ValueError, match=r"layer 2's attention.self.value is a Adapted, no plain linear layer: merge adapters"):
+        Engine(model, tokenizer, **settings)
+    attention.value = plain
+    hook = plain.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"layer 2's attention.self.value has forward hooks, which would be lost"):
+        Engine(model, tokenizer, **settings)
+    hook.remove()
+    model.heads["1"].classifier = Adapted(8, 3)
+    with pytest.raises(ValueError, match="head 1's classifier is a Adapted"):
+        Engine(model, tokenizer, **settings)
+    assert not model.packed
+
+
+@pytest.mark.parametrize("settings", [{"packed": True}, {"dtype": "int8"}], ids=str)
+@pytest.mark.parametrize("part", ["", "attention.self", "output"])
+def test_hooks_on_the_parts_of_a_layer_are_called(make_model, tokenizer, texts, settings, part):
+    model, called = make_model(), []
+    model.bert.encoder.layer[1].get_submodule(part).register_forward_hook(lambda *_: called.append(part))
+    engine = Engine(model, tokenizer, "full", **settings)
+    engine.predict(texts)
+    assert called
+    kinds = [isinstance(layer, LeanLayer) for layer in engine._runner.bert.encoder.layer]
+    assert kinds.count(False) == 1
 
 
 def counting_backend(graphs: list):

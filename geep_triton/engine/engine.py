@@ -39,6 +39,7 @@ from geep_triton.engine.windows import Window, one_ahead
 from geep_triton.exits.temperature import TemperatureFit
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.graphed import graph_layers
+from geep_triton.modeling.lean import make_lean
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
@@ -74,8 +75,8 @@ class Engine:
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
             answer once that was trained on.
-        in_place: what `dtype` and `packed` ask for is done to the model itself, so that no weight is held twice. It can then
-            neither be trained nor moved; packed it is saved as it was, in bfloat16 rounded, in int8 not at all.
+        in_place: with `packed`, lay out the model's own weights instead of holding them twice; to the dtype that they are in.
+            The model is saved as it was, but can no longer be trained or moved; other engines of it are to be made anew.
         varlen: attend by where texts begin and end instead of by masks (torch's variable-length attention). Needs a GPU and
             half precision; not with `graphs`. Not yet measured.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
@@ -131,6 +132,11 @@ class Engine:
             check_bool(name, value)
         if packed and compile:
             raise ValueError("packed and compile do not go together: torch.compile lays weights out itself")
+        if in_place and not (packed and dtype in (None, dtype_name(model))):
+            raise ValueError(
+                f"in_place=True lays out a model's own weights: it needs packed=True, and dtype {dtype_name(model)!r} or None, "
+                f"got packed={packed}, dtype={dtype!r}; MultiExitBert.from_pretrained(..., dtype=...) loads it in another"
+            )
         if varlen and graphs:
             raise ValueError("varlen and graphs do not go together: a graph attends by masks of one shape")
         if varlen and model.device.type != "cuda":
@@ -152,10 +158,12 @@ class Engine:
         self.dtype = dtype_name(model) if dtype is None else dtype
         if policy is None:
             check_calibrated_dtype(model, self.dtype)
-        self._twin = self.model if dtype is None else in_dtype(self.model, dtype, in_place)
+        self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
         self.compile_seconds: float | None = None
         if packed:
             self._twin = pack_layers(self._twin, in_place or self._twin is not self.model)
+            if self._twin is not self.model:
+                make_lean(self._twin)
         if varlen:
             self._twin = varlen_layers(self._twin)
         if compile:
@@ -163,6 +171,7 @@ class Engine:
         if graphs:
             self._twin = graph_layers(self._twin)
         self._twins_modules = tuple(self._twin.modules())
+        self._model_was = model.packed, model.config._attn_implementation
         # A copy of some weights beside others that are shared is no model any more once training goes on.
         self._watched = watched_weights(model, self._twin)
         self.token_budget = token_budget
@@ -563,8 +572,15 @@ class Engine:
         return self._twin
 
     def _check_runner(self) -> None:
-        """Before layers run: the model may have been trained on since this engine was made, or run last."""
-        if not all(weight.dtype == then.dtype and torch.equal(weight, then) for weight, then in self._watched):
+        """Before layers run: the model may have been trained on or converted since this engine was made, or run last."""
+        packed, attention = self._model_was
+        own_layers = self._twin is not self.model
+        if self.model.packed != packed or (own_layers and self.model.config._attn_implementation != attention):
+            raise ValueError(
+                "since this engine was made, the model was packed in place or given another attention implementation: make a "
+                "new engine"
+            )
+        if not all(torch.equal(weight, then) for weight, then in self._watched):
             raise ValueError(
                 "the model's weights have changed since this engine laid them out (packed=True) or quantized them (int8): make "
                 "a new engine"

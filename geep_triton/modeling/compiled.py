@@ -29,13 +29,13 @@ def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -
         backend: of `torch.compile`.
 
     Raises:
-        ValueError: a quantized model, or where torch.compile cannot work, such as on a CPU without a C++ compiler.
+        ValueError: a quantized or packed model, or where torch.compile cannot work, such as on a CPU without a C++ compiler.
     """
-    if model.converted_to is not None:
-        raise ValueError(
-            f"compile=True: {model.converted_to} layers cannot be compiled; choose dtype float32 or bfloat16, without packed"
-        )
     layers = model.bert.encoder.layer
+    if model.packed:
+        raise ValueError("compile=True: the model was packed in place and cannot be compiled: load it again")
+    if not isinstance(layers[0].output.dense, nn.Linear):
+        raise ValueError("compile=True: torch's int8 layers cannot be compiled; choose dtype float32 or bfloat16")
     # torch counts recompilations by code object and stops compiling after some: models must not share one.
     own = FunctionType(_run.__code__.replace(), _run.__globals__)
     run = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,14 +18,14 @@ class PackedLinear(nn.Module):
     """A linear layer [.., I] -> [.., O] for inference on a CPU, in float32 or bfloat16.
 
     torch multiplies float32 matrices by MKL, which on processors that are not Intel's may reach less than half of what they
-    can do; oneDNN, which torch brings along, does not. Its weight is laid out once for that, and laid out plainly again for a
-    state dict. An activation ("none", "gelu" or "tanh") is applied on the way out.
+    can do; oneDNN, which torch brings along, does not. Its weight is laid out once for that. State dicts, copies and pickles
+    hold it as it was. An activation ("none", "gelu" or "tanh") is applied on the way out.
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
         self.activation = activation
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), None)
+        self._weight = _laid_out(linear.weight)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -37,18 +37,49 @@ class PackedLinear(nn.Module):
         out = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, self.activation, [], "none")
         return out[:count].unflatten(0, states.shape[:-1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_weight": self._weight.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_weight": _laid_out(state["_weight"])})
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self._weight.to_dense()
         if self._bias is not None:
             destination[f"{prefix}bias"] = self._bias
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
-        # What holds the weight cannot be copied; nothing ever writes to it.
-        return copy.copy(self)
+
+def _laid_out(weight: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
 
-def converted_to(linear: nn.Module) -> str | None:
-    """What an engine turned a linear layer into: "packed" or "int8"; None: it did not."""
-    if isinstance(linear, PackedLinear):
-        return "packed"
-    return "int8" if isinstance(linear, torch.ao.nn.quantized.dynamic.Linear) else None
+def to_int8(linear: nn.Linear) -> nn.Module:
+    """The linear layer as torch's dynamic quantization has it: int8 weights, a scale per output."""
+    from torch.ao.nn.quantized.dynamic import Linear
+    from torch.ao.quantization import per_channel_dynamic_qconfig
+
+    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")  # torch takes no class but its own
+    plain.weight, plain.bias = linear.weight, linear.bias
+    plain.qconfig = per_channel_dynamic_qconfig
+    return Linear.from_float(plain)
+
+
+def convert_linear(part: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -> None:
+    """Replace the linear layers below a module, each let go before the next is converted."""
+    for module in [module for module in part.modules() if not isinstance(module, nn.Linear)]:
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            setattr(module, name, convert(getattr(module, name)))
+
+
+def check_convertible(name: str, linear: nn.Module, option: str) -> None:
+    """ValueError for what would be lost in a conversion: adapters around a linear layer, or hooks."""
+    # The heads' own class differs from torch's only in how it starts.
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
+        raise ValueError(f"{option}: {name} is a {type(linear).__name__}, no plain linear layer: merge adapters first")
+    if is_hooked(linear):
+        raise ValueError(f"{option}: {name} has forward hooks, which would be lost: remove them first")
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

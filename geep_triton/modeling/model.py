@@ -20,7 +20,7 @@ from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import ExitTable, save_table
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
-from geep_triton.modeling.linear import converted_to
+from geep_triton.modeling.linear import PackedLinear
 from geep_triton.modeling.loading import load_pretrained
 from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import MultiExitBertOutput
@@ -97,12 +97,7 @@ class MultiExitBert(BertPreTrainedModel):
             is_main_process: whether this process writes.
             push_to_hub: upload the same to the hub, by `push_to_hub` with the arguments of its that are in **kwargs.
             **kwargs: of `transformers.PreTrainedModel.save_pretrained` and `push_to_hub`.
-
-        Raises:
-            ValueError: a model that an engine converted to int8 in place.
         """
-        if self.converted_to == "int8":
-            raise ValueError("the model was converted to int8 in place and cannot be saved: save it before")
         hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         # The names of the checkpoint that this model was loaded from may not fit a model with exits.
         kwargs.setdefault("save_original_format", False)
@@ -120,24 +115,30 @@ class MultiExitBert(BertPreTrainedModel):
             super()._init_weights(module)
 
     @property
-    def converted_to(self) -> str | None:
-        """ "packed" or "int8" where an engine converted this model in place: then it only answers, where it is."""
-        return converted_to(self.bert.encoder.layer[0].output.dense)
+    def packed(self) -> bool:
+        """Whether an engine laid this model's weights out for oneDNN (`packed=True, in_place=True`), for inference only."""
+        return isinstance(self.bert.encoder.layer[0].output.dense, PackedLinear)
 
     def train(self, mode: bool = True) -> MultiExitBert:
-        """As torch's. ValueError for a model that was converted in place."""
-        if mode and self.converted_to is not None:
-            raise ValueError(f"the model was converted in place ({self.converted_to}) and cannot be trained: load it again")
+        """As torch's. ValueError for a model that was packed in place."""
+        if mode and self.packed:
+            raise ValueError("the model was packed in place and cannot be trained: load it again")
         return super().train(mode)
 
+    def load_state_dict(self, *arguments: Any, **kwargs: Any) -> Any:
+        """As torch's. ValueError for a model that was packed in place."""
+        if self.packed:
+            raise ValueError("the model was packed in place and takes no other weights: load it again")
+        return super().load_state_dict(*arguments, **kwargs)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MultiExitBert:
-        if self.converted_to is not None:
+        if self.packed:
             now = next(self.parameters()).detach()[:0]
             then = fn(now)
             if (then.device, then.dtype) != (now.device, now.dtype):
                 raise ValueError(
-                    f"the model was converted in place ({self.converted_to}) and stays in {now.dtype} on {now.device}, got "
-                    f"{then.dtype} on {then.device}: load it again"
+                    f"the model was packed in place and stays in {now.dtype} on {now.device}, got {then.dtype} on "
+                    f"{then.device}: load it again"
                 )
         return super()._apply(fn, recurse)
 

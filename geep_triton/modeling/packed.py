@@ -7,38 +7,34 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from geep_triton.modeling.heads import AttentionHead
-from geep_triton.modeling.lean import make_lean
-from geep_triton.modeling.linear import PackedLinear
+from geep_triton.modeling.linear import PackedLinear, convert_linear
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.modeling.precision import dtype_name, twin
+from geep_triton.modeling.precision import check_linear, dtype_name, twin
 
 
 def pack_layers(model: MultiExitBert, in_place: bool = False) -> MultiExitBert:
     """A twin of `model` for inference whose layers and heads are `PackedLinear`; it shares all else with the model.
 
-    The model stays as it is; the twin holds its layers' weights a second time. With `in_place` it is the model itself, one
-    layer after another, so that nothing is held twice.
+    The model stays as it is; the twin holds its layers' weights a second time. With `in_place` they are packed in the model
+    itself, one after another, so that nothing is held twice.
 
     Raises:
-        ValueError: a model that is quantized, of another dtype, or not on a CPU, or a torch without oneDNN.
+        ValueError: a model that is quantized, of another dtype, has adapters, or is not on a CPU, or a torch without oneDNN.
     """
     if model.device.type != "cpu":
         raise ValueError(f"packed=True is for models on a CPU, got one on {model.device}")
-    if model.converted_to == "packed":
+    if model.packed:
         return model
-    if model.converted_to == "int8":
+    if isinstance(model.bert.encoder.layer[0].output.dense, torch.ao.nn.quantized.dynamic.Linear):
         raise ValueError("packed=True: torch's int8 layers have a layout of their own; choose dtype float32 or bfloat16")
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"packed=True is for float32 and bfloat16, got {dtype_name(model)}")
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         raise ValueError(f"packed=True: this torch ({torch.__version__}) comes without oneDNN's linear layers")
+    check_linear(model, "packed=True")
     other = model if in_place else twin(model).eval()
     for part in (other.bert.encoder, other.heads):
-        # No list of the layers themselves: each one's weight is let go before the next is laid out.
-        for module in [module for module in part.modules() if not isinstance(module, nn.Linear)]:
-            for name, child in module.named_children():
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child))
+        convert_linear(part, PackedLinear)
     for layer in other.bert.encoder.layer:
         if isinstance(layer.intermediate.intermediate_act_fn, GELUActivation):
             layer.intermediate.dense.activation = "gelu"
@@ -46,5 +42,4 @@ def pack_layers(model: MultiExitBert, in_place: bool = False) -> MultiExitBert:
     for head in other.heads.values():
         if isinstance(head, AttentionHead):
             head.reduce.activation, head.activation = "tanh", nn.Identity()
-    make_lean(other)
     return other
