@@ -6,6 +6,7 @@ import copy
 import pickle
 import shutil
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.modeling.compiled import compile_layers
-from geep_triton.modeling.lean import LeanLayer, lean
+from geep_triton.modeling.lean import LeanLayer, lean, replace_layers
 from geep_triton.modeling.linear import PackedLinear
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import in_dtype, twin
@@ -86,12 +87,14 @@ def test_lean_layers_answer_as_those_of_transformers(make_model, fuse, hidden_ac
     model = make_model(hidden_act=hidden_act)
     hidden, attention_mask = torch.randn(3, 7, model.config.hidden_size), torch.ones(3, 7, dtype=torch.int64)
     attention_mask[1, 3:] = 0
-    for layer, same in zip(model.bert.encoder.layer, twin(model).bert.encoder.layer, strict=True):
-        made = lean(same, fuse)
-        assert isinstance(made, LeanLayer)
-        with torch.inference_mode():
-            for mask in (None, model.layer_mask(hidden, attention_mask)):
-                torch.testing.assert_close(made(hidden, mask), layer(hidden, mask), atol=1e-6, rtol=1e-6)
+    made = twin(model)
+    replace_layers(made, partial(lean, fuse=fuse))
+    assert {type(layer) for layer in made.bert.encoder.layer} == {LeanLayer}
+    with torch.inference_mode():
+        for mask in (None, model.layer_mask(hidden, attention_mask)):
+            for layer in range(1, model.config.num_hidden_layers + 1):
+                expected, got = (one.run_layer(layer, hidden, mask) for one in (model, made))
+                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, texts):
@@ -309,11 +312,13 @@ def test_in_place_is_for_packed_weights_in_their_own_dtype(make_model, tokenizer
     model = make_model()
     with pytest.raises(ValueError, match="own weights: it needs packed=True, and dtype 'float32' or None"):
         Engine(model, tokenizer, in_place=True, **settings)
+    with pytest.raises(ValueError, match="packed and graphs do not go together"):
+        Engine(model, tokenizer, packed=True, in_place=True, graphs=True)
     assert not model.packed
     model.train()
 
 
-@pytest.mark.parametrize("settings", [{}, {"packed": True}, {"dtype": "int8"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"packed": True}, {"dtype": "int8"}, {"dtype": "bfloat16"}], ids=str)
 def test_an_engine_whose_model_is_packed_under_it_says_so(make_model, tokenizer, texts, settings):
     model = make_model()
     engine = Engine(model, tokenizer, "full", **settings)
@@ -329,34 +334,60 @@ class Adapted(torch.nn.Linear):
         return super().forward(states) + 1
 
 
-@pytest.mark.parametrize("settings", [{"packed": True}, {"packed": True, "in_place": True}, {"dtype": "int8"}], ids=str)
-def test_adapters_and_hooks_are_not_lost(make_model, tokenizer, texts, settings):
-    model = make_model()
-    attention = model.bert.encoder.layer[1].attention.self
-    plain, attention.value = attention.value, Adapted(32, 32)
-    with pytest.raises(ValueError, match=r"layer 2's attention.self.value is a Adapted, no plain linear layer: merge adapters"):
-        Engine(model, tokenizer, **settings)
-    attention.value = plain
-    hook = plain.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"layer 2's attention.self.value has forward hooks, which would be lost"):
-        Engine(model, tokenizer, **settings)
-    hook.remove()
-    model.heads["1"].classifier = Adapted(8, 3)
-    with pytest.raises(ValueError, match="head 1's classifier is a Adapted"):
+CONVERSIONS = [{"packed": True}, {"packed": True, "in_place": True}, {"dtype": "int8"}]
+CHANGES = {
+    "attention.self.value": (Adapted(32, 32), "Adapted, expected Linear"),
+    "output.dropout": (torch.nn.Sequential(torch.nn.Dropout()), "Sequential, expected Dropout"),
+    "intermediate.intermediate_act_fn": (torch.nn.Sequential(torch.nn.GELU(), Adapted(64, 64)), "Sequential, expected GELU"),
+    "attention.adapter": (Adapted(32, 32), "Adapted, expected nothing"),
+}
+
+
+@pytest.mark.parametrize("settings", CONVERSIONS, ids=str)
+@pytest.mark.parametrize("name", CHANGES)
+def test_adapters_are_not_lost(make_model, tokenizer, texts, settings, name):
+    model, (module, message) = make_model(), CHANGES[name]
+    model.bert.encoder.layer[1].set_submodule(name, module)
+    with pytest.raises(ValueError, match=f"layer 2, {name} is a {message}.*: merge or remove adapters first"):
         Engine(model, tokenizer, **settings)
     assert not model.packed
+    Engine(model, tokenizer).predict(texts)
 
 
-@pytest.mark.parametrize("settings", [{"packed": True}, {"dtype": "int8"}], ids=str)
-@pytest.mark.parametrize("part", ["", "attention.self", "output"])
-def test_hooks_on_the_parts_of_a_layer_are_called(make_model, tokenizer, texts, settings, part):
-    model, called = make_model(), []
-    model.bert.encoder.layer[1].get_submodule(part).register_forward_hook(lambda *_: called.append(part))
-    engine = Engine(model, tokenizer, "full", **settings)
-    engine.predict(texts)
-    assert called
-    kinds = [isinstance(layer, LeanLayer) for layer in engine._runner.bert.encoder.layer]
-    assert kinds.count(False) == 1
+@pytest.mark.parametrize("settings", CONVERSIONS, ids=str)
+@pytest.mark.parametrize("part", ["", "attention.self", "output.dense", "intermediate.intermediate_act_fn"])
+def test_hooks_are_not_lost(make_model, tokenizer, texts, settings, part):
+    model = make_model()
+    module = model.bert.encoder.layer[1].get_submodule(part)
+    hook = module.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=f"layer 2(, )?{part} has forward hooks, which would be lost"):
+        Engine(model, tokenizer, **settings)
+    hook.remove()
+    module.forward = module.forward  # as accelerate's hooks do
+    with pytest.raises(ValueError, match="has forward hooks"):
+        Engine(model, tokenizer, **settings)
+
+
+@pytest.mark.parametrize("settings", CONVERSIONS, ids=str)
+def test_what_is_around_a_layer_or_in_a_head_is_not_lost(make_model, tokenizer, settings):
+    model = make_model()
+    model.heads["1"].classifier = Adapted(8, 3)
+    with pytest.raises(ValueError, match="head 1, classifier is a Adapted"):
+        Engine(model, tokenizer, **settings)
+    model = make_model()
+    model.bert.encoder.layer[0] = torch.nn.Sequential(model.bert.encoder.layer[0])
+    model.train()
+    with pytest.raises(ValueError, match="layer 1 is a Sequential, expected BertLayer"):
+        Engine(model, tokenizer, **settings)
+
+
+@pytest.mark.parametrize("settings", CONVERSIONS, ids=str)
+def test_layers_and_heads_may_be_shared(make_model, tokenizer, texts, settings):
+    model = make_model()
+    model.bert.encoder.layer[1], model.heads["2"] = model.bert.encoder.layer[0], model.heads["1"]
+    expected = Engine(model, tokenizer).exit_logits(texts)[1].softmax(-1)
+    got = Engine(model, tokenizer, **settings).exit_logits(texts)[1].softmax(-1)
+    torch.testing.assert_close(got, expected, atol=0.1 if settings == {"dtype": "int8"} else 1e-5, rtol=0)
 
 
 def counting_backend(graphs: list):

@@ -39,7 +39,7 @@ from geep_triton.engine.windows import Window, one_ahead
 from geep_triton.exits.temperature import TemperatureFit
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.graphed import graph_layers
-from geep_triton.modeling.lean import make_lean
+from geep_triton.modeling.lean import lean, replace_layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
@@ -76,7 +76,8 @@ class Engine:
             as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
             answer once that was trained on.
         in_place: with `packed`, lay out the model's own weights instead of holding them twice; to the dtype that they are in.
-            The model is saved as it was, but can no longer be trained or moved; other engines of it are to be made anew.
+            The model is saved as it was, but can no longer be trained or moved. Engines made of it before refuse to answer,
+            and hold the old weights as long as they are there.
         varlen: attend by where texts begin and end instead of by masks (torch's variable-length attention). Needs a GPU and
             half precision; not with `graphs`. Not yet measured.
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
@@ -91,8 +92,9 @@ class Engine:
 
     Raises:
         ValueError: a policy this model cannot run, skipping without gates or learned paths, weights that are NaN or infinite,
-            an exit table built with another tokenizer, a window or budget below 1, a multi-label model, a dtype that cannot be
-            had here, layers that cannot be compiled, and, where `policy` is None, a calibration made in another dtype.
+            adapters or hooks in a model to be packed or quantized, an exit table built with another tokenizer, a window or
+            budget below 1, a multi-label model, a dtype that cannot be had here, layers that cannot be compiled, and, where
+            `policy` is None, a calibration made in another dtype.
         TypeError: a model or argument of another type.
 
     Attributes:
@@ -132,6 +134,8 @@ class Engine:
             check_bool(name, value)
         if packed and compile:
             raise ValueError("packed and compile do not go together: torch.compile lays weights out itself")
+        if packed and graphs:
+            raise ValueError("packed and graphs do not go together: one is for models on a CPU, the other on a GPU")
         if in_place and not (packed and dtype in (None, dtype_name(model))):
             raise ValueError(
                 f"in_place=True lays out a model's own weights: it needs packed=True, and dtype {dtype_name(model)!r} or None, "
@@ -163,7 +167,7 @@ class Engine:
         if packed:
             self._twin = pack_layers(self._twin, in_place or self._twin is not self.model)
             if self._twin is not self.model:
-                make_lean(self._twin)
+                replace_layers(self._twin, lean)
         if varlen:
             self._twin = varlen_layers(self._twin)
         if compile:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.models.bert.modeling_bert import (
-    BertAttention,
-    BertIntermediate,
-    BertLayer,
-    BertOutput,
-    BertSelfAttention,
-    BertSelfOutput,
-)
-
-from geep_triton.modeling.linear import is_hooked
+from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
-
-PARTS = {
-    "": BertLayer, "attention": BertAttention, "attention.self": BertSelfAttention, "attention.output": BertSelfOutput,
-    "intermediate": BertIntermediate, "output": BertOutput,
-}  # fmt: skip
-LINEAR = (
-    *(f"attention.self.{name}" for name in ("query", "key", "value")),
-    *(f"{name}.dense" for name in ("attention.output", "intermediate", "output")),
-)
 
 
 class LeanLayer(nn.Module):
@@ -64,23 +47,23 @@ class LeanLayer(nn.Module):
         return F.scaled_dot_product_attention(*split, attn_mask=mask, scale=attention.scaling).transpose(1, 2).flatten(2)
 
 
-def make_lean(model: MultiExitBert) -> None:
-    """Make the layers of a model, which is for inference only from now on, lean where they can be."""
-    layers = model.bert.encoder.layer
+def replace_layers(model: MultiExitBert, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Each layer of a model by what `make` makes of it, one after another; those that are shared stay so."""
+    layers, made = model.bert.encoder.layer, {}
     for number, layer in enumerate(layers):
-        layers[number] = lean(layer)
+        if id(layer) not in made:
+            made[id(layer)] = make(layer)
+        layers[number] = made[id(layer)]
 
 
 def lean(layer: nn.Module, fuse: bool = False) -> nn.Module:
-    """The layer made lean; as it is where it has hooks, attends otherwise, or is not all transformers' own.
+    """A layer, which is for inference only from now on, made lean if it attends by SDPA.
 
     Args:
-        layer: for inference only from now on.
+        layer: transformers' own, or one that was packed.
         fuse: whether query, key and value become one linear layer, too.
     """
-    parts = {name: layer.get_submodule(name) for name in PARTS}
-    exact = all(type(part) is PARTS[name] and not is_hooked(part) for name, part in parts.items())
-    if not exact or layer.attention.self.config._attn_implementation != "sdpa":
+    if layer.attention.self.config._attn_implementation != "sdpa":
         return layer
     if fuse:
         _fuse(layer.attention.self)

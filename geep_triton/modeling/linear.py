@@ -71,15 +71,16 @@ def convert_linear(part: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -
             setattr(module, name, convert(getattr(module, name)))
 
 
-def check_convertible(name: str, linear: nn.Module, option: str) -> None:
-    """ValueError for what would be lost in a conversion: adapters around a linear layer, or hooks."""
-    # The heads' own class differs from torch's only in how it starts.
-    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
-        raise ValueError(f"{option}: {name} is a {type(linear).__name__}, no plain linear layer: merge adapters first")
-    if is_hooked(linear):
-        raise ValueError(f"{option}: {name} has forward hooks, which would be lost: remove them first")
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+def check_own(name: str, module: nn.Module, expected: nn.Module, option: str) -> None:
+    """ValueError for what a conversion would lose: modules that `expected` has not (adapters), and hooks."""
+    classes = {part: type(child) for part, child in expected.named_modules()}
+    found = dict(module.named_modules())
+    for part in dict.fromkeys([*classes, *found]):
+        where, child = f"{name}{part and f', {part}'}", found.get(part)
+        if type(child) is not classes.get(part):
+            wanted = classes[part].__name__ if part in classes else "nothing"
+            raise ValueError(
+                f"{option}: {where} is a {type(child).__name__}, expected {wanted}: merge or remove adapters first"
+            )
+        if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+            raise ValueError(f"{option}: {where} has forward hooks, which would be lost: remove them first")

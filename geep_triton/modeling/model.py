@@ -20,7 +20,6 @@ from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import ExitTable, save_table
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
-from geep_triton.modeling.linear import PackedLinear
 from geep_triton.modeling.loading import load_pretrained
 from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import MultiExitBertOutput
@@ -44,6 +43,9 @@ class MultiExitBert(BertPreTrainedModel):
     `heads[str(k)]` answers after layer k (counted from 1). `gates[str(k)]`, where `config.skip_layers` names layer k, decides
     which samples skip it (SmartBERT, Hu et al. 2023). An optional `exit_table` predicts exits from tokens.
 
+    Attributes:
+        packed: whether an engine laid the weights out for oneDNN in place; the model is then for inference only, where it is.
+
     Shapes: B samples, S tokens, H hidden size, C labels, L layers.
     """
 
@@ -59,6 +61,7 @@ class MultiExitBert(BertPreTrainedModel):
         self.heads = build_heads(config)
         self.gates = build_gates(config)
         self.auxiliary: nn.Module | None = None  # what a recipe trains along; see `geep_triton.training.stages.Recipe`
+        self.packed = False
         self._exit_table: ExitTable | None = None
         self.post_init()
 
@@ -113,11 +116,6 @@ class MultiExitBert(BertPreTrainedModel):
             module.init_weights()
         else:
             super()._init_weights(module)
-
-    @property
-    def packed(self) -> bool:
-        """Whether an engine laid this model's weights out for oneDNN (`packed=True, in_place=True`), for inference only."""
-        return isinstance(self.bert.encoder.layer[0].output.dense, PackedLinear)
 
     def train(self, mode: bool = True) -> MultiExitBert:
         """As torch's. ValueError for a model that was packed in place."""

@@ -7,11 +7,12 @@ import warnings
 
 import torch
 from torch import nn
+from transformers.models.bert.modeling_bert import BertLayer
 
 from geep_triton.checks import check_choice
-from geep_triton.modeling.heads import AttentionHead
-from geep_triton.modeling.lean import LINEAR, lean
-from geep_triton.modeling.linear import check_convertible, convert_linear, to_int8
+from geep_triton.modeling.heads import AttentionHead, build_heads
+from geep_triton.modeling.lean import lean, replace_layers
+from geep_triton.modeling.linear import check_own, convert_linear, to_int8
 from geep_triton.modeling.model import MultiExitBert
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -33,8 +34,8 @@ def in_dtype(model: MultiExitBert, dtype: str) -> MultiExitBert:
     a little with the texts that share one.
 
     Raises:
-        ValueError: an unknown dtype; int8 for a model that is not in float32 on a CPU, that has adapters, or where torch cannot
-            do it; a model that was packed in place.
+        ValueError: an unknown dtype; int8 for a model that is not in float32 on a CPU, that has adapters or hooks, or where
+            torch cannot do it; a model that was packed in place.
     """
     check_choice("dtype", dtype, DTYPES)
     if dtype == dtype_name(model):
@@ -61,19 +62,16 @@ def _quantized(model: MultiExitBert) -> MultiExitBert:
         raise ValueError(f"dtype 'int8' is for models on a CPU, got one on {model.device}; known there: float32, bfloat16")
     if model.dtype != torch.float32:
         raise ValueError(f"dtype 'int8' needs a model in float32, got {model.dtype}")
-    check_linear(model, "dtype 'int8'")
+    check_convertible(model, "dtype 'int8'")
     other = twin(model).eval()
-    layers = other.bert.encoder.layer
     with warnings.catch_warnings():
         # torch means to remove this interface in favour of torchao, whose int8 layers, however, are slower than bfloat16 on a
         # CPU, and compiled no faster than these.
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         try:
-            for number, layer in enumerate(layers):
-                layers[number] = lean(layer, fuse=True)  # one input is quantized once, not three times
-                convert_linear(layers[number], to_int8)
-            for head in other.heads.values():
+            replace_layers(other, _quantized_layer)
+            for head in set(other.heads.values()):
                 if isinstance(head, AttentionHead):
                     for name in head.token_layers:
                         setattr(head, name, to_int8(getattr(head, name)))
@@ -82,12 +80,17 @@ def _quantized(model: MultiExitBert) -> MultiExitBert:
     return other
 
 
-def check_linear(model: MultiExitBert, option: str) -> None:
-    """ValueError for linear layers of the encoder and heads that cannot be converted, before any is."""
-    for number, layer in enumerate(model.bert.encoder.layer, start=1):
-        for name in LINEAR:
-            check_convertible(f"layer {number}'s {name}", layer.get_submodule(name), option)
-    for number, head in model.heads.items():
-        for name, child in head.named_children():
-            if next(child.parameters(), None) is not None:
-                check_convertible(f"head {number}'s {name}", child, option)
+def _quantized_layer(layer: nn.Module) -> nn.Module:
+    layer = lean(layer, fuse=True)  # one input is quantized once, not three times
+    convert_linear(layer, to_int8)
+    return layer
+
+
+def check_convertible(model: MultiExitBert, option: str) -> None:
+    """ValueError for a model whose layers or heads are not just what its configuration says, before anything is converted."""
+    with torch.device("meta"):
+        layer, heads = BertLayer(model.config), build_heads(model.config)
+    for number, own in enumerate(model.bert.encoder.layer, start=1):
+        check_own(f"layer {number}", own, layer, option)
+    for number, own in model.heads.items():
+        check_own(f"head {number}", own, heads[number], option)
