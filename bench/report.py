@@ -7,7 +7,6 @@ python -m bench.report --check    # fails where a page differs from the result f
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 from pathlib import Path
 
@@ -118,9 +117,7 @@ def main() -> None:
         report_experiments.plots()
         cells = [cell for cell in report_pipeline.results() if cell["cell"].startswith("throughput.")]
         for several in report_pipeline.by_machine(cells).values():
-            where = several[0]["environment"]
-            name = re.sub(r"\W+", "_", where["gpu"] or where["cpu"]).strip("_").lower()
-            report_pipeline.plot(several, RESULTS / f"pipeline_{name}.png")
+            report_pipeline.plot(several, RESULTS / report_pipeline.plot_name(several))
 
 
 if __name__ == "__main__":

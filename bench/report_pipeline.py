@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,7 @@ def page(folder: Path = RESULTS) -> str:
                 parts += [f"### {title}", *found]
         cells = [result for result in several if result["cell"].startswith("throughput.")]
         if cells:
+            parts.append(f"![samples a second over accuracy, each throughput cell](results/{plot_name(cells)})")
             parts += ["### Targets", targets(several), "### Where it does not pay", where_it_does_not_pay(cells)]
     return "\n\n".join(parts) + "\n"
 
@@ -345,6 +347,13 @@ SECTIONS = (
     ("Skipped layers", "skips", skips_section),
     ("Shapes", "matrix", matrix_section),
 )
+
+
+def plot_name(several: list[Result]) -> str:
+    """File name of the plot of one machine's cells."""
+    where = several[0]["environment"]
+    machine = re.sub(r"\W+", "_", where["gpu"] or where["cpu"]).strip("_").lower()
+    return f"pipeline_{machine}.png"
 
 
 def plot(several: list[Result], path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
     environment = {"gpu": None, "cpu": "a CPU", "threads": 2, "torch": "2.13", "date": "2026-01-01"}
     (tmp_path / "pipeline").mkdir()
     for name, content in cells.items():
-        result = {"cell": name, "environment": environment, "declaration": {"rounds": 3}} | content
+        result = {"cell": name, "environment": environment, "declaration": {"rounds": 5, "seconds": 60}} | content
         (tmp_path / "pipeline" / f"{name}.json").write_text(json.dumps(result))
     page = report_pipeline.page(tmp_path)
     for text in (
@@ -113,6 +113,8 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
         "| base, sst2, int8, full |  |  |  | 2.50x |",
         "which 1 of 1 cells do not have",
         "(3 rounds; 2026-01-01; older benchmark)",
+        "(up to 5 rounds; 2026-01-01; older benchmark)",
+        "](results/pipeline_a_cpu.png)",
         "**base, sst2, int8** (2026-01-01; older benchmark)",
         "| ours, full | 6.00 | 1.000 | - | 10.0 | 1.00x | 50% (50%) | 50% (50%) |",
         "Without onnxruntime: not installed.",
