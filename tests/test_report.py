@@ -80,7 +80,10 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
             "latencies": [{"system": "ours, full", "load": 0.3, "p50": 0.2, "p99": 0.4}],
         },
         "memory.cpu.base.sst2.int8": {"megabytes": {"huggingface, length-sorted": memory, "ours, full": more_memory}},
-        "overhead.cpu.base.sst2.int8": {"samples": 4, "heads": [{"head": "linear", "overhead": 0.015, "flops": 0.001}]},
+        "overhead.cpu.base.sst2.int8": {
+            "samples": 4,
+            "heads": [{"head": "linear", "overhead": 0.015, "flops": 0.001, "ratios": [1.02, 1.01]}],
+        },
         "pays.cpu.base.sst2.int8": {
             "samples": 4,
             "points": [
@@ -113,6 +116,7 @@ def test_the_pipelines_page_shows_every_kind_of_cell(tmp_path):
         "| base, sst2, int8, full |  |  |  | 2.50x |",
         "which 1 of 1 cells do not have",
         "(3 rounds; 2026-01-01; older benchmark)",
+        "(2 rounds; 2026-01-01; older benchmark)",
         "(up to 5 rounds; 2026-01-01; older benchmark)",
         "](results/pipeline_a_cpu.png)",
         "**base, sst2, int8** (2026-01-01; older benchmark)",
