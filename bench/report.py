@@ -70,8 +70,8 @@ def rivals(folder: Path = RESULTS) -> str:
         threads = "1 thread" if cell["environment"]["threads"] == 1 else f"{cell['environment']['threads']} threads"
         agreement = f"{row['agreement']:.1%}" if shape == "minilm" else "-"
         lines.append(
-            f"| {model}, {dtype}, {threads} | {speed[sorted_]:.0f} | {speed[fastest]:.0f} "
-            f"({fastest.partition(',')[0]}) | {speed[alone]:.0f} | {speed[full]:.0f} | **{speed[exits]:.0f}** | "
+            f"| {model}, {dtype}, {threads} | {rounded(speed[sorted_])} | {rounded(speed[fastest])} "
+            f"({fastest.partition(',')[0]}) | {rounded(speed[alone])} | {rounded(speed[full])} | **{rounded(speed[exits])}** | "
             f"{row['mean_layers']:.1f} of {cell['layers']} | {agreement} |"
         )
     note = (
@@ -79,6 +79,11 @@ def rivals(folder: Path = RESULTS) -> str:
         "other machines: [bench/PIPELINE.md](bench/PIPELINE.md)."
     )
     return "\n".join([*lines, "", note])
+
+
+def rounded(value: float) -> str:
+    """Two digits at least."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def with_tables(readme: str, content: str) -> str:
