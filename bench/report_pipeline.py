@@ -91,12 +91,14 @@ def title_of(result: Result) -> str:
 
 def rounds_of(result: Result) -> str:
     """How many were run; a limit of time may have left some of those asked for out."""
-    asked, limited = result["declaration"]["rounds"], result["declaration"].get("seconds") is not None
+    limit = "" if result["declaration"].get("seconds") is None else "up to "
     if "systems" in result:
-        return f"{len(result['systems'][0]['seconds'])} rounds"
-    if "heads" in result:
-        return f"{len(result['heads'][0]['ratios'])} rounds"
-    return f"{'up to ' if limited else ''}{asked} rounds"
+        limit, rounds = "", len(result["systems"][0]["seconds"])
+    elif "heads" in result:
+        limit, rounds = "", len(result["heads"][0]["ratios"])
+    else:
+        rounds = result["declaration"]["rounds"]
+    return f"{limit}{rounds} round{'s' * (rounds != 1)}"
 
 
 def way_shown(result: Result) -> str:
