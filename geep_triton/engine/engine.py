@@ -70,8 +70,8 @@ class Engine:
         window: samples planned and sorted together.
         dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
             as it is: the engine holds a copy, which later changes of its weights do not reach (in int8, where some weights are
-            shared, it then refuses to answer), and which takes memory of its own; see
-            `geep_triton.modeling.precision.in_dtype`.
+            shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16 to hold it once:
+            `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
             answer once that was trained on.

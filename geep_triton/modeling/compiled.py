@@ -13,6 +13,7 @@ from torch import nn
 
 from geep_triton.checks import shorten
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.precision import is_int8
 
 SAMPLES, TOKENS = 2, 8  # of a warm-up batch; sizes stay symbols, but 1 is always a case of its own
 
@@ -31,11 +32,11 @@ def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -
     Raises:
         ValueError: a quantized or packed model, or where torch.compile cannot work, such as on a CPU without a C++ compiler.
     """
-    layers = model.bert.encoder.layer
     if model.packed:
         raise ValueError("compile=True: the model was packed in place and cannot be compiled: load it again")
-    if not isinstance(layers[0].output.dense, nn.Linear):
+    if is_int8(model):
         raise ValueError("compile=True: torch's int8 layers cannot be compiled; choose dtype float32 or bfloat16")
+    layers = model.bert.encoder.layer
     # torch counts recompilations by code object and stops compiling after some: models must not share one.
     own = FunctionType(_run.__code__.replace(), _run.__globals__)
     run = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
-if TYPE_CHECKING:
-    from geep_triton.modeling.model import MultiExitBert
+from geep_triton.modeling.model import MultiExitBert
 
 
 class LeanLayer(nn.Module):

@@ -9,7 +9,7 @@ from transformers.activations import GELUActivation
 from geep_triton.modeling.heads import AttentionHead
 from geep_triton.modeling.linear import PackedLinear, convert_linear
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.modeling.precision import check_convertible, dtype_name, twin
+from geep_triton.modeling.precision import check_convertible, dtype_name, is_int8, twin
 
 
 def pack_layers(model: MultiExitBert, in_place: bool = False) -> MultiExitBert:
@@ -26,7 +26,7 @@ def pack_layers(model: MultiExitBert, in_place: bool = False) -> MultiExitBert:
         raise ValueError(f"packed=True is for models on a CPU, got one on {model.device}")
     if model.packed:
         return model
-    if any(isinstance(module, torch.ao.nn.quantized.dynamic.Linear) for module in model.bert.encoder.modules()):
+    if is_int8(model):
         raise ValueError("packed=True: torch's int8 layers have a layout of their own; choose dtype float32 or bfloat16")
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"packed=True is for float32 and bfloat16, got {dtype_name(model)}")

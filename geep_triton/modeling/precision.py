@@ -23,6 +23,11 @@ def dtype_name(model: MultiExitBert) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
+def is_int8(model: MultiExitBert) -> bool:
+    """Whether layers are torch's int8 ones."""
+    return any(isinstance(module, torch.ao.nn.quantized.dynamic.Linear) for module in model.bert.encoder.modules())
+
+
 def in_dtype(model: MultiExitBert, dtype: str) -> MultiExitBert:
     """A twin of `model` for inference whose weights are in `dtype`; the model itself where they already are.
 
