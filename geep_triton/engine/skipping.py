@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_choice, check_number, shorten
 from geep_triton.engine.costs import LayerCosts
+from geep_triton.engine.flight import Copying
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.exits.paths import choose_paths
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
@@ -87,8 +89,24 @@ class Skipping:
             table.check_fits(model.config.vocab_size, model.config.exit_layers, tokenizer_fingerprint(tokenizer))
 
 
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """Which rows of a batch ran a layer.
+
+    Attributes:
+        flags: [B] bool on the host.
+        index: [A] int64 where the states are, the same rows in ascending order.
+    """
+
+    flags: torch.Tensor
+    index: torch.Tensor
+
+
 class Layers:
     """Runs layers on a window's samples, each of which may skip some, and keeps count.
+
+    What may have to wait for a gate is a generator: it yields the copy that it waits for, so that other batches have a turn
+    meanwhile (`geep_triton.engine.flight`).
 
     Args:
         model: in evaluation mode.
@@ -125,20 +143,20 @@ class Layers:
 
     def run_through(
         self, first: int, last: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> Generator[Copying, None, tuple[torch.Tensor, Ran | None]]:
         """Layers first..last, each on the samples that run it; as `run`, which rows ran the last of them."""
         if not self._gated and self._paths is None:
             self._count_layers(max(0, last - first + 1), hidden)
             return self.model.run_layers(first, last, hidden, mask), None
         ran = None
         for number in range(first, last + 1):
-            hidden, ran = self.run(number, rows, hidden, attention_mask, mask)
+            hidden, ran = yield from self.run(number, rows, hidden, attention_mask, mask)
         return hidden, ran
 
     def run(
         self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One layer on the samples that run it.
+    ) -> Generator[Copying, None, tuple[torch.Tensor, Ran | None]]:
+        """One layer on the samples that run it; yields where it waits for a gate.
 
         Args:
             number: of the layer, from 1.
@@ -146,32 +164,37 @@ class Layers:
             hidden: [B, S, H]; attention_mask: [B, S]; mask: of `mask`.
 
         Returns:
-            h [B, S, H], that of skippers as it was; and which rows ran, [B] bool on the host, None for all.
+            h [B, S, H], that of skippers as it was; and which rows ran, None for all.
         """
-        skips, gate = self._decide(number, rows, hidden, attention_mask)
-        if skips is None:
-            return self.run_on_all(number, hidden, mask), None
-        active = len(rows) - int(skips.sum())
+        skips, gate = yield from self._decide(number, rows, hidden, attention_mask)
+        active = len(rows) if skips is None else len(rows) - int(skips.sum())
         if active == len(rows):
             return self.run_on_all(number, hidden, mask), None
-        if active:
-            hidden = self._some(number, rows[~skips], hidden, gate.order[:active], gate.hard, attention_mask, mask)
-        return hidden, ~skips
+        if active == 0:
+            return hidden, Ran(~skips, torch.empty(0, dtype=torch.int64, device=hidden.device))
+        index = gate.order[:active]
+        hidden = self._some(number, rows[~skips], hidden, index, gate.hard, attention_mask, mask)
+        return hidden, Ran(~skips, index)
 
     def run_and_go_on(
         self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor, mask: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Generator[Copying, None, tuple[torch.Tensor, torch.Tensor]]:
         """`run_on_all`, and h [B, S, H] as `run` returns it, from one pass through the layer."""
         output = self.run_on_all(number, hidden, mask)
-        skips, _ = self._decide(number, rows, hidden, attention_mask)
+        skips, gate = yield from self._decide(number, rows, hidden, attention_mask)
         if skips is None:
             return output, output
-        return output, torch.where(skips.to(hidden.device)[:, None, None], hidden, output)
+        if gate is None:
+            return output, hidden
+        return output, torch.where(gate.hard.bool()[:, None, None], hidden, output)
 
     def _decide(
         self, number: int, rows: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor | None, SkipGate | None]:
-        """Who skips a layer, [B] bool on the host, None where nobody can; and the gate that decided so, if one did."""
+    ) -> Generator[Copying, None, tuple[torch.Tensor | None, SkipGate | None]]:
+        """Who skips a layer, [B] bool on the host, None where nobody can; and the gate that decided so, if one did.
+
+        Without a gate it is all of them: samples of one path run together.
+        """
         if self._paths is not None:
             if not bool(self._paths[int(self.groups[rows[0]]), number - 1]):
                 return None, None
@@ -181,8 +204,10 @@ class Layers:
         if gate is None:
             return None, None
         self.flops.gates += len(rows) * gate_flops(self.model.config, hidden.shape[1])
-        # The host waits for the device here: it must know how many rows are left to run the layer on them alone.
-        skips = gate.hard.bool().cpu()
+        # The host must know how many rows are left to run the layer on them alone.
+        copying = Copying(gate.hard.bool())
+        yield copying
+        skips = copying.get()
         self.skipped[rows, number - 1] = skips
         return skips, gate
 
