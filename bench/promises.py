@@ -244,7 +244,7 @@ def main() -> None:
         add_budgets(known, by_budget, held_out, test, timed, arguments.rounds)
         write(known, path)
         return
-    found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.score)
+    found_curves = curves(held_out, engine.exit_logits(calibration)[1], engine.layer_costs.stop_layers)
     others = {Path(path).parent.name: read_rows(path)[: len(test)] for path in arguments.shifted}
     shifted = {
         name: HeldOut(model, *engine.exit_logits([(row["text"], row.get("text_pair")) for row in texts]), None)

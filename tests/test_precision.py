@@ -149,7 +149,7 @@ def test_skip_gates_in_low_precision(make_model, tokenizer, texts):
 @pytest.mark.parametrize(
     ("dtype", "message"),
     [
-        ("int4", "unknown dtype 'int4'; known: bfloat16, float32, int8"),
+        ("int4", "unknown dtype 'int4'; known: bfloat16, float16, float32, int8"),
         (torch.bfloat16, "unknown dtype torch.bfloat16"),
         ("", "unknown dtype ''"),
     ],

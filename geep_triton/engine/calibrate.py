@@ -77,6 +77,7 @@ class Calibration:
             it is not they that were asked for.
         samples: calibration samples.
         dtype: in which the engine ran; in another one the promise does not hold.
+        device: kind of device that it ran on, "cpu" or "cuda"; below float32 each rounds in its own way.
         max_length: most tokens that the engine let a sample have; truncation: whether it cut longer ones.
         exit_table: digest of the model's; None: it had none.
         exit_temperatures: of the model.
@@ -92,6 +93,7 @@ class Calibration:
     confidence: float | None
     samples: int
     dtype: str
+    device: str
     max_length: int
     truncation: bool
     exit_table: str | None
@@ -172,7 +174,7 @@ def calibrate(
     judge = Judge(model, record, truth, order)
     first_half = order[:half]
     skipped = None if record.skipped is None else record.skipped[first_half]
-    fit = FitSamples.of(logits[first_half], model.config.exit_layers, engine.layer_costs.score, skipped)
+    fit = FitSamples.of(logits[first_half], model.config.exit_layers, engine.layer_costs.stop_layers, skipped)
     policies = {family.name: family.policies(fit) for family in families}
     judged = {
         name: [judge(policy, name, unfitted[name]) for policy in several]
@@ -228,6 +230,7 @@ def calibrate(
         confidence,
         len(tokens),
         engine.dtype,
+        model.device.type,
         engine.max_length,
         engine.truncation,
         None if model.exit_table is None else model.exit_table.digest(),

@@ -42,15 +42,38 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     )
 
 
-def check_calibrated_dtype(model: MultiExitBert, dtype: str) -> None:
-    """ValueError where the model was calibrated in another dtype than it shall run in."""
+def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
+    """The dtype that a model runs in where none is named.
+
+    Its own; but on a GPU, where float32 takes many times as long, half precision. If its calibration shall hold, the dtype of
+    that on a GPU.
+    """
+    own = dtype_name(model)
+    if model.device.type != "cuda":
+        return own
+    if calibrated and model.config.calibration is not None:
+        return model.config.calibration.get("dtype", own)
+    half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return half if own == "float32" else own
+
+
+def check_calibrated(model: MultiExitBert, dtype: str) -> None:
+    """ValueError where the model was calibrated in another dtype than it shall run in, or below float32 on another device."""
     calibration = model.config.calibration
-    made_in = dtype if calibration is None else calibration.get("dtype", dtype_name(model))
+    if calibration is None:
+        return
+    device = model.device.type
+    made_in, made_on = calibration.get("dtype", dtype_name(model)), calibration.get("device", device)
     if made_in != dtype:
-        raise ValueError(
-            f"the model was calibrated in {made_in}, and what that promises does not hold in dtype {dtype!r}: calibrate again "
-            f"(Engine(..., policy='full', dtype={dtype!r}).calibrate(...)), or name the policy"
-        )
+        made, here = made_in, f"in dtype {dtype!r}"
+    elif made_on != device and dtype != "float32":
+        made, here = f"{made_in} on a device {made_on!r}", f"on {device!r}"
+    else:
+        return
+    raise ValueError(
+        f"the model was calibrated in {made}, and what that promises does not hold {here}: calibrate again "
+        f"(Engine(..., policy='full', dtype={dtype!r}).calibrate(...)), or name the policy"
+    )
 
 
 def watched_weights(model: MultiExitBert, twin: MultiExitBert) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,25 +8,36 @@ from dataclasses import dataclass
 
 import torch
 
+from geep_triton.engine.flight import Copying
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.move_rows import gather_rows
+from geep_triton.ops.partition import partition
 
 SAMPLE_LENGTH = 32
 
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Seconds that one layer takes, by tokens a batch, and that moving and scoring a token take.
+    """Seconds that one layer takes, by tokens a batch, and what moving and scoring samples cost.
 
     Attributes:
         points: (tokens, seconds) of a layer, tokens ascending; the last is a full batch.
         move: seconds to take a token's states out of one batch and put them into another.
-        score: layers that one exit's head takes.
+        score: layers that one exit's head takes in a full batch.
+        stop: seconds that a stop at an exit takes however few samples stop there, besides its head: to score them, to tell the
+            host who leaves, and to part them.
     """
 
     points: tuple[tuple[int, float], ...]
     move: float
     score: float = 0.0
+    stop: float = 0.0
+
+    @property
+    def stop_layers(self) -> float:
+        """Layers that a stop of a full batch takes, head and all."""
+        return self.score + self.stop / self.points[-1][1]
 
     def layer(self, tokens: int) -> float:
         """Seconds of one layer on a batch of `tokens`, between the measured points on a straight line."""
@@ -41,7 +52,7 @@ class LayerCosts:
     def regrouping_pays(self, tokens: int, padded: int, layers: int) -> bool:
         """Whether survivors gain more by waiting for a full batch than moving and padding them costs.
 
-        Alone they pay for `layers` layers of a small batch; in a full batch their share of one.
+        Alone they pay for `layers` layers of a small batch and for a stop; in a full batch their share of both.
 
         Args:
             tokens: of the survivors, padding included.
@@ -49,7 +60,9 @@ class LayerCosts:
             layers: that they run before they are scored again.
         """
         full, seconds = self.points[-1]
-        return layers * (self.layer(tokens) - seconds * padded / full) > self.move * padded
+        share = padded / full
+        saved = layers * (self.layer(tokens) - seconds * share) + self.stop * (1 - min(share, 1))
+        return saved > self.move * padded
 
     def skipping_pays(self, tokens: int, active: int) -> bool:
         """Whether a layer on the `active` of a batch's `tokens` saves more than taking them out and putting them back costs."""
@@ -62,17 +75,36 @@ class LayerCosts:
         full = max(1, token_budget // length)
         # Down to one sample: on a CPU small batches may be as good as full ones, which only a measurement can tell.
         sizes = sorted({full, *(1 << power for power in range(full.bit_length()))})
-        points, exit_layer = [], model.config.exit_layers[0]
+        points, exit_layer, device = [], model.config.exit_layers[0], model.device
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (full, length, model.config.hidden_size)
+        # Not zeros, on which a GPU's matrix units are faster than on any real states.
+        every = torch.randn(shape, generator=generator, device=device).to(model.dtype)
+        mask = torch.ones(shape[:2], dtype=torch.int64, device=device)
+
+        def head(samples: int) -> torch.Tensor:
+            return model.exit_logits(exit_layer, every[:samples], mask[:samples])
+
+        def stop() -> None:
+            logits = head(1)
+            leaves = score_exits(logits, 0.0).leaves
+            Copying(leaves).get()
+            order, _ = partition(leaves)
+            gather_rows(logits, order)
+            gather_rows(every[:1], order)
+            gather_rows(mask[:1], order)
+
         with torch.inference_mode():
             for size in sizes:
-                states = torch.zeros(size, length, model.config.hidden_size, device=model.device, dtype=model.dtype)
-                points.append((size * length, _seconds(lambda s=states: model.run_layer(1, s, None), model.device, rounds)))
-            mask = torch.ones(states.shape[:2], dtype=torch.int64, device=model.device)
-            score = _seconds(lambda: model.exit_logits(exit_layer, states, mask), model.device, rounds)
-            order = torch.arange(sizes[-1], device=model.device)
-            move = _seconds(lambda: gather_rows(states, order).clone(), model.device, rounds)
+                points.append((size * length, _seconds(lambda s=every[:size]: model.run_layer(1, s, None), device, rounds)))
+            score = _seconds(lambda: head(full), device, rounds)
+            order = torch.arange(full, device=device)
+            move = _seconds(lambda: gather_rows(every, order).clone(), device, rounds)
+            besides = 0.0
+            if model.config.num_labels > 1:  # exits of others are never scored
+                besides = _seconds(stop, device, rounds) - _seconds(lambda: head(1), device, rounds)
         tokens, layer = points[-1]
-        return cls(tuple(points), move / tokens, score / layer)
+        return cls(tuple(points), move / tokens, score / layer, max(besides, 0.0))
 
 
 def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> float:

@@ -23,10 +23,11 @@ from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate
 from geep_triton.engine.checks import (
     as_list,
-    check_calibrated_dtype,
+    check_calibrated,
     check_finite,
     check_model,
     label_ids,
+    usual_dtype,
     watched_weights,
 )
 from geep_triton.engine.costs import LayerCosts
@@ -37,6 +38,7 @@ from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
 from geep_triton.engine.windows import Window, one_ahead
 from geep_triton.exits.temperature import TemperatureFit
+from geep_triton.modeling.attention import attention_kernels
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.graphed import graph_layers
 from geep_triton.modeling.lean import lean, replace_layers
@@ -50,6 +52,7 @@ from geep_triton.schedule import BATCH_COST, schedule
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
 # A CPU runs small batches as well as large ones; a GPU needs thousands of tokens to hide a layer's launches.
 BATCH_COSTS = {"cpu": BATCH_COST, "cuda": 4096}
+IN_FLIGHT = 3  # batches on a GPU
 ENOUGH = 50  # samples, before their all leaving at one layer is worth a warning
 
 
@@ -68,10 +71,12 @@ class Engine:
             `geep_triton.engine.skipping.Skipping`. None: what the model was calibrated with, else by its gates if it has any.
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
-        dtype: "float32", "bfloat16" or "int8" (on a CPU only), in which the layers run; None: the model's own. The model stays
-            as it is: the engine holds a copy, which later changes of its weights do not reach (in int8, where some weights are
-            shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16 to hold it once:
-            `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see `geep_triton.modeling.precision.in_dtype`.
+        dtype: "float32", "bfloat16", "float16" or "int8" (on a CPU only), in which the layers run. None: on a CPU the model's
+            own; on a GPU half precision where the model is in float32, or, where `policy` is None, that of its calibration.
+            The model stays as it is: the engine holds a copy, which later changes of its weights do not reach (in int8, where
+            some weights are shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16
+            to hold it once: `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see
+            `geep_triton.modeling.precision.in_dtype`.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
             as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
             answer once that was trained on.
@@ -83,8 +88,12 @@ class Engine:
         compile: compile one layer for all (torch.compile) now; `compile_seconds` says how long it took. Not with int8.
         graphs: replay CUDA graphs of layers and heads in small batches, whose launches take longer than their work; see
             `geep_triton.modeling.graphed`. Needs a GPU.
-        prefetch: tokenize and plan the next window in a thread while the device runs this one. Inputs are then read a window
-            further than answers have come, and who stops early waits for the inputs that are being read.
+        prefetch: tokenize and plan the next window in a thread while the device runs this one; None: on a GPU. Inputs are then
+            read a window further than answers have come, and who stops early waits for the inputs that are being read.
+        in_flight: batches that run by turns where the host must know a batch's exits or gates to go on, so that the device has
+            work meanwhile; None: 3 on a GPU, 1 on a CPU, which waits for nothing. Answers do not depend on it.
+        cudnn_attention: let torch choose cuDNN's attention on a GPU, which is made anew for every batch shape: only for texts
+            that always make the same shapes.
         max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
         truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
         text_column, pair_column: where rows of a data set hold their text.
@@ -117,7 +126,9 @@ class Engine:
         varlen: bool = False,
         compile: bool = False,
         graphs: bool = False,
-        prefetch: bool = False,
+        prefetch: bool | None = None,
+        in_flight: int | None = None,
+        cudnn_attention: bool = False,
         max_length: int | None = None,
         truncation: bool = False,
         text_column: str = "text",
@@ -126,9 +137,11 @@ class Engine:
     ) -> None:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
+        on_gpu = model.device.type == "cuda"
+        prefetch = on_gpu if prefetch is None else prefetch
         flags = {
             "packed": packed, "in_place": in_place, "varlen": varlen, "compile": compile, "graphs": graphs,
-            "prefetch": prefetch, "truncation": truncation, "progress": progress,
+            "prefetch": prefetch, "cudnn_attention": cudnn_attention, "truncation": truncation, "progress": progress,
         }  # fmt: skip
         for name, value in flags.items():
             check_bool(name, value)
@@ -143,9 +156,11 @@ class Engine:
             )
         if varlen and graphs:
             raise ValueError("varlen and graphs do not go together: a graph attends by masks of one shape")
-        if varlen and model.device.type != "cuda":
+        if varlen and not on_gpu:
             raise ValueError(f"varlen=True is for models on a GPU, got one on {model.device}")
         check_int("window", window, 1)
+        self.in_flight = (IN_FLIGHT if on_gpu else 1) if in_flight is None else in_flight
+        check_int("in_flight", self.in_flight, 1)
         longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
         if max_length is not None:
             check_int("max_length", max_length, 3, longest)
@@ -159,10 +174,11 @@ class Engine:
         self._audit: Audit | None = None
         self.policy = (model.config.exit_policy or "full") if policy is None else policy
         self.skipping = skipping
-        self.dtype = dtype_name(model) if dtype is None else dtype
+        self.dtype = usual_dtype(model, calibrated=policy is None) if dtype is None else dtype
         if policy is None:
-            check_calibrated_dtype(model, self.dtype)
-        self._twin = self.model if dtype is None else in_dtype(self.model, dtype)
+            check_calibrated(model, self.dtype)
+        self._twin = self.model if self.dtype == dtype_name(model) else in_dtype(self.model, self.dtype)
+        self.cudnn_attention = cudnn_attention
         self.compile_seconds: float | None = None
         if packed:
             self._twin = pack_layers(self._twin, in_place or self._twin is not self.model)
@@ -171,7 +187,8 @@ class Engine:
         if varlen:
             self._twin = varlen_layers(self._twin)
         if compile:
-            self._twin, self.compile_seconds = compile_layers(self._twin)
+            with attention_kernels(cudnn_attention):
+                self._twin, self.compile_seconds = compile_layers(self._twin)
         if graphs:
             self._twin = graph_layers(self._twin)
         self._twins_modules = tuple(self._twin.modules())
@@ -182,8 +199,7 @@ class Engine:
         self.window = window
         self.prefetch = prefetch
         # On a stream of its own, planning a window does not wait for the layers of the one before.
-        on_gpu = prefetch and model.device.type == "cuda"
-        self._planner = torch.cuda.Stream(model.device, priority=-1) if on_gpu else None
+        self._planner = torch.cuda.Stream(model.device, priority=-1) if prefetch and on_gpu else None
         self.text_column = text_column
         self.pair_column = pair_column
         self.progress = progress
@@ -438,9 +454,10 @@ class Engine:
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
             plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
-            with torch.inference_mode():
-                for rows, answers in WindowRun(self._runner, tokens, layers=layers).every_exit(plan):
-                    logits[rows] = answers.float().cpu()
+            with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+                run = WindowRun(self._runner, tokens, layers=layers, in_flight=self.in_flight)
+                rows, answers = zip(*run.every_exit(plan), strict=True)
+                logits[torch.cat(rows)] = torch.cat(answers).float().cpu()
             check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
 
@@ -480,7 +497,7 @@ class Engine:
         config, layers = self.model.config, window.layers
         self._check_runner()
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), attention_kernels(self.cudnn_attention):
             answers = list(self._window_run(window).answers(window.batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
@@ -526,8 +543,9 @@ class Engine:
             layers = self._layers(part, Skipping("gates") if self.skipping.mode == "planned" else self.skipping)
             plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), layers, part)
             agrees = torch.empty(len(rows), dtype=torch.bool)
-            with torch.inference_mode():
-                for answer in WindowRun(self._runner, part, layers=layers).answers(plan):
+            with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+                run = WindowRun(self._runner, part, layers=layers, in_flight=self.in_flight)
+                for answer in list(run.answers(plan)):
                     given = logits[rows[answer.rows]].argmax(-1)
                     agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
             self._audit.record(agrees)
@@ -609,13 +627,15 @@ class Engine:
             Pools(window.tokens, self.token_budget, window.layers.groups, self._batch_cost) if waits else None,
             self.layer_costs if waits and self.policy.pooling == "auto" else None,
             window.layers,
+            self.in_flight,
         )
 
     @cached_property
     def layer_costs(self) -> LayerCosts:
         """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
         self._check_runner()
-        return LayerCosts.measure(self._runner, self.token_budget)
+        with attention_kernels(self.cudnn_attention):
+            return LayerCosts.measure(self._runner, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget, layers.groups, self._batch_cost)

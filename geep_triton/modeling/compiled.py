@@ -16,14 +16,17 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import is_int8
 
 SAMPLES, TOKENS = 2, 8  # of a warm-up batch; sizes stay symbols, but 1 is always a case of its own
+# Under no_grad, not inference_mode, or on other strides, a layer compiles again; beyond torch's limit of 8 that would be an error.
+RECOMPILE_LIMIT = 64
 
 
 def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -> tuple[MultiExitBert, float]:
     """A copy of `model` that shares all it holds, whose `run_layer` is compiled, and the seconds that it took.
 
     One graph serves every layer and batch shape: weights and sizes are its inputs. It is compiled once with a mask and once
-    without, each for one sample and for many; nothing else compiles later. torch keeps what it compiled on disk
-    (TORCHINDUCTOR_CACHE_DIR), so that the next process takes less time.
+    without, each for one sample and for many; within `torch.inference_mode` nothing else compiles later. Samples of one token,
+    for which it would, run uncompiled. torch keeps what it compiled on disk (TORCHINDUCTOR_CACHE_DIR), so that the next process
+    takes less time.
 
     Args:
         model: in evaluation mode.
@@ -40,8 +43,18 @@ def compile_layers(model: MultiExitBert, backend: str | Callable = "inductor") -
     # torch counts recompilations by code object and stops compiling after some: models must not share one.
     own = FunctionType(_run.__code__.replace(), _run.__globals__)
     run = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)
+    from torch._dynamo import config  # only now: its import takes long
+
+    limit = config.patch(recompile_limit=RECOMPILE_LIMIT)
+
+    def run_layer(layer: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
+        if hidden_states.shape[1] == 1:
+            return model.run_layer(layer, hidden_states, layer_mask)
+        with limit:
+            return run(layers[layer - 1], hidden_states, layer_mask)
+
     other = copy.copy(model)
-    other.run_layer = lambda layer, hidden_states, layer_mask: run(layers[layer - 1], hidden_states, layer_mask)
+    other.run_layer = run_layer
     start = time.perf_counter()
     try:
         with torch.inference_mode():

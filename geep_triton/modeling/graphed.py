@@ -29,7 +29,8 @@ def graph_layers(model: MultiExitBert, record: Record | None = None, most_tokens
     What a shape needs is recorded when it first comes, which takes far longer than running it. FLOPs and padding that the
     engine reports are those of the batches it makes, without what the grid adds.
 
-    Calls may come from several threads, but must use one stream.
+    Calls may come from several threads, but must use one stream: on another they raise ValueError. They must run within
+    `torch.inference_mode`.
 
     Args:
         model: in evaluation mode, its weights where they will stay.
@@ -85,6 +86,10 @@ def grid_shape(samples: int, length: int, most_tokens: int = MOST_TOKENS) -> tup
     return shape if tokens <= min(most_tokens, max(FEW_TOKENS, MOST_PADDING * samples * length)) else None
 
 
+def _current_stream(device: torch.device) -> torch.Stream | None:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
 class _Buffers:
     """What the graphs of one shape read and write: `hidden` [B, S, H] in place, `mask` [B, S] int64, `logits` [B, C]."""
 
@@ -92,7 +97,7 @@ class _Buffers:
         self.hidden, self.mask, self.logits = hidden, mask, logits
 
     def load(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """A batch [b, s, H] and its mask [b, s] (None: nothing masked). What it does not fill is cleared: no NaN may linger."""
+        """A batch [b, s, H] and which of its tokens are real [b, s] (None: all). The rest is cleared: no NaN may linger."""
         samples, length = hidden.shape[:2]
         self.hidden.zero_()
         self.hidden[:samples, :length] = hidden
@@ -106,12 +111,14 @@ class _Graphs:
 
     def __init__(self, model: MultiExitBert, record: Record, most_tokens: int) -> None:
         self._model, self._record, self._most_tokens = model, record, most_tokens
+        self._own_stream = None
         self._lock = RLock()  # between filling the buffers and reading them nobody else may
         self._recorded: dict[tuple[Any, ...], Work] = {}
         width, like = model.config.hidden_size, {"device": model.device, "dtype": model.dtype}
-        self._hidden = torch.zeros(most_tokens * width, **like)
-        self._mask = torch.ones(most_tokens, device=model.device, dtype=torch.int64)
-        self._logits = torch.zeros(SAMPLES[-1], model.config.num_labels, **like)
+        with torch.inference_mode():  # as the engine's states are: a compiled layer would compile again for others
+            self._hidden = torch.zeros(most_tokens * width, **like)
+            self._mask = torch.ones(most_tokens, device=model.device, dtype=torch.int64)
+            self._logits = torch.zeros(SAMPLES[-1], model.config.num_labels, **like)
 
     def run_layers(self, first: int, last: int, hidden_states: torch.Tensor, layer_mask: torch.Tensor | None) -> torch.Tensor:
         """As `MultiExitBert.run_layers`."""
@@ -121,8 +128,9 @@ class _Graphs:
             return self._model.run_layers(first, last, hidden_states, layer_mask)
         buffers, whole = self._buffers(shape), layer_mask is None and shape[1] == length
         with self._lock:
+            self._check_stream()
             steps = [self._layer(number, shape, buffers, whole) for number in range(first, last + 1)]
-            buffers.load(hidden_states, None if layer_mask is None else layer_mask[:, 0, 0])
+            buffers.load(hidden_states, None if layer_mask is None else layer_mask[:, 0, 0] == 0)
             for step in steps:
                 step()
             return buffers.hidden[:samples, :length].clone()
@@ -135,10 +143,19 @@ class _Graphs:
             return self._model.exit_logits(layer, hidden_states, attention_mask)
         buffers = self._buffers(shape)
         with self._lock:
+            self._check_stream()
             step = self._head(layer, shape, buffers)
             buffers.load(hidden_states, attention_mask)
             step()
             return buffers.logits[:samples].clone()
+
+    def _check_stream(self) -> None:
+        """The first call fixes the stream: on another one, work would run on the buffers beside that of the first."""
+        stream = _current_stream(self._model.device)
+        if self._own_stream is None:
+            self._own_stream = stream
+        if stream != self._own_stream:
+            raise ValueError(f"graphs=True runs on one stream, {self._own_stream}, got a call on {stream}: give each an engine")
 
     def _buffers(self, shape: tuple[int, int]) -> _Buffers:
         tokens, width = shape[0] * shape[1], self._model.config.hidden_size

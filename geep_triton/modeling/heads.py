@@ -11,12 +11,16 @@ from geep_triton.config import MultiExitBertConfig
 
 
 def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """[B, S, D] -> [B, D]: the first token ("cls"), or the mean over tokens whose mask is 1 ("mean")."""
+    """[B, S, D] -> [B, D]: the first token ("cls"), or the mean over tokens whose mask is 1 ("mean").
+
+    The mean is taken in float32 whatever the dtype: in bfloat16 counts above 256, and one over them, are rounded, which would
+    scale all logits by up to .4 %.
+    """
     if pooling == "cls":
         return hidden_states[:, 0]
-    weights = attention_mask.to(hidden_states.dtype)
+    weights = attention_mask.float()
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
+    return torch.bmm(weights.unsqueeze(1), hidden_states.float()).squeeze(1).to(hidden_states.dtype)
 
 
 class LinearHead(nn.Module):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ANSWER_HEADS = ("student", "teacher")
 GATINGS = ("soft", "hard", "none")
+MASK_ALIGNMENT = 16  # values at which the rows of a mask begin
 NO_GATES = "this model has no skip gates: load it with skip_gate='attention' or 'mean' and train it by recipe 'smartbert'"
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
@@ -164,10 +165,16 @@ class MultiExitBert(BertPreTrainedModel):
         return self.bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
 
     def layer_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | BlockMask | None:
-        """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked)."""
+        """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked).
+
+        For SDPA it is what is added to the scores, [B, 1, 1, S] in the states' dtype: 0, or -inf on padding.
+        """
         if self.config._attn_implementation == "sdpa":
-            # What transformers would make, but not spread over the queries, and without its wait for a GPU.
-            return attention_mask[:, None, None, :].bool()
+            # What transformers would make, but not spread over the queries, and without its wait for a GPU. SDPA would make the
+            # same of a bool mask in every layer, and again of one whose rows do not begin at whole 16 values.
+            samples, length = attention_mask.shape
+            added = hidden_states.new_zeros(samples, 1, 1, -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT)[..., :length]
+            return added.masked_fill_(attention_mask[:, None, None, :] == 0, -torch.inf)
         return create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
     def run_layer(self, layer: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:

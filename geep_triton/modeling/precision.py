@@ -15,7 +15,7 @@ from geep_triton.modeling.lean import lean, replace_layers
 from geep_triton.modeling.linear import check_own, convert_linear, to_int8
 from geep_triton.modeling.model import MultiExitBert
 
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def dtype_name(model: MultiExitBert) -> str:
