@@ -119,11 +119,12 @@ POLICIES = [
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
-@pytest.mark.parametrize(("window", "token_budget"), [(100, 10_000), (100, 40), (3, 24)])
-def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pairs, window, token_budget):
+@pytest.mark.parametrize(("window", "token_budget", "in_flight"), [(100, 10_000, 1), (100, 40, 1), (100, 40, 3), (3, 24, 2)])
+def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pairs, window, token_budget, in_flight):
     inputs = list(zip(texts, PAIRS, strict=True)) if pairs else texts
     model.exit_table = build_exit_table(model, tokenizer, inputs, 0.8, ngram=2, progress=False)
-    result = Engine(model, tokenizer, policy, window=window, token_budget=token_budget).predict(inputs)
+    engine = Engine(model, tokenizer, policy, window=window, token_budget=token_budget, in_flight=in_flight)
+    result = engine.predict(inputs)
     for index, item in enumerate(inputs):
         text, pair = item if pairs else (item, None)
         logits, layer = one_at_a_time(model, tokenizer, text, pair, policy)

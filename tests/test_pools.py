@@ -37,14 +37,17 @@ def sharp() -> MultiExitBert:
     stops=st.lists(st.integers(1, 4), min_size=25, max_size=25),
     thresholds=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
     token_budget=st.integers(1, 200),
+    in_flight=st.integers(1, 3),
 )
-def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(sharp, samples, stops, thresholds, token_budget):
+def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(
+    sharp, samples, stops, thresholds, token_budget, in_flight
+):
     tokens = Tokens.from_lists(samples)
     rule = ExitRule(dict(zip((1, 2, 3), thresholds, strict=True)))
     stops = torch.tensor(stops[: len(samples)])
     pools = Pools(tokens, token_budget)
     with torch.no_grad():
-        run = WindowRun(sharp, tokens, rule, pools=pools)
+        run = WindowRun(sharp, tokens, rule, pools=pools, in_flight=in_flight)
         answers = list(run.answers(schedule(stops, tokens.lengths, token_budget)))
         ids, mask, _ = tokens.padded(torch.arange(len(samples)), 0)
         logits = torch.stack(sharp(ids, mask, output_exit_logits=True).exit_logits, dim=1)

@@ -112,12 +112,13 @@ POLICIES = [
     [("gates", SKIPS), ("gates", BLENDS), ("planned", None), ("planned:-0.5", None)],
     ids=["gates", "gates blended", "planned", "planned at a price"],
 )
-def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, policy, mode, costs):
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, policy, mode, costs, in_flight):
     inputs = texts * 3
     table = build_exit_table(skipper, tokenizer, inputs, 0.8, progress=False, learn_skips=True, learn_agreement=True)
     skipper.exit_table = table
-    engine = with_costs(Engine(skipper, tokenizer, policy, skipping=mode, window=10, token_budget=40), costs)
-    result = engine.predict(inputs)
+    engine = Engine(skipper, tokenizer, policy, skipping=mode, window=10, token_budget=40, in_flight=in_flight)
+    result = with_costs(engine, costs).predict(inputs)
     for index, text in enumerate(inputs):
         ids = tokenizer(text)["input_ids"]
         tokens = Tokens.from_lists([ids])

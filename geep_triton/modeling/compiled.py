@@ -16,7 +16,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import is_int8
 
 SAMPLES, TOKENS = 2, 8  # of a warm-up batch; sizes stay symbols, but 1 is always a case of its own
-# Under no_grad, not inference_mode, or on other strides, a layer compiles again; beyond torch's limit of 8 that would be an error.
+# Under no_grad, or on other strides, a layer compiles again; beyond torch's own limit of 8 that would be an error.
 RECOMPILE_LIMIT = 64
 
 
