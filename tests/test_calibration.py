@@ -461,6 +461,23 @@ def test_a_calibration_serves_only_its_own_dtype(calibrated, tokenizer, many):
         Engine(engine.model, tokenizer)
 
 
+def test_below_float32_a_calibration_serves_only_its_own_kind_of_device(calibrated, tokenizer, many):
+    engine, result = calibrated
+    model = engine.model
+    assert result.device == model.config.calibration["device"] == "cpu"
+    model.config.calibration["device"] = "cuda"
+    assert Engine(model, tokenizer).policy == engine.policy  # float32 is near enough the same everywhere
+    half = Engine(model, tokenizer, "full", dtype="bfloat16")
+    half.calibrate(many, agreement=0.8, rounds=1, speed_samples=20)
+    assert Engine(model, tokenizer, dtype="bfloat16").policy == half.policy
+    model.config.calibration["device"] = "cuda"
+    message = "calibrated in bfloat16 on a device 'cuda', and what that promises does not hold on 'cpu'"
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer, dtype="bfloat16")
+    del model.config.calibration["device"]  # one that was made before devices were noted
+    assert Engine(model, tokenizer, dtype="bfloat16").policy == half.policy
+
+
 @pytest.mark.parametrize("inputs", ["a text", {"text": ["a", "b"]}, iter(["a"])], ids=["text", "columns", "iterator"])
 def test_calibrate_wants_a_list(model, tokenizer, inputs):
     with pytest.raises(TypeError, match="inputs must be a list of texts"):

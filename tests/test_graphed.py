@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
+from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.graphed import (
     FEW_TOKENS,
     LENGTHS,
@@ -178,6 +179,42 @@ def test_skip_gates(make_model, tokenizer, texts):
     assert 0 < int(expected.skipped.sum()) < expected.skipped.numel()
     assert torch.equal(result.skipped, expected.skipped)
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_buffers_make_no_compiled_layer_compile_again(make_model):
+    """Tensors made outside inference mode would: torch guards on it."""
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = make_model()
+    compiled, _ = compile_layers(model, backend)
+    known = len(graphs)
+    other = graph_layers(compiled, Recorder())
+    with torch.inference_mode():
+        for samples, length in ((2, 5), (1, 16), (3, 16), (5, 64), (1, 33)):
+            for padded in (False, True):
+                hidden, attention_mask = batch(samples, length, padded)
+                mask = model.layer_mask(hidden, attention_mask) if padded else None
+                real = attention_mask.bool()
+                got, expected = other.run_layers(1, 4, hidden, mask), model.run_layers(1, 4, hidden, mask)
+                torch.testing.assert_close(got[real], expected[real], atol=1e-5, rtol=1e-5)
+    assert len(graphs) == known
+
+
+def test_another_stream_is_refused(make_model, monkeypatch):
+    streams = iter([1, 1, 2, 1])
+    monkeypatch.setattr("geep_triton.modeling.graphed._current_stream", lambda device: next(streams))
+    other = graph_layers(make_model(), Recorder())
+    hidden, mask = batch(2, 16, False)
+    with torch.inference_mode():
+        other.run_layers(1, 2, hidden, None)
+        other.exit_logits(2, hidden, mask)
+        with pytest.raises(ValueError, match="graphs=True runs on one stream, 1, got a call on 2"):
+            other.run_layers(1, 2, hidden, None)
+        other.run_layers(1, 2, hidden, None)
 
 
 def test_graphs_need_sdpa_and_a_gpu(model, make_model, tokenizer):

@@ -139,11 +139,35 @@ def test_regrouping_pays_for_small_batches_that_go_far():
     assert not linear.regrouping_pays(500, 500, 3)  # nothing is lost by being small
 
 
+def test_a_stop_that_is_shared_speaks_for_waiting():
+    linear = LayerCosts(((1, 0.005), (1000, 5.0)), move=1e-6)
+    assert not linear.regrouping_pays(500, 500, 1)
+    stopping = LayerCosts(linear.points, linear.move, stop=0.5)
+    assert stopping.regrouping_pays(500, 500, 1)  # alone a whole stop, together half of one
+    assert not stopping.regrouping_pays(1000, 1000, 1)
+    assert not stopping.regrouping_pays(1000, 3000, 1)  # padded beyond a full batch: nothing is shared
+    assert LayerCosts(linear.points, 0.0, score=0.25, stop=0.5).stop_layers == pytest.approx(0.35)
+
+
+def test_costs_are_measured_on_states_that_are_not_zero(sharp, monkeypatch):
+    seen, run_layer = [], sharp.run_layer
+    monkeypatch.setattr(sharp, "run_layer", lambda *given: seen.append(given[1]) or run_layer(*given), raising=False)
+    before = torch.random.get_rng_state()
+    LayerCosts.measure(sharp, 256)
+    assert all(bool(states.std() > 0.5) for states in seen)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_costs_of_a_regression_model(make_model):
+    assert LayerCosts.measure(make_model(num_labels=1), 64).stop == 0
+
+
 def test_costs_are_measured_where_the_model_is(sharp):
     costs = LayerCosts.measure(sharp, 256)
     assert [tokens for tokens, _ in costs.points][-1] == 256
     assert all(seconds > 0 for _, seconds in costs.points)
     assert costs.move > 0
+    assert costs.stop > 0
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import pickle
 import shutil
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
+from geep_triton.engine.checks import usual_dtype
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.lean import LeanLayer, lean, replace_layers
 from geep_triton.modeling.linear import PackedLinear
@@ -438,3 +440,30 @@ def test_compile_errors(model, tokenizer):
         compile_layers(model, broken)
     with pytest.raises(ValueError, match="int8 layers cannot be compiled"):
         Engine(model, tokenizer, dtype="int8", compile=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "calibrated_in", "calibrated", "native", "expected"),
+    [
+        ("cpu", torch.float32, None, True, True, "float32"),
+        ("cpu", torch.bfloat16, None, True, True, "bfloat16"),
+        ("cpu", torch.float32, "int8", True, True, "float32"),  # refused later: the model's own is what a CPU runs
+        ("cuda", torch.float32, None, True, True, "bfloat16"),
+        ("cuda", torch.float32, None, True, False, "float16"),
+        ("cuda", torch.float16, None, True, True, "float16"),
+        ("cuda", torch.float32, "float32", True, True, "float32"),
+        ("cuda", torch.float32, "float32", False, True, "bfloat16"),
+    ],
+)
+def test_usual_dtype(monkeypatch, device, own, calibrated_in, calibrated, native, expected):
+    """Half precision on a GPU, but where a calibration in another is to hold; what has no bfloat16 of its own takes float16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    config = SimpleNamespace(calibration=calibrated_in and {"dtype": calibrated_in})
+    model = SimpleNamespace(device=torch.device(device), dtype=own, config=config)
+    assert usual_dtype(model, calibrated) == expected
+
+
+def test_float16(model, tokenizer, texts):
+    expected, engine = Engine(model, tokenizer).predict(texts), Engine(model, tokenizer, dtype="float16")
+    assert engine.dtype == "float16"
+    torch.testing.assert_close(engine.predict(texts).probabilities, expected.probabilities, atol=0.01, rtol=0)
