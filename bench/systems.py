@@ -86,7 +86,7 @@ class Workbench:
         self.model, self.tokenizer, self.rows = model, tokenizer, list(rows)
         self.settings = {"token_budget": token_budget, "max_length": max_length, "truncation": True}
         self.layers, self.depth = model.config.exit_layers, model.config.num_hidden_layers
-        full = Engine(model, tokenizer, "full", **self.settings)
+        full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)
         if recorded is not None:
             spread_heads(model, full.exit_logits(self.rows)[1])
         self.tokens, self.logits = full.exit_logits(self.rows)
