@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import transformers
 
@@ -16,6 +18,7 @@ import geep_triton
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+COMMIT = "GEEP_COMMIT"  # names the commit where there is no git, or no repository
 
 
 def environment() -> dict[str, Any]:
@@ -26,17 +29,50 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_gpu(),
         "python": platform.python_version(),
+        "numpy": numpy.__version__,
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "transformers": transformers.__version__,
         "geep_triton": geep_triton.__version__,
     }
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    if named := os.environ.get(COMMIT):
+        return named
+    return _said_by("git", "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+
+
+def _gpu() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    asked = _said_by("nvidia-smi", "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader,nounits", "--id=0")
+    driver, _, clock = asked.partition(",")
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver or "unknown",
+        "sm_clock_mhz": clock.strip() or "unknown",
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _said_by(*command: str) -> str:
+    """What a command prints; nothing where it is not installed, fails or takes long."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:

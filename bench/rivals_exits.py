@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.rivals_dense import BATCH, answers, encode
 from geep_triton import MultiExitBert, Predictions
+from geep_triton.outputs import Tokens
 
 
 def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -44,21 +45,27 @@ class ShrinkingBatches:
         self.model, self.tokenizer = model, tokenizer
         self.thresholds, self.max_length, self.batch = thresholds, max_length, batch
 
-    @torch.inference_mode()
     def predict(self, rows: Sequence[dict[str, Any]]) -> Predictions:
         """As `Engine.predict`."""
-        start, config = time.perf_counter(), self.model.config
-        logits, exits = torch.empty(len(rows), config.num_labels), torch.empty(len(rows), dtype=torch.int64)
-        for begin in range(0, len(rows), self.batch):
-            part = rows[begin : begin + self.batch]
-            for index, answer, layer in self._answers(part):
-                logits[begin + index], exits[begin + index] = answer.float().cpu(), layer
+        start = time.perf_counter()
+        parts = (rows[begin : begin + self.batch] for begin in range(0, len(rows), self.batch))
+        logits, exits = self.answer_all(encode(self.tokenizer, part, self.max_length) for part in parts)
         return answers(self.model, logits, exits, {"run": time.perf_counter() - start})
 
-    def _answers(self, rows: Sequence[dict[str, Any]]):
+    @torch.inference_mode()
+    def answer_all(self, batches: Iterable[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, C] and exit layers [N] of all batches' texts."""
+        logits, exits = [], []
+        for tokens in batches:
+            logits.append(torch.empty(len(tokens), self.model.config.num_labels))
+            exits.append(torch.empty(len(tokens), dtype=torch.int64))
+            for index, answer, layer in self._answers(tokens):
+                logits[-1][index], exits[-1][index] = answer.float().cpu(), layer
+        return torch.cat(logits), torch.cat(exits)
+
+    def _answers(self, tokens: Tokens):
         """(which rows, logits, layer) as they leave."""
-        model, index = self.model, torch.arange(len(rows))
-        tokens = encode(self.tokenizer, rows, self.max_length)
+        model, index = self.model, torch.arange(len(tokens))
         ids, mask, type_ids = (
             None if t is None else t.to(model.device) for t in tokens.padded(index, self.tokenizer.pad_token_id or 0)
         )

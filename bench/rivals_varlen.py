@@ -44,13 +44,14 @@ def attend_within(
 
 
 class VarlenBert(DenseBert):
-    """As `DenseBert`, on packed tokens; `compile`: its layers by torch.compile."""
+    """As `DenseBert`, on packed tokens; `compile`: its layers by torch.compile, with this backend or, if True, torch's own."""
 
-    def __init__(self, model: MultiExitBert, layers: int, compile: bool = False) -> None:
+    def __init__(self, model: MultiExitBert, layers: int, compile: bool | str = False) -> None:
         super().__init__(model, layers)
         AttentionInterface.register(NAME, attend_within)
         self.bert.config._attn_implementation = NAME
-        self.run = torch.compile(_run, dynamic=True) if compile else _run
+        backend = compile if isinstance(compile, str) else "inductor"
+        self.run = torch.compile(_run, dynamic=True, backend=backend) if compile else _run
 
     def forward(self, ids: torch.Tensor, type_ids: torch.Tensor, offsets: torch.Tensor, longest: int) -> torch.Tensor:
         """Tokens of N texts, ids and segments [T], offsets [N + 1] int64 -> logits [N, C]."""

@@ -1,70 +1,79 @@
-"""Measure the candidates for `geep_triton/kernels/configs.py` on this GPU and print the rows that win.
+"""Measure the candidates for `geep_triton/kernels/configs.py` on this GPU; `python -m bench.gpu` runs it as its last part.
 
-python -m bench.tune --output bench/results/gpu/tune.json
+Small kernels take less time than their launch, so that work is recorded once and replayed as a CUDA graph.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
-from tqdm import tqdm
 
-from bench.environment import environment
-from bench.ops import OURS, Case, all_cases, measure
+from bench.gpu.machine import Machine
+from bench.ops import OURS, Case
 
 BLOCKS = {
     "insert_add": (128, 256, 512),
     "lookup": (128, 256, 512),
     "predict_exits": (32, 64, 128),
     "score_exits": (512, 1024, 4096),
-    "score_hidden": (64, 128, 256),
     "skip_gate": (512, 1024),
     "partition": (512, 1024),
-    "counting_sort": (32, 64),
     "move_rows": (256, 512, 1024),
 }
 WARPS = (1, 2, 4, 8)
+MOST_OF_A_THREAD = 32  # elements; with more, registers spill and compiling takes half a minute
+THREADS = 32  # of a warp
+REPLAYS = 20  # milliseconds
+ROUNDS = 11
 
 
-def candidates(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """A row for each configuration of one case, fastest first. A configuration that spills shows in its time."""
-    from geep_triton.kernels import configs
+def candidates(op: str) -> Iterator[tuple[int, int]]:
+    """(block, warps) worth trying."""
+    for block, warps in itertools.product(BLOCKS[op], WARPS):
+        if block <= MOST_OF_A_THREAD * THREADS * warps:
+            yield block, warps
 
-    ours = Case(case.op, case.config, case.items, case.bytes_moved, {OURS: case.providers[OURS]})
-    expected = ours.providers[OURS]()
-    rows = []
-    for block, warps in itertools.product(BLOCKS[case.op], WARPS):
+
+@torch.inference_mode()
+def tuned(case: Case, machine: Machine) -> list[dict[str, Any]]:
+    """A row for each configuration of one case, fastest first; of those that launch the same kernel only one.
+
+    Raises:
+        ValueError: a configuration gives another result.
+    """
+    from geep_triton.kernels import configs, launching
+
+    call = case.providers[OURS]
+    expected, rows, launched = call(), [], set()
+    for block, warps in candidates(case.op):
         table = {**configs.TABLE, case.op: {"default": ((float("inf"), configs.Config(block, warps)),)}}
+        kernels, launch = [], launching.launch
+
+        def watched(kernel: Any, grid: tuple[int, ...], *given: Any, launch=launch, kernels=kernels, **options: Any) -> None:
+            kernels.append((kernel.__name__, grid, tuple(sorted(options.items()))))
+            launch(kernel, grid, *given, **options)
+
         with mock.patch.object(configs, "TABLE", table):
-            if not case.same_as_ours(ours.providers[OURS](), expected):
+            with mock.patch.object(launching, "launch", watched):
+                result = call()
+            if kernels and tuple(kernels) in launched:
+                continue
+            launched.add(tuple(kernels))
+            if not case.same_as_ours(result, expected):
                 raise ValueError(f"{case.op} {case.config}: block {block}, {warps} warps give another result")
-            seconds = statistics.median(measure(ours, device, rounds)[OURS])
-        rows.append({"op": case.op, "config": case.config, "block": block, "warps": warps, "seconds": seconds})
+            seconds, replayed = _seconds(call, machine)
+        rows.append({"block": block, "warps": warps, "seconds": seconds, "replayed": replayed})
     return sorted(rows, key=lambda row: row["seconds"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--rounds", type=int, default=21)
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no GPU here, nothing to tune: on a CPU the ops run in PyTorch")
-        return
-    device, rows = torch.device("cuda"), []
-    for case in tqdm(all_cases(device), desc="tune", unit="case"):
-        found = candidates(case, device, arguments.rounds)
-        rows += found
-        print(f"{case.op} {case.config}: Config({found[0]['block']}, {found[0]['warps']}), {found[0]['seconds'] * 1e6:.1f} us")
-        arguments.output.write_text(json.dumps({"environment": environment(), "candidates": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def _seconds(call: Any, machine: Machine) -> tuple[float, bool]:
+    """Of a call, and whether its work could be replayed: what waits for the device cannot."""
+    try:
+        return machine.replayed_seconds(call, REPLAYS), True
+    except RuntimeError:
+        return statistics.median(machine.device_seconds(call, ROUNDS)), False

@@ -1,0 +1,121 @@
+"""Part 1: some forty of the tests that need a GPU, each failure with its name and message."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from bench.environment import ROOT
+from bench.gpu.setting import Cells, Setting
+
+FILES = ("tests/ops/test_gpu_ops.py", "tests/test_gpu.py", "tests/ops")
+MOST_OF_A_TEST = 2  # of its cases, the first and the last
+MOST = 44
+REHEARSED = ("tests/test_flight.py", "tests/test_attention.py")  # on a CPU, where those are skipped
+REHEARSED_NAMES = ("test_fly", "test_an_error_gives_the_switch_back")
+SECONDS = 75
+
+
+def cells(setting: Setting) -> Cells:
+    yield "kernels", lambda: compiled_kernels(setting)
+    yield "tests", lambda: tested(setting)
+
+
+def compiled_kernels(setting: Setting) -> dict[str, Any]:
+    """All kernels for this card, by all cores at once, into Triton's cache, so that no test waits for its compiler."""
+    from bench.kernels import launches
+
+    start = time.perf_counter()
+    if setting.machine.rehearsal:
+        architecture, jobs = "sm_90", launches("sm_90")[:2]
+    else:
+        architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        jobs = launches(architecture)
+    # The workers are new processes without the interpreter, in which nothing is compiled.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _compiles_for_real) as pool:
+        failed = [error for error in pool.map(_compile, [(architecture, job) for job in jobs]) if error]
+    return {"kernels": len(jobs), "failed": failed, "seconds": time.perf_counter() - start}
+
+
+def _compiles_for_real() -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def _compile(job: tuple[str, Any]) -> str | None:
+    """What went wrong."""
+    from bench.kernels import compile_launch
+
+    try:
+        compile_launch(job)
+    except Exception as error:  # one kernel that does not compile is a finding, and the tests go on
+        return f"{job[1].kernel} {dict(job[1].constants)}: {type(error).__name__}: {error}"[:500]
+    return None
+
+
+class Watcher:
+    """A plugin that keeps a few cases of each test, stops in time, and writes down each failure as it happens."""
+
+    def __init__(self, setting: Setting, seconds: float) -> None:
+        self._setting, self._end = setting, time.perf_counter() + seconds
+        self._session: pytest.Session | None = None
+        self.counts: Counter[str] = Counter()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """The first and the last case of each test, the GPU's own tests first."""
+        self._session = session
+        by_test: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            if self._wanted(item):
+                by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        kept = [
+            item for cases in by_test.values() for item in (cases if len(cases) <= MOST_OF_A_TEST else [cases[0], cases[-1]])
+        ]
+        items[:] = kept[:MOST]
+
+    def _wanted(self, item: pytest.Item) -> bool:
+        if self._setting.machine.rehearsal:
+            return item.originalname in REHEARSED_NAMES
+        # Of the ops' tests those in Triton; in PyTorch they run on every CPU.
+        return item.get_closest_marker("gpu") is not None and "torch-cuda" not in item.nodeid
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count, and write down what failed."""
+        if report.when == "call" or report.outcome != "passed":
+            self.counts[report.outcome] += 1
+        if report.failed:
+            values = {"outcome": f"failed in {report.when}", "message": report.longreprtext[-3000:]}
+            self._setting.results.add("tests", report.nodeid, values)
+        if time.perf_counter() > self._end:
+            self._session.shouldstop = "out of time"
+
+
+def tested(setting: Setting) -> dict[str, Any]:
+    """Counts of what passed and failed; a row each of what failed, and a JUnit file beside the results."""
+    watcher, start = Watcher(setting, SECONDS), time.perf_counter()
+    files = REHEARSED if setting.machine.rehearsal else FILES
+    junit = setting.output / "tests.xml"
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={junit}",
+        "--deselect",
+        "tests/ops/test_compile.py",
+        "--rootdir",
+        str(ROOT),
+    ]
+    there = os.getcwd()  # noqa: PTH109 - to be gone back to
+    os.chdir(ROOT)
+    try:
+        code = pytest.main([*options, *files], plugins=[watcher])
+    finally:
+        os.chdir(there)
+    return {"exit_code": int(code), **watcher.counts, "seconds": time.perf_counter() - start}

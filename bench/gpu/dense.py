@@ -1,0 +1,195 @@
+"""Part 2: all layers on every text, ours in every way beside what a careful user runs; token ids in, answers out."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.gpu.setting import WAYS, Cells, Setting
+from bench.rivals_dense import DenseBert
+from bench.rivals_varlen import VarlenBert
+from geep_triton.engine.timing import in_turns
+from geep_triton.evaluation.measure import quiet_garbage_collector
+from geep_triton.modeling.flops import layer_flops
+from geep_triton.outputs import to_device
+
+DIFFERENCE = 0.03  # mean, of a probability from float32's
+CHECKED = 64  # texts
+Answer = Callable[[torch.Tensor], torch.Tensor]  # ids [N, S] on the host -> logits [N, C] on the host
+
+
+def cells(setting: Setting) -> Cells:
+    for way in WAYS:
+        yield f"prepare, {way}", partial(prepared, setting, way)
+    rivals = Rivals(setting)
+    for length in setting.sizes.lengths:
+        for tokens in setting.sizes.tokens:
+            yield f"{length} long, {tokens} tokens", partial(compared, setting, rivals, tokens, length)
+
+
+def prepared(setting: Setting, way: str) -> dict[str, Any]:
+    """Seconds to make a way to run layers, most of it compiling."""
+    start = time.perf_counter()
+    setting.twin(way)
+    return {"seconds": time.perf_counter() - start}
+
+
+class Unmasked(nn.Module):
+    """transformers' BERT on texts of one length, which need no mask."""
+
+    def __init__(self, bert: DenseBert) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """[B, S] -> logits [B, C]."""
+        return self.bert.head(self.bert.bert(ids).last_hidden_state, torch.ones_like(ids))
+
+
+class CompiledLayer(nn.Module):
+    """A layer that runs as an input of a function that was compiled for all of them."""
+
+    def __init__(self, layer: nn.Module, run: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.run = layer, run
+
+    def forward(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """As the layer's."""
+        return self.run(self.layer, *arguments, **options)
+
+
+def _run(layer: nn.Module, *arguments: Any, **options: Any) -> torch.Tensor:
+    return layer(*arguments, **options)
+
+
+def batched(call: Answer, device: torch.device, size: int, ids: torch.Tensor) -> torch.Tensor:
+    """A rival's answers, batch by batch; the host waits once, at the end."""
+    with torch.inference_mode():
+        there = to_device(ids, device)
+        return torch.cat([call(part) for part in there.split(size)]).float().cpu()
+
+
+class Replayed:
+    """A call on batches of one shape as a CUDA graph: what a careful user runs where batches are small."""
+
+    def __init__(self, setting: Setting, call: Answer, samples: int, length: int) -> None:
+        self._ids = setting.ids(samples, length).to(setting.machine.device)
+        self._logits: torch.Tensor | None = None
+
+        def work() -> None:
+            self._logits = call(self._ids)
+
+        with torch.inference_mode():
+            self._replay = setting.machine.recorder()(work)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        self._ids.copy_(ids)
+        self._replay()
+        return self._logits.clone()
+
+
+def packed(bert: VarlenBert, ids: torch.Tensor) -> torch.Tensor:
+    """Texts [B, S] one after another without padding -> logits [B, C]."""
+    samples, length = ids.shape
+    offsets = torch.arange(0, samples * length + 1, length, device=ids.device)
+    return bert(ids.flatten(), torch.zeros_like(ids.flatten()), offsets, length)
+
+
+class Rivals:
+    """What a careful user runs without us; what is compiled is compiled once, for all shapes."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._depth = setting.model.config.num_hidden_layers
+
+    @cached_property
+    def eager(self) -> Unmasked:
+        return Unmasked(DenseBert(self._setting.model, self._depth))
+
+    @cached_property
+    def compiled(self) -> Unmasked:
+        """Layer by layer: one graph serves all, and nothing would fuse across layers."""
+        bert = Unmasked(DenseBert(self._setting.model, self._depth))
+        run = torch.compile(_run, backend=self._setting.machine.compiler, dynamic=True)
+        layers = bert.bert.bert.encoder.layer
+        for number, layer in enumerate(layers):
+            layers[number] = CompiledLayer(layer, run)
+        return bert
+
+    @cached_property
+    def packed(self) -> Answer:
+        return partial(packed, VarlenBert(self._setting.model, self._depth))
+
+    @cached_property
+    def packed_compiled(self) -> Answer:
+        return partial(packed, VarlenBert(self._setting.model, self._depth, compile=self._setting.machine.compiler))
+
+    def makers(self, tokens: int, length: int) -> dict[str, Callable[[], Answer]]:
+        """Name -> what makes the rival for batches of one shape."""
+        size = max(1, tokens // length)
+
+        def batches(call: Answer) -> Answer:
+            return partial(batched, call, self._setting.machine.device, size)
+
+        return {
+            "huggingface": lambda: batches(self.eager),
+            "huggingface, compiled": lambda: batches(self.compiled),
+            "huggingface, compiled, CUDA graph": lambda: batches(Replayed(self._setting, self.compiled, size, length)),
+            "packed tokens": lambda: batches(self.packed),
+            "packed tokens, compiled": lambda: batches(self.packed_compiled),
+        }
+
+
+def ours(setting: Setting, tokens: int, way: str) -> Answer:
+    engine = setting.engine("full", way, token_budget=tokens, window=1 << 16, prefetch=False)
+    return lambda ids: engine.predict({"input_ids": ids}).logits
+
+
+def compared(setting: Setting, rivals: Rivals, tokens: int, length: int) -> dict[str, Any]:
+    """Every system that can be had, checked, then timed in turns."""
+    samples, size = setting.samples(tokens, length), max(1, tokens // length)
+    samples -= samples % size  # whole batches
+    ids, missing, systems = setting.ids(samples, length), {}, {}
+    makers = {f"ours, {way}": partial(ours, setting, tokens, way) for way in WAYS} | rivals.makers(tokens, length)
+    exact = Unmasked(DenseBert(setting.reference, setting.reference.config.num_hidden_layers))
+    expected = batched(exact, setting.machine.device, CHECKED, ids[:CHECKED]).softmax(-1)
+    differences = {}
+    for name, make in makers.items():
+        try:
+            systems[name] = make()
+            difference = float((systems[name](ids)[:CHECKED].softmax(-1) - expected).abs().mean())
+        except Exception as error:  # one that fails does not take the others along
+            missing[name] = f"{type(error).__name__}: {error}"[:300]
+            systems.pop(name, None)
+            continue
+        differences[name] = difference
+        if not difference <= DIFFERENCE:
+            missing[name] = f"probabilities differ by {difference:.3g}"
+            del systems[name]
+    calls = {name: partial(answer, ids) for name, answer in systems.items()}
+    with quiet_garbage_collector():
+        seconds = in_turns(calls, setting.sizes.rounds, limit=setting.sizes.seconds)
+    config, work = setting.model.config, samples * layer_flops(setting.model.config, length)
+    ceiling = setting.results.latest.get(("ceilings", "matrix"), {}).get("flops_per_second")
+    rows = []
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        rate = work * config.num_hidden_layers / median
+        rows.append(
+            {
+                "system": name,
+                "seconds": median,
+                "rounds": len(values),
+                "samples_per_second": samples / median,
+                "flops_per_second": rate,
+                "share_of_ceiling": ceiling and rate / ceiling,
+                "difference": differences[name],
+            }
+        )
+    return {"tokens": tokens, "length": length, "samples": samples, "systems": rows, "missing": missing}

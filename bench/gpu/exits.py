@@ -1,0 +1,220 @@
+"""Part 3: exits replayed on BERT's base shape: planned and scored, beside full depth, batches that shrink and the bound."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import count
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bench.gpu.setting import Cells, Setting
+from bench.pipeline_cells import PAYS_EXITS
+from bench.replay import drawn, thresholds_for
+from bench.rivals_exits import ShrinkingBatches, normalized_entropy
+from bench.systems import NOBODY
+from geep_triton import Engine, MultiExitBert, Predictions
+from geep_triton.engine.policies import Plan, Policy, Threshold, parse_policy
+from geep_triton.engine.rules import ExitRule
+from geep_triton.engine.timing import in_turns
+from geep_triton.evaluation.measure import quiet_garbage_collector
+from geep_triton.outputs import Tokens
+
+DEPTHS = ("3.5", "6.5")  # mean layers of 12; see `PAYS_EXITS`
+WAY = "compiled"  # in which all of ours and the rival run their layers
+AT = 1  # the place in a text whose id tells its exit
+MOVED = 0.05  # share of texts that may leave elsewhere than in the first run: in half precision some are near a threshold
+
+
+@dataclass(frozen=True)
+class Told:
+    """Each text runs to the exit that one of its ids tells: a policy whose predictor is never wrong and costs nothing."""
+
+    answer_head = "student"
+    pooling = "never"
+
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Every model can."""
+
+    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+        """The exits told."""
+        return Plan(tokens.ids[tokens.offsets[:-1] + AT])
+
+    def rule(self, model: MultiExitBert) -> ExitRule | None:
+        """No scoring."""
+
+
+def cells(setting: Setting) -> Cells:
+    yield "costs", lambda: costs(setting)
+    for length in setting.sizes.lengths[:1]:
+        for tokens in [size for size in setting.sizes.tokens if size >= 4_096] or setting.sizes.tokens:
+            for depth in DEPTHS:
+                yield f"{length} long, {tokens} tokens, mean exit {depth}", partial(replayed, setting, tokens, length, depth)
+    yield "fresh texts", lambda: fresh(setting)
+    for length in setting.sizes.lengths[1:]:
+        for depth in DEPTHS:
+            tokens = setting.sizes.tokens[0]
+            yield f"{length} long, {tokens} tokens, mean exit {depth}", partial(replayed, setting, tokens, length, depth)
+
+
+def costs(setting: Setting) -> dict[str, Any]:
+    """What a layer takes by tokens a batch, and a head, a move and a stop in layers of a full batch."""
+    found = {}
+    for way in ("plain", WAY):
+        measured = setting.engine("full", way).layer_costs
+        layer = measured.points[-1][1]
+        found[way] = {
+            "layer_seconds": dict(measured.points),
+            "head_layers": measured.score,
+            "stop_layers": measured.stop / layer,
+            "stop_seconds": measured.stop,
+            "move_layers": measured.move * measured.points[-1][0] / layer,
+        }
+    return found
+
+
+class Window:
+    """Texts of one length, their exits, and thresholds by which as many leave at each exit."""
+
+    def __init__(self, setting: Setting, tokens: int, length: int, depth: str) -> None:
+        layers = setting.model.config.num_hidden_layers
+        self.tokens, self.length = tokens, length
+        self.ids = setting.ids(setting.samples(tokens, length), length)
+        self.exits = drawn(PAYS_EXITS[depth], len(self.ids), layers)
+        self.ids[:, AT] = self.exits
+        self.columns = {"input_ids": self.ids}
+        logits = setting.engine("full", WAY, token_budget=tokens).exit_logits(self.columns)[1]
+        used = sorted(set(self.exits.tolist()) | {layers})
+        at = [layer - 1 for layer in used[:-1]]
+        found = thresholds_for(normalized_entropy(logits)[:, at], self.exits, used)
+        self.threshold = tuple(found.values())
+        self.layers = tuple(found)
+        self.thresholds: Mapping[int, float] = found
+
+    def scored(self, pooling: str = "auto") -> Policy:
+        """Everybody is scored on the way."""
+        return Threshold(self.threshold, layers=self.layers, pooling=pooling)
+
+    @cached_property
+    def batches(self) -> list[Tokens]:
+        """In the order of arrival, for a rival."""
+        parts = self.ids.split(max(1, self.tokens // self.length))
+        return [Tokens(part.flatten(), torch.arange(0, part.numel() + 1, self.length)) for part in parts]
+
+
+def engines(setting: Setting, window: Window) -> dict[str, Engine]:
+    """Ours, by name. The first is full depth, the second asks no exit but knows it."""
+
+    def engine(policy: str | Policy, **options: Any) -> Engine:
+        made = setting.engine(policy, WAY, token_budget=window.tokens, window=1 << 16, prefetch=False, **options)
+        _ = made.layer_costs
+        return made
+
+    return {
+        "full depth": engine("full"),
+        "planned": engine(Told()),
+        "scored, one batch in flight": engine(window.scored(), in_flight=1),
+        "scored, three batches in flight": engine(window.scored(), in_flight=3),
+        "scored, three in flight, never pooled": engine(window.scored("never"), in_flight=3),
+        "nobody leaves, three in flight": engine(parse_policy(NOBODY), in_flight=3),
+    }
+
+
+def replayed(setting: Setting, tokens: int, length: int, depth: str) -> dict[str, Any]:
+    """Every system in turns. `share_of_bound`: of the time that full depth would take for the layers run."""
+    window = Window(setting, tokens, length, depth)
+    ours = engines(setting, window)
+    shrinking = ShrinkingBatches(
+        setting.twin(WAY), setting.tokenizer, window.thresholds, length, batch=max(2, tokens // length)
+    )
+    calls: dict[str, Callable[[], Any]] = {name: partial(each.predict, window.columns) for name, each in ours.items()}
+    calls["rival, batches that shrink"] = lambda: shrinking.answer_all(window.batches)
+    mean_exit = {}
+    expected = None
+    for name, call in calls.items():
+        answered = call()
+        exits = answered.exit_layers if isinstance(answered, Predictions) else answered[1]
+        mean_exit[name] = float(exits.double().mean())
+        if name == "planned" and not torch.equal(exits, window.exits):
+            raise ValueError("planned texts left elsewhere than they were told to")
+        if name.startswith(("scored", "rival")):
+            expected = exits if expected is None else expected
+            moved = float((exits != expected).double().mean())
+            if moved > MOVED:
+                raise ValueError(f"{name}: {moved:.1%} of the texts left elsewhere")
+    with quiet_garbage_collector():
+        seconds = in_turns(calls, setting.sizes.rounds, limit=setting.sizes.seconds)
+    layers = setting.model.config.num_hidden_layers
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        {
+            "system": name,
+            "seconds": value,
+            "rounds": len(seconds[name]),
+            "samples_per_second": len(window.ids) / value,
+            "mean_exit": mean_exit[name],
+            "speed_up": median["full depth"] / value,
+            "share_of_bound": median["full depth"] * mean_exit[name] / layers / value,
+        }
+        for name, value in median.items()
+    ]
+    return {"tokens": tokens, "length": length, "samples": len(window.ids), "way": WAY, "systems": rows}
+
+
+def fresh(setting: Setting) -> dict[str, Any]:
+    """Texts of many lengths that differ in every round, so that batches come in shapes that were never seen."""
+    sizes = setting.sizes
+    tokens, longest = sizes.tokens[0], sizes.lengths[0]
+    window = Window(setting, tokens, longest, DEPTHS[0])
+    samples, seeds = len(window.ids), count(1)
+    shapes: set[tuple[int, ...]] = set()
+    twin, run_layer = setting.twin(WAY), setting.twin(WAY).run_layer
+
+    def watched(layer: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
+        shapes.add(tuple(hidden.shape[:2]))
+        return run_layer(layer, hidden, mask)
+
+    def another() -> dict[str, list[torch.Tensor]]:
+        ids = setting.ids(samples, longest, next(seeds))
+        generator = torch.Generator().manual_seed(next(seeds))
+        lengths = torch.randint(min(16, longest // 2), longest + 1, (samples,), generator=generator).tolist()
+        return {"input_ids": [row[:length] for row, length in zip(ids, lengths, strict=True)]}
+
+    rows, rounds = [], max(2, sizes.rounds // 3)
+    for name, policy in (("full depth", "full"), ("scored, three batches in flight", window.scored())):
+        for cudnn in (False, True):
+            options = {"in_flight": 3, "cudnn_attention": cudnn, "prefetch": False, "window": 1 << 16}
+            engine = setting.engine(policy, WAY, token_budget=tokens, **options)
+            _ = engine.layer_costs
+            engine.predict(another())
+            texts = [another() for _ in range(rounds)]
+            seconds = []
+            for columns in texts:
+                result, found = timed(engine, columns)
+                seconds.append(found)
+            shapes.clear()
+            twin.run_layer = watched
+            engine.predict(another())
+            twin.run_layer = run_layer
+            rows.append(
+                {
+                    "system": f"{name}, {'as torch chooses' if cudnn else 'without cuDNN'}",
+                    "seconds": statistics.median(seconds),
+                    "worst_seconds": max(seconds),
+                    "rounds": rounds,
+                    "samples_per_second": samples / statistics.median(seconds),
+                    "mean_exit": result.mean_exit_layer,
+                    "shapes": len(shapes),
+                }
+            )
+    return {"tokens": tokens, "longest": longest, "samples": samples, "way": WAY, "systems": rows}
+
+
+def timed(engine: Engine, columns: Any) -> tuple[Predictions, float]:
+    """The answers and the seconds they took to run, without those to read the ids."""
+    result = engine.predict(columns)
+    return result, sum(result.timings.values()) - result.timings["tokenize"]

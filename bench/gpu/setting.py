@@ -1,0 +1,133 @@
+"""What the parts share: the machine, the sizes, one model of BERT's base shape and every way to run its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertTokenizer
+
+from bench.gpu.machine import Machine
+from bench.gpu.results import Results
+from bench.replay import spread_heads
+from bench.shapes import load_model
+from geep_triton import Engine, MultiExitBert
+from geep_triton.engine.policies import Policy
+from geep_triton.modeling.attention import attention_kernels
+from geep_triton.modeling.compiled import compile_layers
+from geep_triton.modeling.graphed import graph_layers
+from geep_triton.modeling.precision import in_dtype
+from geep_triton.modeling.varlen import varlen_layers
+
+Cells = Iterator[tuple[str, Callable[[], dict[str, Any]]]]  # a key, and the measurement that gives its values
+WAYS = ("plain", "compiled", "varlen", "graphs", "compiled, graphs")
+WORDS = (1_000, 30_000)  # ids of BERT's words
+SPREAD_ON = 128  # texts on which a random model's heads are made to differ
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        shape: of the model; see `bench.shapes`.
+        tokens: of batches; lengths: of texts.
+        window_tokens: least tokens of a window, which holds at least `batches` batches.
+        rounds: most of a comparison, in turns; seconds: after which no further round begins.
+        matrix, copied: rows of the ceilings' matrix, bytes copied.
+        attention_batches: batch sizes that the probe of attention tries; attention_heads, attention_length: its other sizes.
+        windows: of texts.
+    """
+
+    shape: str = "base"
+    tokens: tuple[int, ...] = (16_384, 65_536, 4_096, 1_024)
+    lengths: tuple[int, ...] = (128, 32)
+    window_tokens: int = 131_072
+    batches: int = 8
+    rounds: int = 15
+    seconds: float = 4.0
+    matrix: int = 8192
+    copied: int = 1 << 32
+    attention_batches: int = 50
+    attention_heads: int = 12
+    attention_length: int = 64
+    windows: tuple[int, ...] = (4_096, 512, 64)
+
+
+REHEARSAL = Sizes(
+    "tiny", (64, 16), (8,), 64, 2, 2, 0.5, matrix=64, copied=1 << 12, attention_batches=3, attention_heads=2,
+    attention_length=8, windows=(8, 4),
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Setting:
+    """What the parts share.
+
+    Attributes:
+        inputs: folder of `bench.gpu.inputs`; None: there is none.
+        output: where files go.
+    """
+
+    machine: Machine
+    sizes: Sizes
+    results: Results
+    output: Path
+    inputs: Path | None = None
+    _twins: dict[str, MultiExitBert] = field(default_factory=dict)
+
+    @cached_property
+    def tokenizer(self) -> BertTokenizer:
+        """For rows of ids, which need none."""
+        return BertTokenizer(vocab={word: at for at, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))})
+
+    @cached_property
+    def reference(self) -> MultiExitBert:
+        """The model in float32, random, its exits made to differ from text to text."""
+        model = load_model(self.sizes.shape, head="linear").to(self.machine.device)
+        rows = {"input_ids": self.ids(SPREAD_ON, self.sizes.lengths[0])}
+        engine = Engine(model, self.tokenizer, "full", dtype="float32", prefetch=False)
+        spread_heads(model, engine.exit_logits(rows)[1])
+        return model
+
+    @cached_property
+    def model(self) -> MultiExitBert:
+        """The same in half precision."""
+        return in_dtype(self.reference, "bfloat16")
+
+    def ids(self, samples: int, length: int, seed: int = 0) -> torch.Tensor:
+        """[samples, length] int64 on the host, random words."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(*WORDS, (samples, length), generator=generator)
+
+    def samples(self, tokens: int, length: int) -> int:
+        """Texts of a window: several batches, and enough tokens that starting it does not count."""
+        return max(self.sizes.batches * tokens, self.sizes.window_tokens) // length
+
+    def twin(self, way: str) -> MultiExitBert:
+        """The model whose layers run in one of `WAYS`; made once, since compiling takes long."""
+        if way not in self._twins:
+            self._twins[way] = self._made(way)
+        return self._twins[way]
+
+    def _made(self, way: str) -> MultiExitBert:
+        machine = self.machine
+        if way == "plain":
+            return self.model
+        if way == "varlen":
+            return varlen_layers(self.model)
+        if way == "compiled":
+            with attention_kernels(cudnn=False):
+                return compile_layers(self.model, machine.compiler)[0]
+        return graph_layers(self.twin("compiled" if way.startswith("compiled") else "plain"), machine.recorder())
+
+    def engine(self, policy: str | Policy, way: str = "plain", **options: Any) -> Engine:
+        """An engine of the model, whose layers run in this way."""
+        engine = Engine(self.model, self.tokenizer, policy, **options)
+        engine._twin = self.twin(way)
+        engine._twins_modules = tuple(engine._twin.modules())
+        return engine

@@ -1,0 +1,69 @@
+"""Part 4: texts in, answers out, by models with trained exits."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.gpu.inputs import GivenModel, load_inputs
+from bench.gpu.setting import Cells, Setting
+from bench.rivals_dense import DenseBert, DenseRival
+from geep_triton import Engine
+from geep_triton.engine.timing import in_turns
+from geep_triton.evaluation.measure import quiet_garbage_collector
+from geep_triton.modeling.precision import in_dtype
+
+POLICIES = ("full", "threshold:0.3", "predicted:mean", "verified:0.3")
+OPTIONS = {"max_length": 128, "truncation": True}
+TOKENS = 16_384  # of a rival's batch
+MOST_SECONDS = 3.0  # of a comparison
+
+
+def cells(setting: Setting) -> Cells:
+    if setting.inputs is None:
+        print("part texts: no --inputs folder, nothing to measure", flush=True)
+        return
+    for given in load_inputs(setting.inputs):
+        yield given.name, partial(answered, setting, given)
+
+
+def answered(setting: Setting, given: GivenModel) -> dict[str, Any]:
+    """Every policy and window in turns, beside transformers on length-sorted batches."""
+    model, windows = given.model.to(setting.machine.device), setting.sizes.windows
+    # As many texts as the largest window has, so that every window is filled.
+    texts = [given.rows[at % len(given.rows)] for at in range(max(windows))]
+    systems = {
+        f"ours, {policy}, windows of {window}": Engine(
+            model, given.tokenizer, policy, window=window, dtype="bfloat16", **OPTIONS
+        ).predict
+        for policy in POLICIES
+        for window in windows
+    }
+    half = in_dtype(model, "bfloat16")
+    depth = model.config.num_hidden_layers
+    rival = DenseRival(DenseBert(half, depth), half, given.tokenizer, depth, TOKENS, OPTIONS["max_length"])
+    systems["huggingface, length-sorted"] = rival.predict
+    first = {name: predict(texts) for name, predict in systems.items()}
+    full = first[f"ours, full, windows of {windows[0]}"]
+    calls = {name: partial(predict, texts) for name, predict in systems.items()}
+    with quiet_garbage_collector():
+        seconds = in_turns(calls, setting.sizes.rounds, limit=min(MOST_SECONDS, setting.sizes.seconds))
+    rows = []
+    for name, result in first.items():
+        median = statistics.median(seconds[name])
+        rows.append(
+            {
+                "system": name,
+                "seconds": median,
+                "rounds": len(seconds[name]),
+                "texts_per_second": len(texts) / median,
+                "agreement": float((result.label_ids == full.label_ids).double().mean()),
+                "mean_layers": result.mean_layers,
+                "stages": result.timings,
+            }
+        )
+    lengths = torch.tensor([len(row) for row in given.tokenizer([row["text"] for row in given.rows])["input_ids"]])
+    return {"texts": len(texts), "mean_tokens": float(lengths.double().mean()), "layers": depth, "systems": rows}
