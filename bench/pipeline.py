@@ -158,8 +158,10 @@ def settings_of(arguments: argparse.Namespace) -> cells.Settings:
 def main(given: list[str] | None = None) -> None:
     arguments = parse_arguments(given)
     settings, start = settings_of(arguments), time.perf_counter()
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU here; --dry-run tries every cell on the CPU")
+    if settings.place == "cuda" and not torch.cuda.is_available() and not arguments.list:
+        raise SystemExit(
+            "no GPU here; --dry-run tries the cells in the ways that a CPU has, python -m bench.gpu --dry-run all of a GPU's"
+        )
     wanted = [cell for cell in all_cells(settings) if not arguments.only or cell.name.startswith(tuple(arguments.only))]
     if not wanted:
         raise SystemExit(f"--only {' '.join(arguments.only)}: no such cell; --list shows them")

@@ -59,7 +59,7 @@ class Settings:
     """What all cells share.
 
     Attributes:
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda", whose cells these are.
         models: data set -> folder of a model trained on it.
         texts: data set -> file of rows.
         rounds: interleaved; seconds: no round of a comparison is begun after so many; None: all are.
@@ -86,13 +86,18 @@ class Settings:
         wanted = self.samples.get(shape, self.samples["base"])
         return rows[:: max(1, len(rows) // wanted)][:wanted]
 
+    @property
+    def place(self) -> str:
+        """Where they run: a dry run of a GPU's cells, in the ways that a CPU has, where there is no GPU."""
+        return "cpu" if self.dry and not torch.cuda.is_available() else self.device
+
     def shape(self, shape: str) -> str:
         """The shape to build: the tiny one in a dry run."""
         return "tiny" if self.dry else shape
 
     def way(self, dtype: str) -> str:
         """How ours runs its layers, where one way is shown: laid out for oneDNN where that can be."""
-        return "packed" if self.device == "cpu" and dtype != "int8" else "plain"
+        return "packed" if self.place == "cpu" and dtype != "int8" else "plain"
 
 
 def workbench(shape: str, data: str, settings: Settings) -> Workbench:
@@ -100,10 +105,10 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
     folder, rows = settings.models.get(data), settings.rows(data, shape)
     tokenizer = load_tokenizer(folder)
     if shape == "minilm" and folder is not None:
-        model = load_model(shape, folder).to(settings.device)
+        model = load_model(shape, folder).to(settings.place)
         policies = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
         return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies)
-    model = load_model(settings.shape(shape)).to(settings.device)
+    model = load_model(settings.shape(shape)).to(settings.place)
     depth, predicted = model.config.num_hidden_layers, None
     if folder is None:
         recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
@@ -153,7 +158,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> dict[st
             several = bench.ours(dtype, "compiled")
             compile_seconds = several[0].predict.__self__.compile_seconds
             ours += several
-            if settings.device == "cuda":
+            if settings.place == "cuda":
                 ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
                 ours += bench.ours(dtype, "compiled, varlen") if dtype == "bfloat16" else []
         rows = compared(bench, rivals + ours, dtype, settings)
@@ -190,7 +195,7 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, 
         rivals, _ = bench.rivals(dtype, False, Path(folder))
     chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
     chosen += [system for system in rivals if system.kind == "exits"]
-    ways = dict.fromkeys(["plain", settings.way(dtype)] + ["graphs"] * (settings.device == "cuda"))
+    ways = dict.fromkeys(["plain", settings.way(dtype)] + ["graphs"] * (settings.place == "cuda"))
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
     for system in chosen:
@@ -220,7 +225,7 @@ def overhead(shape: str, data: str, dtype: str, settings: Settings) -> dict[str,
     way = WAYS[settings.way(dtype)]
     limits = {"token_budget": settings.token_budget, "max_length": settings.max_length, "truncation": True}
     for head in HEADS:
-        model = load_model(settings.shape(shape), head=head).to(settings.device)
+        model = load_model(settings.shape(shape), head=head).to(settings.place)
         full = Engine(model, tokenizer, "full", dtype=dtype, **way, **limits)
         nobody = full.with_policy(NOBODY)
         answers, scored = full.predict(rows), nobody.predict(rows)
@@ -241,7 +246,7 @@ def pays(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any
     """
     rows, tokenizer, points = settings.rows(data, shape), load_tokenizer(), []
     for tokens in PAYS_TOKENS:
-        model = load_model(settings.shape(shape)).to(settings.device)
+        model = load_model(settings.shape(shape)).to(settings.place)
         recorded = {name: drawn(shares, len(rows), model.config.num_hidden_layers) for name, shares in PAYS_EXITS.items()}
         bench = Workbench(model, tokenizer, rows, tokens, settings.max_length, recorded)
         engine = bench.engine("full", dtype, settings.way(dtype))
@@ -311,7 +316,7 @@ def _scaled(axis: str, size: int, settings: Settings) -> dict[str, Any]:
         samples = min(samples, 64)
     # What grows with the number of samples is the pipeline around the layers, so those are small there.
     shape = "tiny" if axis in ("samples", "window") or settings.dry else "minilm"
-    model = load_model(shape, labels=size if axis == "classes" else 4).to(settings.device)
+    model = load_model(shape, labels=size if axis == "classes" else 4).to(settings.place)
     window = size if axis == "window" else 4_096
     engine = Engine(model, tokenizer, "threshold:0.9", token_budget=settings.token_budget, window=window)
     rows = list(_synthetic(min(samples, DISTINCT), length))
@@ -337,7 +342,7 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
 
     Besides rivals, the ceilings of the machine in the same run: a matrix product's rate and a copy's.
     """
-    device, samples = torch.device(settings.device), max(2, BATCHES * tokens // length)
+    device, samples = torch.device(settings.place), max(2, BATCHES * tokens // length)
     if settings.dry:
         samples = 4
     tokenizer, rows = load_tokenizer(), list(_synthetic(samples, length))
@@ -374,7 +379,7 @@ def skips(shape: str, length: int, tokens: int, dtype: str, settings: Settings) 
     """Layers that are known to be skipped, at several rates, over windows as in the matrix."""
     samples = CHECKED if settings.dry else max(CHECKED, BATCHES * tokens // length)
     rows = list(_synthetic(samples, length))
-    return skip_rates(settings.shape(shape), rows, tokens, length, dtype, settings.device, settings.rounds)
+    return skip_rates(settings.shape(shape), rows, tokens, length, dtype, settings.place, settings.rounds)
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:
