@@ -1,0 +1,1 @@
+"""What runs on a GPU machine: measurements, and the folder of models and texts they need."""
