@@ -9,7 +9,6 @@ with their exit table. There neither a network nor the package of MiniLM is need
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import shutil
 import sys
@@ -23,27 +22,28 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, logging
 
 from bench.experiments.data import pretrained_folder
 from bench.gpu.packing import pack, unpack
-from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig, build_exit_table
+from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig
 from geep_triton.data import Encoder, Row, iter_samples, read_rows
-from geep_triton.exits.table import TABLE_FILE
+from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.exits.table import ExitRecords, TableSettings
 from geep_triton.modeling.heads import pool
-from geep_triton.training.dataset import TextDataset, label_names
+from geep_triton.ops.exit_scores import score_exits
 from geep_triton.outputs import Tokens
+from geep_triton.training.dataset import TextDataset, label_names
 
 SETS = ("sst2", "ag_news", "yelp_stars")
 MOST_BYTES = 50_000_000
 CONTENTS, BACKBONE, HEADS = "inputs.json", "backbone.safetensors", "heads.safetensors"
-PACKED_TABLE = TABLE_FILE + ".gz"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 WORDS = "embeddings.word_embeddings.weight"
 KEPT = "kept_ids"  # which rows of the word embeddings are stored
 COLUMNS = ("text", "text_pair", "label")
 OPTIONS = {"max_length": 128, "truncation": True}
-TABLE = {"threshold": 0.3, "ngram": 2}
+TABLE = TableSettings(threshold=0.3, ngram=2)
 BATCH = 64
 ITERATIONS = 200
 DECAY = 1e-3  # of the exits' squared weights, on features of variance one
@@ -82,12 +82,15 @@ def load_inputs(folder: Path) -> list[GivenModel]:
         if found != size:
             raise ValueError(f"{folder / name} is {'missing' if found is None else f'of {found} bytes'}, expected {size} bytes")
     given = []
-    for model in made["models"]:
-        tokenizer = AutoTokenizer.from_pretrained(folder / model)
-        backbone = load_file(folder / model / BACKBONE)
-        for data_set in made["sets"]:
-            rows = read_rows(folder / f"{data_set}.jsonl", required=("text", "label"))
-            given.append(GivenModel(f"{model} {data_set}", _load(folder / model / data_set, backbone), tokenizer, rows))
+    for name in made["models"]:
+        with tempfile.TemporaryDirectory() as there:
+            unpacked = Path(there)
+            shutil.unpack_archive(folder / f"{name}.zip", unpacked)
+            tokenizer = AutoTokenizer.from_pretrained(unpacked)
+            backbone = load_file(unpacked / BACKBONE)
+            for data_set in made["sets"]:
+                rows = read_rows(folder / f"{data_set}.jsonl", required=("text", "label"))
+                given.append(GivenModel(f"{name} {data_set}", _load(unpacked / data_set, backbone), tokenizer, rows))
     return given
 
 
@@ -99,10 +102,7 @@ def _load(folder: Path, backbone: Mapping[str, torch.Tensor]) -> MultiExitBert:
     words[backbone[KEPT].long()] = weights[WORDS]
     model.bert.load_state_dict({**weights, WORDS: words})
     model.heads.load_state_dict(unpack(load_file(folder / HEADS)))
-    with tempfile.TemporaryDirectory() as there:
-        table = Path(there) / TABLE_FILE
-        table.write_bytes(gzip.decompress((folder / PACKED_TABLE).read_bytes()))
-        model.exit_table = ExitTable.load(table)
+    model.exit_table = ExitTable.load(folder)
     return model
 
 
@@ -139,9 +139,12 @@ def make_inputs(
         lines = (json.dumps({key: row[key] for key in COLUMNS if key in row}, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     for name, source in sources.items():
-        _put_model(folder / name, source, train, test)
-        _check_size(folder, most_bytes)
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+        with tempfile.TemporaryDirectory() as there:
+            work = Path(there) / name
+            _put_model(work, source, train, test)
+            shutil.make_archive(str(folder / name), "zip", work)
+        print(f"{name}: {_check_size(folder, most_bytes) / 1e6:.1f} MB so far", flush=True)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     contents = {"models": list(sources), "sets": list(sets), "files": files}
     (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
     print(f"{folder}: {_check_size(folder, most_bytes) / 1e6:.1f} MB")
@@ -154,7 +157,7 @@ def spread(rows: list[Row], size: int) -> list[Row]:
 
 
 def _check_size(folder: Path, most_bytes: int) -> int:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in folder.iterdir())
     if size > most_bytes:
         raise ValueError(f"{folder} holds {size} bytes, more than the {most_bytes} allowed: fewer models, sets or rows")
     return size
@@ -173,12 +176,10 @@ def _put_model(folder: Path, source: Path, train: Mapping[str, list[Row]], test:
     kept = torch.cat([ids, torch.tensor(tokenizer.all_special_ids)]).unique()
     carried = {name: stored[kept] if name.startswith(WORDS) else stored for name, stored in packed.items()}
     save_file({**carried, KEPT: kept.int()}, folder / BACKBONE)
-    print(f"{folder.name}: {kept.numel()} words, layers and words {(folder / BACKBONE).stat().st_size / 1e6:.1f} MB")
     for name, rows in train.items():
         start = time.perf_counter()
         _put_exits(folder / name, source, unpack(packed), tokenizer, rows)
-        size = sum(path.stat().st_size for path in (folder / name).iterdir())
-        print(f"{folder.name} {name}: exits and table {size / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{folder.name} {name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def _put_exits(
@@ -195,40 +196,48 @@ def _put_exits(
         source, num_labels=len(names), head="linear", pooling="mean", dtype=torch.float32, **labels
     ).eval()
     model.bert.load_state_dict(backbone)
-    train_exits(model, tokenizer, rows)
-    heads = pack(model.heads.state_dict())
+    found = TextDataset(rows, Encoder(tokenizer, **OPTIONS), model.config.label2id)
+    features = mean_states(model, found.tokens, tokenizer.pad_token_id)
+    labels = torch.tensor(found.labels)
+    fitted = [fit_linear(exit_features, labels, len(names)) for exit_features in features]
+    heads = pack(
+        {
+            f"{layer}.classifier.{name}": value
+            for layer, parts in zip(model.config.exit_layers, fitted, strict=True)
+            for name, value in zip(("weight", "bias"), parts, strict=True)
+        }
+    )
     model.heads.load_state_dict(unpack(heads))
-    table = build_exit_table(model, tokenizer, rows, **TABLE, **OPTIONS, progress=False).without_records()
     model.config.save_pretrained(folder)
     save_file(heads, folder / HEADS)
-    with tempfile.TemporaryDirectory() as there:
-        table.save_pretrained(there)
-        (folder / PACKED_TABLE).write_bytes(gzip.compress((Path(there) / TABLE_FILE).read_bytes()))
+    exit_table(model, tokenizer, found.tokens, features).save_pretrained(folder)
 
 
-def train_exits(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
-    """Fit all exits, linear ones on mean states, to labelled rows; the layers below stay as they are."""
-    encoder = Encoder(tokenizer, **OPTIONS)
-    found = TextDataset(rows, encoder, model.config.label2id)
-    labels = torch.tensor(found.labels)
-    features = mean_states(model, found.tokens, tokenizer.pad_token_id)
-    for index, layer in enumerate(model.config.exit_layers):
-        classifier = model.heads[str(layer)].classifier
-        weight, bias = fit_linear(features[:, index], labels, model.config.num_labels)
-        with torch.no_grad():
-            classifier.weight.copy_(weight)
-            classifier.bias.copy_(bias)
+@torch.no_grad()
+def exit_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, features: torch.Tensor) -> ExitTable:
+    """What `build_exit_table` makes, without running the layers again: `features` as of `mean_states`."""
+    layers = model.config.exit_layers
+    logits = torch.stack([model.heads[str(layer)].classifier(part) for layer, part in zip(layers, features, strict=True)], 1)
+    uncertainty = score_exits(logits.flatten(0, 1), TABLE.threshold).uncertainty.view(logits.shape[:2])
+    return ExitTable.from_records(
+        ExitRecords(tokens, uncertainty),
+        layers,
+        TABLE,
+        model.config.vocab_size,
+        tokenizer_fingerprint(tokenizer),
+        uncounted_ids(tokenizer),
+    ).without_records()
 
 
 @torch.no_grad()
 def mean_states(model: MultiExitBert, tokens: Tokens, pad_id: int) -> torch.Tensor:
-    """[N, E, H] float32: what a sample's tokens are on average after each exit's layer."""
+    """[E, N, H] float32: what a sample's tokens are on average after each exit's layer."""
     layers = model.config.exit_layers
-    features = torch.empty(len(tokens), len(layers), model.config.hidden_size)
+    features = torch.empty(len(layers), len(tokens), model.config.hidden_size)
     for rows in tokens.lengths.argsort().split(BATCH):
         ids, mask, type_ids = tokens.padded(rows, pad_id)
         states = model(ids, mask, type_ids, output_hidden_states=True).hidden_states
-        features[rows] = torch.stack([pool(states[layer], mask, "mean") for layer in layers], 1)
+        features[:, rows] = torch.stack([pool(states[layer], mask, "mean") for layer in layers])
     return features
 
 
@@ -267,6 +276,8 @@ def main() -> None:
     parser.add_argument("--train-rows", type=int, default=3000)
     parser.add_argument("--test-rows", type=int, default=800)
     arguments = parser.parse_args()
+    logging.set_verbosity_error()  # that fresh exits are untrained goes without saying
+    logging.disable_progress_bar()
     sources = {"minilm": arguments.model or pretrained_folder()}
     if arguments.e5 is not None:
         sources["e5"] = arguments.e5
