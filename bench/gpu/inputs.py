@@ -49,7 +49,7 @@ ITERATIONS = 200
 DECAY = 1e-3  # of the exits' squared weights, on features of variance one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GivenModel:
     """A model with trained exits and texts of its task.
 
@@ -191,23 +191,18 @@ def _put_exits(
 ) -> None:
     """Configuration, exits trained on the weights that will be carried, and their table."""
     names = label_names(rows)
-    labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    ids: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     model = MultiExitBert.from_pretrained(
-        source, num_labels=len(names), head="linear", pooling="mean", dtype=torch.float32, **labels
+        source, num_labels=len(names), head="linear", pooling="mean", dtype=torch.float32, **ids
     ).eval()
     model.bert.load_state_dict(backbone)
     found = TextDataset(rows, Encoder(tokenizer, **OPTIONS), model.config.label2id)
     features = mean_states(model, found.tokens, tokenizer.pad_token_id)
-    labels = torch.tensor(found.labels)
-    fitted = [fit_linear(exit_features, labels, len(names)) for exit_features in features]
-    heads = pack(
-        {
-            f"{layer}.classifier.{name}": value
-            for layer, parts in zip(model.config.exit_layers, fitted, strict=True)
-            for name, value in zip(("weight", "bias"), parts, strict=True)
-        }
-    )
-    model.heads.load_state_dict(unpack(heads))
+    for layer, states in zip(model.config.exit_layers, features, strict=True):
+        weight, bias = fit_linear(states, torch.tensor(found.labels), len(names))
+        model.heads[str(layer)].classifier.load_state_dict({"weight": weight, "bias": bias})
+    heads = pack(model.heads.state_dict())
+    model.heads.load_state_dict(unpack(heads))  # the table is of what will run
     model.config.save_pretrained(folder)
     save_file(heads, folder / HEADS)
     exit_table(model, tokenizer, found.tokens, features).save_pretrained(folder)
