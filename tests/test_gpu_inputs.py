@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from bench.gpu.inputs import CONTENTS, OPTIONS, accuracies, load_inputs, main, make_inputs, spread
+from bench.gpu.inputs import CONTENTS, OPTIONS, accuracies, fit_linear, load_inputs, main, make_inputs, mean_states, spread
 from bench.gpu.packing import CODES, SCALES, four_bits, from_four_bits, pack, unpack
 from geep_triton import Engine, build_exit_table
-from geep_triton.data import read_rows
+from geep_triton.data import Encoder, read_rows
+from geep_triton.training.dataset import TextDataset
 
 SETS = ("moods", "pairs")
 UNUSED = "again"  # a word of no test row
@@ -137,10 +138,23 @@ def test_only_used_words_are_carried(loaded, tokenizer):
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_exits_are_trained_and_the_table_is_theirs(loaded, backbones, data, index):
-    """Exits and table come from rows whose words need not be carried."""
+def test_exits_are_trained_on_what_is_carried(loaded, backbones, data, index):
+    """On rows whose words need not be carried, through the layers as they are stored: to the bit."""
     given = loaded[index]
     assert min(accuracies(given)) > 0.9
+    source, name = given.name.split()
+    packed = with_all_words(given, backbones[source], half=source == "minilm")
+    rows = read_rows(data / name / "train.jsonl")
+    found = TextDataset(rows, Encoder(given.tokenizer, **OPTIONS), given.model.config.label2id)
+    for head, states in zip(given.model.heads.values(), mean_states(packed, found.tokens, 0), strict=True):
+        weight, bias = fit_linear(states, torch.tensor(found.labels), 2)
+        assert torch.equal(head.classifier.weight, weight.half().float())
+        assert torch.equal(head.classifier.bias, bias.half().float())
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_table_is_the_one_that_the_library_builds(loaded, backbones, data, index):
+    given = loaded[index]
     source, name = given.name.split()
     packed = with_all_words(given, backbones[source], half=source == "minilm")
     rows = read_rows(data / name / "train.jsonl")
@@ -173,18 +187,25 @@ def test_four_bits_give_back_every_bit():
     assert torch.equal(bits(from_four_bits(codes, scales)), bits(weight))
 
 
-def test_what_is_not_exact_in_four_bits_is_not_stored_so():
+@pytest.mark.parametrize("change", ["one bit more", "zeros of both signs", "17 steps"])
+def test_what_is_not_exact_in_four_bits_is_not_stored_so(change):
     weight = four_bit_weight()
     assert set(pack({"w": weight})) == {"w" + CODES, "w" + SCALES}
-    for changed in (torch.nextafter(weight[4, 7], torch.tensor(torch.inf)), -weight[4, 7] / 3, -torch.zeros(())):
-        other = weight.clone()
-        other[4, 7] = changed
-        other[4, 8] = 0.0 * weight[4].abs().max()  # 0 beside -0: a scale has one sign only
-        assert four_bits(other) is None
-        packed = pack({"w": other})
-        assert packed["w"].dtype == torch.float16
-        assert torch.equal(unpack(packed)["w"], other.half().float())
-    assert four_bits(weight[:, :48]) is None
+    if change == "one bit more":
+        weight[4, 7] = torch.nextafter(weight[4, 7], torch.tensor(torch.inf))
+    elif change == "zeros of both signs":
+        weight[4, 7:9] = torch.tensor([0.0, -0.0])
+    else:
+        weight[4, :17] = torch.arange(-8.0, 9.0)
+    assert four_bits(weight) is None
+    packed = pack({"w": weight})
+    assert set(packed) == {"w"}
+    assert packed["w"].dtype == torch.float16
+    assert torch.equal(unpack(packed)["w"], weight.half().float())
+
+
+def test_four_bits_need_whole_blocks():
+    assert four_bits(four_bit_weight()[:, :48]) is None
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])
