@@ -46,7 +46,7 @@ OPTIONS = {"max_length": 128, "truncation": True}
 TABLE = TableSettings(threshold=0.3, ngram=2)
 BATCH = 64
 ITERATIONS = 200
-DECAY = 1e-3  # of the exits' squared weights, on features of variance one
+DECAY = 1e-2  # of squared weights, on features of variance one; with less, exits of few rows are too sure of themselves
 
 
 @dataclass(frozen=True, eq=False)
