@@ -1,8 +1,287 @@
-"""Stand-in until the packer lands."""
+"""The small folder that a measuring script carries to a GPU machine: models with trained exits, and texts.
+
+    python -m bench.gpu.inputs DEST --data DATA_FOLDER [--e5 FOLDER]
+
+makes it: MiniLM in half precision, 800 test rows of each set, and for each set exits trained on the frozen pretrained layers
+with their exit table. There neither a network nor the package of MiniLM is needed: `load_inputs` restores all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, logging
+
+from bench.experiments.data import pretrained_folder
+from bench.gpu.packing import pack, unpack
+from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig
+from geep_triton.data import Encoder, Row, iter_samples, read_rows
+from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.exits.table import ExitRecords, TableSettings
+from geep_triton.modeling.heads import pool
+from geep_triton.ops.exit_scores import score_exits
+from geep_triton.outputs import Tokens
+from geep_triton.training.dataset import TextDataset, label_names
+
+SETS = ("sst2", "ag_news", "yelp_stars")
+MOST_BYTES = 50_000_000
+CONTENTS, BACKBONE, HEADS = "inputs.json", "backbone.safetensors", "heads.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+WORDS = "embeddings.word_embeddings.weight"
+KEPT = "kept_ids"  # which rows of the word embeddings are stored
+COLUMNS = ("text", "text_pair", "label")
+OPTIONS = {"max_length": 128, "truncation": True}
+TABLE = TableSettings(threshold=0.3, ngram=2)
+BATCH = 64
+ITERATIONS = 200
+DECAY = 1e-2  # of squared weights, on features of variance one; with less, exits of few rows are too sure of themselves
 
 
-class GivenModel: ...
+@dataclass(frozen=True, eq=False)
+class GivenModel:
+    """A model with trained exits and texts of its task.
+
+    Attributes:
+        name: of model and set, as "minilm sst2".
+        model: float32 on the CPU, in evaluation mode, with an exit table. Words that no text of `rows` holds, and that are not
+            special, have embeddings of zeros.
+        tokenizer: the model's.
+        rows: with columns text, label and perhaps text_pair.
+    """
+
+    name: str
+    model: MultiExitBert
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[Row]
 
 
-def load_inputs(folder):
-    return []
+def load_inputs(folder: Path) -> list[GivenModel]:
+    """All models that `make_inputs` left in a folder, each with the rows of its set.
+
+    Raises:
+        ValueError: a file is missing or of another size than it was made.
+    """
+    contents = folder / CONTENTS
+    if not contents.is_file():
+        raise ValueError(f"{contents} is missing: make the folder by python -m bench.gpu.inputs")
+    made = json.loads(contents.read_text(encoding="utf-8"))
+    for name, size in made["files"].items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            raise ValueError(f"{folder / name} is {'missing' if found is None else f'of {found} bytes'}, expected {size} bytes")
+    given = []
+    for name in made["models"]:
+        with tempfile.TemporaryDirectory() as there:
+            unpacked = Path(there)
+            shutil.unpack_archive(folder / f"{name}.zip", unpacked)
+            tokenizer = AutoTokenizer.from_pretrained(unpacked)
+            backbone = load_file(unpacked / BACKBONE)
+            for data_set in made["sets"]:
+                rows = read_rows(folder / f"{data_set}.jsonl", required=("text", "label"))
+                given.append(GivenModel(f"{name} {data_set}", _load(unpacked / data_set, backbone), tokenizer, rows))
+    return given
+
+
+def _load(folder: Path, backbone: Mapping[str, torch.Tensor]) -> MultiExitBert:
+    """The model of one set, on a backbone as it is stored."""
+    model = MultiExitBert(MultiExitBertConfig.from_pretrained(folder)).eval()
+    weights = unpack({name: stored for name, stored in backbone.items() if name != KEPT})
+    words = torch.zeros_like(model.bert.embeddings.word_embeddings.weight)
+    words[backbone[KEPT].long()] = weights[WORDS]
+    model.bert.load_state_dict({**weights, WORDS: words})
+    model.heads.load_state_dict(unpack(load_file(folder / HEADS)))
+    model.exit_table = ExitTable.load(folder)
+    return model
+
+
+def make_inputs(
+    folder: Path,
+    data: Path,
+    sources: Mapping[str, Path],
+    sets: Sequence[str] = SETS,
+    train_rows: int = 3000,
+    test_rows: int = 800,
+    most_bytes: int = MOST_BYTES,
+) -> None:
+    """Fill a folder for `load_inputs`; prints sizes and seconds.
+
+    Args:
+        folder: new or empty.
+        data: has SET/train.jsonl and SET/test.jsonl of each set, with columns text, label and perhaps text_pair.
+        sources: of each model, by name: a folder of a BERT with its tokenizer.
+        sets: names of data sets.
+        train_rows, test_rows: at most so many of each set, spread over the file.
+        most_bytes: that the folder may hold.
+
+    Raises:
+        ValueError: the folder holds something, a data file is missing, or more than `most_bytes` would have to be carried.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"folder must be new or empty, got {folder}, which holds {sorted(folder.iterdir())[0].name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = (
+        {name: spread(read_rows(data / name / f"{split}.jsonl", required=("text", "label")), rows) for name in sets}
+        for split, rows in (("train", train_rows), ("test", test_rows))
+    )
+    for name, rows in test.items():
+        lines = (json.dumps({key: row[key] for key in COLUMNS if key in row}, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for name, source in sources.items():
+        with tempfile.TemporaryDirectory() as there:
+            work = Path(there) / name
+            _put_model(work, source, train, test)
+            shutil.make_archive(str(folder / name), "zip", work)
+        print(f"{name}: {_check_size(folder, most_bytes) / 1e6:.1f} MB so far", flush=True)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    contents = {"models": list(sources), "sets": list(sets), "files": files}
+    (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    print(f"{folder}: {_check_size(folder, most_bytes) / 1e6:.1f} MB")
+
+
+def spread(rows: list[Row], size: int) -> list[Row]:
+    """At most `size` rows, at even distances."""
+    size = min(size, len(rows))
+    return [rows[index * len(rows) // size] for index in range(size)]
+
+
+def _check_size(folder: Path, most_bytes: int) -> int:
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if size > most_bytes:
+        raise ValueError(f"{folder} holds {size} bytes, more than the {most_bytes} allowed: fewer models, sets or rows")
+    return size
+
+
+def _put_model(folder: Path, source: Path, train: Mapping[str, list[Row]], test: Mapping[str, list[Row]]) -> None:
+    """A model's tokenizer, its layers and, for each set, its exits."""
+    folder.mkdir()
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    packed = pack(BertModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32).state_dict())
+    texts = list(iter_samples(row for rows in test.values() for row in rows))
+    ids = Encoder(tokenizer, max_length=sys.maxsize)(texts).ids
+    kept = torch.cat([ids, torch.tensor(tokenizer.all_special_ids)]).unique()
+    carried = {name: stored[kept] if name.startswith(WORDS) else stored for name, stored in packed.items()}
+    save_file({**carried, KEPT: kept.int()}, folder / BACKBONE)
+    for name, rows in train.items():
+        start = time.perf_counter()
+        _put_exits(folder / name, source, unpack(packed), tokenizer, rows)
+        print(f"{folder.name} {name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def _put_exits(
+    folder: Path,
+    source: Path,
+    backbone: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+) -> None:
+    """Configuration, exits trained on the weights that will be carried, and their table."""
+    names = label_names(rows)
+    ids: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    model = MultiExitBert.from_pretrained(
+        source, num_labels=len(names), head="linear", pooling="mean", dtype=torch.float32, **ids
+    ).eval()
+    model.bert.load_state_dict(backbone)
+    found = TextDataset(rows, Encoder(tokenizer, **OPTIONS), model.config.label2id)
+    features = mean_states(model, found.tokens, tokenizer.pad_token_id)
+    for layer, states in zip(model.config.exit_layers, features, strict=True):
+        weight, bias = fit_linear(states, torch.tensor(found.labels), len(names))
+        model.heads[str(layer)].classifier.load_state_dict({"weight": weight, "bias": bias})
+    heads = pack(model.heads.state_dict())
+    model.heads.load_state_dict(unpack(heads))  # the table is of what will run
+    model.config.save_pretrained(folder)
+    save_file(heads, folder / HEADS)
+    exit_table(model, tokenizer, found.tokens, features).save_pretrained(folder)
+
+
+@torch.no_grad()
+def exit_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, features: torch.Tensor) -> ExitTable:
+    """What `build_exit_table` makes, without running the layers again: `features` as of `mean_states`."""
+    layers = model.config.exit_layers
+    logits = torch.stack([model.heads[str(layer)].classifier(part) for layer, part in zip(layers, features, strict=True)], 1)
+    uncertainty = score_exits(logits.flatten(0, 1), TABLE.threshold).uncertainty.view(logits.shape[:2])
+    return ExitTable.from_records(
+        ExitRecords(tokens, uncertainty),
+        layers,
+        TABLE,
+        model.config.vocab_size,
+        tokenizer_fingerprint(tokenizer),
+        uncounted_ids(tokenizer),
+    ).without_records()
+
+
+@torch.no_grad()
+def mean_states(model: MultiExitBert, tokens: Tokens, pad_id: int) -> torch.Tensor:
+    """[E, N, H] float32: what a sample's tokens are on average after each exit's layer."""
+    layers = model.config.exit_layers
+    features = torch.empty(len(layers), len(tokens), model.config.hidden_size)
+    for rows in tokens.lengths.argsort().split(BATCH):
+        ids, mask, type_ids = tokens.padded(rows, pad_id)
+        states = model(ids, mask, type_ids, output_hidden_states=True).hidden_states
+        features[:, rows] = torch.stack([pool(states[layer], mask, "mean") for layer in layers])
+    return features
+
+
+def fit_linear(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logistic regression of labels [N] int64 on features [N, H]: weight [C, H], bias [C]."""
+    mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
+    scaled = (features - mean) / deviation
+    weight, bias = (torch.zeros(*shape, requires_grad=True) for shape in ((classes, features.shape[1]), (classes,)))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(F.linear(scaled, weight, bias), labels) + DECAY * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    weight = weight.detach() / deviation
+    return weight, bias.detach() - weight @ mean
+
+
+def accuracies(given: GivenModel) -> list[float]:
+    """Of each exit on the rows, shallow to deep."""
+    _, logits = Engine(given.model, given.tokenizer, "full", **OPTIONS).exit_logits(given.rows)
+    labels = torch.tensor([given.model.config.label2id[str(row["label"])] for row in given.rows])
+    return (logits.argmax(-1) == labels[:, None]).double().mean(0).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DEST", help="new or empty")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="of SET/train.jsonl and SET/test.jsonl")
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a BERT with its tokenizer; default: MiniLM's package")
+    parser.add_argument("--e5", type=Path, metavar="FOLDER", help="also this one, of twelve layers")
+    parser.add_argument("--train-rows", type=int, default=3000)
+    parser.add_argument("--test-rows", type=int, default=800)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()  # that fresh exits are untrained goes without saying
+    logging.disable_progress_bar()
+    sources = {"minilm": arguments.model or pretrained_folder()}
+    if arguments.e5 is not None:
+        sources["e5"] = arguments.e5
+    start = time.perf_counter()
+    make_inputs(arguments.folder, arguments.data, sources, arguments.sets, arguments.train_rows, arguments.test_rows)
+    for given in load_inputs(arguments.folder):
+        print(f"{given.name}, accuracy of each exit:", " ".join(f"{share:.3f}" for share in accuracies(given)), flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
