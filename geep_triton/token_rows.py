@@ -141,14 +141,14 @@ def _window(columns: Mapping[str, Any], max_length: int, type_vocab_size: int) -
     if any(column is None for column in flat.values()):
         return None
     ids, lengths = flat["input_ids"]
-    if any(not np.array_equal(lengths, other) for _, other in flat.values()):
+    if lengths.min() < 1 or any(not np.array_equal(lengths, other) for _, other in flat.values()):
         return None
     types, mask = (flat[name][0] if name in flat else None for name in ("token_type_ids", "attention_mask"))
     if types is not None and types.size and not 0 <= types.min() <= types.max() < type_vocab_size:
         return None
     if mask is not None and not (real := mask.astype(bool)).all():
         ids, types = ids[real], None if types is None else types[real]
-        lengths = np.diff(_offsets(real.astype(np.int64))[_offsets(lengths)])
+        lengths = np.add.reduceat(real, _offsets(lengths)[:-1], dtype=np.int64)
     if lengths.min() < 1 or lengths.max() > max_length:
         return None
     # Copied, so that nobody's buffer changes under a window that is planned ahead.
@@ -186,36 +186,26 @@ def _as_array(values: Any) -> np.ndarray | None:
 def _flat_rows(rows: Sequence[Any]) -> Flat | None:
     """Of rows that are all lists, all arrays or all tensors of one dimension."""
     kinds = set(map(type, rows))
-    if kinds <= {list, tuple}:
-        values = _pack(rows)
-        lengths = list(map(len, rows))
-    elif kinds == {torch.Tensor}:
-        if {row.dim() for row in rows} != {1} or len({(row.dtype, row.device) for row in rows}) > 1:
+    try:
+        if kinds <= {list, tuple}:
+            values, lengths = _pack(rows), map(len, rows)
+        elif kinds == {torch.Tensor}:
+            values, lengths = _as_array(torch.cat(rows)), map(torch.Tensor.numel, rows)
+        elif kinds == {np.ndarray}:
+            values, lengths = _as_array(np.concatenate(rows)), map(len, rows)
+        else:
             return None
-        values = _as_array(torch.cat(rows))
-        lengths = [row.numel() for row in rows]
-    elif kinds == {np.ndarray}:
-        if {row.ndim for row in rows} != {1} or len({row.dtype for row in rows}) > 1:
-            return None
-        values = _as_array(np.concatenate(rows))
-        lengths = [row.size for row in rows]
-    else:
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # no integers, or of several shapes or devices
         return None
-    return None if values is None else (values, np.array(lengths, np.int64))
+    return None if values is None or values.ndim != 1 else (values, np.fromiter(lengths, np.int64, len(rows)))
 
 
-def _pack(rows: Sequence[Sequence[Any]]) -> np.ndarray | None:
-    """Integers from lists of them, by what takes integers only and neither floats nor texts."""
+def _pack(rows: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Integers from lists of them, by what takes integers only. TypeError for others, OverflowError beyond 64 bits."""
     try:
         return np.frombuffer(b"".join(map(bytes, rows)), np.uint8)  # masks and segment ids: a third of the other's time
     except ValueError:  # more than a byte
-        pass
-    except TypeError:
-        return None
-    try:
         return np.frombuffer(b"".join([array("q", row) for row in rows]), np.int64)
-    except (TypeError, OverflowError):
-        return None
 
 
 def _flat_arrow(column: Any) -> Flat | None:
