@@ -2,8 +2,8 @@
 
     python -m bench.encode
 
-Median milliseconds on one thread, everything checked: dtypes, lengths, ranges, vocabulary. The first line is the rival: it joins
-what is there and checks nothing. A `datasets.Dataset` and pyarrow's tables are left out where those packages are missing.
+Median milliseconds on one thread, everything checked: dtypes, lengths, ranges, vocabulary. The first line is the rival: it
+joins what is there and checks nothing. A `datasets.Dataset` and pyarrow's tables are left out where those packages are missing.
 """
 
 from __future__ import annotations

@@ -278,9 +278,9 @@ def _row_error(columns: Mapping[str, Any], type_vocab_size: int) -> str | None:
             return f"has {name} that are no integers: {shorten(values)}"
     types = columns.get("token_type_ids")
     if types and not 0 <= min(types) <= max(types) < type_vocab_size:
-        return f"has token_type_ids outside 0..{type_vocab_size - 1}: {shorten(types)}"
+        return f"has token_type_ids outside 0..{type_vocab_size - 1}: {shorten(list(map(operator.index, types)))}"
     if ids and not -(2**63) <= min(ids) <= max(ids) < 2**63:
-        return f"has input_ids beyond 64 bits: {shorten(ids)}"
+        return f"has input_ids beyond 64 bits: {shorten(list(map(operator.index, ids)))}"
     return None
 
 
