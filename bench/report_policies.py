@@ -28,8 +28,8 @@ def page(folder: Path = RESULTS) -> str:
     parts = [INTRODUCTION]
     parts += ["## Promises", PROMISES, targets_section(promises(folder)), *filter(None, [larger_model(folder)])]
     parts += [promises_section(runs) for runs in promises(folder).values()]
-    parts += ["## Predictors", PREDICTORS]
-    parts += [predictors_section(read(path)) for path in sorted((folder / "predictors").glob("*.json"))]
+    predictors = [read(path) for path in sorted((folder / "predictors").glob("*.json"))]
+    parts += ["## Predictors", PREDICTORS, bigrams_section(predictors), *map(predictors_section, predictors)]
     parts += ["## Exits and policies, one by one"]
     parts += [policies_section(read(path)) for path in sorted(folder.glob("policies_*.json"))]
     parts += ["## Depth", *(depth_section(read(path)) for path in sorted(folder.glob("depth_*.json")))]
@@ -264,6 +264,32 @@ def shift_lines(runs: list[dict[str, Any]]) -> list[str]:
         )
         lines.append(f"- promised {promise}: {'; '.join(told)}")
     return lines
+
+
+def bigrams_section(results: list[dict[str, Any]], fewest: int = 2000) -> str:
+    """What pairs of neighbours change in the ranks' correlation, a line for each predictor."""
+    lines = [
+        f"What n-grams up to 2, the default, change in the rank correlation of 1, over tables of {fewest:,} texts and more:",
+        "",
+        f"| predictor | change on average | better in | {' | '.join(result['data']['name'] for result in results)} |",
+        "|---|---|---|" + "---|" * len(results),
+    ]
+    changes: dict[str, list[list[float]]] = defaultdict(list)
+    for result in results:
+        found = {(row["predictor"], row["texts"], row["ngram"]): row for row in result["predictors"] if "texts" in row}
+        for name in dict.fromkeys(name for name, *_ in found):
+            pairs = [
+                (found[name, texts, 1], row)
+                for (of, texts, n), row in found.items()
+                if of == name and n == 2 and texts >= fewest
+            ]
+            changes[name].append([two["rank_correlation"] - one["rank_correlation"] for one, two in pairs])
+    for name, of_sets in changes.items():
+        every = [change for of_set in of_sets for change in of_set]
+        sets = " | ".join(f"{statistics.mean(of_set):+.3f} ({min(of_set):+.3f} to {max(of_set):+.3f})" for of_set in of_sets)
+        better = f"{sum(change > 0 for change in every)} of {len(every)}"
+        lines.append(f"| {name} | {statistics.mean(every):+.3f} | {better} | {sets} |")
+    return "\n".join(lines)
 
 
 def predictors_section(result: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=128, help="most tokens a sample may have")
     parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
     parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
-    parser.add_argument("--ngram", type=int, default=1, help="highest order of the exit table's n-grams")
+    parser.add_argument("--ngram", type=int, default=2, help="highest order of the exit table's n-grams")
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument(
         "--keep-best",

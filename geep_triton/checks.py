@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,3 +52,26 @@ def check_tensor(name: str, value: Any, ndim: int, dtype: torch.dtype | None = N
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(value.shape)}")
     if dtype is not None and value.dtype != dtype:
         raise TypeError(f"{name} must be of dtype {dtype}, got {value.dtype}")
+
+
+class BadSample(ValueError):
+    """A sample that cannot be answered.
+
+    Attributes:
+        index: of the sample in the user's input.
+        reason: what is wrong with it.
+        others: further bad samples of the same window, found by the same check.
+    """
+
+    def __init__(self, index: int, reason: str, others: Sequence[BadSample] = ()) -> None:
+        super().__init__(f"sample {index} {reason}")
+        self.index = index
+        self.reason = reason
+        self.others = tuple(others)
+
+
+def refuse_samples(reasons: Mapping[int, str], first: int) -> None:
+    """Raise BadSample for the bad samples of a window (index in the window -> reason), if there are any."""
+    bad = [BadSample(first + index, reason) for index, reason in sorted(reasons.items())]
+    if bad:
+        raise BadSample(bad[0].index, bad[0].reason, bad[1:])

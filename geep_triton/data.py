@@ -6,17 +6,19 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import compress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from geep_triton.checks import shorten
+from geep_triton.checks import BadSample as BadSample  # what `Encoder` raises
+from geep_triton.checks import refuse_samples, shorten
 from geep_triton.outputs import Tokens
+from geep_triton.token_rows import Columns, Row, arrow_columns, tokens_from_lists, tokens_of, too_long
 
-Row = Mapping[str, Any]
 Sample = tuple[str, str | None]
 
 
@@ -140,9 +142,10 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
     """One (text, pair or None) per sample from whatever holds texts.
 
     Args:
-        inputs: a text; a mapping of columns to lists or a pandas DataFrame; or an iterable of texts, of (text, pair)
-            tuples, or of rows (mappings, as a `datasets.Dataset` yields). A row with `input_ids` passes through as it
-            is: it is tokenized already.
+        inputs: a text; a mapping of columns (lists, arrays, tensors, Arrow columns), a pandas DataFrame or a pyarrow Table
+            or RecordBatch; or an iterable of texts, of (text, pair) tuples, or of rows (mappings, as a `datasets.Dataset`
+            yields). A row with `input_ids` passes through as it is: it is tokenized already. Columns of `input_ids` become
+            rows that are read a window at a time.
 
     Raises:
         TypeError: an element is none of these. ValueError: a row lacks the text column.
@@ -153,6 +156,10 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
         inputs = _rows_of_columns(inputs)
     elif hasattr(inputs, "iterrows"):  # a pandas DataFrame, whose own iterator gives column names
         inputs = inputs.to_dict("records")
+    elif hasattr(inputs, "schema") and hasattr(inputs, "to_pylist"):  # a pyarrow Table or RecordBatch
+        inputs = _rows_of_columns(arrow_columns(inputs))
+    elif _holds_ids(inputs):
+        inputs = Columns.of_dataset(inputs).rows()
     for index, item in enumerate(inputs):
         if isinstance(item, str):
             yield item, None
@@ -172,37 +179,30 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
 
 
 def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[Row]:
-    ids = columns.get("input_ids")
-    one_tokenized = isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)  # tokenizer("a text")
-    if one_tokenized or all(isinstance(values, str) for values in columns.values()):
+    if _is_one_sample(columns.get("input_ids")) or all(isinstance(values, str) for values in columns.values()):
         return iter([columns])
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns must be of one length, got {lengths}")
-    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    if "input_ids" in columns:
+        return Columns.of_mapping(columns).rows()
+    # An Arrow column iterates over its own scalars.
+    values = [map(methodcaller("as_py"), of) if hasattr(of, "to_pylist") else of for of in columns.values()]
+    return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
 
 
-class BadSample(ValueError):
-    """A sample that cannot be answered.
-
-    Attributes:
-        index: of the sample in the user's input.
-        reason: what is wrong with it.
-        others: further bad samples of the same window, found by the same check.
-    """
-
-    def __init__(self, index: int, reason: str, others: Sequence[BadSample] = ()) -> None:
-        super().__init__(f"sample {index} {reason}")
-        self.index = index
-        self.reason = reason
-        self.others = tuple(others)
+def _is_one_sample(ids: Any) -> bool:
+    """Whether a column holds the ids of one sample, as tokenizer("a text") gives them."""
+    if isinstance(ids, (np.ndarray, torch.Tensor)):
+        return ids.ndim == 1 and len(ids) > 0 and ids.dtype != object
+    return isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)
 
 
-def _refuse_samples(reasons: Mapping[int, str], first: int) -> None:
-    """Raise for bad samples of a window (index in the window -> reason), if there are any."""
-    bad = [BadSample(first + index, reason) for index, reason in sorted(reasons.items())]
-    if bad:
-        raise BadSample(bad[0].index, bad[0].reason, bad[1:])
+def _holds_ids(inputs: Any) -> bool:
+    """Whether this is a `datasets.Dataset` of token ids, and no code of the user's makes its rows."""
+    if not (hasattr(inputs, "with_format") and hasattr(inputs, "__getitem__") and hasattr(inputs, "format")):
+        return False
+    return "input_ids" in inputs.format["columns"] and inputs.format["type"] != "custom"
 
 
 class Encoder:
@@ -249,17 +249,16 @@ class Encoder:
         tokenized = [isinstance(sample, Mapping) for sample in samples]
         if any(tokenized) and not all(tokenized):
             raise ValueError(f"samples {first}..{first + len(samples) - 1} mix texts and rows of input_ids")
-        ids, type_ids = self._rows(samples, first) if tokenized[0] else self._texts(samples, first)
-        has_types = any(map(any, type_ids))
-        # A single text among pairs is all segment 0.
-        filled = [types or [0] * len(row) for row, types in zip(ids, type_ids, strict=True)] if has_types else None
-        tokens = Tokens.from_lists(ids, filled)
+        if tokenized[0]:
+            tokens = tokens_of(samples, first, self.max_length, self.type_vocab_size)
+        else:
+            tokens = tokens_from_lists(*self._texts(samples, first))
         if self.vocab_size is not None:
             self._check_ids(tokens, first)
         return tokens
 
     def _texts(self, samples: Sequence[Sample], first: int) -> tuple[list[list[int]], list[list[int]]]:
-        _refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
+        refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
         ids, type_ids = self._tokenize(samples, truncation=False)
         special = {pair: self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)}
         empty = {
@@ -267,14 +266,14 @@ class Encoder:
             for index, (_, pair) in enumerate(samples)
             if len(ids[index]) <= special[pair is not None]
         }
-        _refuse_samples(empty, first)
-        too_long = [index for index, row in enumerate(ids) if len(row) > self.max_length]
-        if too_long and not self.truncation:
-            _refuse_samples({index: self._too_long(ids[index]) for index in too_long}, first)
-        if too_long:
-            self.truncated += len(too_long)
-            cut_ids, cut_types = self._tokenize([samples[index] for index in too_long], truncation=True)
-            for index, row, types in zip(too_long, cut_ids, cut_types, strict=True):
+        refuse_samples(empty, first)
+        longer = [index for index, row in enumerate(ids) if len(row) > self.max_length]
+        if longer and not self.truncation:
+            refuse_samples({index: too_long(len(ids[index]), self.max_length) for index in longer}, first)
+        if longer:
+            self.truncated += len(longer)
+            cut_ids, cut_types = self._tokenize([samples[index] for index in longer], truncation=True)
+            for index, row, types in zip(longer, cut_ids, cut_types, strict=True):
                 ids[index], type_ids[index] = row, types
         return ids, type_ids
 
@@ -313,36 +312,6 @@ class Encoder:
         type_ids = encoded["token_type_ids"] if has_pair else [[] for _ in texts]
         return zip(encoded["input_ids"], type_ids, strict=True)
 
-    def _rows(self, rows: Sequence[Row], first: int) -> tuple[list[list[int]], list[list[int]]]:
-        ids, type_ids, errors = [], [], {}
-        for index, row in enumerate(rows):
-            columns = {name: to_list(row[name]) for name in ("input_ids", "token_type_ids", "attention_mask") if name in row}
-            if reason := self._row_error(columns):
-                errors[index] = reason
-            row, real = columns["input_ids"], columns.get("attention_mask")
-            types = columns.get("token_type_ids", [])
-            ids.append(row if real is None else list(compress(row, real)))
-            type_ids.append(types if real is None else list(compress(types, real)))
-        _refuse_samples(errors, first)
-        wrong = {index: "has no tokens" for index, row in enumerate(ids) if not row}
-        wrong |= {index: self._too_long(row) for index, row in enumerate(ids) if len(row) > self.max_length}
-        _refuse_samples(wrong, first)
-        return ids, type_ids
-
-    def _row_error(self, columns: Mapping[str, list]) -> str | None:
-        for name, values in columns.items():
-            if len(values) != len(columns["input_ids"]):
-                return f"has {len(values)} {name} for {len(columns['input_ids'])} input_ids"
-            if not {int, bool}.issuperset(map(type, values)):
-                return f"has {name} that are no integers: {shorten(values)}"
-        types = columns.get("token_type_ids")
-        if types and not 0 <= min(types) <= max(types) < self.type_vocab_size:
-            return f"has token_type_ids outside 0..{self.type_vocab_size - 1}: {shorten(types)}"
-        return None
-
-    def _too_long(self, ids: Sequence[int]) -> str:
-        return f"has {len(ids)} tokens, more than the {self.max_length} allowed; truncation=True cuts such samples"
-
     def _check_ids(self, tokens: Tokens, first: int) -> None:
         outside = (tokens.ids < 0) | (tokens.ids >= self.vocab_size)
         if not outside.any():
@@ -353,7 +322,7 @@ class Encoder:
             f"{self.vocab_size}: is this the model's own tokenizer?"
             for position in outside.nonzero()[:, 0].flip(0)
         }
-        _refuse_samples(reasons, first)
+        refuse_samples(reasons, first)
 
 
 def _text_error(text: Any, pair: Any) -> str | None:
@@ -369,8 +338,3 @@ def _text_error(text: Any, pair: Any) -> str | None:
         except UnicodeEncodeError:
             return f"has a {name} that is no valid Unicode: {shorten(value)}"
     return None
-
-
-def to_list(values: Any) -> list[Any]:
-    """A tensor's or array's values, or those of any sequence."""
-    return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from geep_triton.checks import shorten
-from geep_triton.data import to_list
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import dtype_name
+from geep_triton.token_rows import to_list
 
 
 def as_list(inputs: Any) -> list[Any]:

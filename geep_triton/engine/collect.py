@@ -21,7 +21,7 @@ def build_exit_table(
     texts: Any,
     threshold: float,
     *,
-    ngram: int = 1,
+    ngram: int = 2,
     smoothing: float = 1.0,
     reduction: str = "mean",
     criterion: str = "normalized_entropy",

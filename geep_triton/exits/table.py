@@ -23,7 +23,7 @@ from geep_triton.ops.exit_scores import CRITERIA
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, choose_exits, predict_exits
-from geep_triton.outputs import Tokens
+from geep_triton.outputs import Tokens, to_device
 
 TABLE_FILE = "exit_table.safetensors"
 FORMAT = "geep_triton.exit_table.1"
@@ -55,13 +55,13 @@ class TableSettings:
 
     Attributes:
         threshold: uncertainty at or under which a sample leaves, 0..1.
-        ngram: highest order of the n-grams counted; 1 counts tokens.
+        ngram: highest order of the n-grams counted; 1 counts tokens only, 2 also pairs of neighbours.
         smoothing: pseudo-count a of the prior: P(e|v) = (count[v,e] + a prior[e]) / (sum_e count[v,e] + a).
         reduction: how keys make a sample's distribution: "mean" or "naive_bayes".
     """
 
     threshold: float
-    ngram: int = 1
+    ngram: int = 2
     smoothing: float = 1.0
     reduction: str = "mean"
 
@@ -316,7 +316,7 @@ class ExitTable:
         """
         check_choice("values", values, VALUES)
         if values == "counts":
-            return predict_exits(self.score_table(device), tokens.ids.to(device), tokens.offsets.to(device), decision)
+            return predict_exits(self.score_table(device), *_ids_on(device, tokens), decision)
         probabilities = self._learned_scores("exit_values", tokens, device).softmax(-1)
         return choose_exits(probabilities, torch.tensor(self.exit_layers, device=device), decision)
 
@@ -361,8 +361,8 @@ class ExitTable:
     def _learned_scores(self, name: str, tokens: Tokens, device: str | torch.device) -> torch.Tensor:
         values = self._values(name)
         table = self._laid_out(name, values.weights, "mean", torch.device(device))
-        evidence = predict_exits(table, tokens.ids.to(device), tokens.offsets.to(device)).probabilities
-        return evidence + values.length_bias[length_bucket(tokens.lengths)].to(device)
+        evidence = predict_exits(table, *_ids_on(device, tokens)).probabilities
+        return evidence + to_device(values.length_bias[length_bucket(tokens.lengths)], torch.device(device))
 
     def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
         """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
@@ -505,6 +505,12 @@ def _load_learned(path: Path, tensors: dict[str, torch.Tensor], name: str) -> Le
             got = tuple(found[part].shape) if part in found else "none"
             raise ValueError(f"{path}: {name}.{part} must have shape {shape}, got {got}")
     return LearnedValues(**found)
+
+
+def _ids_on(device: str | torch.device, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and offsets on a device, without the host waiting for it."""
+    device = torch.device(device)
+    return to_device(tokens.ids, device), to_device(tokens.offsets, device)
 
 
 def _as_agreement(scores: torch.Tensor) -> torch.Tensor:
