@@ -24,10 +24,8 @@ BLOCKS = {
     "lookup": (128, 256, 512),
     "predict_exits": (32, 64, 128),
     "score_exits": (512, 1024, 4096),
-    "score_hidden": (64, 128, 256),
     "skip_gate": (512, 1024),
     "partition": (512, 1024),
-    "counting_sort": (32, 64),
     "move_rows": (256, 512, 1024),
 }
 WARPS = (1, 2, 4, 8)
