@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
+from bench.barriers import unordered_barriers
 from bench.environment import environment
 from geep_triton.backend import VARIABLE, interprets
 from geep_triton.reference.exit_scores import CRITERIA
@@ -108,27 +110,20 @@ def sweep_predict_exits() -> Iterator[None]:
 
 def sweep_exit_scores() -> Iterator[None]:
     from geep_triton.kernels.exit_scores import WIDTHS
-    from geep_triton.ops.exit_scores import MAX_FUSED_CLASSES, score_exits, score_hidden
+    from geep_triton.ops.exit_scores import score_exits
 
     for criterion, dtype, width in itertools.product(CRITERIA, DTYPES, WIDTHS):
         yield score_exits(torch.zeros(40, width, dtype=dtype), 0.5, criterion)
-        if width > MAX_FUSED_CLASSES:
-            continue
-        for pooling in ("cls", "mean"):
-            states, weight = torch.zeros(4, 8, 768, dtype=dtype), torch.zeros(width, 768, dtype=dtype)
-            mask = torch.ones(4, 8, dtype=torch.int64)
-            yield score_hidden(states, mask, weight, weight[:, 0].contiguous(), 0.5, criterion, pooling=pooling)
 
 
 def sweep_rows() -> Iterator[None]:
     from geep_triton.kernels import configs
-    from geep_triton.ops.move_rows import gather_rows, scatter_rows
-    from geep_triton.ops.partition import counting_sort, partition
+    from geep_triton.ops.move_rows import gather_rows
+    from geep_triton.ops.partition import partition
     from geep_triton.ops.skip_gate import skip_gate
 
     index = torch.arange(40)
     yield partition(index > 3)
-    yield counting_sort(index % 13, index, 13)
     for dtype, hidden_size in itertools.product(DTYPES, (768, 70, 1)):
         states = torch.zeros(40, hidden_size, dtype=dtype)
         yield skip_gate(states[:, 0].contiguous())
@@ -138,8 +133,9 @@ def sweep_rows() -> Iterator[None]:
     for dtype, width in itertools.product((torch.int64, torch.int32, torch.int16, torch.int8), sorted(widths)):
         rows = torch.zeros(40, width, dtype=dtype)
         yield gather_rows(rows, index)
-        yield scatter_rows(rows, index, 40)
-        # Rows that begin in the midst of 16 bytes, as slices of a batch may.
+        # Rows that lie apart, and that begin in the midst of 16 bytes, as slices of a batch may.
+        yield gather_rows(torch.zeros(40, width + 1, dtype=dtype)[:, :width], index)
+        yield gather_rows(torch.zeros(40, 2 * width, dtype=dtype)[:, :width], index)
         yield gather_rows(torch.zeros(40 * width + 1, dtype=dtype)[1:].view(40, width), index)
 
 
@@ -150,7 +146,8 @@ def launches(architecture: str) -> list[Launch]:
     found: dict[Launch, None] = {}
 
     def recorder(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
-        found[record(kernel, arguments, num_warps, constants)] = None
+        if math.prod(grid):
+            found[record(kernel, arguments, num_warps, constants)] = None
 
     sweeps: tuple[Callable[[], Iterator[None]], ...] = (sweep_hash_table, sweep_predict_exits, sweep_exit_scores, sweep_rows)
     with (
@@ -215,13 +212,14 @@ def read_cubin(cubin: bytes) -> dict[str, Any]:
 
 
 def read_amdgcn(assembly: str) -> dict[str, Any]:
-    """Vector registers, registers spilled, and the widest load, from the assembly's notes."""
+    """Vector registers, registers spilled, the widest load, from the assembly's notes; barriers that do not order memory."""
     number = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])  # noqa: E731
     widths = [32 * int(count) for count in re.findall(r"\b(?:global|buffer)_load_dwordx(\d)\b", assembly)]
     return {
         "registers": number("vgpr_count"),
         "spills": number("vgpr_spill_count") + number("sgpr_spill_count"),
         "widest_load_bits": max(widths, default=32),
+        "unordered_barriers": unordered_barriers(assembly),
     }
 
 

@@ -9,6 +9,7 @@ case of each op under pytest-benchmark.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -22,20 +23,19 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertLayer
 
 from bench.environment import environment
-from geep_triton.ops.exit_scores import score_exits, score_hidden
+from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.ngrams import ngram_keys
-from geep_triton.ops.partition import counting_sort, partition
+from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
 from geep_triton.ops.skip_gate import skip_gate
 from geep_triton.outputs import Tokens
 
 OURS = "geep_triton"
+ROWS, HIDDEN = (64, 128, 512, 2048), 768  # what the engine's batches have
 CACHE_BYTES = 256 << 20  # written between GPU measurements, so that none finds its data in the cache of the one before
 
 
@@ -157,7 +157,7 @@ def predict_cases(device: torch.device) -> Iterator[Case]:
         keys = ngram_keys(tokens.ids, tokens.offsets, torch.zeros(tokens.ids.numel(), dtype=torch.bool), ngram)[0].unique()
         scores = torch.rand(keys.numel() + 1, len(layers))
         scores /= scores.sum(1, keepdim=True)
-        table = ScoreTable.build(keys, scores, layers, (0,), vocabulary, ngram, "mean").to(device)
+        table = ScoreTable.build(keys, scores, layers, (0,), vocabulary, ngram, "mean", device)
         ids, offsets = tokens.ids.to(device), tokens.offsets.to(device)
         providers = {OURS: lambda table=table, ids=ids, offsets=offsets: predict_exits(table, ids, offsets, 0.9).exits}
         if ngram == 1:
@@ -206,9 +206,8 @@ def entropy_eager(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def score_cases(device: torch.device) -> Iterator[Case]:
-    """From launch-bound to beyond the cache."""
-    sizes = [(32, 2), (1024, 2), (1024, 20), (1024, 5000)] + ([(65536, 20), (65536, 5000)] if device.type == "cuda" else [])
-    for rows, classes in sizes:
+    """A batch of two and of five classes."""
+    for rows, classes in itertools.product(ROWS, (2, 5)):
         logits = 4 * torch.randn(rows, classes, device=device)
 
         def ours(logits=logits):
@@ -226,79 +225,37 @@ def score_cases(device: torch.device) -> Iterator[Case]:
         )
 
 
-def hidden_eager(
-    hidden: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Mean pooling, linear head and entropy, as one would write it."""
-    real = mask.unsqueeze(-1).to(hidden.dtype)
-    pooled = (hidden * real).sum(1) / real.sum(1)
-    return entropy_eager(F.linear(pooled, weight, bias))
-
-
-def hidden_cases(device: torch.device) -> Iterator[Case]:
-    """A layer's output of 4 k and 16 k tokens."""
-    for rows, length in ((32, 128), (128, 128), (512, 32)):
-        hidden, mask = torch.randn(rows, length, 768, device=device), torch.ones(rows, length, dtype=torch.int64, device=device)
-        weight, bias = torch.randn(3, 768, device=device), torch.randn(3, device=device)
-        arguments = hidden, mask, weight, bias
-
-        def ours(arguments=arguments):
-            _, scores = score_hidden(*arguments, 0.3, pooling="mean")
-            return scores.prediction, scores.leaves
-
-        rivals = {"torch eager": hidden_eager} | compiled(hidden_eager, device)
-        layer = BertLayer(BertConfig(attn_implementation="sdpa")).eval().to(device)
-        timed_layer = rows * length <= 4096 or device.type == "cuda"  # on a CPU larger ones take a second each
-        rivals |= {"one BertLayer": lambda hidden, *_, layer=layer: layer(hidden)} if timed_layer else {}
-        yield Case(
-            "score_hidden",
-            {"rows": rows, "length": length, "hidden_size": 768, "classes": 3},
-            rows * length,
-            hidden.numel() * 4,
-            {OURS: ours} | {name: lambda call=call, given=arguments: call(*given) for name, call in rivals.items()},
-            same=nearly_same,
-            roofs=("one BertLayer",),
-        )
-
-
 def nearly_same(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> bool:
     """All but one in a thousand: rounding may carry a row over the threshold or over a tie."""
     return all(float((a != b).float().mean()) <= 0.001 for a, b in zip(ours, theirs, strict=True))
 
 
-def gate_eager(logits: torch.Tensor) -> torch.Tensor:
+def gate_eager(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Rows that run the layer before those that skip it."""
-    skips = logits.sigmoid() >= 0.5
+    skips = (states.float() @ weight + bias).sigmoid() >= 0.5
     return torch.cat([(~skips).nonzero()[:, 0], skips.nonzero()[:, 0]])
 
 
 def row_cases(device: torch.device) -> Iterator[Case]:
-    """Gates, partition, sort and moves of a batch's or a window's rows."""
-    for rows in (64, 1024, 4096):
-        logits = torch.randn(rows, device=device)
-        flags = logits > 0
-        yield Case("skip_gate", {"rows": rows}, rows, rows * 18, {
-            OURS: lambda logits=logits: skip_gate(logits).order,
-            "torch eager": lambda logits=logits: gate_eager(logits),
+    """Gates and partition of a batch's rows, and moves of half of them, cut to the longest that stays."""
+    for rows in ROWS:
+        states = torch.randn(rows, HIDDEN, device=device).bfloat16()
+        weight, bias = torch.randn(HIDDEN, device=device) / HIDDEN**0.5, torch.zeros(1, device=device)
+        flags = states[:, 0] > 0
+        yield Case("skip_gate", {"rows": rows, "hidden_size": HIDDEN}, rows, rows * (2 * HIDDEN + 16), {
+            OURS: lambda gate=(states, weight, bias): skip_gate(*gate).order,
+            "torch eager": lambda gate=(states, weight, bias): gate_eager(*gate),
         })  # fmt: skip
         yield Case("partition", {"rows": rows}, rows, rows * 9, {
             OURS: lambda flags=flags: partition(flags)[0],
             "boolean indexing": lambda flags=flags: torch.cat([flags.nonzero()[:, 0], (~flags).nonzero()[:, 0]]),
             "torch.sort": lambda flags=flags: flags.byte().sort(descending=True, stable=True).indices,
         })  # fmt: skip
-        keys, lengths = (torch.randint(0, top, (rows,), device=device) for top in (13, 513))
-        yield Case("counting_sort", {"rows": rows, "keys": 13}, rows, rows * 24, {
-            OURS: lambda keys=keys, lengths=lengths: counting_sort(keys, lengths, 13)[0],
-            "torch.sort of packed keys": lambda keys=keys, lengths=lengths: (keys * 1024 + lengths).sort(
-                descending=True, stable=True
-            ).indices,
-        })  # fmt: skip
-    for rows, length in ((32, 32), (128, 128), (512, 128)):
-        hidden, index = torch.randn(rows, length, 768, device=device), torch.randperm(rows, device=device)[: rows // 2]
-        flags = torch.zeros(rows, dtype=torch.bool, device=device)
-        flags[index] = True
-        index = index.sort().values
-        yield Case("move_rows", {"rows": rows, "length": length, "hidden_size": 768}, rows // 2, hidden.numel() * 4, {
+    for rows, length in zip(ROWS, (128, 128, 32, 32), strict=True):
+        hidden = torch.randn(rows, length, HIDDEN, device=device).bfloat16()[:, : 3 * length // 4]
+        index = torch.randperm(rows, device=device)[: rows // 2].sort().values
+        flags = torch.zeros(rows, dtype=torch.bool, device=device).index_fill(0, index, True)
+        yield Case("move_rows", {"rows": rows, "length": length, "hidden_size": HIDDEN}, rows // 2, hidden.numel() * 2, {
             OURS: lambda hidden=hidden, index=index: gather_rows(hidden, index),
             "torch.index_select": lambda hidden=hidden, index=index: hidden.index_select(0, index),
             "boolean indexing": lambda hidden=hidden, flags=flags: hidden[flags],
@@ -310,10 +267,8 @@ MAKERS = {
     "insert_add": insert_cases,
     "predict_exits": predict_cases,
     "score_exits": score_cases,
-    "score_hidden": hidden_cases,
     "skip_gate": row_cases,
     "partition": row_cases,
-    "counting_sort": row_cases,
     "move_rows": row_cases,
 }
 

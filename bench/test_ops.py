@@ -14,10 +14,8 @@ RIVALS = {
     "insert_add": ("torch.unique + bincount",),
     "predict_exits": ("torch embedding_bag", "NumPy on the host"),
     "score_exits": ("torch eager",),
-    "score_hidden": ("torch eager",),
     "skip_gate": ("torch eager",),
     "partition": ("boolean indexing", "torch.sort"),
-    "counting_sort": ("torch.sort of packed keys",),
     "move_rows": ("torch.index_select", "boolean indexing"),
 }
 

@@ -41,14 +41,15 @@ def choose_backend(device: torch.device, backend: str | None = None) -> str:
     name = "backend" if backend is not None else VARIABLE
     chosen = backend if backend is not None else os.environ.get(VARIABLE, "auto")
     check_choice(name, chosen, BACKENDS)
-    runs_triton = device.type == "cuda" or interprets()
     if chosen == "auto":
         return "triton" if device.type == "cuda" and has_triton() else "torch"
-    if chosen == "triton" and not has_triton():
+    if chosen == "torch":
+        return chosen
+    if not has_triton():
         raise ValueError(f"{name} is 'triton', but the package triton is not installed")
-    if chosen == "triton" and not runs_triton and backend is None:
-        return "torch"
-    if chosen == "triton" and not runs_triton:
+    if device.type != "cuda" and not interprets():
+        if backend is None:
+            return "torch"
         raise ValueError(
             f"{name} is 'triton', which needs tensors on a GPU, got {device.type}; "
             "set TRITON_INTERPRET=1 before the first import to try its kernels on a CPU"

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from geep_triton.checks import check_int, check_tensor
-from geep_triton.ops.partition import MAX_KEYS, counting_sort
 from geep_triton.outputs import Schedule
 
 BATCH_COST = 64
@@ -52,11 +51,9 @@ def schedule(
         if groups.shape != exits.shape:
             raise ValueError(f"exits and groups must be of one length, got {exits.numel()} and {groups.numel()}")
         keys = torch.unique(torch.stack([exits, -groups]), dim=1, return_inverse=True)[1]
-    if int(keys.max()) < MAX_KEYS:
-        order, _ = counting_sort(keys, lengths, int(keys.max()) + 1)
-    else:
-        order = lengths.argsort(descending=True, stable=True)
-        order = order[keys[order].argsort(descending=True, stable=True)]
+    # One stable sort of both as one number.
+    packed = keys * (int(lengths.max()) + 1) + lengths
+    order = torch.from_numpy(np.argsort(-packed.numpy(), kind="stable"))
     sorted_keys, sorted_exits, sorted_lengths = (values[order].numpy() for values in (keys, exits, lengths))
 
     bounds, batch_exits, padded = [0], [], 0

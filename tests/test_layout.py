@@ -65,6 +65,26 @@ def test_training_knows_no_table_schedule_or_engine():
         assert not rooms & {"exits", "schedule", "engine"}, path
 
 
+def test_every_op_is_used():
+    """A public function in `ops` is imported by another room, or by an op's module that another room imports."""
+    defined, imports = {}, {}
+    for path in MODULES:
+        name = ".".join(("geep_triton", *path.relative_to(PACKAGE).with_suffix("").parts))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imports[name] = {
+            (node.module, alias.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        if path.parent.name == "ops" and path.stem not in ("__init__", "dispatch"):
+            public = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+            defined |= {(name, function): name for function in public}
+    reached = {name for name in imports if not name.startswith("geep_triton.ops")}
+    while new := {module for name in reached for module, _ in imports[name] if module in defined.values()} - reached:
+        reached |= new
+    used = {pair for name in reached for pair in imports[name]}
+    assert sorted(defined.keys() - used) == []
+    assert {function for _, function in defined} >= {"insert_add", "lookup", "score_exits", "skip_gate", "gather_rows"}
+
+
 def modules_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,8 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geep_triton.backend import VARIABLE, has_triton, interprets
 from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
+from geep_triton.ops.hash_table import lookup
+from geep_triton.ops.predict_exits import ScoreTable
 from geep_triton.outputs import Tokens
 
 EXITS = (1, 2, 4)
@@ -87,6 +90,52 @@ def test_merge_equals_building_from_both(cut, ngram):
     whole = make(settings=settings)
     assert same(merged, whole)
     assert same(merged.rebuild(threshold=0.85), whole.rebuild(threshold=0.85))
+
+
+@pytest.fixture
+def kernels_run(monkeypatch):
+    """Names of the Triton kernels that ran since, all of which may run here; and where they do."""
+    if not has_triton() or not (torch.cuda.is_available() or interprets()):
+        pytest.skip("needs Triton, and a GPU or its interpreter")
+    from geep_triton.kernels import launching
+
+    names, launch = [], launching.launch
+    monkeypatch.setenv(VARIABLE, "triton")
+    monkeypatch.setattr(launching, "launch", lambda kernel, *a, **b: (names.append(kernel.__name__), launch(kernel, *a, **b)))
+    return names, "cpu" if interprets() else "cuda"
+
+
+@pytest.mark.parametrize("ngram", [1, 2, 3])
+def test_kernels_count_as_pytorch_does(ngram, kernels_run, monkeypatch):
+    names, device = kernels_run
+    table = make(settings={"ngram": ngram}, device=device)
+    again = make(device=device).rebuild(ngram=ngram, device=device)
+    assert set(names) == {"insert_add_kernel"}
+    assert table.keys.device.type == table.counts.device.type == "cpu"
+    monkeypatch.setenv(VARIABLE, "torch")
+    assert same(table, make(settings={"ngram": ngram}))
+    assert same(again, table)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "naive_bayes"])
+def test_kernels_lay_scores_out_as_pytorch_does(reduction, kernels_run, monkeypatch):
+    names, device = kernels_run
+    ids = torch.randint(4, 40, (200, 9)).tolist()
+    table = make(ids, torch.rand(200, 3), settings={"ngram": 2, "reduction": reduction}, device=device)
+    names.clear()
+    ours = table.score_table(device)
+    assert names == ["insert_add_kernel", "lookup_kernel"]
+    assert {value.device.type for value in vars(ours).values() if isinstance(value, torch.Tensor)} == {device}
+    monkeypatch.setenv(VARIABLE, "torch")
+    theirs = ScoreTable.build(table.keys, table.scores, EXITS, (0, 2, 3), 40, 2, reduction)
+    longer = table.keys[table.keys < 0]
+    assert longer.numel() > 500
+    for name in ("uncounted", "unigrams", "prior", "layers"):
+        assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name)), name
+    # A key may stand in another slot; its scores may not differ.
+    mine, others = (built.ngrams[lookup(built.slots, built.probes, longer.to(built.slots.device))] for built in (ours, theirs))
+    assert torch.equal(mine.cpu(), others)
+    assert torch.equal(ours.ngrams[-1].cpu(), theirs.ngrams[-1])
 
 
 def test_tables_without_records_predict_and_merge_but_do_not_rebuild():

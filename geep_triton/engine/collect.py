@@ -76,6 +76,7 @@ def build_exit_table(
         tokenizer_fingerprint(tokenizer),
         uncounted_ids(tokenizer),
         criterion,
+        model.device,
     )
     table = table.with_agreement() if learn_agreement else table
     table = table.with_exit_values() if learn_exits else table

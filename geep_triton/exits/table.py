@@ -120,8 +120,11 @@ class ExitTable:
         fingerprint: str,
         special_ids: Sequence[int],
         criterion: str = "normalized_entropy",
+        device: str | torch.device = "cpu",
     ) -> ExitTable:
         """Count where each sample leaves: at the first exit that is sure enough, else at the last.
+
+        N-grams are counted on `device`; the table itself stays on the host.
 
         Raises:
             ValueError: no samples, NaN among the uncertainties, or shapes that do not fit.
@@ -142,12 +145,14 @@ class ExitTable:
         if records.uncertainty.isnan().any():
             raise ValueError("records.uncertainty holds NaN: the model that made it gives NaN logits")
         exits = first_sure_exit(records.uncertainty, settings.threshold)
-        special = torch.isin(records.tokens.ids, torch.tensor(special_ids, dtype=torch.int64))
-        keys, samples = ngram_keys(records.tokens.ids, records.tokens.offsets, special, settings.ngram)
-        table_keys, counts = insert_add(HashTable.empty(len(exit_layers)), keys, exits[samples]).items()
+        ids, offsets = records.tokens.ids.to(device), records.tokens.offsets.to(device)
+        special = torch.isin(ids, torch.tensor(special_ids, dtype=torch.int64, device=device))
+        keys, samples = ngram_keys(ids, offsets, special, settings.ngram)
+        table = insert_add(HashTable.empty(len(exit_layers), device=device), keys, exits.to(device)[samples])
+        table_keys, counts = table.items()
         return cls(
-            keys=table_keys,
-            counts=counts,
+            keys=table_keys.cpu(),
+            counts=counts.cpu(),
             exit_counts=torch.bincount(exits, minlength=len(exit_layers)),
             exit_layers=tuple(exit_layers),
             settings=settings,
@@ -158,10 +163,11 @@ class ExitTable:
             records=records,
         )
 
-    def rebuild(self, **settings: float | int | str) -> ExitTable:
+    def rebuild(self, *, device: str | torch.device = "cpu", **settings: float | int | str) -> ExitTable:
         """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
 
-        Learned values are kept, but for another `ngram`, and those of the exit for another `threshold`.
+        Learned values are kept, but for another `ngram`, and those of the exit for another `threshold`. N-grams are counted
+        on `device`.
 
         Raises:
             ValueError: the table's records were dropped and the new settings need them (threshold, ngram).
@@ -172,7 +178,7 @@ class ExitTable:
         if self.records is None:
             raise ValueError("records: this table was saved without its records; build it again from texts")
         rebuilt = ExitTable.from_records(
-            self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion
+            self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion, device
         )
         # These do not depend on the threshold, and the keys are the same unless the order of n-grams changes.
         kept = ("agreement", "skip_values", "paths") if changed.ngram == self.settings.ngram else ()
@@ -286,10 +292,9 @@ class ExitTable:
         if (name, device) not in self._score_tables:
             # Values of skipping are of every layer, all others of the exits.
             layers = tuple(range(1, scores.shape[1] + 1)) if name == "skip_values" else self.exit_layers
-            built = ScoreTable.build(
-                self.keys, scores, layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction
+            self._score_tables[name, device] = ScoreTable.build(
+                self.keys, scores, layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction, device
             )
-            self._score_tables[name, device] = built.to(device)
         return self._score_tables[name, device]
 
     @cached_property

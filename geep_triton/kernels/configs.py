@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -35,16 +36,10 @@ TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
         "default": ((256, Config(1024, 4)), (2048, Config(4096, 8)), (math.inf, Config(16384, 16))),
         "interpreter": ((math.inf, Config(4096, 4)),),
     },
-    # The block is hidden units read at a time.
-    "score_hidden": {
-        "default": ((math.inf, Config(128, 4)),),
-        "sm_80": ((math.inf, Config(64, 4)),),  # 128 spill
-        "interpreter": ((math.inf, Config(1024, 4)),),
-    },
+    # The block is rows.
+    "gate_logits": {"default": ((math.inf, Config(16, 4)),)},
     "skip_gate": {"default": ((math.inf, Config(1024, 4)),)},
     "partition": {"default": ((math.inf, Config(1024, 4)),)},
-    # Rows ranked by one program.
-    "counting_sort": {"default": ((math.inf, Config(32, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},
     # Elements of a row moved by one program, by elements a row.
     "move_rows": {
         "default": ((64, Config(64, 4)), (256, Config(256, 4)), (math.inf, Config(1024, 4))),
@@ -57,6 +52,11 @@ def architecture(device: torch.device) -> str:
     """ "sm_90" and the like, "gfx942" and the like, or "interpreter"."""
     if interprets():
         return "interpreter"
+    return _architecture(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _architecture(device: int) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]

@@ -1,4 +1,4 @@
-"""Exit scoring in one launch: from logits, or from hidden states through a linear head."""
+"""Exit scoring in one launch."""
 
 from __future__ import annotations
 
@@ -93,59 +93,6 @@ def score_exits_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows", "length", "num_classes", "top_k", "patience", "by_agreement", "is_first"])
-def score_hidden_kernel(
-    hidden, attention_mask, weight, bias, logits, predictions, uncertainties, leaving, previous, streak_before, streaks, counts,
-    num_rows, length, hidden_size, num_classes, threshold, scale, top_k, patience, by_agreement, is_first,
-    MEAN: tl.constexpr, CRITERION: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """A program pools one row, multiplies it with all classes' weights and scores it."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, COLUMNS)
-    real = column < num_classes
-    x = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
-    tokens = 1.0
-    if MEAN:
-        tokens = 0.0
-        begin = 0
-        while begin < length:
-            token = begin + tl.arange(0, TOKENS)
-            mask = tl.load(attention_mask + row * length + token, mask=token < length, other=0)
-            tokens += tl.sum((mask != 0).to(tl.float32), 0)
-            begin += TOKENS
-        tokens = tl.maximum(tokens, 1.0)
-    unit_begin = 0
-    while unit_begin < hidden_size:
-        unit = unit_begin + tl.arange(0, BLOCK)
-        within = unit < hidden_size
-        if MEAN:
-            pooled = tl.zeros([BLOCK], tl.float32)
-            begin = 0
-            while begin < length:
-                token = begin + tl.arange(0, TOKENS)
-                mask = tl.load(attention_mask + row * length + token, mask=token < length, other=0) != 0
-                place = (row * length + token)[:, None] * hidden_size + unit[None, :]
-                states = tl.load(hidden + place, mask=mask[:, None] & within[None, :], other=0.0)
-                pooled += tl.sum(states.to(tl.float32), 0)
-                begin += TOKENS
-            pooled = pooled / tokens
-        else:
-            pooled = tl.load(hidden + row * length * hidden_size + unit, mask=within, other=0.0).to(tl.float32)
-        weights = tl.load(
-            weight + column[:, None] * hidden_size + unit[None, :], mask=real[:, None] & within[None, :], other=0.0
-        )
-        x += tl.sum(weights.to(tl.float32) * pooled[None, :], 1)
-        unit_begin += BLOCK
-    tl.store(logits + row * num_classes + column, x, mask=real)
-    tile = tl.where(real, x, -float("inf"))[None, :]
-    prediction, uncertainty, valid = uncertainty_of(tile, column, scale, top_k, CRITERION)
-    rows = row + tl.zeros([1], tl.int64)
-    decide_leaving(
-        rows, rows < num_rows, prediction, uncertainty, valid, predictions, uncertainties, leaving, previous, streak_before,
-        streaks, counts, threshold, patience, by_agreement, is_first,
-    )  # fmt: skip
-
-
 # Few widths, so that few kernels are ever compiled; `ops` keeps wider problems away.
 WIDTHS = (4, 32, 256, 2048, 16384)
 
@@ -202,34 +149,3 @@ def score_exits(
         CRITERION=criterion, ROWS=rows, COLUMNS=columns, num_warps=config.warps,
     )  # fmt: skip
     return outputs
-
-
-def score_hidden(
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    pooling: str,
-    threshold: float,
-    criterion: str,
-    top_k: int,
-    rule: str,
-    patience: int,
-    previous: torch.Tensor | None,
-    streak: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
-    """See `geep_triton.ops.exit_scores.score_hidden`."""
-    num_rows, length, hidden_size = hidden_states.shape
-    classes = weight.shape[0]
-    outputs = _outputs(num_rows, hidden_states.device)
-    logits = torch.empty(num_rows, classes, device=hidden_states.device)
-    columns = next(width for width in WIDTHS if classes <= width)
-    config = choose("score_hidden", hidden_size, hidden_states.device)
-    launching.launch(
-        score_hidden_kernel, (num_rows,),
-        hidden_states.contiguous(), attention_mask.contiguous(), weight.contiguous(), bias.contiguous(), logits,
-        *_pointers(outputs, previous, streak), num_rows, length, hidden_size, classes,
-        *_scalars(classes, threshold, criterion, top_k, rule, patience, streak),
-        MEAN=pooling == "mean", CRITERION=criterion, COLUMNS=columns, BLOCK=config.block, TOKENS=8, num_warps=config.warps,
-    )  # fmt: skip
-    return logits, *outputs

@@ -1,4 +1,4 @@
-"""Skip gates of a batch in one launch: soft gate, decision, order and count of the rows that run the layer."""
+"""Skip gates of a batch: gate logits, then soft gate, decision, order and count of the rows that run the layer."""
 
 from __future__ import annotations
 
@@ -8,45 +8,64 @@ import triton.language as tl
 
 from geep_triton.kernels import launching
 from geep_triton.kernels.configs import choose
-from geep_triton.kernels.partition import write_order
+from geep_triton.kernels.partition import partition_places
+
+UNITS = 128  # hidden units of a row read at a time
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def skip_gate_kernel(
-    states, weight, bias, soft, skips, active, order, count, num_rows, hidden_size, threshold,
-    LINEAR: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+def gate_logits_kernel(
+    states, weight, bias, logits, num_rows, hidden_size, ROWS: tl.constexpr, UNITS: tl.constexpr
 ):  # fmt: skip
-    """One program: gates block by block, then the order; a batch is small."""
+    """A program multiplies a few rows with the gate's weight."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < num_rows
+    products = tl.zeros([ROWS, UNITS], tl.float32)
+    first = 0
+    while first < hidden_size:
+        unit = first + tl.arange(0, UNITS)
+        within = unit < hidden_size
+        place = row[:, None] * hidden_size + unit[None, :]
+        x = tl.load(states + place, mask=inside[:, None] & within[None, :], other=0.0).to(tl.float32)
+        w = tl.load(weight + unit, mask=within, other=0.0).to(tl.float32)
+        products += x * w[None, :]
+        first += UNITS
+    tl.store(logits + row, tl.sum(products, 1) + tl.load(bias).to(tl.float32), mask=inside)
+
+
+@triton.jit
+def soft_gate(logits, row, inside):
+    """Sigmoid of the logits of a block of rows."""
+    return 1.0 / (1.0 + tl.exp(-tl.load(logits + row, mask=inside, other=0.0).to(tl.float32)))
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def skip_gate_kernel(logits, soft, hard, order, count, num_rows, threshold, BLOCK: tl.constexpr):
+    """One program, since a batch is small: it counts the rows that run, then puts each to its place.
+
+    The second pass decides anew: what other waves stored in the first might not be there yet, whatever barrier stood between.
+    """
+    total = 0
     begin = 0
     while begin < num_rows:
-        row = begin + tl.arange(0, ROWS)
+        row = begin + tl.arange(0, BLOCK)
         inside = row < num_rows
-        if LINEAR:
-            gate = tl.zeros([ROWS], tl.float32) + tl.load(bias).to(tl.float32)
-            first = 0
-            while first < hidden_size:
-                unit = first + tl.arange(0, UNITS)
-                within = unit < hidden_size
-                place = row.to(tl.int64)[:, None] * hidden_size + unit[None, :]
-                x = tl.load(states + place, mask=inside[:, None] & within[None, :], other=0.0).to(tl.float32)
-                w = tl.load(weight + unit, mask=within, other=0.0).to(tl.float32)
-                gate += tl.sum(x * w[None, :], 1)
-                first += UNITS
-        else:
-            gate = tl.load(states + row, mask=inside, other=0.0).to(tl.float32)
-        open_share = 1.0 / (1.0 + tl.exp(-gate))
-        skip = open_share >= threshold
-        tl.store(soft + row, open_share, mask=inside)
-        tl.store(skips + row, skip.to(tl.float32), mask=inside)
-        tl.store(active + row, (skip == 0).to(tl.uint8), mask=inside)
-        begin += ROWS
-    # What one thread stored another is about to read.
-    tl.debug_barrier()
-    write_order(active, order, count, num_rows, BLOCK)
-
-
-# Of pooled states that one program reads; more, or hidden sizes that no BERT has, are a matrix product before the launch.
-MOST_STATES = 1 << 18
+        skips = soft_gate(logits, row, inside) >= threshold
+        total += tl.sum(((skips == 0) & inside).to(tl.int32), 0)
+        begin += BLOCK
+    ahead = 0
+    begin = 0
+    while begin < num_rows:
+        row = begin + tl.arange(0, BLOCK)
+        inside = row < num_rows
+        gate = soft_gate(logits, row, inside)
+        skips = gate >= threshold
+        place, ahead = partition_places(row, (skips == 0) & inside, ahead, total)
+        tl.store(order + place, row.to(tl.int64), mask=inside)
+        tl.store(soft + row, gate, mask=inside)
+        tl.store(hard + row, skips.to(tl.float32), mask=inside)
+        begin += BLOCK
+    tl.store(count, total)
 
 
 def skip_gate(
@@ -54,19 +73,26 @@ def skip_gate(
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.skip_gate.skip_gate`."""
     rows, device = states.shape[0], states.device
-    soft, skips = (torch.empty(rows, device=device) for _ in range(2))
-    active = torch.empty(rows, dtype=torch.uint8, device=device)
+    logits = states.contiguous() if weight is None else gate_logits(states, weight, bias)
+    soft, hard = (torch.empty(rows, device=device) for _ in range(2))
     order = torch.empty(rows, dtype=torch.int64, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
-    linear = weight is not None
-    if linear and (states.numel() > MOST_STATES or states.shape[1] % 16):
-        states, linear = states.float() @ weight.float() + bias.float(), False
     config = choose("skip_gate", rows, device)
     launching.launch(
-        skip_gate_kernel, (1,),
-        states.contiguous(), weight.contiguous() if linear else states, bias if linear else states,
-        soft, skips, active, order, count,
-        rows, states.shape[1] if linear else 1, float(threshold),
-        LINEAR=linear, BLOCK=config.block, ROWS=16 if linear else config.block, UNITS=128, num_warps=config.warps,
+        skip_gate_kernel, (1,), logits, soft, hard, order, count, rows, float(threshold),
+        BLOCK=config.block, num_warps=config.warps,
     )  # fmt: skip
-    return soft, skips, order, count
+    return soft, hard, order, count
+
+
+def gate_logits(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """states [N, H] @ weight [H] + bias [1], each in its dtype -> [N] float32."""
+    rows, hidden_size = states.shape
+    logits = torch.empty(rows, device=states.device)
+    config = choose("gate_logits", rows, states.device)
+    launching.launch(
+        gate_logits_kernel, (triton.cdiv(rows, config.block),),
+        states.contiguous(), weight.contiguous(), bias, logits, rows, hidden_size,
+        ROWS=config.block, UNITS=UNITS, num_warps=config.warps,
+    )  # fmt: skip
+    return logits

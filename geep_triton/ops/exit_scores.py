@@ -1,4 +1,4 @@
-"""Exit scoring: logits, or hidden states, -> prediction, uncertainty, and who may leave."""
+"""Exit scoring: logits -> prediction, uncertainty, and who may leave."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from geep_triton.reference.exit_scores import CRITERIA as REFERENCE_CRITERIA
 CRITERIA = tuple(REFERENCE_CRITERIA)
 UNBOUNDED = ("entropy", "energy")  # their thresholds are not shares
 RULES = ("confidence", "agreement")
-POOLINGS = ("cls", "mean")
-# Wider problems, where a row no longer fits a program's registers, go to PyTorch; so do hidden sizes that are no multiple of
-# 16, which no BERT has.
-MAX_CLASSES, MAX_FUSED_CLASSES = 16384, 32
+# Wider problems, where a row no longer fits a program's registers, go to PyTorch.
+MAX_CLASSES = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,64 +79,6 @@ def score_exits(
     op = implementation("exit_scores", logits.device, backend)
     settings = _settings(logits.shape[0], threshold, criterion, top_k, rule, patience, previous, streak)
     return ExitScores(*op.score_exits(logits, *settings))
-
-
-def score_hidden(
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    threshold: float,
-    criterion: str = "normalized_entropy",
-    *,
-    pooling: str = "cls",
-    top_k: int = 5,
-    rule: str = "confidence",
-    patience: int = 1,
-    previous: torch.Tensor | None = None,
-    streak: torch.Tensor | None = None,
-    backend: str | None = None,
-) -> tuple[torch.Tensor, ExitScores]:
-    """A linear head and the scoring of its answers in one: pool, weight and bias in float32, then as `score_exits`.
-
-    Args:
-        hidden_states: [N, S, H] floating point.
-        attention_mask: [N, S] int64, 0 on padding.
-        weight: [C, H]; bias: [C].
-        pooling: "cls" (the first token) or "mean" (over tokens whose mask is not 0).
-        threshold, criterion, top_k, rule, patience, previous, streak, backend: as for `score_exits`.
-
-    Returns:
-        logits [N, C] float32, and their scores.
-
-    Raises:
-        ValueError, TypeError: shapes or dtypes that do not fit, and all that `score_exits` raises.
-    """
-    check_tensor("hidden_states", hidden_states, 3)
-    if not hidden_states.is_floating_point():
-        raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
-    check_tensor("attention_mask", attention_mask, 2, torch.int64)
-    check_tensor("weight", weight, 2)
-    check_tensor("bias", bias, 1)
-    check_choice("pooling", pooling, POOLINGS)
-    expected = {
-        "attention_mask": (attention_mask, hidden_states.shape[:2]),
-        "weight": (weight, (weight.shape[0], hidden_states.shape[2])),
-        "bias": (bias, weight.shape[:1]),
-    }
-    for name, (value, shape) in expected.items():
-        if value.shape != shape:
-            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
-    if hidden_states.shape[1] == 0:
-        raise ValueError(f"hidden_states must hold at least one token a sample, got shape {tuple(hidden_states.shape)}")
-    if weight.shape[0] < 2:
-        raise ValueError(f"criterion {criterion!r} needs at least two classes, got weight of shape {tuple(weight.shape)}")
-    if weight.shape[0] > MAX_FUSED_CLASSES or hidden_states.shape[2] % 16:
-        backend = "torch"
-    op = implementation("exit_scores", hidden_states.device, backend)
-    settings = _settings(hidden_states.shape[0], threshold, criterion, top_k, rule, patience, previous, streak)
-    logits, *scores = op.score_hidden(hidden_states, attention_mask, weight, bias, pooling, *settings)
-    return logits, ExitScores(*scores)
 
 
 def _settings(

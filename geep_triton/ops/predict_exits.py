@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -52,8 +52,9 @@ class ScoreTable:
         vocab_size: int,
         ngram: int,
         reduction: str,
+        device: str | torch.device = "cpu",
     ) -> ScoreTable:
-        """From keys [S] int64, distinct (`ngram_keys`), and P(e|key) [S + 1, E], the last row the prior."""
+        """From keys [S] int64, distinct (`ngram_keys`), and P(e|key) [S + 1, E], the last row the prior; built on `device`."""
         check_choice("reduction", reduction, REDUCTIONS)
         if reduction == "naive_bayes":
             # An exit that nobody took has probability 0; the floor keeps its logarithm finite.
@@ -61,6 +62,7 @@ class ScoreTable:
             scores[:-1] -= scores[-1]
         padded = scores.new_zeros(scores.shape[0], max(4, 1 << (len(layers) - 1).bit_length()))
         padded[:, : len(layers)] = scores
+        keys, padded = keys.to(device), padded.to(device)
         rows, prior = padded[:-1], padded[-1]
         unseen = torch.zeros_like(prior) if reduction == "naive_bayes" else prior
         single = (keys >= 0) & (keys < vocab_size)
@@ -69,18 +71,22 @@ class ScoreTable:
 
         longer = keys[keys < 0]
         capacity = max(4, 1 << (int(longer.numel() / MAX_LOAD) - 1).bit_length())
-        table = insert_add(HashTable.empty(1, capacity), longer, torch.zeros_like(longer), backend="torch")
+        table = insert_add(HashTable.empty(1, capacity, device), longer, torch.zeros_like(longer))
         ngrams = unseen.repeat(table.capacity + 1, 1)
-        ngrams[lookup(table.slots, table.probes, longer, backend="torch")] = rows[keys < 0]
+        ngrams[lookup(table.slots, table.probes, longer)] = rows[keys < 0]
         uncounted = torch.zeros(vocab_size, dtype=torch.bool)
         uncounted[torch.tensor(uncounted_ids, dtype=torch.int64)] = True
-        in_log_space = reduction == "naive_bayes"
-        return cls(uncounted, unigrams, table.slots, ngrams, prior, table.probes, torch.tensor(layers), ngram, in_log_space)
-
-    def to(self, device: torch.device | str) -> ScoreTable:
-        """The same on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **tensors)
+        return cls(
+            uncounted=uncounted.to(device),
+            unigrams=unigrams,
+            slots=table.slots,
+            ngrams=ngrams,
+            prior=prior,
+            probes=table.probes,
+            layers=torch.tensor(layers, device=device),
+            ngram=ngram,
+            log_space=reduction == "naive_bayes",
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,15 @@ def skip_gate(
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
     check_number("threshold", threshold, 0.0, 1.0)
-    return SkipGate(*_StraightThrough.apply(states, weight, bias, threshold, backend))
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (states, weight, bias))
+    gates = _StraightThrough.apply if wanted else _gates
+    return SkipGate(*gates(states, weight, bias, threshold, backend))
+
+
+def _gates(
+    states: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, threshold: float, backend: str | None
+) -> tuple[torch.Tensor, ...]:
+    return implementation("skip_gate", states.device, backend).skip_gate(states, weight, bias, threshold)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -69,8 +77,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, bias, threshold, backend):
-        op = implementation("skip_gate", states.device, backend)
-        soft, hard, order, count = op.skip_gate(states, weight, bias, threshold)
+        soft, hard, order, count = _gates(states, weight, bias, threshold, backend)
         ctx.save_for_backward(states, weight, soft)
         ctx.mark_non_differentiable(order, count)
         return soft, hard, order, count

@@ -83,28 +83,3 @@ def score_exits(
     leaves = goes_on if patience == 1 else streak >= patience
     counts = torch.stack([leaves, invalid]).sum(1, dtype=torch.int32)
     return prediction, uncertainty, leaves, streak, counts
-
-
-def score_hidden(
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    pooling: str,
-    threshold: float,
-    criterion: str,
-    top_k: int,
-    rule: str,
-    patience: int,
-    previous: torch.Tensor | None,
-    streak: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
-    """See `geep_triton.ops.exit_scores.score_hidden`."""
-    if pooling == "cls":
-        pooled = hidden_states[:, 0].float()
-    else:
-        real = (attention_mask != 0).unsqueeze(-1)
-        # Selected, not multiplied: what stands in the padding, NaN too, stays out.
-        pooled = torch.where(real, hidden_states.float(), 0.0).sum(1) / real.sum(1).clamp(min=1)
-    logits = pooled @ weight.float().T + bias.float()
-    return logits, *score_exits(logits, threshold, criterion, top_k, rule, patience, previous, streak)

@@ -48,7 +48,10 @@ def target(request) -> Target:
 
 @pytest.fixture(autouse=True, scope="module")
 def _guard_zones():
-    """Every buffer of every launch lies between guard zones, which no kernel may change; what it reads there is poison."""
+    """Every buffer of every launch lies between guard zones, which no kernel may change; what it reads there is poison.
+
+    Where rows lie apart so are the gaps between them.
+    """
     if not has_triton():
         yield
         return
@@ -62,15 +65,14 @@ def _guard_zones():
         def fence(value):
             if not isinstance(value, torch.Tensor):
                 return value
-            key = value.data_ptr(), value.dtype, value.numel()
+            key = value.data_ptr(), value.dtype, value.shape, value.stride()
             if key not in zones:
                 zones[key] = (value, *_with_guards(value))
             return zones[key][2]
 
         launch(kernel, grid, *map(fence, arguments), **options)
         for value, memory, inside in zones.values():
-            assert (memory[:GUARD] == POISON).all(), f"{kernel.__name__} wrote before a buffer"
-            assert (memory[-GUARD:] == POISON).all(), f"{kernel.__name__} wrote behind a buffer"
+            assert torch.equal(memory, _with_guards(inside)[0]), f"{kernel.__name__} wrote outside of a buffer"
             value.data.copy_(inside)  # unseen by autograd, as a kernel's writes are
 
     launching.launch = guarded
@@ -79,11 +81,11 @@ def _guard_zones():
 
 
 def _with_guards(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All the memory as bytes, and a copy of `value` in its midst."""
-    assert value.is_contiguous()
-    size = value.numel() * value.element_size()
+    """All the memory as bytes, and a copy of `value`, laid out as it is, in its midst: gaps between its rows are poison too."""
+    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+    size = reach * value.element_size() if value.numel() else 0
     memory = torch.full((2 * GUARD + size,), POISON, dtype=torch.uint8, device=value.device)
-    inside = memory[GUARD : GUARD + size].view(value.dtype).view(value.shape)
+    inside = memory[GUARD : GUARD + size].view(value.dtype).as_strided(value.shape, value.stride())
     inside.copy_(value)
     return memory, inside
 

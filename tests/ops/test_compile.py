@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.barriers import unordered_barriers
 from geep_triton.backend import has_triton
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,3 +49,35 @@ def test_rows_are_loaded_128_bits_at_a_time(kernels):
     rows = [row for row in kernels if row["kernel"] in wide and wide[row["kernel"]] <= set(row["divisible"])]
     assert {row["kernel"] for row in rows} == set(wide)
     assert [row for row in rows if row["widest_load_bits"] < 128] == []
+
+
+def test_no_load_may_overtake_what_a_barrier_does_not_order(kernels):
+    """On AMD, where a barrier does not wait for global stores: a kernel that reads what another wave stored would race."""
+    assert [row for row in kernels if row.get("unordered_barriers")] == []
+    assert {row["architecture"] for row in kernels if "unordered_barriers" in row} == {"gfx942"}
+
+
+STORE, WAIT, BARRIER, LOAD = "global_store_dword v0, v1", "s_waitcnt vmcnt(0)", "s_barrier", "global_load_dword v0, v1"
+
+
+@pytest.mark.parametrize(
+    ("code", "barriers"),
+    [
+        ([STORE, BARRIER, LOAD], 1),
+        ([STORE, BARRIER, BARRIER, LOAD], 1),
+        ([STORE, BARRIER, WAIT, LOAD], 1),
+        ([STORE, "s_waitcnt lgkmcnt(0)", BARRIER, LOAD], 1),
+        ([STORE, WAIT, STORE, BARRIER, LOAD, BARRIER, LOAD], 1),
+        ([".LBB0_1:", LOAD, BARRIER, STORE, "s_cbranch_scc1 .LBB0_1", "s_endpgm"], 1),
+        ([STORE, "s_cbranch_scc1 .LBB0_1", WAIT, ".LBB0_1:", BARRIER, LOAD], 1),
+        ([STORE, WAIT, BARRIER, LOAD], 0),
+        ([STORE, "s_waitcnt vmcnt(0) lgkmcnt(0)", BARRIER, LOAD], 0),
+        ([STORE, BARRIER, WAIT, BARRIER, LOAD], 0),
+        ([LOAD, BARRIER, STORE], 0),
+        ([STORE, LOAD], 0),
+        ([".LBB0_1:", LOAD, WAIT, BARRIER, STORE, "s_cbranch_scc1 .LBB0_1", "s_endpgm"], 0),
+        ([STORE, BARRIER, "s_endpgm", LOAD], 0),
+    ],
+)
+def test_unordered_barriers(code, barriers):
+    assert unordered_barriers("\n".join(code)) == barriers

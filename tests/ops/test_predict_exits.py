@@ -11,10 +11,12 @@ from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
 from geep_triton.outputs import Tokens
 from geep_triton.reference.predict_exits import decide
+from tests.ops.conftest import Target
 from tests.ops.tolerances import TOLERANCE
 
 FEW = settings.get_profile("ops")
 VOCABULARY, SPECIAL = 20, (0, 2, 3)
+ON_THE_HOST = Target("torch", "cpu")
 RAGGED = st.lists(st.lists(st.integers(-1, VOCABULARY + 1), max_size=9), min_size=1, max_size=8)
 
 
@@ -30,14 +32,14 @@ def make_scores(rows: int, exits: int) -> torch.Tensor:
     return parts / 64
 
 
-def make_table(samples, ngram, layers, reduction="mean"):
+def make_table(target, samples, ngram, layers, reduction="mean"):
     """A table that knows every second key of the samples, and its scores as a dictionary."""
     known = keys_of(samples, ngram)[0].unique()[::2]
     known = known[(known < VOCABULARY) & (known != -1)]
     scores = make_scores(known.numel() + 1, len(layers))
     if reduction == "naive_bayes":
         scores = (scores + 0.1) / (scores + 0.1).sum(1, keepdim=True)
-    table = ScoreTable.build(known, scores, layers, SPECIAL, VOCABULARY, ngram, reduction)
+    table = ScoreTable.build(known, scores, layers, SPECIAL, VOCABULARY, ngram, reduction, target.device)
     return table, dict(zip(known.tolist(), scores, strict=False)), scores[-1]
 
 
@@ -58,14 +60,14 @@ def probabilities_by_hand(samples, ngram, by_key, prior, reduction):
 
 def predict(target, table, samples, decision="argmax"):
     tokens = Tokens.from_lists(samples)
-    return predict_exits(table.to(target.device), target(tokens.ids), target(tokens.offsets), decision, backend=target.backend)
+    return predict_exits(table, target(tokens.ids), target(tokens.offsets), decision, backend=target.backend)
 
 
 @FEW
 @given(samples=RAGGED, ngram=st.integers(1, 4), reduction=st.sampled_from(["mean", "naive_bayes"]), exits=st.integers(1, 5))
 def test_probabilities_equal_a_loop(target, samples, ngram, reduction, exits):
     torch.manual_seed(len(samples))
-    table, by_key, prior = make_table(samples, ngram, tuple(range(1, exits + 1)), reduction)
+    table, by_key, prior = make_table(target, samples, ngram, tuple(range(1, exits + 1)), reduction)
     result = predict(target, table, samples)
     expected = probabilities_by_hand(samples, ngram, by_key, prior, reduction)
     torch.testing.assert_close(result.probabilities.cpu().double(), expected, atol=TOLERANCE, rtol=0)
@@ -78,7 +80,7 @@ def test_decision_and_histogram(target, decision, layers, ngram):
     """Samples of 0 to 512 tokens; lengths are powers of two, so that their means are exact too and ties fall alike."""
     lengths = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     samples = [torch.randint(4, VOCABULARY, (length,)).tolist() for length in lengths]
-    table, by_key, prior = make_table(samples, ngram, layers)
+    table, by_key, prior = make_table(target, samples, ngram, layers)
     result = predict(target, table, samples, decision)
     probabilities = result.probabilities.cpu()
     by_hand = probabilities_by_hand(samples, ngram, by_key, prior, "mean")
@@ -89,7 +91,7 @@ def test_decision_and_histogram(target, decision, layers, ngram):
 
 
 def test_no_samples(target):
-    table, *_ = make_table([[5, 6]], 2, (1, 2))
+    table, *_ = make_table(target, [[5, 6]], 2, (1, 2))
     result = predict(target, table, [])
     assert result.probabilities.shape == (0, 2)
     assert result.exits.tolist() == []
@@ -97,14 +99,14 @@ def test_no_samples(target):
 
 
 def test_a_sample_of_special_tokens_gets_the_prior(target):
-    table, _, prior = make_table([[5, 6, 7]], 2, (1, 2, 3))
+    table, _, prior = make_table(target, [[5, 6, 7]], 2, (1, 2, 3))
     result = predict(target, table, [[2, 3], [], [0]])
     assert torch.equal(result.probabilities.cpu(), prior.expand(3, 3))
 
 
 def test_naive_bayes_survives_an_exit_nobody_took(target):
     scores = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]])
-    table = ScoreTable.build(torch.tensor([5]), scores, (1, 2, 3), SPECIAL, VOCABULARY, 1, "naive_bayes")
+    table = ScoreTable.build(torch.tensor([5]), scores, (1, 2, 3), SPECIAL, VOCABULARY, 1, "naive_bayes", target.device)
     result = predict(target, table, [[5, 5], [6]]).probabilities.cpu()
     assert result.isfinite().all()
     torch.testing.assert_close(result[1], scores[1], atol=TOLERANCE, rtol=0)
@@ -120,13 +122,14 @@ LAYERS = torch.tensor([1, 3, 6])
 def test_decisions(target, decision, expected):
     """Of a table whose tokens 4 to 7 have these distributions."""
     shares = torch.tensor([[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    table = ScoreTable.build(torch.tensor([4, 5, 6, 7]), shares, tuple(LAYERS.tolist()), SPECIAL, VOCABULARY, 1, "mean")
+    keys, layers = torch.tensor([4, 5, 6, 7]), tuple(LAYERS.tolist())
+    table = ScoreTable.build(keys, shares, layers, SPECIAL, VOCABULARY, 1, "mean", target.device)
     assert predict(target, table, [[4], [5], [6], [7]], decision).exits.tolist() == expected
 
 
 def test_argmax_takes_the_shallowest_of_equals(target):
     shares = torch.tensor([[0.375, 0.375, 0.25], [0.0, 0.0, 1.0]])
-    table = ScoreTable.build(torch.tensor([4]), shares, (1, 3, 6), SPECIAL, VOCABULARY, 1, "mean")
+    table = ScoreTable.build(torch.tensor([4]), shares, (1, 3, 6), SPECIAL, VOCABULARY, 1, "mean", target.device)
     assert predict(target, table, [[4, 4, 4]]).exits.tolist() == [1]
 
 
@@ -142,13 +145,13 @@ def test_quantiles_never_get_shallower():
 
 @pytest.mark.parametrize("decision", ["median", 0.0, 1.2, -0.1])
 def test_bad_decisions(decision):
-    table, *_ = make_table([[5, 6]], 1, (1, 2))
+    table, *_ = make_table(ON_THE_HOST, [[5, 6]], 1, (1, 2))
     with pytest.raises(ValueError, match="decision"):
         predict_exits(table, torch.tensor([5]), torch.tensor([0, 1]), decision)
 
 
 @pytest.mark.parametrize("offsets", [[], [1, 3], [0, 2]])
 def test_wrong_offsets(offsets):
-    table, *_ = make_table([[5, 6]], 1, (1, 2))
+    table, *_ = make_table(ON_THE_HOST, [[5, 6]], 1, (1, 2))
     with pytest.raises(ValueError, match="offsets must run from 0"):
         predict_exits(table, torch.tensor([1, 5, 3]), torch.tensor(offsets, dtype=torch.int64))

@@ -32,7 +32,7 @@ def test_gates_from_logits(target, logits, threshold):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 17, 1025])
-@pytest.mark.parametrize("hidden_size", [1, 64, 300])
+@pytest.mark.parametrize("hidden_size", [1, 17, 64, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gates_from_pooled_states(target, rows, hidden_size, dtype):
     states = (torch.randn(rows, hidden_size) / hidden_size**0.5).to(dtype)
