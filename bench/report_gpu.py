@@ -14,8 +14,8 @@ INTRODUCTION = """# On a GPU, measured
 Made from `bench/results/gpu/*/results.jsonl` by `python -m bench.report`; `tests/test_report.py` holds it to them.
 `python -m bench.gpu` measures, in one process of eight and a half minutes.
 """
-NOTHING = """**Nothing here yet: no GPU has run it.** Until one has, this library claims no speed on a GPU. To fill this page, make a folder
-that travels, on a machine with texts, and run the script where the GPU is:
+NOTHING = """**Nothing here yet: no GPU has run it.** Until one has, this library claims no speed on a GPU. To fill this page,
+make a folder that travels, on a machine with texts, and run the script where the GPU is:
 
 ```bash
 python -m bench.gpu.inputs inputs --data DATA
@@ -96,7 +96,8 @@ def dense(rows: dict[str, Row]) -> Iterator[str]:
             share = system["share_of_ceiling"]
             yield (
                 f"| {row['length']} tokens | {row['tokens']:,} tokens | {system['system']} | "
-                f"{system['samples_per_second']:,.0f} | {system['flops_per_second'] / 1e12:.1f} | {'-' if share is None else f'{share:.0%}'} |"
+                f"{system['samples_per_second']:,.0f} | {system['flops_per_second'] / 1e12:.1f} | "
+                f"{'-' if share is None else f'{share:.0%}'} |"
             )
     for key, row in rows.items():
         for name, reason in row.get("missing", {}).items():

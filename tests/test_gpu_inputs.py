@@ -48,6 +48,26 @@ def coarse(weight: torch.Tensor) -> torch.Tensor:
     return (scale * (codes - 8)).flatten(1)
 
 
+def save_backbone(folder: Path, tokenizer, seed: int, in_four_bits: bool = False) -> None:
+    """A random BERT of two layers."""
+    torch.manual_seed(seed)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
+            initializer_range=0.1,
+        )
+    )
+    if in_four_bits:
+        bert.load_state_dict({key: coarse(weight) for key, weight in bert.state_dict().items()})
+    bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -60,25 +80,9 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory, tokenizer) -> dict[str, Path]:
     """Two layers of width 32; those of "e5" fit in four bits."""
-    folders = {}
-    for seed, name in enumerate(("minilm", "e5")):
-        torch.manual_seed(seed)
-        bert = BertModel(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=128,
-                initializer_range=0.1,
-            )
-        )
-        if name == "e5":
-            bert.load_state_dict({key: coarse(weight) for key, weight in bert.state_dict().items()})
-        folders[name] = tmp_path_factory.mktemp(name)
-        bert.save_pretrained(folders[name])
-        tokenizer.save_pretrained(folders[name])
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("minilm", "e5")}
+    for seed, (name, folder) in enumerate(folders.items()):
+        save_backbone(folder, tokenizer, seed, in_four_bits=name == "e5")
     return folders
 
 
