@@ -148,7 +148,9 @@ class ExitTable:
         ids, offsets = records.tokens.ids.to(device), records.tokens.offsets.to(device)
         special = torch.isin(ids, torch.tensor(special_ids, dtype=torch.int64, device=device))
         keys, samples = ngram_keys(ids, offsets, special, settings.ngram)
-        table = insert_add(HashTable.empty(len(exit_layers), device=device), keys, exits.to(device)[samples])
+        # Most keys come once: a table for all of them, up to a size, need not grow.
+        capacity = 1 << min(max(keys.numel().bit_length(), 10), 20)
+        table = insert_add(HashTable.empty(len(exit_layers), capacity, device), keys, exits.to(device)[samples])
         table_keys, counts = table.items()
         return cls(
             keys=table_keys.cpu(),

@@ -10,8 +10,8 @@ from geep_triton.checks import check_int, check_tensor
 from geep_triton.ops.dispatch import implementation
 from geep_triton.reference.ngrams import EMPTY
 
-# Buckets tried for a key before the table counts as full.
-MAX_PROBES = 1024
+# Buckets tried for a key before the table counts as full: as it may grow, it is better grown than searched from end to end.
+MAX_PROBES, MAX_PROBES_OF_LARGEST = 32, 1024
 MAX_CAPACITY = 1 << 30
 # Above this share of taken slots a table grows.
 MAX_LOAD = 0.5
@@ -100,13 +100,15 @@ def insert_add(
     op = implementation("hash_table", keys.device, backend)
     start, pairs = table, (keys, exits, weights)
     while True:
-        *parts, failed = op.insert_add(start.slots, start.counts, start.probes, *pairs, MAX_PROBES)
-        result = HashTable(*parts)
         # Fourfold, but no further than the largest power of two that is allowed.
         larger = min(4 * start.capacity, 1 << (max_capacity.bit_length() - 1))
-        if not failed and (len(result) <= MAX_LOAD * result.capacity or larger <= start.capacity):
+        grows = larger > start.capacity
+        max_probes = MAX_PROBES if grows else MAX_PROBES_OF_LARGEST
+        *parts, failed = op.insert_add(start.slots, start.counts, start.probes, *pairs, max_probes)
+        result = HashTable(*parts)
+        if not failed and (len(result) <= MAX_LOAD * result.capacity or not grows):
             return result
-        if larger <= start.capacity:
+        if not grows:
             raise ValueError(f"the table is full: it may not have more than max_capacity={max_capacity} slots")
         if start is table:
             pairs = _with_old_pairs(table, keys, exits, weights)

@@ -29,13 +29,15 @@ def insert_add(
         max_probes: buckets to try for a key before giving up.
 
     Returns:
-        New slots and counts; the longest search; how many of the M keys found no slot (0: the table is whole). Which slot
-        a key gets may differ between implementations, its counts may not.
+        New slots and counts; the longest search; how many keys found no slot: unless it is 0 the table is not whole and of no
+        use. Which slot a key gets may differ between implementations, its counts may not.
     """
     slots = slots.clone()
     last_bucket = slots.numel() // BUCKET - 1
     distinct, which = torch.unique(keys, return_inverse=True)
     new = distinct[lookup(slots, probes, distinct) == slots.numel()]
+    if new.numel() > (slots == EMPTY).sum():
+        return slots, counts, probes, new.numel()
     for step in range(min(max_probes, last_bucket + 1)):
         for place in range(BUCKET):
             if not new.numel():

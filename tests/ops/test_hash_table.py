@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geep_triton.ops import hash_table
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
+from geep_triton.reference import hash_table as reference
 from geep_triton.reference.ngrams import EMPTY, mix64
 
 KEYS = st.lists(st.sampled_from([-(2**63) + 1, -1, 0, 1, 7, 2**40, 2**63 - 1]), max_size=40)
@@ -154,3 +158,26 @@ def test_insert_add_refuses(target, keys, exits, weights, message):
 def test_empty_refuses_a_capacity(capacity):
     with pytest.raises(ValueError, match="capacity must be"):
         HashTable.empty(1, capacity)
+
+
+def test_a_table_that_may_grow_is_not_searched_from_end_to_end(target, monkeypatch):
+    """A key that finds no place nearby makes it grow; only the largest that is allowed is searched further."""
+    tried = []
+
+    def spied(*arguments):
+        module = importlib.import_module(f"geep_triton.{'kernels' if target.backend == 'triton' else 'reference'}.hash_table")
+        return SimpleNamespace(insert_add=lambda *given: tried.append(given[-1]) or module.insert_add(*given))
+
+    monkeypatch.setattr(hash_table, "implementation", spied)
+    insert(target, HashTable.empty(1, 4, target.device), list(range(10)), [0] * 10, max_capacity=16)
+    assert tried == [hash_table.MAX_PROBES, hash_table.MAX_PROBES_OF_LARGEST]
+    assert hash_table.MAX_PROBES < hash_table.MAX_PROBES_OF_LARGEST
+
+
+def test_more_keys_than_free_slots_fail_at_once(monkeypatch):
+    """In PyTorch each step of the search is a few calls; a thousand of them for nothing made tables slow to build."""
+    monkeypatch.setattr(reference, "mix64", lambda keys: pytest.fail("searched"))
+    slots, counts = torch.full((8,), EMPTY), torch.zeros(8, 1, dtype=torch.int64)
+    monkeypatch.setattr(reference, "lookup", lambda slots, probes, keys: torch.full_like(keys, slots.numel()))
+    *_, failed = reference.insert_add(slots, counts, 0, torch.arange(9), torch.zeros(9, dtype=torch.int64), None, 1024)
+    assert failed > 0
