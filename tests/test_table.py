@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,23 +34,42 @@ def same(a: ExitTable, b: ExitTable) -> bool:
     return a.settings == b.settings and all(torch.equal(x, y) for x, y in pairs)
 
 
-def test_counts_are_tokens_by_first_sure_exit():
-    table = make()
+def grams(ids, ngram):
+    """Tokens, and from 2 on also pairs of neighbours, without special tokens."""
+    pairs = pairwise(ids) if ngram > 1 else ()
+    return [i for i in ids if i not in (2, 3)] + [pair for pair in pairs if not {2, 3} & set(pair)]
+
+
+def counted(ngram):
     exits = [0, 1, 2, 2, 1]  # first exit at or under .3, else the last
-    expected = Counter((i, e) for ids, e in zip(SAMPLES, exits, strict=True) for i in ids if i not in (2, 3))
+    return Counter((gram, e) for ids, e in zip(SAMPLES, exits, strict=True) for gram in grams(ids, ngram))
+
+
+def test_counts_are_tokens_by_first_sure_exit():
+    table = make(settings={"ngram": 1})
+    expected = counted(1)
     assert table.keys.tolist() == [7, 8, 9, 10]
     for row, key in enumerate(table.keys.tolist()):
         assert table.counts[row].tolist() == [expected[key, e] for e in range(3)]
     assert table.exit_counts.tolist() == [1, 2, 2]
 
 
+def test_by_default_pairs_of_neighbours_are_counted_too():
+    table = make()
+    assert table.settings.ngram == 2
+    expected = counted(2)
+    rows = [[expected[gram, e] for e in range(3)] for gram in {gram for gram, _ in expected}]
+    assert len(rows) == 4 + 5
+    assert sorted(table.counts.tolist()) == sorted(rows)
+
+
 def test_scores_are_smoothed_towards_the_prior():
     table = make(settings={"smoothing": 2.0})
     prior = torch.tensor([0.2, 0.4, 0.4])
     torch.testing.assert_close(table.scores[-1], prior)
-    count = table.counts[0].float()
-    torch.testing.assert_close(table.scores[0], (count + 2 * prior) / (count.sum() + 2))
-    torch.testing.assert_close(table.scores.sum(1), torch.ones(5))
+    for row, count in enumerate(table.counts.float()):
+        torch.testing.assert_close(table.scores[row], (count + 2 * prior) / (count.sum() + 2))
+    torch.testing.assert_close(table.scores.sum(1), torch.ones(len(table.keys) + 1))
 
 
 def test_unseen_and_missing_tokens_give_the_prior():
@@ -58,21 +78,22 @@ def test_unseen_and_missing_tokens_give_the_prior():
     torch.testing.assert_close(probabilities, table.scores[-1].expand(2, 3))
 
 
-def test_prediction_by_hand():
-    """Mean of the tokens' smoothed distributions, then the most probable exit."""
-    table = make()
-    prior = [0.2, 0.4, 0.4]
-    counts = {7: [1, 3, 0], 8: [1, 1, 1], 9: [0, 1, 1], 10: [0, 1, 0]}
+@pytest.mark.parametrize("ngram", [1, 2])
+def test_prediction_by_hand(ngram):
+    """Mean of the tokens' (and pairs') smoothed distributions, then the most probable exit."""
+    table = make(settings={"ngram": ngram})
+    prior, counts = [0.2, 0.4, 0.4], counted(ngram)
 
-    def score(token):
-        row = counts.get(token, [0, 0, 0])
+    def score(gram):
+        row = [counts[gram, e] for e in range(3)]
         return [(c + p) / (sum(row) + 1) for c, p in zip(row, prior, strict=True)]
 
-    for ids in ([2, 7, 8, 3], [2, 9, 30, 3], [2, 8, 8, 10, 3]):
-        tokens = [i for i in ids if i not in (2, 3)]
-        mean = [sum(score(t)[e] for t in tokens) / len(tokens) for e in range(3)]
-        expected = EXITS[mean.index(max(mean))]
-        assert table.predict(Tokens.from_lists([ids])).exits.tolist() == [expected]
+    for ids in ([2, 7, 8, 3], [2, 9, 30, 3], [2, 8, 8, 10, 3], [2, 7, 7, 3, 10, 9, 3]):
+        found = grams(ids, ngram)
+        mean = [sum(score(gram)[e] for gram in found) / len(found) for e in range(3)]
+        predicted = table.predict(Tokens.from_lists([ids]))
+        torch.testing.assert_close(predicted.probabilities, torch.tensor([mean]))
+        assert predicted.exits.tolist() == [EXITS[mean.index(max(mean))]]
 
 
 @given(st.floats(0, 1), st.integers(1, 3))
