@@ -13,7 +13,7 @@ import torch
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.engine.calibrate import Judge, calibrate
-from geep_triton.engine.checks import label_ids
+from geep_triton.engine.checks import as_list, label_ids
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.families import FitSamples, families_of, thresholds_at, worthwhile
 from geep_triton.engine.policies import OneExitWarning, parse_policy
@@ -482,6 +482,12 @@ def test_below_float32_a_calibration_serves_only_its_own_kind_of_device(calibrat
 def test_calibrate_wants_a_list(model, tokenizer, inputs):
     with pytest.raises(TypeError, match="inputs must be a list of texts"):
         Engine(model, tokenizer).calibrate(inputs, agreement=0.8)
+
+
+def test_an_arrow_table_is_a_list_of_rows():
+    arrow = pytest.importorskip("pyarrow")
+    rows = [{"text": "a"}, {"text": "b"}]
+    assert as_list(arrow.Table.from_pylist(rows)) == rows
 
 
 def test_labels_that_look_like_ids_are_names():

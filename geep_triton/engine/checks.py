@@ -15,8 +15,13 @@ from geep_triton.token_rows import to_list
 
 def as_list(inputs: Any) -> list[Any]:
     """Inputs that are read more than once, or have a label each. TypeError where they cannot be counted beforehand."""
+    if hasattr(inputs, "to_pylist"):  # a pyarrow Table, whose own iterator gives columns
+        return inputs.to_pylist()
     if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):
-        raise TypeError(f"inputs must be a list of texts, tuples or rows, or a datasets.Dataset, got {type(inputs).__name__}")
+        raise TypeError(
+            "inputs must be a list of texts, tuples or rows, a datasets.Dataset or a pyarrow Table, got "
+            f"{type(inputs).__name__}"
+        )
     return list(inputs)
 
 

@@ -409,7 +409,8 @@ class Engine:
 
         Args:
             inputs: a text; a list of texts or of (text, pair) tuples; a mapping of columns to lists; or any iterable of
-                texts, tuples or rows, such as a `datasets.Dataset`. Rows may hold `input_ids` instead of text.
+                texts, tuples or rows, such as a `datasets.Dataset`. Rows and columns may hold `input_ids` instead of text:
+                lists, arrays, tensors or Arrow lists of integers, with `attention_mask` and `token_type_ids` where needed.
 
         Raises:
             ValueError: no inputs; an empty or over-long text; a missing column; token ids outside the vocabulary; logits
