@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import RESULTS
-from bench.gpu.results import FILE, read
+from bench.gpu.results import FILE, card, read
 
 INTRODUCTION = """# On a GPU, measured
 
@@ -28,8 +28,12 @@ Row = dict[str, Any]
 
 def page(folder: Path = RESULTS) -> str:
     """The whole page, in Markdown: a section for each results file of a GPU."""
-    files = sorted((folder / "gpu").glob(f"*/{FILE}"))
-    return "\n".join([INTRODUCTION, *(section(read(path)) for path in files)] if files else [INTRODUCTION, NOTHING])
+    sections = []
+    for path in sorted((folder / "gpu").glob(f"*/{FILE}")):
+        rows = read(path)
+        for one in dict.fromkeys(card(row["machine"]) for row in rows):
+            sections.append(section([row for row in rows if card(row["machine"]) == one]))
+    return "\n".join([INTRODUCTION, *(sections or [NOTHING])])
 
 
 def section(rows: list[Row]) -> str:

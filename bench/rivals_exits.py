@@ -69,9 +69,10 @@ class ShrinkingBatches:
         ids, mask, type_ids = (
             None if t is None else t.to(model.device) for t in tokens.padded(index, self.tokenizer.pad_token_id or 0)
         )
-        hidden = model.embed(ids, type_ids)
+        hidden, padded = model.embed(ids, type_ids), int(tokens.lengths.min()) < int(tokens.lengths.max())
+        layer_mask = model.layer_mask(hidden, mask) if padded else None
         for layer in range(1, model.config.num_hidden_layers + 1):
-            hidden = model.run_layer(layer, hidden, model.layer_mask(hidden, mask) if self.batch > 1 else None)
+            hidden = model.run_layer(layer, hidden, layer_mask)
             last = layer == model.config.num_hidden_layers
             if layer not in self.thresholds and not last:
                 continue
@@ -85,3 +86,4 @@ class ShrinkingBatches:
                 return
             stays = ~leaves
             index, hidden, mask = index[stays], hidden[stays], mask[stays]
+            layer_mask = model.layer_mask(hidden, mask) if padded else None

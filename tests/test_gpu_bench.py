@@ -160,7 +160,7 @@ def test_a_cell_that_fails_or_overruns_takes_no_other_along(setting):
     assert latest["part", "breaks"]["error"] == "RuntimeError: no memory"
     assert latest["part", "works"]["value"] == 1
     assert "the part's time is over" in latest["part", "forever"]["error"]
-    assert left_out == ["part, late"]
+    assert left_out == ["part, what follows forever"]
     assert len(failed) == 2
     # Started again, what failed or was left out is measured, and nothing else.
     cells = [("breaks", lambda: {"value": 3}), ("works", breaks), ("late", lambda: {"value": 2})]

@@ -14,6 +14,7 @@ from geep_triton.engine.pools import Batch, Pools
 from geep_triton.engine.rules import ExitRule
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.simulate import simulate
+from geep_triton.modeling.compiled import compile_layers
 from geep_triton.outputs import Tokens
 from geep_triton.schedule import schedule
 from tests.conftest import WORDS, tiny_config
@@ -156,6 +157,19 @@ def test_costs_are_measured_on_states_that_are_not_zero(sharp, monkeypatch):
     LayerCosts.measure(sharp, 256)
     assert all(bool(states.std() > 0.5) for states in seen)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_measuring_costs_makes_no_compiled_layer_compile_again(make_model):
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, _ = compile_layers(make_model(), backend)
+    known = len(graphs)
+    LayerCosts.measure(compiled, 64)
+    assert len(graphs) == known
 
 
 def test_costs_of_a_regression_model(make_model):

@@ -10,11 +10,14 @@ line on a CPU, with a stand-in for the device. Where there is no git, GEEP_COMMI
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +31,7 @@ from geep_triton.engine.policies import OneExitWarning
 
 SECONDS = 500  # 8.3 minutes
 LEAST = 1.0  # seconds left, for another cell to begin
+SPOILT = 4  # exit code where the device must be begun with anew
 SLOWER = 8  # times as long a rehearsal may take: a machine that does other work besides is no finding
 # In this order; seconds that each may take, to which those before add what they leave.
 PARTS: dict[str, tuple[float, Callable[[Setting], Cells]]] = {
@@ -91,31 +95,51 @@ def run_part(
     setting: Setting, part: str, cells: Callable[[Setting], Cells], seconds: float, failed: list[str], left_out: list[str]
 ) -> None:
     """A part's cells, one after another until its time is over; what raises is a row with its error."""
-    end, results = time.perf_counter() + seconds, setting.results
-    try:
-        with limited(seconds):
-            found = list(cells(setting))
-    except (Exception, Overrun) as error:  # the part cannot be prepared; others can
-        found = [("cells", lambda error=error: _raise(error))]
-    for key, measure in found:
-        if results.done(part, key):
-            continue
-        left, began = end - time.perf_counter(), time.perf_counter()
-        if left < LEAST:
-            left_out.append(f"{part}, {key}")
-            continue
+    end, results, last = time.perf_counter() + seconds, setting.results, "its preparation"
+    made = cells(setting)
+    while (left := end - time.perf_counter()) >= LEAST:
         try:
             with limited(left):
-                values = measure()
-        except Overrun:
-            values = {"error": f"stopped after {time.perf_counter() - began:.0f} s: the part's time is over"}
-        except Exception as error:  # wrong answers, no memory: a finding, and the next cell goes on
-            values = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        taken = time.perf_counter() - began
+                found = next(made, None)
+        except (Exception, Overrun) as error:  # the part cannot be prepared; others can
+            found = "cells", partial(_raise, error)
+        if found is None:
+            return
+        last, measure = found
+        if results.done(part, last):
+            continue
+        values, taken = measured(measure, end - time.perf_counter())
         if "error" in values:
-            failed.append(f"{part}, {key}: {values['error'][:200]}")
-        results.add(part, key, {**values, "took": taken, "peak_bytes": setting.machine.peak_memory()})
-        print(f"{part}, {key}: {taken:.1f} s{' FAILED' if 'error' in values else ''}", flush=True)
+            failed.append(f"{part}, {last}: {values['error'][:200]}")
+        results.add(part, last, {**values, "took": taken, "peak_bytes": setting.machine.peak_memory()})
+        print(f"{part}, {last}: {taken:.1f} s{' FAILED' if 'error' in values else ''}", flush=True)
+        if "error" in values:
+            _check_device(setting)
+        if last == "cells":
+            return
+    left_out.append(f"{part}, what follows {last}")
+
+
+def measured(measure: Callable[[], dict[str, Any]], seconds: float) -> tuple[dict[str, Any], float]:
+    """A cell's values, or its error, and the seconds that it took."""
+    began = time.perf_counter()
+    try:
+        with limited(seconds):
+            values = measure()
+    except Overrun:
+        values = {"error": f"stopped after {time.perf_counter() - began:.0f} s: the part's time is over"}
+    except Exception as error:  # wrong answers, no memory: a finding, and the next cell goes on
+        values = {"error": f"{type(error).__name__}: {error}"[:2000]}
+    return values, time.perf_counter() - began
+
+
+def _check_device(setting: Setting) -> None:
+    """End the process where an error has spoilt the device for all that follows; started again, it goes on."""
+    try:
+        setting.machine.synchronize()
+    except RuntimeError as error:
+        print(f"the device does not answer any more ({error}): start again to go on", flush=True)
+        os._exit(SPOILT)
 
 
 def _raise(error: BaseException) -> None:

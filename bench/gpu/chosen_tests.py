@@ -15,12 +15,18 @@ import torch
 from bench.environment import ROOT
 from bench.gpu.setting import Cells, Setting
 
-FILES = ("tests/ops/test_gpu_ops.py", "tests/test_gpu.py", "tests/ops")
-MOST_OF_A_TEST = 2  # of its cases, the first and the last
-MOST = 44
+FILES = ("tests/ops/test_gpu_ops.py", "tests/test_gpu.py", "tests/ops")  # in this order
+# Cases of a test: of the engine's, of some that are worth more, and of one op's, each of which has many.
+MOST_CASES = {"tests/test_gpu.py": 2, "tests/ops/test_gpu_ops.py": 2, "tests/ops": 1}
+MORE_CASES = {
+    "test_nothing_waits_for_the_device": 9,
+    "test_a_window_waits_for_nothing_but_copies_on_their_way": 9,
+    "test_ways_to_run_change_no_answer": 5,
+}
+MOST_WORKERS = 16
 REHEARSED = ("tests/test_flight.py", "tests/test_attention.py")  # on a CPU, where those are skipped
 REHEARSED_NAMES = ("test_fly", "test_an_error_gives_the_switch_back")
-SECONDS = 75
+SECONDS = 85  # for kernels and tests
 
 
 def cells(setting: Setting) -> Cells:
@@ -39,8 +45,12 @@ def compiled_kernels(setting: Setting) -> dict[str, Any]:
         architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
         jobs = launches(architecture)
     # The workers are new processes without the interpreter, in which nothing is compiled.
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _compiles_for_real) as pool:
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _compiles_for_real)
+    try:
         failed = [error for error in pool.map(_compile, [(architecture, job) for job in jobs]) if error]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     return {"kernels": len(jobs), "failed": failed, "seconds": time.perf_counter() - start}
 
 
@@ -59,6 +69,23 @@ def _compile(job: tuple[str, Any]) -> str | None:
     return None
 
 
+def rank(name: str) -> int:
+    """Of a test's file among `FILES`."""
+    return next((at for at, path in enumerate(FILES) if name.startswith(path)), len(FILES))
+
+
+def most_cases(name: str) -> int:
+    """How many cases of a test are kept."""
+    return MORE_CASES.get(name.rpartition("::")[2]) or MOST_CASES[FILES[min(rank(name), len(FILES) - 1)]]
+
+
+def spread(cases: list[Any], most: int) -> list[Any]:
+    """At most so many of the cases, the first and the last among them."""
+    if len(cases) <= most:
+        return cases
+    return [cases[round(at * (len(cases) - 1) / max(1, most - 1))] for at in range(most)]
+
+
 class Watcher:
     """A plugin that keeps a few cases of each test, stops in time, and writes down each failure as it happens."""
 
@@ -69,16 +96,14 @@ class Watcher:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
-        """The first and the last case of each test, the GPU's own tests first."""
+        """Some cases of each test, spread over them, the GPU's own tests first and what compiles layers last."""
         self._session = session
         by_test: dict[str, list[pytest.Item]] = {}
         for item in items:
             if self._wanted(item):
                 by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
-        kept = [
-            item for cases in by_test.values() for item in (cases if len(cases) <= MOST_OF_A_TEST else [cases[0], cases[-1]])
-        ]
-        items[:] = kept[:MOST]
+        kept = [item for name, cases in by_test.items() for item in spread(cases, most_cases(name))]
+        items[:] = sorted(kept, key=lambda item: ("compile" in item.nodeid, rank(item.nodeid)))
 
     def _wanted(self, item: pytest.Item) -> bool:
         if self._setting.machine.rehearsal:
@@ -99,7 +124,8 @@ class Watcher:
 
 def tested(setting: Setting) -> dict[str, Any]:
     """Counts of what passed and failed; a row each of what failed, and a JUnit file beside the results."""
-    watcher, start = Watcher(setting, SECONDS), time.perf_counter()
+    taken = setting.results.latest.get(("tests", "kernels"), {}).get("took", 0.0)
+    watcher, start = Watcher(setting, max(SECONDS - taken, SECONDS / 3)), time.perf_counter()
     files = REHEARSED if setting.machine.rehearsal else FILES
     junit = setting.output / "tests.xml"
     options = [

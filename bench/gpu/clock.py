@@ -13,8 +13,11 @@ from contextlib import contextmanager
 GRACE = 10.0  # seconds that a call which cannot be interrupted is given beyond the end
 
 
-class Overrun(BaseException):
-    """Time is over. No `Exception`, so that nothing on the way takes it for an error of its own."""
+AGAIN = 5.0  # seconds after which an interruption that something swallowed is repeated
+
+
+class Overrun(KeyboardInterrupt):
+    """Time is over. No `Exception`, so that nothing on the way takes it for an error of its own; pytest lets this kind pass."""
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def limited(seconds: float) -> Iterator[None]:
         raise Overrun
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), AGAIN)
     try:
         yield
     finally:

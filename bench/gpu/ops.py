@@ -1,4 +1,4 @@
-"""Part 5: each op beside its rivals at the shapes that the engine makes, then launch configurations by graph replay."""
+"""Part 5: each op beside its rivals at the shapes that the engine makes, and its launch configurations by graph replay."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def cells(setting: Setting) -> Cells:
     for case in cases(setting):
-        name = ", ".join([case.op, *(f"{key} {value:g}" for key, value in case.config.items())])
+        # How far a search went differs from run to run.
+        size = (f"{key} {value:g}" for key, value in case.config.items() if key != "probes")
+        name = ", ".join([case.op, *size])
         yield name, partial(beside_rivals, setting, case)
-    for case in cases(setting):
-        name = ", ".join(["tune", case.op, *(f"{key} {value:g}" for key, value in case.config.items())])
-        yield name, partial(configurations, setting, case)
+        yield f"tune, {name}", partial(configurations, setting, case)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ class Results:
     """The lines of a folder's results file, and new ones.
 
     A line holds `part`, `key`, the machine, and a measurement's values, or its `error`. Of two of one part and key the later
-    counts. A last line that a killed run left unfinished is cut off.
+    counts, and of another card none does. A last line that a killed run left unfinished is cut off.
 
     Args:
         folder: made where it does not exist.
@@ -36,8 +36,8 @@ class Results:
 
     @property
     def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """(part, key) -> its last line."""
-        return {(row["part"], row["key"]): row for row in self.rows}
+        """(part, key) -> its last line, of this card."""
+        return {(row["part"], row["key"]): row for row in self.rows if card(row["machine"]) == card(self._machine)}
 
     def add(self, part: str, key: str, values: dict[str, Any]) -> None:
         """Write a line, and wait until it is on the disk."""
@@ -47,6 +47,11 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+
+
+def card(machine: dict[str, Any]) -> tuple[Any, ...]:
+    """What figures must share to be compared."""
+    return machine["gpu"], machine.get("dry_run", False)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -78,9 +78,10 @@ class LayerCosts:
         points, exit_layer, device = [], model.config.exit_layers[0], model.device
         generator = torch.Generator(device).manual_seed(0)
         shape = (full, length, model.config.hidden_size)
-        # Not zeros, on which a GPU's matrix units are faster than on any real states.
-        every = torch.randn(shape, generator=generator, device=device).to(model.dtype)
-        mask = torch.ones(shape[:2], dtype=torch.int64, device=device)
+        with torch.inference_mode():  # a compiled layer would compile again for other tensors
+            # Not zeros, on which a GPU's matrix units are faster than on any real states.
+            every = torch.randn(shape, generator=generator, device=device).to(model.dtype)
+            mask = torch.ones(shape[:2], dtype=torch.int64, device=device)
 
         def head(samples: int) -> torch.Tensor:
             return model.exit_logits(exit_layer, every[:samples], mask[:samples])

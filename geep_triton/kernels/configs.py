@@ -25,7 +25,7 @@ class Config:
 
 
 # op -> architecture -> (largest size, configuration), ascending. "default" serves every architecture without a row of its
-# own. `python -m bench.tune` measures the candidates on a GPU and prints rows for this table.
+# own. `python -m bench.gpu` measures the candidates in bench/tune.py.
 TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
     "insert_add": {"default": ((math.inf, Config(256, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},
     "lookup": {"default": ((math.inf, Config(256, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},

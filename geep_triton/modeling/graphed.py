@@ -66,8 +66,12 @@ def cuda_graphs(device: torch.device) -> Record:
                 for _ in range(WARM_UP):
                     work()
             torch.cuda.current_stream().wait_stream(stream)
-            # Other threads may go on using the device meanwhile.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            # Other threads may go on using the device meanwhile. A capture that fails leaves its own stream behind as the
+            # current one; the outer context takes that back.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
                 work()
         return graph.replay
 
