@@ -126,7 +126,8 @@ def test_every_exit_is_the_same(model, tokenizer, many, in_flight, gates):
     model = gated(skip_layers=[1, 2, 4]) if gates else model
     expected = Engine(model, tokenizer, token_budget=64).every_exit(many[:60])
     got = Engine(model, tokenizer, token_budget=64, in_flight=in_flight).every_exit(many[:60])
-    assert torch.equal(got.logits, expected.logits)
+    # Not to the bit: where a matrix lies in memory may decide how it is multiplied.
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)
     assert gates == (got.skipped is not None)
     if gates:
         assert torch.equal(got.skipped, expected.skipped)
