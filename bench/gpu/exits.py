@@ -76,6 +76,8 @@ def costs(setting: Setting) -> dict[str, Any]:
             "stop_seconds": measured.stop,
             "move_layers": measured.move * measured.points[-1][0] / layer,
         }
+        prices = ", ".join(f"{name} {found[way][f'{name}_layers']:.2f}" for name in ("head", "stop", "move"))
+        print(f"layer_costs, {way}: in layers of a full batch {prices}", flush=True)
     return found
 
 
