@@ -38,6 +38,12 @@ def environment() -> dict[str, str]:
     return kept | {"PATH": "/nowhere", COMMIT: "a commit", "HF_HUB_OFFLINE": "1"}
 
 
+def rehearse(output: Path, inputs: Path) -> subprocess.CompletedProcess:
+    """The whole script, where there is no git and no demo package."""
+    options = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True, "timeout": 600}
+    return subprocess.run(command(output, "--inputs", str(inputs)), check=False, **options)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, tokenizer) -> Path:
     """What would travel: a tiny model with trained exits, and texts."""
@@ -51,17 +57,9 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory, inputs) -> tuple[Path, subprocess.CompletedProcess]:
-    """The whole script, where there is no git and no demo package."""
+    """Where its files are, and how it ended."""
     output = tmp_path_factory.mktemp("gpu")
-    done = subprocess.run(
-        command(output, "--inputs", str(inputs)),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    done = rehearse(output, inputs)
     return output, done
 
 
@@ -80,15 +78,7 @@ def test_every_part_leaves_its_rows_and_none_fails(rehearsal):
 def test_a_second_start_does_nothing_twice(rehearsal, inputs):
     output, _ = rehearsal
     before = (output / FILE).read_bytes()
-    again = subprocess.run(
-        command(output, "--inputs", str(inputs)),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    again = rehearse(output, inputs)
     assert again.returncode == 0, again.stderr[-3000:]
     assert (output / FILE).read_bytes() == before
 

@@ -171,16 +171,15 @@ def compared(setting: Setting, rivals: Rivals, tokens: int, length: int) -> dict
     differences = {}
     for name, make in makers.items():
         try:
-            systems[name] = make()
-            difference = float((systems[name](ids)[:CHECKED].softmax(-1) - expected).abs().mean())
+            system = make()
+            differences[name] = float((system(ids)[:CHECKED].softmax(-1) - expected).abs().mean())
         except Exception as error:  # one that fails does not take the others along
             missing[name] = f"{type(error).__name__}: {error}"[:300]
-            systems.pop(name, None)
             continue
-        differences[name] = difference
-        if not difference <= DIFFERENCE:
-            missing[name] = f"probabilities differ by {difference:.3g}"
-            del systems[name]
+        if differences[name] <= DIFFERENCE:
+            systems[name] = system
+        else:
+            missing[name] = f"probabilities differ by {differences[name]:.3g}"
     calls = {name: partial(answer, ids) for name, answer in systems.items()}
     with quiet_garbage_collector():
         seconds = in_turns(calls, setting.sizes.rounds, limit=setting.sizes.seconds)

@@ -94,14 +94,11 @@ class Window:
         logits = setting.engine("full", WAY, token_budget=tokens).exit_logits(self.columns)[1]
         used = sorted(set(self.exits.tolist()) | {layers})
         at = [layer - 1 for layer in used[:-1]]
-        found = thresholds_for(normalized_entropy(logits)[:, at], self.exits, used)
-        self.threshold = tuple(found.values())
-        self.layers = tuple(found)
-        self.thresholds: Mapping[int, float] = found
+        self.thresholds: Mapping[int, float] = thresholds_for(normalized_entropy(logits)[:, at], self.exits, used)
 
     def scored(self, pooling: str = "auto") -> Policy:
         """Everybody is scored on the way."""
-        return Threshold(self.threshold, layers=self.layers, pooling=pooling)
+        return Threshold(tuple(self.thresholds.values()), layers=tuple(self.thresholds), pooling=pooling)
 
     @cached_property
     def batches(self) -> list[Tokens]:

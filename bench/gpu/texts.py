@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.inputs import GivenModel, load_inputs
+from bench.gpu.inputs import OPTIONS, GivenModel, load_inputs
 from bench.gpu.setting import Cells, Setting
 from bench.rivals_dense import DenseBert, DenseRival
 from geep_triton import Engine
@@ -17,7 +17,6 @@ from geep_triton.evaluation.measure import quiet_garbage_collector
 from geep_triton.modeling.precision import in_dtype
 
 POLICIES = ("full", "threshold:0.3", "predicted:mean", "verified:0.3")
-OPTIONS = {"max_length": 128, "truncation": True}
 TOKENS = 16_384  # of a rival's batch
 MOST_SECONDS = 3.0  # of a comparison
 

@@ -177,7 +177,8 @@ class Engine:
         self.dtype = usual_dtype(model, calibrated=policy is None) if dtype is None else dtype
         if policy is None:
             check_calibrated(model, self.dtype)
-        self._twin = self.model if self.dtype == dtype_name(model) else in_dtype(self.model, self.dtype)
+        as_it_is = dtype is None and self.dtype == dtype_name(model)
+        self._twin = self.model if as_it_is else in_dtype(self.model, self.dtype)
         self.cudnn_attention = cudnn_attention
         self.compile_seconds: float | None = None
         if packed:
