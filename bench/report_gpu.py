@@ -89,6 +89,24 @@ def tests(rows: dict[str, Row]) -> Iterator[str]:
         yield f"{kernels['kernels']} kernels compiled, {len(kernels['failed'])} failed."
 
 
+def steps(rows: dict[str, Row]) -> Iterator[str]:
+    """A layer's and a stop's steps: by the host's clock, and replayed by the device's for each size of batch."""
+    yield "### Steps of a layer and of a stop, on the base shape"
+    yield ""
+    yield "What the host takes to ask for a step, and the device to do it, by tokens of a batch; half of the texts are padded."
+    yield ""
+    sizes = [key for key, row in rows.items() if key != "host" and "steps" in row]
+    found = {key: {step["step"]: step["seconds"] for step in row.get("steps", [])} for key, row in rows.items()}
+    yield f"| step | host | {' | '.join(key.removeprefix('device, ') for key in sizes)} |"
+    yield f"|---|---|{'---|' * len(sizes)}"
+    for name in dict.fromkeys(name for steps in found.values() for name in steps):
+        values = (found.get(key, {}).get(name) for key in ("host", *sizes))
+        yield f"| {name} | {' | '.join('-' if value is None else _us(value) for value in values)} |"
+    for key, row in rows.items():
+        for name, reason in row.get("missing", {}).items():
+            yield f"\nWithout {name} at {key}: {_line(reason)}"
+
+
 def dense(rows: dict[str, Row]) -> Iterator[str]:
     """All layers."""
     yield "### All layers: BERT's base shape in bfloat16, token ids in, answers out"
@@ -114,8 +132,8 @@ def exits(rows: dict[str, Row]) -> Iterator[str]:
     yield ""
     yield "A system's share is what full depth would take for the layers that were run, over what it took."
     yield ""
-    yield "| texts | batch | system | mean exit | texts/s | over full depth | share | shapes |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| texts | batch | layers | system | mean exit | texts/s | over full depth | share | shapes |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for row in rows.values():
         for system in row.get("systems", []):
             long = row.get("length") or f"up to {row['longest']}"
@@ -124,13 +142,13 @@ def exits(rows: dict[str, Row]) -> Iterator[str]:
                 for name, form in (("speed_up", ".2f"), ("share_of_bound", ".0%"))
             )
             yield (
-                f"| {long} tokens | {row['tokens']:,} tokens | {system['system']} | {system['mean_exit']:.2f} | "
+                f"| {long} tokens | {row['tokens']:,} tokens | {row.get('way', '-')} | {system['system']} | "
+                f"{system['mean_exit']:.2f} | "
                 f"{system['samples_per_second']:,.0f} | {speed} | {share} | {system.get('shapes', '-')} |"
             )
     costs = rows.get("costs", {})
-    for way in ("plain", "compiled"):
-        if way in costs:
-            found = costs[way]
+    for way, found in costs.items():
+        if isinstance(found, dict) and "head_layers" in found:
             yield (
                 f"\nLayers {way}: a head takes {found['head_layers']:.2f} layers of a full batch, a stop besides "
                 f"{found['stop_layers']:.2f} ({_us(found['stop_seconds'])}), a move {found['move_layers']:.2f}."
@@ -170,7 +188,7 @@ def ops(rows: dict[str, Row]) -> Iterator[str]:
         yield f"\n{key}: block {found['block']}, {found['warps']} warps, {_us(found['seconds'])} {how}"
 
 
-WRITERS = {"ceilings": ceilings, "tests": tests, "dense": dense, "exits": exits, "texts": texts, "ops": ops}
+WRITERS = {"ceilings": ceilings, "tests": tests, "steps": steps, "dense": dense, "exits": exits, "texts": texts, "ops": ops}
 
 
 def _us(seconds: float) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bench.environment import environment
-from bench.gpu import ceilings, chosen_tests, dense, exits, ops, texts
+from bench.gpu import ceilings, chosen_tests, dense, exits, ops, steps, texts
 from bench.gpu.clock import Deadline, Overrun, limited
 from bench.gpu.machine import Gpu, StandIn
 from bench.gpu.results import Results
@@ -37,9 +37,10 @@ SLOWER = 8  # times as long a rehearsal may take: a machine that does other work
 PARTS: dict[str, tuple[float, Callable[[Setting], Cells]]] = {
     "ceilings": (15, ceilings.cells),
     "tests": (90, chosen_tests.cells),
-    "dense": (180, dense.cells),
-    "exits": (120, exits.cells),
-    "texts": (60, texts.cells),
+    "steps": (40, steps.cells),
+    "dense": (120, dense.cells),
+    "exits": (110, exits.cells),
+    "texts": (80, texts.cells),
     "ops": (SECONDS, ops.cells),
 }
 
@@ -70,7 +71,8 @@ def main(given: list[str] | None = None) -> None:
                 continue
             seconds *= patience
             began = time.perf_counter()
-            run_part(setting, part, cells, min(seconds + saved, deadline.left), failed, left_out)
+            again = part in arguments.again
+            run_part(setting, part, cells, min(seconds + saved, deadline.left), failed, left_out, again)
             saved = max(0.0, saved + seconds - (time.perf_counter() - began))
     deadline.cancel()
     print(f"{time.perf_counter() - start:.0f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB at most")
@@ -86,15 +88,25 @@ def parse_arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl and a few other files")
     parser.add_argument("--inputs", type=Path, help="folder that `python -m bench.gpu.inputs` made: models and texts")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts")
+    parser.add_argument("--again", nargs="+", choices=PARTS, default=(), help="parts whose cells are measured once more")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     return parser.parse_args(given)
 
 
 def run_part(
-    setting: Setting, part: str, cells: Callable[[Setting], Cells], seconds: float, failed: list[str], left_out: list[str]
+    setting: Setting,
+    part: str,
+    cells: Callable[[Setting], Cells],
+    seconds: float,
+    failed: list[str],
+    left_out: list[str],
+    again: bool = False,
 ) -> None:
-    """A part's cells, one after another until its time is over; what raises is a row with its error."""
+    """A part's cells, one after another until its time is over; what raises is a row with its error.
+
+    What was measured is left out, unless it is wanted `again`.
+    """
     end, results, last = time.perf_counter() + seconds, setting.results, "its preparation"
     made = cells(setting)
     while (left := end - time.perf_counter()) >= LEAST:
@@ -106,7 +118,7 @@ def run_part(
         if found is None:
             return
         last, measure = found
-        if results.done(part, last):
+        if results.done(part, last) and not again:
             continue
         values, taken = measured(measure, end - time.perf_counter())
         if "error" in values:

@@ -1,4 +1,4 @@
-"""Part 2: all layers on every text, ours in every way beside what a careful user runs; token ids in, answers out."""
+"""Part 3: all layers on every text, ours in every way beside what a careful user runs; token ids in, answers out."""
 
 from __future__ import annotations
 
@@ -149,8 +149,17 @@ class Rivals:
 
 
 def ways(tokens: int) -> list[str]:
-    """Those that do something on texts of one length: nothing is padded, and large batches are not recorded."""
-    return [way for way in WAYS if way != "varlen" and ("graphs" not in way or tokens <= MOST_TOKENS)]
+    """Those that do something on texts of one length: nothing is padded, and large batches are recorded as the engine does."""
+    return [way for way in WAYS if way != "varlen" and (way != "compiled, graphs" or tokens <= MOST_TOKENS)]
+
+
+def cause(error: BaseException) -> str:
+    """An error in one line, and the one behind it: that a recording failed says less than what failed in it."""
+    first = error
+    while first.__context__ is not None:
+        first = first.__context__
+    lines = [f"{type(each).__name__}: {(str(each).splitlines() or [''])[0]}" for each in dict.fromkeys((error, first))]
+    return "; behind it ".join(lines)[:600]
 
 
 def ours(setting: Setting, tokens: int, way: str, **options: Any) -> Answer:
@@ -174,7 +183,7 @@ def compared(setting: Setting, rivals: Rivals, tokens: int, length: int) -> dict
             system = make()
             differences[name] = float((system(ids)[:CHECKED].softmax(-1) - expected).abs().mean())
         except Exception as error:  # one that fails does not take the others along
-            missing[name] = f"{type(error).__name__}: {error}"[:300]
+            missing[name] = cause(error)
             continue
         if differences[name] <= DIFFERENCE:
             systems[name] = system

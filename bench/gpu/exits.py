@@ -1,4 +1,4 @@
-"""Part 3: exits replayed on BERT's base shape: planned and scored, beside full depth, batches that shrink and the bound."""
+"""Part 4: exits replayed on BERT's base shape: planned and scored, beside full depth, batches that shrink and the bound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from geep_triton.evaluation.measure import quiet_garbage_collector
 from geep_triton.outputs import Tokens
 
 DEPTHS = ("3.5", "6.5")  # mean layers of 12; see `PAYS_EXITS`
-WAY = "compiled"  # in which all of ours and the rival run their layers
+WAYS = ("compiled", "lean", "lean, graphs")  # in which all of ours and the rival run their layers
+LEAST_TOKENS = 4_096  # of batches
 AT = 1  # the place in a text whose id tells its exit
 MOVED = (
     0.25  # share of texts that may leave elsewhere than in the first scored run: in half precision many are near a threshold
@@ -52,21 +53,20 @@ class Told:
 
 def cells(setting: Setting) -> Cells:
     yield "costs", lambda: costs(setting)
-    for length in setting.sizes.lengths[:1]:
-        for tokens in [size for size in setting.sizes.tokens if size >= 4_096] or setting.sizes.tokens:
+    sizes = setting.sizes
+    batches = [(sizes.lengths[0], tokens) for tokens in sizes.tokens if tokens >= LEAST_TOKENS or setting.machine.rehearsal]
+    for length, tokens in [*batches, *((length, sizes.tokens[0]) for length in sizes.lengths[1:])]:
+        for way in reversed(WAYS):
             for depth in DEPTHS:
-                yield f"{length} long, {tokens} tokens, mean exit {depth}", partial(replayed, setting, tokens, length, depth)
+                name = f"{length} long, {tokens} tokens, mean exit {depth}, {way}"
+                yield name, partial(replayed, setting, tokens, length, depth, way)
     yield "fresh texts", lambda: fresh(setting)
-    for length in setting.sizes.lengths[1:]:
-        for depth in DEPTHS:
-            tokens = setting.sizes.tokens[0]
-            yield f"{length} long, {tokens} tokens, mean exit {depth}", partial(replayed, setting, tokens, length, depth)
 
 
 def costs(setting: Setting) -> dict[str, Any]:
     """What a layer takes by tokens a batch, and a head, a move and a stop in layers of a full batch."""
     found = {}
-    for way in ("plain", WAY):
+    for way in ("plain", *WAYS):
         measured = setting.engine("full", way).layer_costs
         layer = measured.points[-1][1]
         found[way] = {
@@ -84,14 +84,14 @@ def costs(setting: Setting) -> dict[str, Any]:
 class Window:
     """Texts of one length, their exits, and thresholds by which as many leave at each exit."""
 
-    def __init__(self, setting: Setting, tokens: int, length: int, depth: str) -> None:
+    def __init__(self, setting: Setting, tokens: int, length: int, depth: str, way: str) -> None:
         layers = setting.model.config.num_hidden_layers
-        self.tokens, self.length = tokens, length
+        self.tokens, self.length, self.way = tokens, length, way
         self.ids = setting.ids(setting.samples(tokens, length), length)
         self.exits = drawn(PAYS_EXITS[depth], len(self.ids), layers)
         self.ids[:, AT] = self.exits
         self.columns = {"input_ids": self.ids}
-        logits = setting.engine("full", WAY, token_budget=tokens).exit_logits(self.columns)[1]
+        logits = setting.engine("full", way, token_budget=tokens).exit_logits(self.columns)[1]
         used = sorted(set(self.exits.tolist()) | {layers})
         at = [layer - 1 for layer in used[:-1]]
         self.thresholds: Mapping[int, float] = thresholds_for(normalized_entropy(logits)[:, at], self.exits, used)
@@ -111,7 +111,7 @@ def engines(setting: Setting, window: Window) -> dict[str, Engine]:
     """Ours, by name. The first is full depth, the second asks no exit but knows it."""
 
     def engine(policy: str | Policy, **options: Any) -> Engine:
-        made = setting.engine(policy, WAY, token_budget=window.tokens, window=1 << 16, prefetch=False, **options)
+        made = setting.engine(policy, window.way, token_budget=window.tokens, window=1 << 16, prefetch=False, **options)
         _ = made.layer_costs
         return made
 
@@ -125,12 +125,12 @@ def engines(setting: Setting, window: Window) -> dict[str, Engine]:
     }
 
 
-def replayed(setting: Setting, tokens: int, length: int, depth: str) -> dict[str, Any]:
+def replayed(setting: Setting, tokens: int, length: int, depth: str, way: str) -> dict[str, Any]:
     """Every system in turns. `share_of_bound`: of the time that full depth would take for the layers run."""
-    window = Window(setting, tokens, length, depth)
+    window = Window(setting, tokens, length, depth, way)
     ours = engines(setting, window)
     shrinking = ShrinkingBatches(
-        setting.twin(WAY), setting.tokenizer, window.thresholds, length, batch=max(2, tokens // length)
+        setting.twin(way), setting.tokenizer, window.thresholds, length, batch=max(2, tokens // length)
     )
     calls: dict[str, Callable[[], Any]] = {name: partial(each.predict, window.columns) for name, each in ours.items()}
     calls["rival, batches that shrink"] = lambda: shrinking.answer_all(window.batches)
@@ -163,14 +163,14 @@ def replayed(setting: Setting, tokens: int, length: int, depth: str) -> dict[str
         }
         for name, value in median.items()
     ]
-    return {"tokens": tokens, "length": length, "samples": len(window.ids), "way": WAY, "systems": rows}
+    return {"tokens": tokens, "length": length, "samples": len(window.ids), "way": way, "systems": rows}
 
 
 def fresh(setting: Setting) -> dict[str, Any]:
     """Texts of many lengths that differ in every round, so that batches come in shapes that were never seen."""
     sizes = setting.sizes
     tokens, longest = sizes.tokens[0], sizes.lengths[0]
-    window = Window(setting, tokens, longest, DEPTHS[0])
+    window = Window(setting, tokens, longest, DEPTHS[0], "plain")
     samples, seeds = len(window.ids), count(1)
     shapes: set[tuple[int, ...]] = set()
 

@@ -1,7 +1,8 @@
-"""Part 5: each op beside its rivals at the shapes that the engine makes, and its launch configurations by graph replay."""
+"""Part 6: each op beside its rivals at the shapes that the engine makes, and its launch configurations by graph replay."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from bench.ops import MAKERS, Case, all_cases, first_case, measure, rows_of
 from bench.tune import tuned
 
 ROUNDS = 11
+TUNED = 3  # cases of an op
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -25,11 +27,17 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def cells(setting: Setting) -> Cells:
     for case in cases(setting):
-        # How far a search went differs from run to run.
-        size = (f"{key} {value:g}" for key, value in case.config.items() if key != "probes")
-        name = ", ".join([case.op, *size])
-        yield name, partial(beside_rivals, setting, case)
-        yield f"tune, {name}", partial(configurations, setting, case)
+        yield name_of(case), partial(beside_rivals, setting, case)
+    tuned_before: Counter[str] = Counter()
+    for case in cases(setting):
+        tuned_before[case.op] += 1
+        if tuned_before[case.op] <= TUNED:
+            yield f"tune, {name_of(case)}", partial(configurations, setting, case)
+
+
+def name_of(case: Case) -> str:
+    """The op and its sizes, but for how far a search went, which differs from run to run."""
+    return ", ".join([case.op, *(f"{key} {value:g}" for key, value in case.config.items() if key != "probes")])
 
 
 @torch.inference_mode()

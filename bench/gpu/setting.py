@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from geep_triton.engine.policies import Policy
 from geep_triton.modeling.attention import attention_kernels
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.modeling.graphed import graph_layers
+from geep_triton.modeling.lean import lean, replace_layers
 from geep_triton.modeling.precision import in_dtype
 from geep_triton.modeling.varlen import varlen_layers
 
 Cells = Iterator[tuple[str, Callable[[], dict[str, Any]]]]  # a key, and the measurement that gives its values
-WAYS = ("plain", "compiled", "varlen", "graphs", "compiled, graphs")
+WAYS = ("plain", "lean", "compiled", "varlen", "graphs", "lean, graphs", "compiled, graphs")
+GRAPHED = 65_536  # tokens of the largest batch that is replayed: more than the library does unasked, to see whether it should
 WORDS = (1_000, 30_000)  # ids of BERT's words
 SPREAD_ON = 128  # texts on which a random model's heads are made to differ
 
@@ -49,7 +51,7 @@ class Sizes:
     window_tokens: int = 131_072
     batches: int = 8
     rounds: int = 15
-    seconds: float = 4.0
+    seconds: float = 2.5
     matrix: int = 8192
     copied: int = 1 << 32
     attention_batches: int = 50
@@ -118,12 +120,17 @@ class Setting:
         machine = self.machine
         if way == "plain":
             return self.model
+        if way == "lean":
+            made = in_dtype(self.reference, "bfloat16")  # layers of its own, which are rebuilt
+            replace_layers(made, partial(lean, fuse=True))
+            return made
         if way == "varlen":
             return varlen_layers(self.model)
         if way == "compiled":
             with attention_kernels(cudnn=False):
                 return compile_layers(self.model, machine.compiler)[0]
-        return graph_layers(self.twin("compiled" if way.startswith("compiled") else "plain"), machine.recorder())
+        under = way.removesuffix("graphs").removesuffix(", ") or "plain"
+        return graph_layers(self.twin(under), machine.recorder(), GRAPHED)
 
     def engine(self, policy: str | Policy, way: str = "plain", **options: Any) -> Engine:
         """An engine of the model, whose layers run in this way."""
