@@ -117,26 +117,14 @@ def sweep_exit_scores() -> Iterator[None]:
 
 
 def sweep_rows() -> Iterator[None]:
-    from geep_triton.kernels import configs
-    from geep_triton.ops.move_rows import gather_rows
     from geep_triton.ops.partition import partition
     from geep_triton.ops.skip_gate import skip_gate
 
-    index = torch.arange(40)
-    yield partition(index > 3)
+    yield partition(torch.arange(40) > 3)
     for dtype, hidden_size in itertools.product(DTYPES, (768, 70, 1)):
         states = torch.zeros(40, hidden_size, dtype=dtype)
         yield skip_gate(states[:, 0].contiguous())
         yield skip_gate(states, states[0], states[0, :1])
-    blocks = {config.block for rows in configs.TABLE["move_rows"].values() for _, config in rows}
-    widths = {1} | blocks | {block + 1 for block in blocks}
-    for dtype, width in itertools.product((torch.int64, torch.int32, torch.int16, torch.int8), sorted(widths)):
-        rows = torch.zeros(40, width, dtype=dtype)
-        yield gather_rows(rows, index)
-        # Rows that lie apart, and that begin in the midst of 16 bytes, as slices of a batch may.
-        yield gather_rows(torch.zeros(40, width + 1, dtype=dtype)[:, :width], index)
-        yield gather_rows(torch.zeros(40, 2 * width, dtype=dtype)[:, :width], index)
-        yield gather_rows(torch.zeros(40 * width + 1, dtype=dtype)[1:].view(40, width), index)
 
 
 def launches(architecture: str) -> list[Launch]:

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from bench.environment import environment
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
-from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
@@ -237,7 +236,7 @@ def gate_eager(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -
 
 
 def row_cases(device: torch.device) -> Iterator[Case]:
-    """Gates and partition of a batch's rows, and moves of half of them, cut to the longest that stays."""
+    """Gates and partition of a batch's rows."""
     for rows in ROWS:
         states = torch.randn(rows, HIDDEN, device=device).bfloat16()
         weight, bias = torch.randn(HIDDEN, device=device) / HIDDEN**0.5, torch.zeros(1, device=device)
@@ -251,15 +250,6 @@ def row_cases(device: torch.device) -> Iterator[Case]:
             "boolean indexing": lambda flags=flags: torch.cat([flags.nonzero()[:, 0], (~flags).nonzero()[:, 0]]),
             "torch.sort": lambda flags=flags: flags.byte().sort(descending=True, stable=True).indices,
         })  # fmt: skip
-    for rows, length in zip(ROWS, (128, 128, 32, 32), strict=True):
-        hidden = torch.randn(rows, length, HIDDEN, device=device).bfloat16()[:, : 3 * length // 4]
-        index = torch.randperm(rows, device=device)[: rows // 2].sort().values
-        flags = torch.zeros(rows, dtype=torch.bool, device=device).index_fill(0, index, True)
-        yield Case("move_rows", {"rows": rows, "length": length, "hidden_size": HIDDEN}, rows // 2, hidden.numel() * 2, {
-            OURS: lambda hidden=hidden, index=index: gather_rows(hidden, index),
-            "torch.index_select": lambda hidden=hidden, index=index: hidden.index_select(0, index),
-            "boolean indexing": lambda hidden=hidden, flags=flags: hidden[flags],
-        })  # fmt: skip
 
 
 MAKERS = {
@@ -269,7 +259,6 @@ MAKERS = {
     "score_exits": score_cases,
     "skip_gate": row_cases,
     "partition": row_cases,
-    "move_rows": row_cases,
 }
 
 

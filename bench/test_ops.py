@@ -16,7 +16,6 @@ RIVALS = {
     "score_exits": ("torch eager",),
     "skip_gate": ("torch eager",),
     "partition": ("boolean indexing", "torch.sort"),
-    "move_rows": ("torch.index_select", "boolean indexing"),
 }
 
 

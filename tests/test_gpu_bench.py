@@ -100,7 +100,7 @@ def test_the_page_shows_every_part(rehearsal, tmp_path):
         "a head takes",
         "| minilm moods (",
         "| lookup |",
-        "tune, move_rows",
+        "tune, partition",
     ):
         assert text in page, text
     assert "What failed" not in page

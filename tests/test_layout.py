@@ -82,7 +82,7 @@ def test_every_op_is_used():
         reached |= new
     used = {pair for name in reached for pair in imports[name]}
     assert sorted(defined.keys() - used) == []
-    assert {function for _, function in defined} >= {"insert_add", "lookup", "score_exits", "skip_gate", "gather_rows"}
+    assert {function for _, function in defined} >= {"insert_add", "lookup", "score_exits", "skip_gate", "partition"}
 
 
 def modules_after(statement: str) -> set[str]:

@@ -16,7 +16,6 @@ from geep_triton.engine.flight import Copying
 from geep_triton.modeling.attention import attention_kernels
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.partition import partition
 
 CALLS = 30  # of a step in a row: far fewer launches than a device's queue holds, or the host would wait for it
@@ -112,9 +111,7 @@ class Batch:
             "head": lambda: model.exit_logits(LAYER, self.hidden, self.attention_mask),
             "score_exits": lambda: score_exits(logits, 0.5),
             "partition": lambda: partition(leaves),
-            "gather_rows of states": lambda: gather_rows(self.hidden, staying),
             "index_select of states": lambda: self.hidden.index_select(0, staying),
-            "gather_rows of logits": lambda: gather_rows(logits, staying),
             "index_select of logits": lambda: logits.index_select(0, staying),
             "copy to the host, not waited for": lambda: Copying(leaves),
             "copy to the host, waited for": lambda: Copying(leaves).get(),

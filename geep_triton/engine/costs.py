@@ -11,7 +11,6 @@ import torch
 from geep_triton.engine.flight import Copying
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.partition import partition
 
 SAMPLE_LENGTH = 32
@@ -91,16 +90,16 @@ class LayerCosts:
             leaves = score_exits(logits, 0.0).leaves
             Copying(leaves).get()
             order, _ = partition(leaves)
-            gather_rows(logits, order)
-            gather_rows(every[:1], order)
-            gather_rows(mask[:1], order)
+            logits.index_select(0, order)
+            every[:1].index_select(0, order)
+            mask[:1].index_select(0, order)
 
         with torch.inference_mode():
             for size in sizes:
                 points.append((size * length, _seconds(lambda s=every[:size]: model.run_layer(1, s, None), device, rounds)))
             score = _seconds(lambda: head(full), device, rounds)
             order = torch.arange(full, device=device)
-            move = _seconds(lambda: gather_rows(every, order).clone(), device, rounds)
+            move = _seconds(lambda: every.index_select(0, order).clone(), device, rounds)
             besides = 0.0
             if model.config.num_labels > 1:  # exits of others are never scored
                 besides = _seconds(stop, device, rounds) - _seconds(lambda: head(1), device, rounds)

@@ -14,7 +14,6 @@ from geep_triton.engine.pools import Batch, Pools
 from geep_triton.engine.rules import ExitRule
 from geep_triton.engine.skipping import Layers, Ran
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.partition import partition
 from geep_triton.outputs import Schedule, Tokens, to_device
 
@@ -194,14 +193,14 @@ class WindowRun:
         if leaving == 0:
             return None, Batch(batch.rows, batch.hidden, batch.attention_mask, *memory)
         order, _ = partition(on_device)
-        answer = Answer(batch.rows[leaves], gather_rows(logits, order[:leaving]), stop, stop)
+        answer = Answer(batch.rows[leaves], logits.index_select(0, order[:leaving]), stop, stop)
         if leaving == len(batch):
             return answer, None
         rows, staying = batch.rows[~leaves], order[leaving:]
         # Those who stay may all be shorter than the longest who left.
         longest = int(self.tokens.lengths[rows].max())
         values = (batch.hidden[:, :longest], batch.attention_mask[:, :longest], *memory)
-        return answer, Batch(rows, *(None if value is None else gather_rows(value, staying) for value in values))
+        return answer, Batch(rows, *(None if value is None else value.index_select(0, staying) for value in values))
 
     def _score(
         self, stop: int, batch: Batch, certain: torch.Tensor | None, ran: Ran | None
@@ -209,7 +208,7 @@ class WindowRun:
         """Answers [B, C], who may leave [B] bool, and what the rule remembers; 0, nobody and as before for who did not run."""
         values = (batch.hidden, batch.attention_mask, batch.prediction, batch.streak, certain)
         if ran is not None:
-            values = tuple(None if value is None else gather_rows(value, ran.index) for value in values)
+            values = tuple(None if value is None else value.index_select(0, ran.index) for value in values)
         hidden, attention_mask, prediction, streak, certain = values
         logits = self.layers.exit_logits(stop, hidden, attention_mask)
         scores = self.rule.score(stop, logits, prediction, streak)

@@ -17,7 +17,6 @@ from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.exits.paths import choose_paths
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
-from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import Flops, Tokens
 
@@ -233,7 +232,7 @@ class Layers:
         size, length = hidden.shape[:2]
         if self.costs is not None and not self.costs.skipping_pays(size * length, len(rows) * length):
             return torch.where(skips.bool()[:, None, None], hidden, self.run_on_all(number, hidden, mask))
-        part, part_mask = gather_rows(hidden, order), gather_rows(attention_mask, order)
+        part, part_mask = hidden.index_select(0, order), attention_mask.index_select(0, order)
         return hidden.index_copy(0, order, self.run_on_all(number, part, self.mask(rows, part, part_mask)))
 
     def exit_logits(self, number: int, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ class Config:
 # own. `python -m bench.gpu` measures the candidates in bench/tune.py.
 TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
     "insert_add": {"default": ((math.inf, Config(256, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},
-    "lookup": {"default": ((math.inf, Config(256, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},
+    "lookup": {"default": ((math.inf, Config(128, 2)),), "interpreter": ((math.inf, Config(1024, 4)),)},
     # The size is tokens a sample on average; a program is a sample.
     "predict_exits": {"default": ((math.inf, Config(32, 1)),), "interpreter": ((math.inf, Config(128, 1)),)},
     # The block is elements of a tile of rows by classes; a tile is one row at least.
@@ -40,11 +40,6 @@ TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
     "gate_logits": {"default": ((math.inf, Config(16, 4)),)},
     "skip_gate": {"default": ((math.inf, Config(1024, 4)),)},
     "partition": {"default": ((math.inf, Config(1024, 4)),)},
-    # Elements of a row moved by one program, by elements a row.
-    "move_rows": {
-        "default": ((64, Config(64, 4)), (256, Config(256, 4)), (math.inf, Config(1024, 4))),
-        "interpreter": ((64, Config(64, 4)), (math.inf, Config(1024, 4))),
-    },
 }
 
 

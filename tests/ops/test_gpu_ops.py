@@ -8,7 +8,6 @@ import torch
 from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
-from geep_triton.ops.move_rows import gather_rows
 from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
 from geep_triton.ops.skip_gate import skip_gate
@@ -63,18 +62,16 @@ def calls():
     offsets = torch.arange(0, 40_001, 40, device="cuda")
     logits, hidden = torch.randn(1000, 7, device="cuda"), torch.randn(1000, 16, 64, device="cuda")
     weight, bias = torch.randn(64, device="cuda"), torch.randn(1, device="cuda")
-    index = torch.randperm(1000, device="cuda")[:300]
     return {
         "predict_exits": lambda: vars(predict_exits(table, ids, offsets, 0.9)),
         "lookup": lambda: {"rows": lookup(table.slots, table.probes, ids)},
         "score_exits": lambda: vars(score_exits(logits, 0.5)),
         "skip_gate": lambda: vars(skip_gate(hidden[:, 0], weight, bias)),
         "partition": lambda: dict(enumerate(partition(logits[:, 0] > 0))),
-        "gather_rows": lambda: {"rows": gather_rows(hidden[:, :9], index)},
     }
 
 
-OPS = ["predict_exits", "lookup", "score_exits", "skip_gate", "partition", "gather_rows"]
+OPS = ["predict_exits", "lookup", "score_exits", "skip_gate", "partition"]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -96,12 +93,6 @@ def test_nothing_waits_for_the_device(calls, op):
 
 
 def test_offsets_beyond_two_to_the_31():
-    rows, width = (1 << 21) + 3, (1 << 10) + 1  # odd, so that it is moved byte by byte
-    source = torch.zeros(rows, width, dtype=torch.int8, device="cuda")
-    source[-1], source[-2] = 7, 5
-    index = torch.tensor([rows - 1, 0, rows - 2], device="cuda")
-    assert gather_rows(source, index).sum(1).tolist() == [7 * width, 0, 5 * width]
-    del source
     logits = torch.zeros((1 << 19) + 1, 4096, dtype=torch.float16, device="cuda")
     logits[-1, -1] = 30.0
     scores = score_exits(logits, 0.5)
