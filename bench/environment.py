@@ -21,6 +21,17 @@ RESULTS = ROOT / "bench" / "results"
 COMMIT = "GEEP_COMMIT"  # names the commit where there is no git, or no repository
 
 
+def without_folders(value: Any) -> Any:
+    """A result to be kept, its absolute paths cut to their last two names: where they lay tells of this machine only."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return "/".join(Path(value).parts[1:][-2:])
+    return value
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions, date and commit."""
     return {

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from bench.environment import RESULTS, environment
+from bench.environment import RESULTS, environment, without_folders
 from bench.rivals import HuggingFaceSorted
 from geep_triton import Engine, MultiExitBert, Predictions
 from geep_triton.data import read_rows
@@ -151,7 +151,7 @@ def main() -> None:
             "ngram": arguments.ngram,
             "table_samples": len(model.exit_table.records.tokens),
         },
-        "training": json.loads((arguments.model / "training.json").read_text()),
+        "training": without_folders(json.loads((arguments.model / "training.json").read_text())),
         "backbone_difference": difference,
         "exit_layers": layers,
         "exit_accuracies": exit_rows,

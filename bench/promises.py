@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench.curves import equal_depth
-from bench.environment import RESULTS, environment
+from bench.environment import RESULTS, environment, without_folders
 from bench.policies import targets
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.data import Row, read_rows
@@ -280,7 +280,7 @@ def main() -> None:
             "shifted": list(others),
         },
         "seed": arguments.seed,
-        "training": json.loads((Path(arguments.model) / "training.json").read_text())["arguments"],
+        "training": without_folders(json.loads((Path(arguments.model) / "training.json").read_text())["arguments"]),
         "settings": {
             "rounds": arguments.rounds, "speed_samples": {budget: len(rows) for budget, rows in timed.items()},
             "ngram": arguments.ngram, "confidence": 0.95,

@@ -11,12 +11,12 @@ from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.model import MultiExitBert
 
 if TYPE_CHECKING:
+    from geep_triton.batching import schedule as schedule
     from geep_triton.engine.calibrate import Calibration as Calibration
     from geep_triton.engine.collect import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
     from geep_triton.exits.table import ExitTable as ExitTable
     from geep_triton.outputs import Predictions as Predictions
-    from geep_triton.schedule import schedule as schedule
     from geep_triton.training.trainer import MultiExitTrainer as MultiExitTrainer
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _LAZY = {
     "MultiExitTrainer": "geep_triton.training.trainer",
     "Predictions": "geep_triton.outputs",
     "build_exit_table": "geep_triton.engine.collect",
-    "schedule": "geep_triton.schedule",
+    "schedule": "geep_triton.batching",
 }
 
 __all__ = ["MultiExitBert", "MultiExitBertConfig", "__version__", *_LAZY]

@@ -17,13 +17,14 @@ FLOORS = {
     "config": 0.1,
     "outputs": 0.1,
     "backend": 0.1,
+    "warn": 0,
     "kernels": 1,
     "reference": 1,
     "ops": 2,
     "token_rows": 2,
     "data": 2.5,
     "exits": 3,
-    "schedule": 3,
+    "batching": 3,
     "modeling": 3.5,
     "engine": 4,
     "training": 4,
@@ -112,3 +113,34 @@ def test_unknown_name_raises():
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = geep_triton.nothing_here
     assert set(geep_triton.__all__) >= {"MultiExitBert", "Engine", "ExitTable", "MultiExitTrainer"}
+
+
+def test_warnings_find_the_users_line():
+    """Through `geep_triton.warn` alone, which does."""
+    for path in MODULES:
+        if path.name == "warn.py":
+            continue
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        assert "warnings.warn" not in {ast.unparse(call.func) for call in calls}, path
+
+
+EVERY_MODULE = "[importlib.import_module(m.name) for m in pkgutil.walk_packages(geep_triton.__path__, 'geep_triton.')]"
+
+
+@pytest.mark.parametrize("before", ["pass", "from geep_triton import Engine", EVERY_MODULE])
+def test_every_public_name_is_what_its_module_says(before):
+    """However much of the package was imported before: a module of a function's name would take its place."""
+    code = f"""
+import importlib, inspect, pkgutil, geep_triton
+{before}
+for name, module in geep_triton._LAZY.items():
+    thing = getattr(geep_triton, name)
+    assert not inspect.ismodule(thing) and thing is getattr(importlib.import_module(module), name), (name, thing)
+    assert thing.__module__ == module and thing.__name__ == name, (name, thing)
+for name in geep_triton.__all__:
+    exec(f"from geep_triton import {{name}}")
+    assert not inspect.ismodule(eval(name)), name
+modules = {{m.name for m in pkgutil.iter_modules(geep_triton.__path__)}}
+assert not modules & set(geep_triton.__all__), modules & set(geep_triton.__all__)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,7 @@ from geep_triton.engine.run import WindowRun
 from geep_triton.engine.simulate import simulate
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.outputs import Tokens
-from geep_triton.schedule import schedule
+from geep_triton.batching import schedule
 from tests.conftest import WORDS, tiny_config
 
 SAMPLES = st.lists(st.lists(st.integers(5, len(WORDS) - 1), min_size=1, max_size=30), min_size=1, max_size=25)

@@ -21,7 +21,7 @@ from geep_triton.exits.paths import choose_paths, common_paths
 from geep_triton.exits.table import ExitTable
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
 from geep_triton.outputs import Tokens
-from geep_triton.schedule import schedule
+from geep_triton.batching import schedule
 from tests.conftest import WORDS
 from tests.test_gates import gated
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 
 from geep_triton.checks import check_number
 from geep_triton.exits.guarantees import binomial_interval
+from geep_triton.warn import warn
 
 MEMORY = 500  # audited samples by which the next bet is placed: inputs may change late
 
@@ -84,12 +84,11 @@ class Audit:
             self._recent += ((not agreeing) - self._recent) / min(self._samples + (self.promised is not None), MEMORY)
         if self._broken and not warned:
             report = self.report()
-            warnings.warn(
+            warn(
                 f"of {report.samples} audited samples {report.agreement:.1%} got the full model's answer, lately about "
                 f"{report.recent:.1%}, which shows at confidence {self.confidence:g} that fewer than the promised "
                 f"{self.promised:.1%} do: the inputs are not like those of the calibration, or it promised too much; "
-                "calibrate again",
-                stacklevel=2,
+                "calibrate again"
             )
 
     def _bet(self, differs: bool) -> None:

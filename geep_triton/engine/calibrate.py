@@ -30,6 +30,7 @@ from geep_triton.exits.guarantees import (
 )
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.outputs import EveryExit, Tokens
+from geep_triton.warn import warn
 
 PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")
 PROMISES = (*PROMISES_ON_ANSWERS, "mean_depth", "speedup")
@@ -292,10 +293,9 @@ def _check_texts(model: MultiExitBert, tokens: Tokens) -> None:
     """
     texts = _split(tokens)
     if model.exit_table is not None and model.exit_table.records is None:
-        warnings.warn(
+        warn(
             "the exit table is without the records of its texts, so nothing shows whether it was built from these: they must "
-            "be others",
-            stacklevel=4,
+            "be others"
         )
     elif model.exit_table is not None:
         seen = set(_split(model.exit_table.records.tokens))
@@ -306,10 +306,7 @@ def _check_texts(model: MultiExitBert, tokens: Tokens) -> None:
             )
     distinct = len(set(texts))
     if distinct < (1 - MOST_SEEN) * len(texts):
-        warnings.warn(
-            f"only {distinct} of {len(texts)} texts are distinct: a promise takes each for a text of its own, drawn anew",
-            stacklevel=4,
-        )
+        warn(f"only {distinct} of {len(texts)} texts are distinct: a promise takes each for a text of its own, drawn anew")
 
 
 def _split(tokens: Tokens) -> list[tuple[int, ...]]:

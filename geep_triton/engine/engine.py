@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import closing, nullcontext
@@ -17,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from geep_triton.batching import BATCH_COST, schedule
 from geep_triton.checks import check_bool, check_int
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
@@ -47,7 +47,7 @@ from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
-from geep_triton.schedule import BATCH_COST, schedule
+from geep_triton.warn import warn
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
 # A CPU runs small batches as well as large ones; a GPU needs thousands of tokens to hide a layer's launches.
@@ -368,7 +368,7 @@ class Engine:
         found = TemperatureFit.of(logits, truth, config.exit_temperatures, counted)
         stale = [name for name, value in (("calibration", config.calibration), ("exit table", self.model.exit_table)) if value]
         if stale:
-            warnings.warn(f"the model's {' and '.join(stale)} were made with other temperatures: make them again", stacklevel=2)
+            warn(f"the model's {' and '.join(stale)} were made with other temperatures: make them again")
         self.model.forget_calibration()
         self._end_audit()
         config.exit_temperatures = list(found.temperatures)
@@ -556,15 +556,13 @@ class Engine:
     def _check_promise(self) -> None:
         """Drop, aloud, a promise that was made with another table or other temperatures."""
         if self._promise is not None and not self._promise.holds(self.model):
-            warnings.warn(
-                "the exit table or temperatures have changed since the calibration: its promise is gone", stacklevel=3
-            )
+            warn("the exit table or temperatures have changed since the calibration: its promise is gone")
             self._promise = None
 
     def _end_audit(self) -> None:
         """What was promised and observed so far is not of the answers to come."""
         if self._audit is not None:
-            warnings.warn("the audit that was running ends here: call `audit` again for the new answers", stacklevel=3)
+            warn("the audit that was running ends here: call `audit` again for the new answers")
         self._audit, self._promise = None, None
 
     def _count_exits_anew(self) -> None:
@@ -580,12 +578,11 @@ class Engine:
         self._warned_of_one_exit = True
         (layer,) = exits
         last = layer == self.model.config.num_hidden_layers
-        warnings.warn(
+        warn(
             f"policy {self.policy}: of {exits[layer]} samples "
             f"{'none left before the last layer' if last else f'all left at layer {layer}'}; "
             "its threshold, its patience or the exit table's plan tells none of them apart",
             OneExitWarning,
-            stacklevel=3,
         )
 
     @property

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from geep_triton.batching import BATCH_COST, dense_count
 from geep_triton.outputs import Tokens
-from geep_triton.schedule import BATCH_COST, dense_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Pools:
         tokens: the window's samples.
         token_budget: tokens of a dense batch, padding included.
         groups: [N] int64, which samples may run together; None: all.
-        batch_cost: see `geep_triton.schedule.schedule`.
+        batch_cost: see `geep_triton.batching.schedule`.
 
     Attributes:
         most_held: most tokens that waited at a time.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from geep_triton.engine.calibrate import PROMISES_ON_ANSWERS
 from geep_triton.engine.skipping import Skipping
 from geep_triton.exits.table import ExitTable
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.warn import warn
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +47,7 @@ class Promise:
         then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": config.skipping}
         changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
         if changed:
-            warnings.warn(
-                f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here",
-                stacklevel=3,
-            )
+            warn(f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here")
         name, value = calibration["promise"]
         return None if changed or name != "agreement" else cls.made(model, value)
 
