@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep_triton import Engine, MultiExitBert
+from geep_triton.batching import schedule
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import Patience, Plan, Threshold
 from geep_triton.engine.pools import Batch, Pools
@@ -16,7 +17,6 @@ from geep_triton.engine.run import WindowRun
 from geep_triton.engine.simulate import simulate
 from geep_triton.modeling.compiled import compile_layers
 from geep_triton.outputs import Tokens
-from geep_triton.batching import schedule
 from tests.conftest import WORDS, tiny_config
 
 SAMPLES = st.lists(st.lists(st.integers(5, len(WORDS) - 1), min_size=1, max_size=30), min_size=1, max_size=25)

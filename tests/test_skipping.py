@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.backend import VARIABLE, has_triton
+from geep_triton.batching import schedule
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.families import families_of
 from geep_triton.engine.policies import Allocated, ConstantDepth, FullDepth, Patience, Predicted, Threshold, Verified
@@ -21,7 +22,6 @@ from geep_triton.exits.paths import choose_paths, common_paths
 from geep_triton.exits.table import ExitTable
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
 from geep_triton.outputs import Tokens
-from geep_triton.batching import schedule
 from tests.conftest import WORDS
 from tests.test_gates import gated
 
