@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import warnings
 import weakref
 from functools import partial
 from types import SimpleNamespace
@@ -79,7 +80,7 @@ def test_a_twin_shares_what_is_not_converted(model):
         *(layer.attention.self.qkv, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense),
         *(head.reduce, head.query, head.key_value),
     ):
-        assert linear.weight().dtype == torch.qint8
+        assert linear.linear.weight().dtype == torch.qint8
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -122,13 +123,12 @@ def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenize
     torch.testing.assert_close(engine.predict(texts).logits, before / 2)
 
 
-@pytest.mark.parametrize("settings", [{"packed": True}, {"dtype": "int8"}])
-def test_weights_that_change_after_they_were_copied_in_part(model, tokenizer, texts, settings):
-    engine, whole = (
-        Engine(model, tokenizer, "full", **settings),
-        Engine(model, tokenizer, "full", dtype="bfloat16", packed=True),
-    )
-    before = whole.predict(texts).logits
+FORMS = [{}, {"packed": True}, {"dtype": "int8"}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "packed": True}]
+
+
+@pytest.mark.parametrize("settings", FORMS)
+def test_an_engine_whose_model_is_trained_refuses(model, tokenizer, texts, settings):
+    engine = Engine(model, tokenizer, "full", **settings)
     engine.predict(texts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)  # as the Trainer's, which hides what it writes
     model(
@@ -137,7 +137,8 @@ def test_weights_that_change_after_they_were_copied_in_part(model, tokenizer, te
     optimizer.step()
     with pytest.raises(ValueError, match="weights have changed since this engine"):
         engine.predict(texts)
-    assert torch.equal(whole.predict(texts).logits, before)  # it shares nothing
+    with pytest.raises(ValueError, match="weights have changed since this engine"):
+        engine.exit_logits(texts)
     Engine(model, tokenizer, "full", **settings).predict(texts)
 
 
@@ -219,7 +220,72 @@ def test_packed_linear_meets_few_numbers_of_rows(monkeypatch):
     with torch.inference_mode():
         for count in range(1, 1025):
             assert packed(torch.ones(count, 4)).shape == (count, 4)
-    assert len(met) == 64 + 60
+    assert len(met) == 66
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_every_form_meets_few_numbers_of_rows(model, tokenizer, monkeypatch, dtype):
+    """Whatever batches shrink to: memory would grow with each number that is met."""
+    from geep_triton.modeling import linear
+
+    met, padded = set(), linear.pad_rows
+
+    def spied(states):
+        met.add(len(padded(states)))
+        return padded(states)
+
+    monkeypatch.setattr(linear, "pad_rows", spied)
+    engine = Engine(model, tokenizer, "threshold:0.9", dtype=dtype, token_budget=300)
+    rows = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 30, (400,), generator=rows).tolist()
+    engine.predict({"input_ids": [torch.randint(5, 12, (size,), generator=rows).tolist() for size in sizes]})
+    assert 5 < len(met) < 40
+    assert all(count <= 16 or (count % 8 == 0 and (count <= 64 or count % 16 == 0)) for count in met)
+
+
+def test_a_float16_model_on_a_cpu_is_slow_aloud(make_model, tokenizer, texts):
+    model = make_model().half()
+    with pytest.warns(UserWarning, match="float16, which most CPUs multiply slowly") as warned:
+        Engine(model, tokenizer, "full").predict(texts)
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Engine(model, tokenizer, "full", dtype="float16").predict(texts)
+
+
+@pytest.mark.parametrize("change", ["in place", "another", "state", "behind torch's back"])
+def test_a_head_that_is_damaged_later_is_not_passed_by(model, tokenizer, texts, change):
+    engine = Engine(model, tokenizer, "threshold:0.0")
+    engine.predict(texts)
+    head = model.heads["1"].classifier
+    if change == "in place":
+        with torch.no_grad():
+            head.weight[0, 0] = torch.nan
+    elif change == "another":
+        head.weight = torch.nn.Parameter(torch.full_like(head.weight, torch.nan))
+    elif change == "state":
+        head.load_state_dict({"weight": torch.full_like(head.weight, torch.nan), "bias": head.bias.detach()}, assign=True)
+    else:
+        head.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="weights have changed|NaN or infinite at the exit of layer 1"):
+        engine.predict(texts)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, float("nan"), "hot"])
+def test_temperatures_that_are_set_later_are_checked(model, tokenizer, texts, value):
+    engine = Engine(model, tokenizer, "threshold:0.5")
+    model.config.exit_temperatures = [1.0] * (len(model.config.exit_layers) - 1) + [value]
+    for call in (engine.predict, engine.exit_logits):
+        with pytest.raises((TypeError, ValueError), match="exit_temperatures"):
+            call(texts)
+
+
+def test_weights_that_are_no_floating_point_numbers(model, tokenizer):
+    weight = model.heads["1"].classifier.weight
+    for dtype in (torch.int8, torch.int64, torch.bool):
+        model.heads["1"].classifier.weight = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        with pytest.raises(ValueError, match=f"weights of heads.1.classifier.weight are {dtype}, expected floating point"):
+            Engine(model, tokenizer, "full")
 
 
 def test_other_activations_stay_where_they_are(make_model, tokenizer, texts):

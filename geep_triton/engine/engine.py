@@ -18,17 +18,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from geep_triton.batching import BATCH_COST, schedule
 from geep_triton.checks import check_bool, check_int
+from geep_triton.config import check_temperatures
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate
 from geep_triton.engine.checks import (
+    WeightWatch,
     as_list,
     check_calibrated,
     check_finite,
     check_model,
     label_ids,
     usual_dtype,
-    watched_weights,
 )
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.policies import ConstantDepth, FullDepth, OneExitWarning, Policy, parse_policy
@@ -44,7 +45,7 @@ from geep_triton.modeling.graphed import graph_layers
 from geep_triton.modeling.lean import lean, replace_layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
-from geep_triton.modeling.precision import dtype_name, in_dtype
+from geep_triton.modeling.precision import HALF, dtype_name, in_dtype, with_few_row_counts
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
 from geep_triton.warn import warn
@@ -60,7 +61,8 @@ class Engine:
     """Runs a MultiExitBert over any number of texts in dense sorted batches.
 
     Inputs are read in windows: each window is tokenized, its exits planned, its samples sorted by exit and length and cut
-    into batches, run, and put back into order. Memory does not grow with the number of inputs.
+    into batches, run, and put back into order. Memory does not grow with the number of inputs. An engine refuses to answer once
+    the model's weights are others than those it was made with.
 
     Args:
         model: on the device it shall run on; in evaluation mode whenever the engine runs it.
@@ -73,13 +75,12 @@ class Engine:
         window: samples planned and sorted together.
         dtype: "float32", "bfloat16", "float16" or "int8" (on a CPU only), in which the layers run. None: on a CPU the model's
             own; on a GPU half precision where the model is in float32, or, where `policy` is None, that of its calibration.
-            The model stays as it is: the engine holds a copy, which later changes of its weights do not reach (in int8, where
-            some weights are shared, it then refuses to answer), and which takes memory of its own (load the model in bfloat16
-            to hold it once: `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see
-            `geep_triton.modeling.precision.in_dtype`.
+            The model stays as it is: the engine holds a copy, which takes memory of its own (load the model in bfloat16 to hold
+            it once: `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see
+            `geep_triton.modeling.precision.in_dtype`. A float16 model is slow on most CPUs; where no dtype is named, the engine
+            says so.
         packed: hold the layers' weights a second time, laid out for oneDNN: much faster on CPUs that MKL was not made for, such
-            as AMD's. For models on a CPU, not with int8 or `compile`. An engine that shares the rest with the model refuses to
-            answer once that was trained on.
+            as AMD's. For models on a CPU, not with int8 or `compile`.
         in_place: with `packed`, lay out the model's own weights instead of holding them twice; to the dtype that they are in.
             The model is saved as it was, but can no longer be trained or moved. Engines made of it before refuse to answer,
             and hold the old weights as long as they are there.
@@ -177,6 +178,11 @@ class Engine:
         self.dtype = usual_dtype(model, calibrated=policy is None) if dtype is None else dtype
         if policy is None:
             check_calibrated(model, self.dtype)
+        if dtype is None and self.dtype == "float16" and model.device.type == "cpu":
+            warn(
+                "the model is in float16, which most CPUs multiply slowly: dtype='float32' or 'bfloat16' is faster, "
+                "dtype='float16' keeps it without this warning"
+            )
         as_it_is = dtype is None and self.dtype == dtype_name(model)
         self._twin = self.model if as_it_is else in_dtype(self.model, self.dtype)
         self.cudnn_attention = cudnn_attention
@@ -185,6 +191,8 @@ class Engine:
             self._twin = pack_layers(self._twin, in_place or self._twin is not self.model)
             if self._twin is not self.model:
                 replace_layers(self._twin, lean)
+        elif not compile and not on_gpu and self.dtype in HALF:
+            self._twin = with_few_row_counts(self._twin)
         if varlen:
             self._twin = varlen_layers(self._twin)
         if compile:
@@ -194,8 +202,8 @@ class Engine:
             self._twin = graph_layers(self._twin)
         self._twins_modules = tuple(self._twin.modules())
         self._model_was = model.packed, model.config._attn_implementation
-        # A copy of some weights beside others that are shared is no model any more once training goes on.
-        self._watched = watched_weights(model, self._twin)
+        # Answers of other weights are not what was calibrated, and a copy of some beside others that are shared is no model.
+        self._weights = WeightWatch(model)
         self.token_budget = token_budget
         self.window = window
         self.prefetch = prefetch
@@ -500,7 +508,8 @@ class Engine:
         self._check_runner()
         start = time.perf_counter()
         with torch.inference_mode(), attention_kernels(self.cudnn_attention):
-            answers = list(self._window_run(window).answers(window.batches))
+            run = self._window_run(window)
+            answers = list(run.answers(window.batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
         back = torch.cat([answer.rows for answer in answers]).argsort()
@@ -511,6 +520,7 @@ class Engine:
             layers_run = layers_run - layers.skipped.sum(1)
         logits = logits[back]
         check_finite(logits, window.first)
+        run.check_scores(window.first)
         audited = {"audit": self._run_audit(window.tokens, logits)} if self._audit is not None else {}
         return Predictions(
             logits=logits,
@@ -601,11 +611,12 @@ class Engine:
                 "since this engine was made, the model was packed in place or given another attention implementation: make a "
                 "new engine"
             )
-        if not all(torch.equal(weight, then) for weight, then in self._watched):
+        if self._weights.changed():
             raise ValueError(
-                "the model's weights have changed since this engine laid them out (packed=True) or quantized them (int8): make "
-                "a new engine"
+                "the model's weights have changed since this engine was made (by training, loading or moving them): make a new "
+                "engine"
             )
+        check_temperatures(self.model.config.exit_temperatures, len(self.model.config.exit_layers))
         if any(module.training for module in self._twins_modules):
             self._twin.eval()
 

@@ -84,6 +84,7 @@ class WindowRun:
         self.layers = layers or Layers(model, tokens)
         self.in_flight = in_flight
         self.last = model.config.num_hidden_layers
+        self._counts: list[tuple[int, torch.Tensor]] = []
 
     def answers(self, plan: Schedule) -> Iterator[Answer]:
         """Every sample of the window in exactly one answer; batches as planned, pools as they fill, the rest at the end."""
@@ -212,6 +213,7 @@ class WindowRun:
         hidden, attention_mask, prediction, streak, certain = values
         logits = self.layers.exit_logits(stop, hidden, attention_mask)
         scores = self.rule.score(stop, logits, prediction, streak)
+        self._counts.append((stop, scores.counts))
         leaves = scores.leaves if certain is None else scores.leaves | certain
         after = (scores.prediction, scores.streak) if self.rule.remembers else (None, None)
         if ran is None:
@@ -222,6 +224,21 @@ class WindowRun:
             known = (batch.prediction, batch.streak)
             after = tuple(old.index_copy(0, ran.index, new) for old, new in zip(known, after, strict=True))
         return spread, leaves, after
+
+    def check_scores(self, first: int) -> None:
+        """ValueError where samples of this window, which begins at sample `first`, got scores that are not numbers.
+
+        They went on to a later exit: an exit that is damaged would go unnoticed otherwise. Waits for a GPU.
+        """
+        if not self._counts:
+            return
+        bad = torch.stack([counts for _, counts in self._counts])[:, 1].tolist()
+        for (stop, _), count in zip(self._counts, bad, strict=True):
+            if count:
+                last = first + len(self.tokens) - 1
+                raise ValueError(
+                    f"{count} of the samples {first} to {last} got logits that are NaN or infinite at the exit of layer {stop}"
+                )
 
     def _answer(self, batch: Batch, mask: Any, stop: int) -> Answer:
         if self.answer_head == "teacher" and stop < self.last:

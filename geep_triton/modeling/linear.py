@@ -10,8 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 # oneDNN builds a kernel for each number of rows that it meets, in the time of some 30 rows of BERT-base's largest product, and
-# keeps the last 1,024. Shrinking batches have any number of rows: beyond FEW it is made a multiple of ROWS, so that few do.
-FEW, ROWS = 64, 16
+# keeps the last 1,024, of up to a megabyte each. Shrinking batches have any number of rows; above the first of a pair it is
+# made a multiple of the second, so that few kernels do.
+MULTIPLES = ((512, 32), (64, 16), (16, 8))
+
+
+def pad_rows(states: torch.Tensor) -> torch.Tensor:
+    """[.., I] -> [R, I], its rows one after another, and zeros up to one of few numbers of rows."""
+    rows = states.reshape(-1, states.shape[-1])
+    multiple = next((multiple for above, multiple in MULTIPLES if len(rows) > above), 1)
+    return F.pad(rows, (0, 0, 0, -len(rows) % multiple)) if len(rows) % multiple else rows
 
 
 class PackedLinear(nn.Module):
@@ -30,12 +38,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[.., I] -> [.., O]."""
-        rows = states.reshape(-1, states.shape[-1])
-        count = len(rows)
-        if count > FEW and count % ROWS:
-            rows = F.pad(rows, (0, 0, 0, -count % ROWS))
+        rows = pad_rows(states)
         out = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, self.activation, [], "none")
-        return out[:count].unflatten(0, states.shape[:-1])
+        return out[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_weight": self._weight.to_dense()}
@@ -49,11 +54,39 @@ class PackedLinear(nn.Module):
             destination[f"{prefix}bias"] = self._bias
 
 
+class PaddedLinear(nn.Linear):
+    """A linear layer for inference in half precision on a CPU, where torch multiplies by oneDNN."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[.., I] -> [.., O]."""
+        out = F.linear(pad_rows(states), self.weight, self.bias)
+        return out[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> PaddedLinear:
+        """Of a linear layer's own weights."""
+        made = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+
 def _laid_out(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
 
-def to_int8(linear: nn.Linear) -> nn.Module:
+class PaddedInt8Linear(nn.Module):
+    """torch's int8 layer, which multiplies by oneDNN, too. Zeros change no scale of its activations."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[.., I] -> [.., O]."""
+        return self.linear(pad_rows(states))[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+
+
+def to_int8(linear: nn.Linear) -> PaddedInt8Linear:
     """The linear layer as torch's dynamic quantization has it: int8 weights, a scale per output."""
     from torch.ao.nn.quantized.dynamic import Linear
     from torch.ao.quantization import per_channel_dynamic_qconfig
@@ -61,7 +94,7 @@ def to_int8(linear: nn.Linear) -> nn.Module:
     plain = nn.Linear(linear.in_features, linear.out_features, device="meta")  # torch takes no class but its own
     plain.weight, plain.bias = linear.weight, linear.bias
     plain.qconfig = per_channel_dynamic_qconfig
-    return Linear.from_float(plain)
+    return PaddedInt8Linear(Linear.from_float(plain))
 
 
 def convert_linear(part: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -> None:
@@ -69,6 +102,16 @@ def convert_linear(part: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -
     for module in [module for module in part.modules() if not isinstance(module, nn.Linear)]:
         for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
             setattr(module, name, convert(getattr(module, name)))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something besides its class decides what a module does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def is_plain(linear: nn.Linear) -> bool:
+    """Whether a linear layer is torch's own, as it was made."""
+    return type(linear) is nn.Linear and not has_hooks(linear)
 
 
 def check_own(name: str, module: nn.Module, expected: nn.Module, option: str) -> None:
@@ -82,5 +125,5 @@ def check_own(name: str, module: nn.Module, expected: nn.Module, option: str) ->
             raise ValueError(
                 f"{option}: {where} is a {type(child).__name__}, expected {wanted}: merge or remove adapters first"
             )
-        if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+        if has_hooks(child):
             raise ValueError(f"{option}: {where} has forward hooks, which would be lost: remove them first")

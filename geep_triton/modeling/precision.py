@@ -12,10 +12,11 @@ from transformers.models.bert.modeling_bert import BertLayer
 from geep_triton.checks import check_choice
 from geep_triton.modeling.heads import AttentionHead, build_heads
 from geep_triton.modeling.lean import lean, replace_layers
-from geep_triton.modeling.linear import check_own, convert_linear, to_int8
+from geep_triton.modeling.linear import PaddedLinear, check_own, convert_linear, is_plain, to_int8
 from geep_triton.modeling.model import MultiExitBert
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
+HALF = ("bfloat16", "float16")
 
 
 def dtype_name(model: MultiExitBert) -> str:
@@ -50,6 +51,13 @@ def in_dtype(model: MultiExitBert, dtype: str) -> MultiExitBert:
     if dtype == "int8":
         return _quantized(model)
     return twin(model, getattr(torch, dtype)).eval()
+
+
+def with_few_row_counts(model: MultiExitBert) -> MultiExitBert:
+    """A twin of a model in half precision on a CPU, whose plain linear layers run on few numbers of rows; see `pad_rows`."""
+    other = twin(model).eval()
+    convert_linear(other, lambda linear: PaddedLinear.of(linear) if is_plain(linear) else linear)
+    return other
 
 
 def twin(model: MultiExitBert, dtype: torch.dtype | None = None) -> MultiExitBert:
