@@ -14,6 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "geep_triton"
 # its exit table: it is loaded and saved with it.
 FLOORS = {
     "checks": 0,
+    "saving": 0,
+    "tensor_files": 0,
+    "labels": 0.05,
     "config": 0.1,
     "outputs": 0.1,
     "backend": 0.1,

@@ -47,6 +47,7 @@ from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import dtype_name, in_dtype
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
+from geep_triton.saving import replacing
 from geep_triton.schedule import BATCH_COST, schedule
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -270,9 +271,13 @@ class Engine:
         return cls(model, tokenizer, policy, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the model, with what `calibrate` found for it, and the tokenizer, for `Engine.from_pretrained`."""
-        self.model.save_pretrained(save_directory)
-        self.tokenizer.save_pretrained(save_directory)
+        """Write the model, with what `calibrate` found for it, and the tokenizer, for `Engine.from_pretrained`.
+
+        All or nothing, as `MultiExitBert.save_pretrained`; over the model that was calibrated only what has changed is written.
+        """
+        with replacing(save_directory) as new:
+            self.model.save_into(new)
+            self.tokenizer.save_pretrained(new.path)
 
     def with_policy(self, policy: str | Policy) -> Engine:
         """An engine for the same model and settings under another policy."""

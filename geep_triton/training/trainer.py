@@ -94,6 +94,7 @@ class MultiExitTrainer(Trainer):
             )
         if not isinstance(self.model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(self.model).__name__}")
+        self.model.check_config()
         if self.model.config.num_labels < 2:
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.model.config.problem_type not in (None, "single_label_classification"):
