@@ -262,7 +262,7 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "

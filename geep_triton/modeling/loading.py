@@ -128,7 +128,10 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     else:
         # transformers' own BertConfig would let some of them overrule the others.
         label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
-    return MODEL_TYPES[kind].from_dict(values)
+    try:
+        return MODEL_TYPES[kind].from_dict(values)
+    except (AttributeError, KeyError) as error:  # of values that transformers looks up before it checks them
+        raise ValueError(f"{source}: damaged configuration: {error}") from error
 
 
 def _without_labels(values: dict[str, Any]) -> dict[str, Any]:
