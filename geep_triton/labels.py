@@ -1,9 +1,11 @@
-"""Names of classes: two maps that must say the same."""
+"""Names of classes: two maps that must say the same; and labels by number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from geep_triton.checks import check_int, shorten
 
@@ -55,6 +57,16 @@ def label_maps(
             "id2label=... in from_pretrained replaces both"
         )
     return dict(sorted(names.items())), dict(sorted(ids.items(), key=lambda item: item[1]))
+
+
+def check_targets(labels: torch.Tensor, num_labels: int, ignored: int | None = None) -> None:
+    """Raise ValueError unless labels [B] are classes 0..num_labels-1, or `ignored`. On a GPU the host waits for it."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be ints between 0 and {num_labels - 1}, got {labels.dtype}: {shorten(labels.tolist())}")
+    known = (labels >= 0) & (labels < num_labels)
+    wrong = labels[~(known if ignored is None else known | (labels == ignored))]
+    if wrong.numel():
+        raise ValueError(f"labels must be between 0 and {num_labels - 1}, got {shorten(sorted(set(wrong.tolist())))}")
 
 
 def _as_ints(labels: Mapping[Any, Any], place: int) -> dict[Any, Any]:

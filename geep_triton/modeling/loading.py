@@ -116,12 +116,14 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         values, _ = PretrainedConfig.get_config_dict(source, **hub)
     except (OSError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{source}: no such folder, or hub id that can be had, with a config.json: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: damaged configuration: expected a JSON object, got {shorten(values)}")
     if "auto_map" in values:
         logger.warning(f"{source}: its configuration names code of its own (auto_map), which is not run.")
     kind = values.get("model_type")
     if kind is None:
         kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
-    if kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise ValueError(f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {kind!r}")
     if any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)

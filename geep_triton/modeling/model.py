@@ -18,6 +18,7 @@ from transformers.utils import logging
 from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import ExitTable
+from geep_triton.labels import check_targets
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
@@ -299,10 +300,11 @@ class MultiExitBert(BertPreTrainedModel):
             return_dict: False returns a tuple of what is not None.
 
         Raises:
-            ValueError: token ids outside the vocabulary (checked on CPU), inputs longer than the position embeddings, an
-                `exit_layer` that is no exit, gates asked of a model without gates.
+            ValueError: token ids outside the vocabulary or labels that are no classes (checked on a CPU), inputs longer than
+                the position embeddings, an `exit_layer` that is no exit, gates asked of a model without gates.
         """
         self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
+        self._check_labels(labels)
         gating = self._gating(gating, output_gates)
         last = self.config.num_hidden_layers
         depth = last if exit_layer is None else exit_layer
@@ -365,6 +367,13 @@ class MultiExitBert(BertPreTrainedModel):
         if (gating != "none" or output_gates) and not len(self.gates):
             raise ValueError(f"gating={gating!r}, output_gates={output_gates}: {NO_GATES}")
         return gating
+
+    def _check_labels(self, labels: torch.Tensor | None) -> None:
+        """Before transformers takes floats for one label of several, or the loss reads a class that is none."""
+        if labels is None or labels.ndim != 1 or labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if self.num_labels > 1 and self.config.problem_type in (None, "single_label_classification"):
+            check_targets(labels, self.num_labels, ignored=-100)
 
     def _check_inputs(
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool
