@@ -106,6 +106,12 @@ def saved_config(directory: str | os.PathLike) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def saved_digests(directory: str | os.PathLike) -> dict[str, Any]:
+    """Of the parts of the model that a folder holds; see `geep_triton.config.MultiExitBertConfig`."""
+    digests = saved_config(directory).get("digests")
+    return digests if isinstance(digests, dict) else {}
+
+
 def _move_into_place(folder: Path) -> None:
     """Each step can be done again after a kill: the manifest goes last."""
     whole = folder / WHOLE

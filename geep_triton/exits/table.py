@@ -23,7 +23,7 @@ from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, choose_exits, predict_exits
 from geep_triton.outputs import Tokens, to_device
 from geep_triton.reference.ngrams import MAX_NGRAM
-from geep_triton.saving import Replacement, replacing, saved_config
+from geep_triton.saving import Replacement, replacing, saved_digests
 
 VALUES = ("counts", "learned")
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
@@ -400,7 +400,7 @@ class ExitTable:
             ValueError: the folder holds a model, of other weights than this table was built with; values that are NaN,
                 infinite or of other shapes than those of a table that was built.
         """
-        digests = saved_config(directory).get("digests") or {}
+        digests = saved_digests(directory)
         if digests and self.digest() != digests.get("exit_table") and self.weights not in digests.values():
             raise ValueError(
                 f"{directory} holds a model of other weights than this exit table was built with: to save them together "

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from geep_triton.exits.table import save_table
 from geep_triton.modeling.weights import TABLE_DIGEST, index_name, weight_files, weights_digest_name, weights_name
-from geep_triton.saving import Replacement, saved_config
+from geep_triton.saving import Replacement, saved_config, saved_digests
 from geep_triton.tensor_files import files_digest, tensors_digest
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     variant = kwargs.get("variant")
     weights = weights_digest_name(variant)
     before = saved_config(new.folder)
-    known = before.get("digests") or {}
+    known = saved_digests(new.folder)
     same = kwargs.keys() == {"save_original_format"} and _same_weights(model, new.folder, known.get(weights))
     save(new.path, **(kwargs | {"state_dict": {}} if same else kwargs))
     config_file, table = new.path / "config.json", model.exit_table

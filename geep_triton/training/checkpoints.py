@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from geep_triton.modeling.weights import check_digest, index_name, weight_files, weights_name
-from geep_triton.saving import saved_config
+from geep_triton.saving import saved_digests
 from geep_triton.training.stages import Recipe
 
 logger = logging.get_logger(__name__)
@@ -107,7 +107,7 @@ def damage_of(checkpoint: Path) -> str | None:
     find = {path.name: path for path in checkpoint.iterdir()}.get
     try:
         if find(weights_name(None)) or find(index_name(None)):
-            check_digest(checkpoint, saved_config(checkpoint).get("digests"), None, weight_files(checkpoint, find, None))
+            check_digest(checkpoint, saved_digests(checkpoint), None, weight_files(checkpoint, find, None))
         elif not any(path for pattern in OTHER_WEIGHTS for path in checkpoint.glob(pattern)):
             return f"it has no weights: expected {weights_name(None)} or its index"
     except ValueError as error:
