@@ -80,8 +80,7 @@ def main() -> None:
         )
         found = engine.calibrate(rows, labels, method=arguments.method, confidence=arguments.confidence, **promise)
         print(report(found))
-        engine.model.save_pretrained(output)
-        engine.tokenizer.save_pretrained(output)
+        engine.save_pretrained(output)
         if arguments.plot is not None:
             found.plot(arguments.plot)
     except (ValueError, OSError, ImportError) as error:

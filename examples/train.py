@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from geep_triton import MultiExitBert, MultiExitTrainer, build_exit_table
+from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
 from geep_triton.data import Encoder, Row, read_rows
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset, label_names
@@ -266,8 +266,7 @@ def main() -> None:
         model, tokenizer, train_rows, **settings, max_length=arguments.max_length, truncation=arguments.truncate
     )
     model.config.exit_thresholds = arguments.threshold
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
+    Engine(model, tokenizer, "full").save_pretrained(arguments.output)
     report = {
         "arguments": vars(arguments) | {"output": str(arguments.output)},
         "resumed_from": None if last is None else str(last),

@@ -7,10 +7,12 @@ from typing import Any
 from transformers import BertConfig
 
 from geep_triton.checks import check_choice, check_int, check_number, shorten
+from geep_triton.labels import MAX_LABELS, label_maps
 
 HEADS = ("attention", "pooler", "linear")
 POOLINGS = ("cls", "mean")
 SKIP_GATES = ("attention", "mean")
+MAX_SIZE = 1 << 16  # of heads and gates: a slip of some zeros is refused before it takes all memory
 
 
 class MultiExitBertConfig(BertConfig):
@@ -42,10 +44,13 @@ class MultiExitBertConfig(BertConfig):
             gates start at 0.
         skip_threshold: a sample skips a layer whose gate is at or over it, in training and in inference.
         skipping: short form of how `Engine` skips layers unless told otherwise, e.g. "planned"; set by `Engine.calibrate`.
+        digests: of the weights and the exit table that were saved together, by which `from_pretrained` knows them again.
+
+    `id2label` and `label2id` must name the same classes 0..num_labels-1; one that is missing is made of the other.
 
     Raises:
-        ValueError, TypeError: for exits or gates outside the model, unknown heads, poolings or gates, settings of gates without
-            gates, thresholds that do not fit.
+        ValueError, TypeError: for maps of labels that do not fit, more than 65,536 classes, exits or gates outside the model,
+            unknown heads, poolings or gates, settings of gates without gates, thresholds that do not fit.
     """
 
     model_type = "multi_exit_bert"
@@ -69,8 +74,11 @@ class MultiExitBertConfig(BertConfig):
     skip_gate_bias: float | int = -3.0
     skip_threshold: float | int = 0.5
     skipping: str | None = None
+    digests: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # Before transformers, which lets a number of labels overrule their names.
+        self.id2label, self.label2id = label_maps(self.id2label, self.label2id, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
         self.last_head = self.last_head or self.head
@@ -92,6 +100,23 @@ class MultiExitBertConfig(BertConfig):
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
         check_number("skip_threshold", self.skip_threshold, 0.0, 1.0)
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many classes there are. Setting another number names them LABEL_0, LABEL_1, .."""
+        return super().num_labels
+
+    @num_labels.setter
+    def num_labels(self, num_labels: int) -> None:
+        check_int("num_labels", num_labels, 1, MAX_LABELS)
+        BertConfig.num_labels.fset(self, num_labels)
+
+    def check_labels(self) -> None:
+        """Raise ValueError unless the maps of labels, which may have been changed since, name the same classes 0..C-1.
+
+        A map that was left at transformers' LABEL_0, LABEL_1, .. is made of the other.
+        """
+        self.id2label, self.label2id = label_maps(self.id2label, self.label2id)
 
 
 def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:
@@ -141,8 +166,8 @@ def check_layers(name: str, layers: list[int] | tuple[int, ...], num_layers: int
 
 
 def check_multiple(name: str, value: int, by_name: str, by: int) -> None:
-    """Raise unless both are ints from 1 and `value` is a multiple of `by`."""
-    check_int(name, value, 1)
+    """Raise unless both are ints from 1 to 65,536 and `value` is a multiple of `by`."""
+    check_int(name, value, 1, MAX_SIZE)
     check_int(by_name, by, 1)
     if value % by:
         raise ValueError(f"{name} ({value}) must be a multiple of {by_name} ({by})")

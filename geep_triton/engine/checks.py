@@ -121,7 +121,8 @@ class WeightWatch:
 
 
 def check_model(model: MultiExitBert) -> None:
-    """ValueError for a multi-label model, or weights that are not finite floating-point numbers."""
+    """ValueError for a multi-label model, a configuration that is not the model's, or weights that are not finite numbers."""
+    model.check_config()
     if model.config.problem_type == "multi_label_classification":
         raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
     for name, parameter in model.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.outputs import EveryExit
+from geep_triton.tensor_files import tensors_digest
 
 
 def build_exit_table(
@@ -68,16 +70,17 @@ def build_exit_table(
     record = EveryExit.concatenate(parts)
     answers = record.logits.argmax(-1)
     records = ExitRecords(record.tokens, torch.cat(uncertainties), answers == answers[:, -1:], record.skipped)
-    table = ExitTable.from_records(
+    built = ExitTable.from_records(
         records,
         model.config.exit_layers,
         settings,
         model.config.vocab_size,
         tokenizer_fingerprint(tokenizer),
-        uncounted_ids(tokenizer),
+        [index for index in uncounted_ids(tokenizer) if index < model.config.vocab_size],  # others never come
         criterion,
         model.device,
     )
+    table = replace(built, weights=tensors_digest(model.state_dict()))
     table = table.with_agreement() if learn_agreement else table
     table = table.with_exit_values() if learn_exits else table
     return table.with_skip_values() if learn_skips else table

@@ -48,6 +48,7 @@ from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import HALF, dtype_name, in_dtype, with_few_row_counts
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
+from geep_triton.saving import replacing
 from geep_triton.warn import warn
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -269,7 +270,7 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
@@ -278,9 +279,13 @@ class Engine:
         return cls(model, tokenizer, policy, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the model, with what `calibrate` found for it, and the tokenizer, for `Engine.from_pretrained`."""
-        self.model.save_pretrained(save_directory)
-        self.tokenizer.save_pretrained(save_directory)
+        """Write the model, with what `calibrate` found for it, and the tokenizer, for `Engine.from_pretrained`.
+
+        All or nothing, as `MultiExitBert.save_pretrained`; over the model that was calibrated only what has changed is written.
+        """
+        with replacing(save_directory) as new:
+            self.model.save_into(new)
+            self.tokenizer.save_pretrained(new.path)
 
     def with_policy(self, policy: str | Policy) -> Engine:
         """An engine for the same model and settings under another policy."""

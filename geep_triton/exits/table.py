@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
 from geep_triton.exits.agreement import price_for
-from geep_triton.exits.learned import LENGTH_BUCKETS, LearnedValues, fit_values, length_bucket
+from geep_triton.exits.learned import LearnedValues, fit_values, length_bucket
 from geep_triton.exits.paths import common_paths
+from geep_triton.exits.table_file import LEARNED, TABLE_FILE, holds_table, read_table, write_table
 from geep_triton.ops.exit_scores import CRITERIA
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, choose_exits, predict_exits
 from geep_triton.outputs import Tokens, to_device
+from geep_triton.reference.ngrams import MAX_NGRAM
+from geep_triton.saving import Replacement, replacing, saved_digests
 
-TABLE_FILE = "exit_table.safetensors"
-FORMAT = "geep_triton.exit_table.1"
 VALUES = ("counts", "learned")
-LEARNED = ("agreement", "exit_values", "skip_values")
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
 
 
@@ -55,7 +52,7 @@ class TableSettings:
 
     Attributes:
         threshold: uncertainty at or under which a sample leaves, 0..1.
-        ngram: highest order of the n-grams counted; 1 counts tokens only, 2 also pairs of neighbours.
+        ngram: highest order of the n-grams counted, up to 16; 1 counts tokens only, 2 also pairs of neighbours.
         smoothing: pseudo-count a of the prior: P(e|v) = (count[v,e] + a prior[e]) / (sum_e count[v,e] + a).
         reduction: how keys make a sample's distribution: "mean" or "naive_bayes".
     """
@@ -68,6 +65,7 @@ class TableSettings:
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0.0, 1.0)
         check_int("ngram", self.ngram, 1)
+        check_int("ngram", self.ngram, 1, MAX_NGRAM)
         check_number("smoothing", self.smoothing, 0.0, sys.float_info.max)
         check_choice("reduction", self.reduction, REDUCTIONS)
 
@@ -93,6 +91,7 @@ class ExitTable:
         exit_values: learned values of the exit itself (`with_exit_values`), or None.
         skip_values: learned values of skipping each layer (`with_skip_values`), or None.
         paths: [K, L] bool, the commonest sets of skipped layers, most frequent first; None without `skip_values`.
+        weights: digest of the model's weights that it was built or saved with; None: not known.
     """
 
     keys: torch.Tensor
@@ -109,6 +108,7 @@ class ExitTable:
     exit_values: LearnedValues | None = None
     skip_values: LearnedValues | None = None
     paths: torch.Tensor | None = None
+    weights: str | None = None
 
     @classmethod
     def from_records(
@@ -127,7 +127,7 @@ class ExitTable:
         N-grams are counted on `device`; the table itself stays on the host.
 
         Raises:
-            ValueError: no samples, NaN among the uncertainties, or shapes that do not fit.
+            ValueError: no samples, NaN among the uncertainties, ids outside the vocabulary, or shapes that do not fit.
         """
         check_choice("criterion", criterion, CRITERIA)
         check_tensor("records.uncertainty", records.uncertainty, 2)
@@ -142,8 +142,13 @@ class ExitTable:
             raise ValueError(
                 f"records.agrees must have shape {tuple(records.uncertainty.shape)}, got {tuple(records.agrees.shape)}"
             )
-        if records.uncertainty.isnan().any():
-            raise ValueError("records.uncertainty holds NaN: the model that made it gives NaN logits")
+        if (records.uncertainty.isnan() | records.uncertainty.isneginf()).any():
+            raise ValueError("records.uncertainty holds NaN or -infinity: the model that made it gives NaN logits")
+        for name, values in (("records.tokens", records.tokens.ids), ("special_ids", torch.tensor(special_ids))):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < vocab_size:
+                raise ValueError(
+                    f"{name} must be ids between 0 and {vocab_size - 1}, got {int(values.min())}..{int(values.max())}"
+                )
         exits = first_sure_exit(records.uncertainty, settings.threshold)
         ids, offsets = records.tokens.ids.to(device), records.tokens.offsets.to(device)
         special = torch.isin(ids, torch.tensor(special_ids, dtype=torch.int64, device=device))
@@ -184,7 +189,7 @@ class ExitTable:
         )
         # These do not depend on the threshold, and the keys are the same unless the order of n-grams changes.
         kept = ("agreement", "skip_values", "paths") if changed.ngram == self.settings.ngram else ()
-        return replace(rebuilt, **{name: getattr(self, name) for name in kept})
+        return replace(rebuilt, weights=self.weights, **{name: getattr(self, name) for name in kept})
 
     def with_agreement(self, **training: float | int) -> ExitTable:
         """The table with learned values: for each exit, how likely it already gives the last exit's answer.
@@ -237,12 +242,12 @@ class ExitTable:
 
     def predicts_as(self, other: ExitTable) -> bool:
         """Whether this is the same table, with its records or without them."""
-        return all(getattr(self, field.name) is getattr(other, field.name) for field in fields(self) if field.name != "records")
+        return all(getattr(self, name) is getattr(other, name) for name in PREDICT)
 
     def digest(self) -> str:
         """A hash of all that predicts: the same for this table saved and loaded, with its records or without them."""
         found = hashlib.sha256()
-        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "records"}
+        parts = {name: getattr(self, name) for name in PREDICT}
         for name in LEARNED:
             values = parts.pop(name)
             parts |= {} if values is None else {f"{name}.{field.name}": getattr(values, field.name) for field in fields(values)}
@@ -276,6 +281,7 @@ class ExitTable:
                 ),
             )
         merged = {"keys": keys, "counts": counts, "exit_counts": self.exit_counts + other.exit_counts}
+        merged["weights"] = self.weights if self.weights == other.weights else None
         return replace(self, **merged, records=records, paths=None, **dict.fromkeys(LEARNED))
 
     @cached_property
@@ -292,6 +298,9 @@ class ExitTable:
 
     def _laid_out(self, name: str, scores: torch.Tensor, reduction: str, device: torch.device) -> ScoreTable:
         if (name, device) not in self._score_tables:
+            if not scores.isfinite().all():
+                # In a comparison NaN loses or wins without a word: every text would go to one exit.
+                raise ValueError(f"exit_table: its scores ({name}) are NaN or infinite: build it again")
             # Values of skipping are of every layer, all others of the exits.
             layers = tuple(range(1, scores.shape[1] + 1)) if name == "skip_values" else self.exit_layers
             self._score_tables[name, device] = ScoreTable.build(
@@ -385,15 +394,30 @@ class ExitTable:
             raise ValueError("exit_table was built with another tokenizer; build it again with this one")
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `exit_table.safetensors` into a folder, replacing one that is there only once it is whole."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        """Write `exit_table.safetensors` into a folder, replacing one that is there only once it is whole.
+
+        Raises:
+            ValueError: the folder holds a model, of other weights than this table was built with; values that are NaN,
+                infinite or of other shapes than those of a table that was built.
+        """
+        digests = saved_digests(directory)
+        if digests and self.digest() != digests.get("exit_table") and self.weights not in digests.values():
+            raise ValueError(
+                f"{directory} holds a model of other weights than this exit table was built with: to save them together "
+                "all the same, load the model, set model.exit_table and save the model"
+            )
+        with replacing(directory) as new:
+            save_table(self, new)
+
+    def contents(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What its file holds: header and tensors."""
         tensors = {"keys": self.keys, "counts": self.counts, "exit_counts": self.exit_counts}
         if self.records is not None:
             tokens = self.records.tokens
             tensors |= {
                 "records.ids": tokens.ids.int(),
                 "records.offsets": tokens.offsets,
-                "records.uncertainty": self.records.uncertainty,
+                "records.uncertainty": self.records.uncertainty.float(),
             }
             if tokens.type_ids is not None:
                 tensors["records.type_ids"] = tokens.type_ids.to(torch.int8)
@@ -407,57 +431,48 @@ class ExitTable:
             values = getattr(self, name)
             tensors |= {} if values is None else {f"{name}.{key}": tensor for key, tensor in vars(values).items()}
         header = {name: getattr(self, name) for name in COMPATIBLE} | {"settings": vars(self.settings)}
-        path = Path(directory) / TABLE_FILE
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            partial,
-            metadata={"format": FORMAT, "table": json.dumps(header)},
-        )
-        partial.replace(path)
+        header |= {} if self.weights is None else {"weights": self.weights}
+        return header, tensors
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> ExitTable:
         """Read a table from its file or the folder that holds it.
 
         Raises:
-            ValueError: no such file, damaged, or not an exit table of this version.
+            ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
         """
-        path = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
-        if not path.is_file():
-            raise ValueError(f"no such exit table: {path}")
+        header, tensors = read_table(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged safetensors file: {error}") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
-        header = json.loads(metadata["table"])
-        _check_tensors(path, tensors, len(header["exit_layers"]))
+            settings = TableSettings(**header["settings"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged exit table: {error}") from error
         return cls(
             keys=tensors["keys"],
             counts=tensors["counts"],
             exit_counts=tensors["exit_counts"],
             exit_layers=tuple(header["exit_layers"]),
-            settings=TableSettings(**header["settings"]),
+            settings=settings,
             criterion=header["criterion"],
             vocab_size=header["vocab_size"],
             fingerprint=header["fingerprint"],
             special_ids=tuple(header["special_ids"]),
             records=_load_records(tensors),
             paths=tensors.get("paths"),
-            **{name: _load_learned(path, tensors, name) for name in LEARNED},
+            weights=header.get("weights"),
+            **{name: _load_learned(tensors, name) for name in LEARNED},
         )
 
 
-def save_table(table: ExitTable | None, directory: str | os.PathLike) -> None:
-    """Make the folder hold this table; None removes one that an earlier model left there."""
+# All that decides what a table predicts.
+PREDICT = tuple(field.name for field in fields(ExitTable) if field.name not in ("records", "weights"))
+
+
+def save_table(table: ExitTable | None, new: Replacement) -> None:
+    """Make a folder hold this table; None removes one that an earlier model left there."""
     if table is None:
-        (Path(directory) / TABLE_FILE).unlink(missing_ok=True)
-    else:
-        table.save_pretrained(directory)
+        new.remove.add(TABLE_FILE)
+    elif not holds_table(new.folder, *(contents := table.contents())):
+        write_table(new.path / TABLE_FILE, *contents)
 
 
 def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -465,22 +480,6 @@ def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor
     sure = uncertainty <= threshold
     sure[:, -1] = True
     return sure.int().argmax(-1)
-
-
-def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], num_exits: int) -> None:
-    """Raise ValueError unless a table's file holds what `ExitTable` needs."""
-    missing = [name for name in ("keys", "counts", "exit_counts") if name not in tensors]
-    if missing:
-        raise ValueError(f"{path}: missing tensors {', '.join(missing)}")
-    keys = tensors["keys"]
-    expected = {"keys": (keys.numel(),), "counts": (keys.numel(), num_exits), "exit_counts": (num_exits,)}
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape or tensors[name].dtype != torch.int64:
-            raise ValueError(
-                f"{path}: {name} must be int64 of shape {shape}, got {tensors[name].dtype} of {tuple(tensors[name].shape)}"
-            )
-    if keys.numel() > 1 and not (keys[1:] > keys[:-1]).all():
-        raise ValueError(f"{path}: keys must be distinct and ascending")
 
 
 def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
@@ -491,27 +490,9 @@ def _load_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
     return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"), tensors.get("records.skipped"))
 
 
-def _load_learned(path: Path, tensors: dict[str, torch.Tensor], name: str) -> LearnedValues | None:
+def _load_learned(tensors: dict[str, torch.Tensor], name: str) -> LearnedValues | None:
     found = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
-    if not found:
-        return None
-    keys, exits = tensors["counts"].shape
-    if name == "skip_values":
-        if "paths" not in tensors or tensors["paths"].ndim != 2:
-            raise ValueError(f"{path}: skip_values need paths of shape [paths, layers]")
-        exits = tensors["paths"].shape[1]
-    held_out = found["held_out"].shape[0] if "held_out" in found else 0
-    expected = {
-        "weights": (keys + 1, exits),
-        "length_bias": (LENGTH_BUCKETS, exits),
-        "held_out": (held_out, exits),
-        "held_out_targets": (held_out, exits),
-    }
-    for part, shape in expected.items():
-        if part not in found or found[part].shape != shape:
-            got = tuple(found[part].shape) if part in found else "none"
-            raise ValueError(f"{path}: {name}.{part} must have shape {shape}, got {got}")
-    return LearnedValues(**found)
+    return LearnedValues(**found) if found else None
 
 
 def _ids_on(device: str | torch.device, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:

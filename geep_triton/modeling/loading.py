@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, BertConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, BertConfig, PretrainedConfig
 from transformers.utils import cached_file, logging
 
 from geep_triton.checks import shorten
 from geep_triton.config import MultiExitBertConfig, resolve_exit_layers
-from geep_triton.exits.table import TABLE_FILE, ExitTable
+from geep_triton.exits.table import ExitTable
+from geep_triton.exits.table_file import TABLE_FILE
+from geep_triton.labels import label_maps
+from geep_triton.modeling.weights import TABLE_DIGEST, check_digest, refuse_wrapped, weight_files, weights_digest_name
+from geep_triton.saving import finish_saving
+from geep_triton.tensor_files import refuse_pointer
 
 if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
@@ -30,7 +34,8 @@ GATE_FIELDS = ("skip_gate", "skip_gate_size", "skip_gate_attention_heads")
 GATING_FIELDS = ("skip_layers", "skip_threshold", "skipping")
 TABLE_FIELDS = ("exit_layers", "skip_gate", "skip_layers", "skip_threshold")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+MODEL_TYPES = {"bert": BertConfig, "multi_exit_bert": MultiExitBertConfig}
+LABEL_FIELDS = ("id2label", "label2id")
 
 
 def load_pretrained(
@@ -40,21 +45,26 @@ def load_pretrained(
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
     overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
+    if kwargs.pop("trust_remote_code", False):
+        raise ValueError(f"{source}: MultiExitBert runs no code from a checkpoint: leave trust_remote_code out")
+    finish_saving(Path(source) / (hub.get("subfolder") or ""))
+
+    def find(name: str) -> str | None:
+        return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
+
     original = kwargs.pop("config", None)
     if not isinstance(original, BertConfig):
-        original = AutoConfig.from_pretrained(source if original is None else original, **hub)
-    if not isinstance(original, BertConfig):
-        raise ValueError(
-            f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {original.model_type!r}"
-        )
-
+        original = _original_config(source if original is None else original, hub, overrides)
+    variant, files = kwargs.get("variant"), None
     if kwargs.get("state_dict") is not None:
         names = set(kwargs["state_dict"])
     elif kwargs.get("use_safetensors") is False:
         names = None
     else:
         kwargs["use_safetensors"] = True
-        names = _tensor_names(source, hub, kwargs.get("variant"))
+        files = weight_files(source, find, variant)
+        names = set(files)
+    refuse_wrapped(source, names or set())
     classifier = _is_sequence_classification(original, names)
     trained = _trained_exits(original, names, classifier)
     if not classifier and trained:
@@ -62,11 +72,13 @@ def load_pretrained(
     if _trained_gates(original, names):
         _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
     config = _exit_config(original, overrides, classifier)
+    keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
     try:
         model, info = load(
             source,
             *model_args,
             config=config,
+            ignore_mismatched_sizes=True,  # they are refused below, where it can be said which
             key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
             output_loading_info=True,
             **hub,
@@ -74,19 +86,58 @@ def load_pretrained(
         )
     except SafetensorError as error:
         raise ValueError(f"{source}: damaged safetensors file: {error}") from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error).lower():
-            raise
-        raise ValueError(f"{source}: tensors of another shape than the configuration says: {error}") from error
+    if info["mismatched_keys"] and keeps_shapes:
+        shapes = [f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in sorted(info["mismatched_keys"])]
+        raise ValueError(f"{source}: tensors of another shape than the configuration says: {shorten(shapes, 300)}")
     reset = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     trained -= {layer for layer in trained if any(name.startswith(f"heads.{layer}.") for name in reset)}
     gated = _trained_gates(original, names)
     gated -= {layer for layer in gated if any(name.startswith(f"gates.{layer}.") for name in reset)}
     _check_missing(source, info["missing_keys"], config, trained, gated)
-    table = cached_file(source, TABLE_FILE, **hub, _raise_exceptions_for_missing_entries=False)
-    if table is not None:
-        _attach_table(model, ExitTable.load(table), original)
+    check_digest(source, getattr(original, "digests", None), variant, files)
+    _attach_table(source, model, find(TABLE_FILE), original, variant)
     return (model, info) if want_info else model
+
+
+def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
+    """The checkpoint's configuration, whose own code (auto_map) is never run.
+
+    Raises:
+        ValueError: no such folder or hub id, a damaged file, another kind of model, or maps of labels that do not fit.
+    """
+    if isinstance(source, PretrainedConfig):
+        raise ValueError(f"MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {source.model_type!r}")
+    path = Path(source)
+    if not path.is_dir() and (isinstance(source, Path) or path.is_absolute() or str(source).startswith(".")):
+        raise ValueError(f"{source}: no such folder")
+    if (file := path / (hub.get("subfolder") or "") / "config.json").is_file():
+        refuse_pointer(file)
+    try:
+        values, _ = PretrainedConfig.get_config_dict(source, **hub)
+    except (OSError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{source}: no such folder, or hub id that can be had, with a config.json: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: damaged configuration: expected a JSON object, got {shorten(values)}")
+    if "auto_map" in values:
+        logger.warning(f"{source}: its configuration names code of its own (auto_map), which is not run.")
+    kind = values.get("model_type")
+    if kind is None:
+        kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        raise ValueError(f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {kind!r}")
+    if any(name in overrides for name in LABEL_FIELDS):
+        values = _without_labels(values)
+    else:
+        # transformers' own BertConfig would let some of them overrule the others.
+        label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
+    try:
+        return MODEL_TYPES[kind].from_dict(values)
+    except (AttributeError, KeyError) as error:  # of values that transformers looks up before it checks them
+        raise ValueError(f"{source}: damaged configuration: {error}") from error
+
+
+def _without_labels(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in (*LABEL_FIELDS, "num_labels")}
 
 
 def _config_arguments() -> set[str]:
@@ -99,12 +150,13 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
     values = copy.deepcopy(original.to_dict())
     values.pop("model_type", None)
     values.pop("architectures", None)
+    values.pop("digests", None)  # of the weights as they were saved
+    values.pop("auto_map", None)
     if classifier:
         values.update(last_head="pooler", last_pooling="cls")
     num_labels = overrides.get("num_labels")
-    if num_labels is not None and num_labels != original.num_labels:
-        values.pop("id2label", None)
-        values.pop("label2id", None)
+    if num_labels not in (None, original.num_labels) or any(name in overrides for name in LABEL_FIELDS):
+        values = _without_labels(values)
     values |= overrides
     layers = resolve_exit_layers(values.get("exit_layers"), values["num_hidden_layers"])
     own = getattr(original, "exit_thresholds", None)
@@ -137,7 +189,22 @@ def _check_trained(
             )
 
 
-def _attach_table(model: MultiExitBert, table: ExitTable, original: BertConfig) -> None:
+def _attach_table(
+    source: str | os.PathLike, model: MultiExitBert, path: str | None, original: BertConfig, variant: str | None
+) -> None:
+    """Load the exit table and give it to the model, unless the caller chose other exits or gates than it was built with."""
+    digests = getattr(original, "digests", None) or {}
+    expected = digests.get(TABLE_DIGEST)
+    if path is None:
+        if expected is not None:
+            logger.warning(f"{source}: the exit table that the model was saved with is not there: it is loaded without.")
+        return
+    table = ExitTable.load(path)
+    if digests and table.digest() != expected and table.weights != digests.get(weights_digest_name(variant)):
+        raise ValueError(
+            f"{path}: the exit table was built with other weights than the model's, which was saved with "
+            f"{'none' if expected is None else 'another table'}. Take the file away to load the model without it"
+        )
     changed = []
     if isinstance(original, MultiExitBertConfig):
         changed = [name for name in TABLE_FIELDS if getattr(model.config, name) != getattr(original, name)]
@@ -160,34 +227,6 @@ def _last_head_names(config: MultiExitBertConfig) -> dict[str, str]:
         return {}
     last = f"heads.{config.num_hidden_layers}"
     return {r"^(bert\.)?pooler\.dense\.": f"{last}.dense.", r"^classifier\.": f"{last}.classifier."}
-
-
-def _tensor_names(source: str | os.PathLike, hub: dict[str, Any], variant: str | None) -> set[str]:
-    """Names of the checkpoint's tensors, from its safetensors header or index; refuses a checkpoint with only a pickle."""
-
-    def find(name: str) -> str | None:
-        return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
-
-    stem = "model" if variant is None else f"model.{variant}"
-    single = find(f"{stem}.safetensors")
-    if single is not None:
-        try:
-            with safe_open(single, framework="pt") as file:
-                return set(file.keys())
-        except SafetensorError as error:
-            raise ValueError(f"{single}: damaged safetensors file: {error}") from error
-    index = find("model.safetensors.index.json" if variant is None else f"model.safetensors.index.{variant}.json")
-    if index is not None:
-        return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
-    pickles = [name for name in PICKLES if find(name) is not None]
-    if pickles:
-        raise ValueError(
-            f"{source} has no safetensors weights, only the pickle {pickles[0]}, which can run code when it is loaded. "
-            "Convert it once: transformers.AutoModelForSequenceClassification.from_pretrained(path, "
-            "use_safetensors=False).save_pretrained(new_path) (AutoModel for a bare BERT); or, if you trust its author, "
-            "pass use_safetensors=False here."
-        )
-    raise ValueError(f"{source} has no weights: expected {stem}.safetensors or its index")
 
 
 def _trained_exits(original: BertConfig, names: set[str] | None, classifier: bool) -> set[int]:

@@ -15,14 +15,17 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging
 
-from geep_triton.checks import check_choice, check_int
+from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.exits.table import ExitTable, save_table
+from geep_triton.exits.table import ExitTable
+from geep_triton.labels import check_targets
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
+from geep_triton.modeling.storing import write_model
 from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import MultiExitBertOutput
+from geep_triton.saving import Replacement, replacing
 
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
@@ -56,6 +59,7 @@ class MultiExitBert(BertPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = (r"^auxiliary\.",)
 
     def __init__(self, config: MultiExitBertConfig) -> None:
+        config.check_labels()
         super().__init__(config)
         self.num_labels = config.num_labels
         self.bert = BertModel(config, add_pooling_layer=False)
@@ -93,6 +97,10 @@ class MultiExitBert(BertPreTrainedModel):
     ) -> None:
         """Write config.json, the weights and, where there is one, the exit table, all as safetensors.
 
+        All or nothing: where it fails or is killed, the folder holds what it held before, or all of this. Weights that are
+        there already are not written again. config.json has digests of the parts, by which `from_pretrained` tells that they
+        belong together.
+
         The exit table holds the token ids of the texts it was built from, so that it can be rebuilt;
         `model.exit_table = model.exit_table.without_records()` leaves them out.
 
@@ -101,15 +109,28 @@ class MultiExitBert(BertPreTrainedModel):
             is_main_process: whether this process writes.
             push_to_hub: upload the same to the hub, by `push_to_hub` with the arguments of its that are in **kwargs.
             **kwargs: of `transformers.PreTrainedModel.save_pretrained` and `push_to_hub`.
+
+        Raises:
+            ValueError: a configuration that was changed to other classes or another vocabulary than the weights have.
+            OSError: what writing raises.
         """
         hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         # The names of the checkpoint that this model was loaded from may not fit a model with exits.
         kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            save_table(self.exit_table, save_directory)
+        if is_main_process and not kwargs.get("distributed_checkpoint"):
+            with replacing(save_directory) as new:
+                self.save_into(new, **kwargs)
+        else:  # it writes nothing, or its part of what all processes write
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if push_to_hub and is_main_process:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def save_into(self, new: Replacement, **kwargs: Any) -> None:
+        """Write what `save_pretrained` saves, with its **kwargs, among other files that shall appear together."""
+        self.check_config()
+        self._drop_stale_table()
+        kwargs.setdefault("save_original_format", False)
+        write_model(super().save_pretrained, self, new, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,6 +161,39 @@ class MultiExitBert(BertPreTrainedModel):
                     f"{then.device}: load it again"
                 )
         return super()._apply(fn, recurse)
+
+    def check_config(self) -> None:
+        """Raise ValueError where the configuration was changed to what this model is not: other classes, exits or tokens."""
+        config = self.config
+        config.check_labels()
+        found = {
+            "num_labels": self.num_labels,
+            "vocab_size": self.bert.embeddings.word_embeddings.num_embeddings,
+            "exit_layers": [int(layer) for layer in self.heads],
+        }
+        for name, value in found.items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"config.{name} must be {value}, as the weights have it, got {getattr(config, name)}"
+                    f"{f' (id2label={shorten(config.id2label)})' if name == 'num_labels' else ''}"
+                )
+
+    def resize_token_embeddings(self, *arguments: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers'; with another vocabulary the exit table and the calibration are dropped, aloud."""
+        before = self.config.vocab_size
+        embeddings = super().resize_token_embeddings(*arguments, **kwargs)
+        if self.config.vocab_size != before:
+            self._drop_stale_table()
+            self.forget_calibration()
+        return embeddings
+
+    def _drop_stale_table(self) -> None:
+        if self._exit_table is not None and self._exit_table.vocab_size != self.config.vocab_size:
+            logger.warning(
+                f"The model's exit table is dropped: it was built for a vocabulary of {self._exit_table.vocab_size}, now the "
+                f"model has {self.config.vocab_size}. Build it again."
+            )
+            self.exit_table = None
 
     def forget_calibration(self) -> None:
         """Drop the calibrated policy and its promise, which hold for these weights, exits, temperatures and table only."""
@@ -246,10 +300,11 @@ class MultiExitBert(BertPreTrainedModel):
             return_dict: False returns a tuple of what is not None.
 
         Raises:
-            ValueError: token ids outside the vocabulary (checked on CPU), inputs longer than the position embeddings, an
-                `exit_layer` that is no exit, gates asked of a model without gates.
+            ValueError: token ids outside the vocabulary or labels that are no classes (checked on a CPU), inputs longer than
+                the position embeddings, an `exit_layer` that is no exit, gates asked of a model without gates.
         """
         self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
+        self._check_labels(labels)
         gating = self._gating(gating, output_gates)
         last = self.config.num_hidden_layers
         depth = last if exit_layer is None else exit_layer
@@ -312,6 +367,13 @@ class MultiExitBert(BertPreTrainedModel):
         if (gating != "none" or output_gates) and not len(self.gates):
             raise ValueError(f"gating={gating!r}, output_gates={output_gates}: {NO_GATES}")
         return gating
+
+    def _check_labels(self, labels: torch.Tensor | None) -> None:
+        """Before transformers takes floats for one label of several, or the loss reads a class that is none."""
+        if labels is None or labels.ndim != 1 or labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if self.num_labels > 1 and self.config.problem_type in (None, "single_label_classification"):
+            check_targets(labels, self.num_labels, ignored=-100)
 
     def _check_inputs(
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool

@@ -13,6 +13,8 @@ from geep_triton.reference.ngrams import EMPTY
 # Buckets tried for a key before the table counts as full: as it may grow, it is better grown than searched from end to end.
 MAX_PROBES, MAX_PROBES_OF_LARGEST = 32, 1024
 MAX_CAPACITY = 1 << 30
+# No table grows beyond so many slots a key, or a few slots.
+SPARSEST, FEW = 64, 16
 # Above this share of taken slots a table grows.
 MAX_LOAD = 0.5
 
@@ -99,9 +101,11 @@ def insert_add(
 
     op = implementation("hash_table", keys.device, backend)
     start, pairs = table, (keys, exits, weights)
+    # Keys that collide more than chance has them collide, as made-up ones may, would let a table grow without end.
+    enough = SPARSEST * max(FEW, len(table) + keys.numel())
     while True:
         # Fourfold, but no further than the largest power of two that is allowed.
-        larger = min(4 * start.capacity, 1 << (max_capacity.bit_length() - 1))
+        larger = min(4 * start.capacity, 1 << (min(max_capacity, max(enough, start.capacity)).bit_length() - 1))
         grows = larger > start.capacity
         max_probes = MAX_PROBES if grows else MAX_PROBES_OF_LARGEST
         *parts, failed = op.insert_add(start.slots, start.counts, start.probes, *pairs, max_probes)
@@ -109,7 +113,12 @@ def insert_add(
         if not failed and (len(result) <= MAX_LOAD * result.capacity or not grows):
             return result
         if not grows:
-            raise ValueError(f"the table is full: it may not have more than max_capacity={max_capacity} slots")
+            full = f"it may not have more than max_capacity={max_capacity} slots"
+            if 4 * start.capacity <= max_capacity:
+                full = (
+                    f"{failed} keys collide with others in a table of {start.capacity} slots, as no n-grams' keys do by chance"
+                )
+            raise ValueError(f"the table is full: {full}")
         if start is table:
             pairs = _with_old_pairs(table, keys, exits, weights)
         start = HashTable.empty(num_exits, larger, keys.device)

@@ -17,7 +17,7 @@ def ngram_keys(
         ids: [T] int64 token ids, not negative.
         offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]].
         special: [T] bool, where a token never counts ([PAD], [CLS], [SEP], [MASK]).
-        ngram: the highest order, at least 1.
+        ngram: the highest order, 1 to 16.
 
     Returns:
         keys [M] int64: the id itself for unigrams, a negative 64-bit hash for longer ones, never the most negative int64;
@@ -30,6 +30,7 @@ def ngram_keys(
     check_tensor("offsets", offsets, 1, torch.int64)
     check_tensor("special", special, 1, torch.bool)
     check_int("ngram", ngram, 1)
+    check_int("ngram", ngram, 1, reference.MAX_NGRAM)
     if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != ids.numel():
         raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
     if special.shape != ids.shape:

@@ -13,6 +13,7 @@ _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _SIGN = -(1 << 63)
 # The key that no n-gram has: the hash table's mark of a free slot.
 EMPTY = -(1 << 63)
+MAX_NGRAM = 16  # each order is a pass over all tokens
 
 
 def mix64(x: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
+from geep_triton.modeling.weights import check_digest, index_name, weight_files, weights_name
+from geep_triton.saving import saved_digests
 from geep_triton.training.stages import Recipe
+
+logger = logging.get_logger(__name__)
+
+# Adapters, and weights in parts for each process.
+OTHER_WEIGHTS = ("adapter_model*", "pytorch_model*", "global_step*", "*.distcp")
 
 
 class RecipeRecord(TrainerCallback, ExportableState):
@@ -40,11 +49,24 @@ def check_same_steps(recipe: Recipe, checkpoint: Path, max_steps: int) -> None:
 
 
 def checkpoint_of(resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> Path | None:
-    """The checkpoint that transformers' Trainer would go on from, or None."""
+    """The checkpoint that transformers' Trainer would go on from, or None.
+
+    Raises:
+        ValueError: there is none to go on from, or it is damaged; the error names it and the newest that is whole.
+    """
     if not resume_from_checkpoint:
         return None
-    found = get_last_checkpoint(output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-    return None if found is None else Path(found)
+    if resume_from_checkpoint is True:
+        found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if found is None:
+            raise ValueError(f"{output_dir} holds no checkpoint to go on from: leave resume_from_checkpoint out")
+    else:
+        found = resume_from_checkpoint
+    if (why := damage_of(Path(found))) is not None:
+        whole = last_whole_checkpoint(Path(found).parent)
+        others = "" if whole is None else f": go on from {whole} with resume_from_checkpoint={str(whole)!r}"
+        raise ValueError(f"{found} is no whole checkpoint ({why}){others}")
+    return Path(found)
 
 
 def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
@@ -64,16 +86,46 @@ def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of transformers' Trainer that was written to its end, or None.
+    """The newest whole checkpoint of transformers' Trainer, or None; a warning names newer ones and what is wrong with them."""
+    checkpoints = sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in checkpoints:
+        if (why := damage_of(checkpoint)) is None:
+            return checkpoint
+        logger.warning(f"{checkpoint} is left aside: it is no whole checkpoint ({why}).")
+    return None
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint of transformers' Trainer; None: nothing that can be told from its files.
 
     The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off by a kill.
     """
-    checkpoints = sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in checkpoints if _read_state(path) is not None), None)
+    if not checkpoint.is_dir():
+        return "no such folder"
+    if _read_state(checkpoint) is None:
+        return "its trainer_state.json is missing or damaged: it was cut off while it was written"
+    find = {path.name: path for path in checkpoint.iterdir()}.get
+    try:
+        if find(weights_name(None)) or find(index_name(None)):
+            check_digest(checkpoint, saved_digests(checkpoint), None, weight_files(checkpoint, find, None))
+        elif not any(path for pattern in OTHER_WEIGHTS for path in checkpoint.glob(pattern)):
+            return f"it has no weights: expected {weights_name(None)} or its index"
+    except ValueError as error:
+        return str(error)
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+        try:
+            with ZipFile(path) as file:
+                damaged = file.testzip()
+        except (BadZipFile, OSError):
+            damaged = path
+        if damaged is not None:
+            return f"{path.name} is damaged or cut off"
+    return None
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return state if isinstance(state, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from transformers.utils import logging
 
 from geep_triton.checks import shorten
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.training.dataset import TextDataset
 from geep_triton.training.stages import Recipe
 
 logger = logging.get_logger(__name__)
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 
 def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_best_model_at_end: bool) -> None:
@@ -124,6 +128,35 @@ def _has_names(config: PretrainedConfig) -> bool:
 def teacher_logits(teacher: PreTrainedModel, features: Mapping[str, Any]) -> torch.Tensor:
     """Logits [B, C] of the teacher on a batch."""
     return teacher(**features).logits
+
+
+def check_labels(name: str, dataset: Any, num_labels: int) -> bool:
+    """Whether a data set's labels could be looked at before training, and are all right; others are looked at as they come.
+
+    Raises:
+        ValueError: no rows, or a label that is no class, named with its row.
+    """
+    if has_length(dataset) and not len(dataset):
+        raise ValueError(f"{name} has no rows")
+    labels = dataset.labels if isinstance(dataset, TextDataset) else _label_column(dataset)
+    if labels is None:
+        return False
+    for row, label in enumerate(labels):
+        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < num_labels:
+            raise ValueError(
+                f"{name}: row {row} has the label {shorten(label)}, expected one of the classes 0..{num_labels - 1}"
+                + (" (drop rows without a label)" if label in (None, -100) else "")
+            )
+    return True
+
+
+def _label_column(dataset: Any) -> Iterable[Any] | None:
+    """Of a datasets.Dataset whose samples are its rows."""
+    names = getattr(dataset, "column_names", None)
+    if not isinstance(names, list) or not has_length(dataset) or dataset.format["type"] == "custom":
+        return None
+    column = next((column for column in LABEL_COLUMNS if column in names), None)
+    return None if column is None else dataset.with_format(None)[column]
 
 
 def resolve_class_weights(

@@ -14,10 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from torch.utils.hooks import RemovableHandle
 from transformers import EvalPrediction, PreTrainedModel, Trainer
-from transformers.trainer_utils import has_length
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from transformers.utils import logging
 
 from geep_triton.checks import check_number
+from geep_triton.labels import check_targets
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe, check_same_steps, checkpoint_of
 from geep_triton.training.curriculum import TrainSampler
@@ -26,6 +28,7 @@ from geep_triton.training.recipes import get_recipe
 from geep_triton.training.requirements import (
     check_difficulty,
     check_gates,
+    check_labels,
     check_stopping,
     check_teacher,
     resolve_class_weights,
@@ -60,7 +63,8 @@ class MultiExitTrainer(Trainer):
         class_weights: one factor per class of the cross entropies, or "balanced": N / (C * samples of the class).
 
     Raises:
-        ValueError: unknown recipe, a regression model, or arguments that would replace the recipe's loss; a difficulty, teacher
+        ValueError: unknown recipe, a regression model, labels that are no classes (those of a data set whose labels cannot be
+            looked at before: while training), or arguments that would replace the recipe's loss; a difficulty, teacher
             or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
             train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping with several
             stages.
@@ -94,6 +98,7 @@ class MultiExitTrainer(Trainer):
             )
         if not isinstance(self.model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(self.model).__name__}")
+        self.model.check_config()
         if self.model.config.num_labels < 2:
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.model.config.problem_type not in (None, "single_label_classification"):
@@ -106,6 +111,7 @@ class MultiExitTrainer(Trainer):
             raise ValueError(f"recipe {self.recipe.name!r} has modules of its own, which no optimizer of yours would train")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
+        self._labels_are_checked = self._check_labels()
         self.teacher = check_teacher(teacher, self.model, self.recipe)
         self.class_weights = resolve_class_weights(class_weights, self.model, self.recipe, self.train_dataset)
         self.difficulty = check_difficulty(difficulty, self.recipe, self.train_dataset)
@@ -114,6 +120,16 @@ class MultiExitTrainer(Trainer):
         self._flags: list[tuple[nn.Parameter, bool]] = []  # as the user set them
         self._hooks: list[RemovableHandle] = []
         self._resumes_from: Path | None = None
+
+    def _check_labels(self) -> bool:
+        """Whether all of the training set's labels are known to be classes."""
+        classes, several = self.model.config.num_labels, isinstance(self.eval_dataset, dict)
+        for name, dataset in (self.eval_dataset if several else {"": self.eval_dataset}).items():
+            if dataset is not None:
+                check_labels(f"eval_dataset[{name!r}]" if several else "eval_dataset", dataset, classes)
+        if self.train_dataset is None or not any(stage.needs_labels for stage in self.recipe.stages):
+            return False
+        return check_labels("train_dataset", self.train_dataset, classes)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
@@ -220,6 +236,13 @@ class MultiExitTrainer(Trainer):
         """Predictions come in the order of the data set; transformers' own follow the training's sampling strategy."""
         return SequentialSampler(eval_dataset) if has_length(eval_dataset) and self.args.world_size <= 1 else None
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """transformers', which writes trainer_state.json last: that of an earlier save must not vouch for a mixture of both."""
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -234,6 +257,8 @@ class MultiExitTrainer(Trainer):
         features = {name: value for name, value in inputs.items() if name != "labels"}
         if stage.needs_labels and "labels" not in inputs:
             raise ValueError(f"recipe {self.recipe.name!r} needs labels, but the batch has only {', '.join(inputs)}")
+        if stage.needs_labels and not self._labels_are_checked:
+            check_targets(inputs["labels"], self.model.config.num_labels)
         output = model(**features, **stage.asks(progress))
         batch = Batch(
             labels=inputs.get("labels"),

@@ -181,3 +181,24 @@ def test_more_keys_than_free_slots_fail_at_once(monkeypatch):
     monkeypatch.setattr(reference, "lookup", lambda slots, probes, keys: torch.full_like(keys, slots.numel()))
     *_, failed = reference.insert_add(slots, counts, 0, torch.arange(9), torch.zeros(9, dtype=torch.int64), None, 1024)
     assert failed > 0
+
+
+@pytest.mark.parametrize("count", [5_000, 80_000])
+def test_growing_from_a_small_table_takes_a_few_passes_however_many_keys(count, monkeypatch):
+    hashed, mix = [], reference.mix64
+    monkeypatch.setattr(reference, "mix64", lambda keys: hashed.append(keys.numel()) or mix(keys))
+    keys = -torch.randint(1, 2**62, (count,), generator=torch.Generator().manual_seed(0)).unique()
+    table = insert_add(HashTable.empty(2, 1024), keys, torch.zeros_like(keys), backend="torch")
+    assert len(table) == len(keys)
+    assert sum(hashed) < 20 * len(keys)
+
+
+def test_keys_that_collide_do_not_take_all_memory(monkeypatch):
+    """Made-up keys, all of one bucket: they are searched for in a small table, or refused."""
+    monkeypatch.setattr(reference, "mix64", torch.zeros_like)
+    few, many = torch.arange(2_000), torch.arange(5_000)
+    table = insert_add(HashTable.empty(1), few, torch.zeros_like(few), backend="torch")
+    assert table.capacity <= 64 * len(few)
+    assert (table.items()[1] == 1).all()
+    with pytest.raises(ValueError, match="keys collide with others in a table of"):
+        insert_add(HashTable.empty(1), many, torch.zeros_like(many), backend="torch")

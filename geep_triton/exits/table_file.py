@@ -1,0 +1,185 @@
+"""The exit table's file: written with a digest, and read as what may be damaged or made up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from geep_triton.checks import check_choice, check_int, shorten
+from geep_triton.exits.learned import LENGTH_BUCKETS
+from geep_triton.ops.exit_scores import CRITERIA
+from geep_triton.reference.ngrams import EMPTY
+from geep_triton.tensor_files import open_tensors, tensors_digest
+
+TABLE_FILE = "exit_table.safetensors"
+FORMAT = "geep_triton.exit_table.1"
+LEARNED = ("agreement", "exit_values", "skip_values")
+FIELDS = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
+SETTINGS = ("threshold", "ngram", "smoothing", "reduction")
+REQUIRED = ("keys", "counts", "exit_counts")
+RECORDS = ("ids", "offsets", "uncertainty", "type_ids", "agrees", "skipped")
+MAX_LAYERS, MAX_VOCAB, MAX_COUNT = 1 << 10, 1 << 26, 1 << 48
+MAX_SCORE = 1e6  # of learned values: sums of larger ones could overflow, and NaN would send every text out at layer 1
+
+
+def write_table(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write header and tensors as one safetensors file. ValueError for what `read_table` would refuse."""
+    header = json.loads(json.dumps(header))
+    _check(header, tensors)
+    metadata = {"format": FORMAT, "table": json.dumps(header), "digest": _contents_digest(header, tensors)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+
+
+def holds_table(directory: str | os.PathLike, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether a folder has a file of just these contents, whole."""
+    try:
+        there = read_table(directory)
+    except (OSError, ValueError):
+        return False
+    return _contents_digest(*there) == _contents_digest(json.loads(json.dumps(header)), tensors)
+
+
+def read_table(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a table's file or the folder that holds it, all of them checked.
+
+    Raises:
+        ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
+    """
+    path = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such exit table: {path}")
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+    try:
+        header = json.loads(metadata.get("table", ""))
+        _check(header, tensors)
+        # Those of earlier versions have none.
+        if "digest" in metadata and metadata["digest"] != _contents_digest(header, tensors):
+            raise ValueError("its contents are not those that were saved, by their digest")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged exit table: {error}") from error
+    return header, tensors
+
+
+def _contents_digest(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    contents = f"{json.dumps(header, sort_keys=True)}\n{tensors_digest(tensors)}"
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+
+def _check(header: Any, tensors: dict[str, torch.Tensor]) -> None:
+    _check_header(header)
+    _check_counts(header, tensors)
+    _check_records(header, tensors)
+    _check_learned(header, tensors)
+
+
+def _check_header(header: Any) -> None:
+    if not isinstance(header, dict) or header.keys() - {"weights"} != set(FIELDS):
+        raise ValueError(f"its header must have the fields {', '.join(FIELDS)}, got {shorten(header)}")
+    settings, layers, special = header["settings"], header["exit_layers"], header["special_ids"]
+    if not isinstance(settings, dict) or settings.keys() != set(SETTINGS):
+        raise ValueError(f"settings must be {', '.join(SETTINGS)}, got {shorten(settings)}")
+    for name, values in (("exit_layers", layers), ("special_ids", special)):
+        if not isinstance(values, list):
+            raise TypeError(f"{name} must be a list of ints, got {shorten(values)}")
+    for layer in layers:
+        check_int("each of exit_layers", layer, 1, MAX_LAYERS)
+    if not layers or layers != sorted(set(layers)):
+        raise ValueError(f"exit_layers must be distinct and ascending, at least one, got {shorten(layers)}")
+    check_int("vocab_size", header["vocab_size"], 1, MAX_VOCAB)
+    for index in special:
+        check_int("each of special_ids", index, 0, header["vocab_size"] - 1)
+    for name in ("fingerprint", "criterion", "weights"):
+        if not isinstance(header.get(name, ""), str):
+            raise TypeError(f"{name} must be a string, got {shorten(header[name])}")
+    check_choice("criterion", header["criterion"], CRITERIA)
+
+
+def _check_counts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    missing = [name for name in REQUIRED if name not in tensors]
+    if missing:
+        raise ValueError(f"missing tensors {', '.join(missing)}")
+    num_exits, size = len(header["exit_layers"]), tensors["keys"].numel()
+    _check_tensor("keys", tensors, torch.int64, (size,))
+    _check_tensor("counts", tensors, torch.int64, (size, num_exits), 0, MAX_COUNT)
+    _check_tensor("exit_counts", tensors, torch.int64, (num_exits,), 0, MAX_COUNT)
+    keys, counts = tensors["keys"], tensors["counts"]
+    if not (keys[1:] > keys[:-1]).all():
+        raise ValueError("keys must be distinct and ascending")
+    if size and (int(keys[-1]) >= header["vocab_size"] or int(keys[0]) == EMPTY):
+        raise ValueError(f"keys must be ids below {header['vocab_size']} or hashes, got {int(keys[0])}..{int(keys[-1])}")
+    if not counts.sum(1).all() or not tensors["exit_counts"].sum():
+        raise ValueError("counts and exit_counts must be above 0 for some exit: no key and no table without samples")
+
+
+def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    if not any(name.startswith("records.") for name in tensors):
+        return
+    missing = [name for name in ("records.ids", "records.offsets", "records.uncertainty") if name not in tensors]
+    if missing:
+        raise ValueError(f"missing tensors {', '.join(missing)}")
+    num_exits, samples = len(header["exit_layers"]), int(tensors["exit_counts"].sum())
+    tokens = tensors["records.ids"].numel()
+    _check_tensor("records.ids", tensors, torch.int32, (tokens,), 0, header["vocab_size"] - 1)
+    _check_tensor("records.offsets", tensors, torch.int64, (samples + 1,))
+    offsets = tensors["records.offsets"]
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or (offsets.diff() < 0).any():
+        raise ValueError(f"records.offsets must ascend from 0 to the number of ids ({tokens})")
+    _check_tensor("records.uncertainty", tensors, torch.float32, (samples, num_exits))
+    if (tensors["records.uncertainty"].isnan() | tensors["records.uncertainty"].isneginf()).any():
+        raise ValueError("records.uncertainty must not be NaN or -infinity")
+    if "records.type_ids" in tensors:
+        _check_tensor("records.type_ids", tensors, torch.int8, (tokens,), 0)
+    if "records.agrees" in tensors:
+        _check_tensor("records.agrees", tensors, torch.bool, (samples, num_exits))
+    if "records.skipped" in tensors:
+        _check_tensor("records.skipped", tensors, torch.bool, (samples, header["exit_layers"][-1]))
+
+
+def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    known = {*REQUIRED, "paths", *(f"records.{name}" for name in RECORDS)}
+    size = tensors["keys"].numel()
+    for name in LEARNED:
+        if not any(found.startswith(f"{name}.") for found in tensors):
+            continue
+        columns = header["exit_layers"][-1] if name == "skip_values" else len(header["exit_layers"])
+        held_out = tensors.get(f"{name}.held_out", torch.empty(0, columns))
+        rows = held_out.shape[0] if held_out.ndim else 0
+        for part, count in (("weights", size + 1), ("length_bias", LENGTH_BUCKETS), ("held_out", rows)):
+            _check_tensor(f"{name}.{part}", tensors, torch.float32, (count, columns), -MAX_SCORE, MAX_SCORE)
+        _check_tensor(f"{name}.held_out_targets", tensors, torch.bool, (rows, columns))
+        known |= {f"{name}.{part}" for part in ("weights", "length_bias", "held_out", "held_out_targets")}
+    if ("paths" in tensors) != ("skip_values.weights" in tensors):
+        raise ValueError("skip_values and paths go together")
+    if "paths" in tensors:
+        paths = tensors["paths"]
+        _check_tensor("paths", tensors, torch.bool, (max(1, paths.shape[0] if paths.ndim else 0), header["exit_layers"][-1]))
+    if unknown := sorted(tensors.keys() - known):
+        raise ValueError(f"unknown tensors {shorten(unknown)}")
+
+
+def _check_tensor(
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Raise ValueError unless there is a tensor of this dtype and shape, and, where there is a bound, all within it."""
+    found = tensors.get(name)
+    if found is None or found.dtype != dtype or tuple(found.shape) != shape:
+        got = "none" if found is None else f"{found.dtype} of {tuple(found.shape)}"
+        raise ValueError(f"{name} must be {str(dtype).removeprefix('torch.')} of shape {shape}, got {got}")
+    # Written so that NaN is outside.
+    if (low is not None and not (found >= low).all()) or (high is not None and not (found <= high).all()):
+        raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'between {low:g} and {high:g}'} and no NaN")

@@ -1,0 +1,88 @@
+"""Names of classes: two maps that must say the same; and labels by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from geep_triton.checks import check_int, shorten
+
+MAX_LABELS = 1 << 16
+
+
+def label_maps(
+    id2label: Mapping[Any, Any] | None, label2id: Mapping[Any, Any] | None, num_labels: int | None = None
+) -> tuple[dict[int, str] | None, dict[str, int] | None]:
+    """Both maps, ids ascending from 0; (None, None) where no name is given, and maybe another number of classes.
+
+    A map that is missing, or only has transformers' own LABEL_0, LABEL_1, .. where the other has names, is made of the other.
+
+    Args:
+        id2label: ids may be strings, as JSON has them.
+        label2id: the same the other way round.
+        num_labels: how many classes there shall be; None: as many as the maps name.
+
+    Raises:
+        ValueError: ids that are not 0..C-1, a name that two classes have, maps that contradict each other, another number of
+            classes than `num_labels`, or more than 65,536. TypeError: a number that is no int.
+    """
+    if num_labels is not None:
+        check_int("num_labels", num_labels, 1, MAX_LABELS)
+    names, ids = _as_ints(id2label or {}, 0), _as_ints(label2id or {}, 1)
+    unnamed = _is_default(names) and _is_default({index: name for name, index in ids.items()})
+    if not (names or ids) or (unnamed and num_labels not in (None, len(names))):
+        return None, None  # transformers makes as many as there shall be
+    others = not set(names.values()) & set(ids)  # none of the names is in both maps
+    if not names or (others and _is_default(names) and len(names) == len(ids)):
+        names = {index: name for name, index in ids.items()}
+    elif not ids or (others and _is_default({index: name for name, index in ids.items()})):
+        ids = {name: index for index, name in names.items()}
+    count = len(names)
+    wrong = None
+    if names.keys() != set(range(count)):
+        wrong = f"id2label must name the classes 0..{count - 1}"
+    elif len(set(names.values())) != count:
+        wrong = "id2label must name each class differently"
+    elif ids != {name: index for index, name in names.items()}:
+        wrong = "label2id must say of each name what id2label says"
+    elif num_labels not in (None, count):
+        wrong = f"num_labels={num_labels} must be the number of classes"
+    elif count > MAX_LABELS:
+        wrong = f"there may be {MAX_LABELS} classes at most"
+    if wrong is not None:
+        raise ValueError(
+            f"{wrong}, got id2label={shorten(id2label, 200)} and label2id={shorten(label2id, 200)}; "
+            "id2label=... in from_pretrained replaces both"
+        )
+    return dict(sorted(names.items())), dict(sorted(ids.items(), key=lambda item: item[1]))
+
+
+def check_targets(labels: torch.Tensor, num_labels: int, ignored: int | None = None) -> None:
+    """Raise ValueError unless labels [B] are classes 0..num_labels-1, or `ignored`. On a GPU the host waits for it."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be ints between 0 and {num_labels - 1}, got {labels.dtype}: {shorten(labels.tolist())}")
+    known = (labels >= 0) & (labels < num_labels)
+    wrong = labels[~(known if ignored is None else known | (labels == ignored))]
+    if wrong.numel():
+        raise ValueError(f"labels must be between 0 and {num_labels - 1}, got {shorten(sorted(set(wrong.tolist())))}")
+
+
+def _as_ints(labels: Mapping[Any, Any], place: int) -> dict[Any, Any]:
+    """The map with ids as ints (None where they are none) and names as strings; ids are its keys (0) or its values (1)."""
+    if not isinstance(labels, Mapping):
+        name = ("id2label", "label2id")[place]
+        raise ValueError(f"{name} must be a mapping, got {shorten(labels)} of type {type(labels).__name__}")
+    pairs = [[_id(part) if side == place else str(part) for side, part in enumerate(item)] for item in labels.items()]
+    return dict(pairs)
+
+
+def _id(value: Any) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and value.isdecimal() else None
+
+
+def _is_default(names: dict[int, str]) -> bool:
+    return names == {index: f"LABEL_{index}" for index in range(len(names))}

@@ -1,0 +1,84 @@
+"""Writing a model's files, with digests that tie them together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
+
+from geep_triton.exits.table import save_table
+from geep_triton.modeling.weights import TABLE_DIGEST, index_name, weight_files, weights_digest_name, weights_name
+from geep_triton.saving import Replacement, saved_config, saved_digests
+from geep_triton.tensor_files import files_digest, tensors_digest
+
+if TYPE_CHECKING:
+    from geep_triton.modeling.model import MultiExitBert
+
+logger = logging.get_logger(__name__)
+
+# What may differ between the configurations of two variants of one model.
+OF_A_VARIANT = ("digests", "dtype", "transformers_version")
+
+
+def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacement, **kwargs: Any) -> None:
+    """Write a model into `new.path`; weights that `new.folder` has already are left as they are.
+
+    Args:
+        save: transformers' own save_pretrained.
+        model: to be saved.
+        new: where to.
+        **kwargs: of `save`.
+    """
+    variant = kwargs.get("variant")
+    weights = weights_digest_name(variant)
+    before = saved_config(new.folder)
+    known = saved_digests(new.folder)
+    same = kwargs.keys() == {"save_original_format"} and _same_weights(model, new.folder, known.get(weights))
+    save(new.path, **(kwargs | {"state_dict": {}} if same else kwargs))
+    config_file, table = new.path / "config.json", model.exit_table
+    if not config_file.is_file():  # adapters alone
+        save_table(table, new)
+        return
+    digests = {weights: known[weights] if same else files_digest(weight_files(new.path, _finder(new.path), variant))}
+    if table is not None:
+        if table.weights not in (None, digests[weights]):
+            logger.warning(
+                "The exit table was built with other weights than are saved with it now, or in another dtype: build it "
+                "again if they were trained since."
+            )
+        table = replace(table, weights=digests[weights])
+        digests[TABLE_DIGEST] = table.digest()
+    save_table(table, new)
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if _but(before, OF_A_VARIANT) == _but(config, OF_A_VARIANT) and known.get(TABLE_DIGEST) == digests.get(TABLE_DIGEST):
+        digests = known | digests  # weights of another variant
+    config_file.write_text(json.dumps(config | {"digests": digests}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if not same:
+        # Weights of a save in another number of files, which transformers might take for these.
+        stem = re.escape(weights_name(variant).removesuffix(".safetensors"))
+        old = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(index_name(variant))}")
+        new.remove |= {path.name for path in new.folder.iterdir() if old.fullmatch(path.name)}
+        new.remove -= {path.name for path in new.path.iterdir()}
+
+
+def _same_weights(model: MultiExitBert, folder: Path, digest: str | None) -> bool:
+    """Whether the folder holds the model's weights, whole."""
+    if digest is None or getattr(model, "_hf_peft_config_loaded", False) or tensors_digest(model.state_dict()) != digest:
+        return False
+    try:
+        return files_digest(weight_files(folder, _finder(folder), None)) == digest
+    except ValueError:
+        return False
+
+
+def _finder(folder: Path) -> Callable[[str], Path | None]:
+    return lambda name: folder / name if (folder / name).is_file() else None
+
+
+def _but(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}

@@ -1,0 +1,166 @@
+"""What MultiExitTrainer refuses before it trains: labels that are no classes, and checkpoints that are not whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import datasets
+import pytest
+import torch
+
+from geep_triton.data import Encoder
+from geep_triton.training.checkpoints import last_whole_checkpoint
+from geep_triton.training.dataset import TextDataset
+from tests.test_recipes import build
+from tests.test_training import ROWS
+
+
+def rows_of(tokenizer, labels, name="label"):
+    """A datasets.Dataset with these labels."""
+    encoded = tokenizer([row["text"] for row in ROWS][: len(labels)])
+    return datasets.Dataset.from_dict({**encoded, name: labels})
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 2, 1, 2], r"row 1 has the label 2, expected one of the classes 0\.\.1"),
+        ([-1, 1], "row 0 has the label -1"),
+        ([0, 1, -100], r"row 2 has the label -100.*drop rows without a label"),
+        ([0.0, 1.0], r"row 0 has the label 0\.0"),
+        ([0, 1, None], "row 2 has the label None"),
+        ([False, True], "row 0 has the label False"),
+        (["neg", "pos"], "row 0 has the label 'neg'"),
+        ([[0], [1]], r"row 0 has the label \[0\]"),
+    ],
+)
+def test_labels_that_are_no_classes(make_model, tokenizer, tmp_path, labels, message, name):
+    data = rows_of(tokenizer, labels, name)
+    with pytest.raises(ValueError, match=f"train_dataset: {message}"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=data)
+    for several in (data, {"a": rows_of(tokenizer, [0, 1]), "b": data}):
+        with pytest.raises(ValueError, match=rf"eval_dataset(\['b'\])?: {message}"):
+            build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=several)
+
+
+def test_no_rows(make_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="train_dataset has no rows"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=datasets.Dataset.from_dict({"input_ids": []}))
+
+
+def test_labels_of_another_map(make_model, tokenizer, tmp_path):
+    data = TextDataset(ROWS, Encoder(tokenizer, 64), {"neg": 1, "pos": 2})
+    with pytest.raises(ValueError, match="train_dataset: row .* has the label 2"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=data)
+
+
+@pytest.mark.parametrize("labels", [[1, 2] * 4, [-1, 1] * 4, [-100] * 8, [0.0, 1.0] * 4])
+def test_labels_that_are_first_seen_in_a_batch(make_model, tokenizer, tmp_path, labels):
+    class Stream(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, index):
+            return {"input_ids": [2, 5 + index, 3], "labels": labels[index]}
+
+    trainer = build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=Stream())
+    with pytest.raises(ValueError, match="labels must be .*between 0 and 1"):
+        trainer.train()
+
+
+def test_a_recipe_that_reads_no_labels_takes_any(make_model, tokenizer, tmp_path):
+    build(make_model(num_labels=2), tokenizer, tmp_path, "frozen", data=rows_of(tokenizer, [7, 8, -1, 3]), max_steps=1).train()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0, 3], "between 0 and 2, got"), ([0.0, 1.0], "must be ints"), ([-1, 0], r"\[-1\]")]
+)
+def test_labels_given_to_the_model(make_model, labels, message):
+    model, ids = make_model(), torch.tensor([[2, 5, 3], [2, 6, 3]])
+    with pytest.raises(ValueError, match=message):
+        model(ids, labels=torch.tensor(labels))
+    assert model.config.problem_type is None
+    assert model(ids, labels=torch.tensor([0, -100])).loss.isfinite()
+    assert make_model(num_labels=1)(ids, labels=torch.tensor([0.5, 3.0])).loss.isfinite()
+
+
+@pytest.fixture
+def trained(make_model, tokenizer, tmp_path):
+    """A folder with checkpoints 1 and 2, and a function that goes on."""
+
+    def go(resume=None, folder=tmp_path):
+        model = make_model(num_labels=2)
+        trainer = build(model, tokenizer, folder, "joint", save_strategy="steps", save_steps=1, max_steps=3)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    go()
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    return tmp_path, go
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "no state": lambda folder: (folder / "trainer_state.json").unlink(),
+    "half a state": lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 2'),
+    "a state that is none": lambda folder: (folder / "trainer_state.json").write_text("[]"),
+    "weights cut": lambda folder: cut(folder / "model.safetensors"),
+    "weights changed": lambda folder: flip(folder / "model.safetensors"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "optimizer cut": lambda folder: cut(folder / "optimizer.pt"),
+    "optimizer changed": lambda folder: flip(folder / "optimizer.pt"),
+    "scheduler empty": lambda folder: (folder / "scheduler.pt").write_bytes(b""),
+    "random states cut": lambda folder: cut(folder / "rng_state.pth"),
+    "empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_named(trained, name, caplog):
+    folder, go = trained
+    DAMAGE[name](folder / "checkpoint-2")
+    for resume in (True, str(folder / "checkpoint-2")):
+        with pytest.raises(ValueError, match=r"checkpoint-2 is no whole checkpoint .*go on from .*checkpoint-1 with"):
+            go(resume)
+    caplog.clear()
+    assert last_whole_checkpoint(folder) == folder / "checkpoint-1"
+    assert "checkpoint-2 is left aside" in caplog.text
+    assert go(str(folder / "checkpoint-1")).state.global_step == 3
+
+
+def test_whole_checkpoints_are_gone_on_from(trained):
+    folder, go = trained
+    assert last_whole_checkpoint(folder) == folder / "checkpoint-2"
+    assert go(True).state.global_step == 3
+    with pytest.raises(ValueError, match="no whole checkpoint .no such folder."):
+        go(str(folder / "checkpoint-9"))
+    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+        go(True, folder / "elsewhere")
+
+
+def test_a_checkpoint_saved_over_another_is_not_vouched_for_by_its_state(trained):
+    class Killed(BaseException):
+        pass
+
+    folder, go = trained
+    assert json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
+
+    def die(*arguments, **kwargs):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.trainer.Trainer._save_optimizer_and_scheduler", die)
+        with pytest.raises(Killed):
+            go(str(folder / "checkpoint-1"))
+    assert last_whole_checkpoint(folder) == folder / "checkpoint-1"
