@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.conftest import TEXTS, WORDS  # first: it chooses Triton's interpreter
 
 from transformers import BertTokenizer  # isort: skip
+from transformers.utils.logging import disable_progress_bar  # isort: skip
 
 from geep_triton import Engine
 from geep_triton.saving import PARTIAL, WHOLE
@@ -110,6 +111,7 @@ def at_any_time(engines: list[Engine], folder: Path) -> None:
 
 def main() -> None:
     """Raises AssertionError where a killed save leaves a mixture."""
+    disable_progress_bar()  # bars share a lock with the processes that are killed
     where = Path(sys.argv[1])
     engines = make_engines(BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}), TEXTS)
     engines[0].save_pretrained(where / "model")
