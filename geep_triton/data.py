@@ -18,6 +18,7 @@ from geep_triton.checks import BadSample as BadSample  # what `Encoder` raises
 from geep_triton.checks import refuse_samples, shorten
 from geep_triton.outputs import Tokens
 from geep_triton.token_rows import Columns, Row, arrow_columns, tokens_from_lists, tokens_of, too_long
+from geep_triton.tokenizing import Encoded, text_tokenizer
 
 Sample = tuple[str, str | None]
 
@@ -206,33 +207,33 @@ def _holds_ids(inputs: Any) -> bool:
 
 
 class Encoder:
-    """Turns samples into `Tokens` with a tokenizer; truncates only when asked, and counts it.
+    """Turns samples into `Tokens` with a tokenizer; truncates only when asked.
+
+    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. What is changed
+    in a tokenizer later (added tokens, its truncation side) does not reach the encoders made of it before.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: a Hugging Face tokenizer; None where all samples are token ids.
         max_length: most tokens a sample may have, special tokens included.
-        truncation: cut longer samples (longest of a pair first) instead of raising.
+        truncation: cut longer samples (longest of a pair first, on the tokenizer's truncation side) instead of raising;
+            `Tokens.cut` says which.
         vocab_size: ids must be below it; None: not checked.
         type_vocab_size: segment ids must be below it.
-
-    Attributes:
-        truncated: samples cut so far.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         max_length: int,
         truncation: bool = False,
         vocab_size: int | None = None,
         type_vocab_size: int = 2,
     ) -> None:
-        self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncation = truncation
         self.vocab_size = vocab_size
         self.type_vocab_size = type_vocab_size
-        self.truncated = 0
+        self._encode = None if tokenizer is None else text_tokenizer(tokenizer)
 
     def __call__(self, samples: Sequence[Sample | Row], first: int = 0) -> Tokens:
         """Encode a window of samples; texts and pairs may be mixed.
@@ -244,85 +245,67 @@ class Encoder:
         Raises:
             BadSample: a text that is empty, no string or no valid Unicode; a sample longer than max_length; ids or segment
                 ids that are no integers, of another length or out of range.
-            ValueError: a mix of texts and tokenized rows.
+            ValueError: a mix of texts and tokenized rows; a max_length that special tokens alone exceed.
         """
         tokenized = [isinstance(sample, Mapping) for sample in samples]
         if any(tokenized) and not all(tokenized):
             raise ValueError(f"samples {first}..{first + len(samples) - 1} mix texts and rows of input_ids")
-        if tokenized[0]:
-            tokens = tokens_of(samples, first, self.max_length, self.type_vocab_size)
-        else:
-            tokens = tokens_from_lists(*self._texts(samples, first))
+        tokens = (
+            tokens_of(samples, first, self.max_length, self.type_vocab_size) if tokenized[0] else self._texts(samples, first)
+        )
         if self.vocab_size is not None:
             self._check_ids(tokens, first)
         return tokens
 
-    def _texts(self, samples: Sequence[Sample], first: int) -> tuple[list[list[int]], list[list[int]]]:
+    def _texts(self, samples: Sequence[Sample], first: int) -> Tokens:
         refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
-        ids, type_ids = self._tokenize(samples, truncation=False)
-        special = {pair: self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)}
+        encoded = self._tokenize(samples)
+        special = self._encode.special
         empty = {
             index: "has a text without any token"
-            for index, (_, pair) in enumerate(samples)
-            if len(ids[index]) <= special[pair is not None]
+            for index, ((_, pair), row) in enumerate(zip(samples, encoded, strict=True))
+            if row.length <= special[pair is not None]
         }
         refuse_samples(empty, first)
-        longer = [index for index, row in enumerate(ids) if len(row) > self.max_length]
+        longer = [index for index, row in enumerate(encoded) if row.length > self.max_length]
         if longer and not self.truncation:
-            refuse_samples({index: too_long(len(ids[index]), self.max_length) for index in longer}, first)
-        if longer:
-            self.truncated += len(longer)
-            cut_ids, cut_types = self._tokenize([samples[index] for index in longer], truncation=True)
-            for index, row, types in zip(longer, cut_ids, cut_types, strict=True):
-                ids[index], type_ids[index] = row, types
-        return ids, type_ids
+            refuse_samples({index: too_long(encoded[index].length, self.max_length) for index in longer}, first)
+        tokens = tokens_from_lists([row.ids for row in encoded], [row.type_ids for row in encoded], longer)
+        self._check_segments(tokens, first)
+        return tokens
 
-    def _tokenize(self, samples: Sequence[Sample], truncation: bool) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids and segment ids of each sample, none for single texts, which go through the tokenizer apart from pairs."""
-        ids: list[list[int]] = [[] for _ in samples]
-        type_ids: list[list[int]] = [[] for _ in samples]
+    def _tokenize(self, samples: Sequence[Sample]) -> list[Encoded]:
+        """Each sample encoded, single texts apart from pairs."""
+        encoded: list[Encoded] = [Encoded([], [], 0)] * len(samples)
         for has_pair in (False, True):
             rows = [index for index, (_, pair) in enumerate(samples) if (pair is not None) == has_pair]
             if not rows:
                 continue
             texts = [samples[index] if has_pair else samples[index][0] for index in rows]
-            for index, (row, types) in zip(rows, self._encode(texts, has_pair, truncation), strict=True):
-                ids[index], type_ids[index] = row, types
-        return ids, type_ids
-
-    def _encode(
-        self, texts: list[str] | list[Sample], has_pair: bool, truncation: bool
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """Ids and segment ids (none for single texts) of texts that are all single or all pairs."""
-        if self.tokenizer.is_fast and not truncation:
-            # A third faster than the tokenizer's call, which also makes offsets and copies all it found.
-            backend = self.tokenizer.backend_tokenizer
-            backend.no_truncation()
-            backend.no_padding()
-            return ((encoding.ids, encoding.type_ids if has_pair else []) for encoding in backend.encode_batch_fast(texts))
-        encoded = self.tokenizer(
-            [text for text, _ in texts] if has_pair else texts,
-            [pair for _, pair in texts] if has_pair else None,
-            truncation=truncation,
-            max_length=self.max_length if truncation else None,
-            return_attention_mask=False,
-            return_token_type_ids=True,
-            verbose=False,
-        )
-        type_ids = encoded["token_type_ids"] if has_pair else [[] for _ in texts]
-        return zip(encoded["input_ids"], type_ids, strict=True)
+            found = self._encode(texts, has_pair, self.max_length if self.truncation else None)
+            for index, row in zip(rows, found, strict=True):
+                encoded[index] = row
+        return encoded
 
     def _check_ids(self, tokens: Tokens, first: int) -> None:
-        outside = (tokens.ids < 0) | (tokens.ids >= self.vocab_size)
-        if not outside.any():
+        found = _named(tokens, tokens.ids, (tokens.ids < 0) | (tokens.ids >= self.vocab_size))
+        known = f"outside the model's vocabulary of {self.vocab_size}: is this the model's own tokenizer?"
+        refuse_samples({index: f"has token id {number}, {known}" for index, number in found.items()}, first)
+
+    def _check_segments(self, tokens: Tokens, first: int) -> None:
+        if tokens.type_ids is None:
             return
-        samples = torch.repeat_interleave(tokens.lengths)
-        reasons = {
-            int(samples[position]): f"has token id {int(tokens.ids[position])}, outside the model's vocabulary of "
-            f"{self.vocab_size}: is this the model's own tokenizer?"
-            for position in outside.nonzero()[:, 0].flip(0)
-        }
-        refuse_samples(reasons, first)
+        found = _named(tokens, tokens.type_ids, tokens.type_ids >= self.type_vocab_size)
+        known = f"outside the model's {self.type_vocab_size}: is this the model's own tokenizer?"
+        refuse_samples({index: f"has segment id {number}, {known}" for index, number in found.items()}, first)
+
+
+def _named(tokens: Tokens, values: torch.Tensor, wrong: torch.Tensor) -> dict[int, int]:
+    """The first wrong value [T] of each sample that has one, by the sample."""
+    if not wrong.any():
+        return {}
+    samples = torch.repeat_interleave(tokens.lengths)
+    return {int(samples[position]): int(values[position]) for position in wrong.nonzero()[:, 0].flip(0)}
 
 
 def _text_error(text: Any, pair: Any) -> str | None:

@@ -166,10 +166,10 @@ def test_truncation_only_when_asked_and_counted(tokenizer):
     with pytest.raises(BadSample, match="sample 11 has 32 tokens, more than the 10 allowed; truncation=True") as caught:
         Encoder(tokenizer, 10)(samples, first=10)
     assert caught.value.index == 11
-    encoder = Encoder(tokenizer, 10, truncation=True)
-    tokens = encoder(samples)
+    tokens = Encoder(tokenizer, 10, truncation=True)(samples)
     assert tokens.lengths.tolist() == [3, 10, 10]
-    assert encoder.truncated == 2
+    assert tokens.cut.tolist() == [False, True, True]
+    assert tokens.truncated == 2
     assert tokens.ids[-1] == tokenizer.sep_token_id
     pair = Encoder(tokenizer, 10, truncation=True)([("good " * 30, "bad")])
     assert pair.lengths.tolist() == [10]

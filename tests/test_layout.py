@@ -21,6 +21,7 @@ FLOORS = {
     "reference": 1,
     "ops": 2,
     "token_rows": 2,
+    "tokenizing": 2,
     "data": 2.5,
     "exits": 3,
     "schedule": 3,

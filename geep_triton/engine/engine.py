@@ -451,7 +451,7 @@ class Engine:
 
     def every_exit_windows(self, inputs: Any) -> Iterator[EveryExit]:
         """As `every_exit`, window by window."""
-        for tokens, first, *_ in self._encoded_windows(inputs):
+        for tokens, first, _ in self._encoded_windows(inputs):
             self._check_runner()
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
@@ -463,18 +463,18 @@ class Engine:
             check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
 
-    def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, int]]:
-        """(tokens, index of the first sample, seconds taken to tokenize, samples truncated) per window."""
+    def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float]]:
+        """(tokens, index of the first sample, seconds taken to tokenize) per window."""
         total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) else None
         samples, first = iter_samples(inputs, self.text_column, self.pair_column), 0
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:
-                start, truncated = time.perf_counter(), self._encoder.truncated
+                start = time.perf_counter()
                 window = list(islice(samples, self.window))
                 if not window:
                     break
                 tokens = self._encoder(window, first)
-                yield tokens, first, time.perf_counter() - start, self._encoder.truncated - truncated
+                yield tokens, first, time.perf_counter() - start
                 bar.update(len(window))
                 first += len(window)
         if not first:
@@ -486,14 +486,14 @@ class Engine:
             self.policy.check(self.model, self.tokenizer)
             self.skipping.check(self.model, self.tokenizer)
             self._checked_table = self.model.exit_table
-        for tokens, first, tokenize_seconds, truncated in self._encoded_windows(inputs):
+        for tokens, first, tokenize_seconds in self._encoded_windows(inputs):
             start = time.perf_counter()
             with nullcontext() if self._planner is None else torch.cuda.stream(self._planner):
                 plan = self.policy.plan(self.model, tokens)
                 layers = self._layers(tokens)
             batches = self._schedule(plan.stops, layers, tokens)
             seconds = {"tokenize": tokenize_seconds, "plan": time.perf_counter() - start}
-            yield Window(tokens, first, truncated, plan, layers, batches, seconds)
+            yield Window(tokens, first, plan, layers, batches, seconds)
 
     def _predict_window(self, window: Window) -> Predictions:
         config, layers = self.model.config, window.layers
@@ -524,7 +524,7 @@ class Engine:
                 "gather": time.perf_counter() - ran - sum(audited.values()),
                 **audited,
             },
-            truncated=window.truncated,
+            truncated=window.tokens.truncated,
             tokens=window.batches.tokens,
             padding=window.batches.padding,
             flops=layers.flops,
