@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from geep_triton.token_rows import Columns, Row, arrow_columns, tokens_from_list
 from geep_triton.tokenizing import Encoded, text_tokenizer
 
 Sample = tuple[str, str | None]
+ONE_OBJECT = "expected a JSON object in each line (JSON lines)"
+LONGEST_FIELD = ctypes.c_ulong(-1).value // 2  # the largest C long, of which csv makes its limit
 
 
 class BadLine(ValueError):
@@ -46,6 +51,7 @@ def read_json_lines(
         BadLine: naming file, line number and reason.
     """
     blank: list[int] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     with Path(path).open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
@@ -55,13 +61,37 @@ def read_json_lines(
                 yield _refuse(BadLine(path, earlier, "blank line"), on_bad_line)
             blank.clear()
             try:
-                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if not isinstance(row, dict):
-                    raise ValueError(f"expected a JSON object, got {shorten(row)}")
+                row = _json_row(raw.decode("utf-8-sig" if number == 1 else "utf-8"), decoder)
                 check_columns(row, required)
             except ValueError as error:
                 row = _refuse(BadLine(path, number, str(error)), on_bad_line)
             yield row
+
+
+def _json_row(line: str, decoder: json.JSONDecoder) -> Row:
+    try:
+        row = decoder.decode(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error}; {ONE_OBJECT}, got {shorten(line.strip())}") from None
+    except RecursionError:
+        raise ValueError(f"JSON that is nested too deeply; {ONE_OBJECT}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{ONE_OBJECT}, got {shorten(row)}")
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError where it has a name twice: of such values all but one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _refuse_twice([name for name, _ in pairs])
+    return found
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"column {', '.join(map(shorten, twice))} more than once; columns: {shorten(names)}")
 
 
 def _refuse(error: BadLine, on_bad_line: Callable[[BadLine], Row] | None) -> Row:
@@ -71,17 +101,61 @@ def _refuse(error: BadLine, on_bad_line: Callable[[BadLine], Row] | None) -> Row
 
 
 def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[Row]:
-    """Stream the rows of a CSV file (UTF-8, first line names the columns). Raises BadLine."""
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    """Stream the rows of a CSV file (UTF-8, commas, first line names the columns); blank lines between rows are passed over.
+
+    Fields may be of any length, for which the limit that the module csv has for the whole process is lifted.
+
+    Raises:
+        BadLine: naming file, the line that a bad row begins in, and reason.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        # Strict: else a quote that is never closed makes one field of all rows that follow.
+        reader = csv.reader(_checked(file), strict=True)
+        names: list[str] | None = None
+        first = 1
         try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"expected {len(reader.fieldnames)} fields as in the header")
-                check_columns(row, required)
-                yield row
+            for values in reader:
+                if names is None:
+                    names = _header(values, required)
+                elif values:
+                    if len(values) != len(names):
+                        raise ValueError(
+                            f"expected {len(names)} fields as in the header, got {len(values)}{_span(first, reader)}"
+                        )
+                    yield dict(zip(names, values, strict=True))
+                first = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise BadLine(path, reader.line_num + 1, str(error)) from None
         except (ValueError, csv.Error) as error:
-            raise BadLine(path, reader.line_num + isinstance(error, UnicodeDecodeError), str(error)) from error
+            hint = _span(first, reader) if isinstance(error, csv.Error) else ""
+            raise BadLine(path, first, f"{error}{hint}") from None
+
+
+def _span(first: int, reader: Any) -> str:
+    last = reader.line_num
+    return "" if last <= first else f" (the row goes on to line {last}: is a quote not closed, or not doubled?)"
+
+
+def _checked(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a file that was opened to escape what is no UTF-8, each checked when its turn comes."""
+    for line in lines:
+        if not line.isascii():
+            line.encode("utf-8", "surrogateescape").decode("utf-8")
+        yield line
+
+
+def _header(names: list[str], required: Sequence[str]) -> list[str]:
+    """The columns of a CSV file. ValueError where its first line names none, or one twice, or lacks a required one."""
+    if not names or names[0].lstrip().startswith(("{", "[")):
+        got = "what looks like JSON (.jsonl)" if names else "a blank line"
+        raise ValueError(f"expected names of columns with commas between them, got {got}: {shorten(','.join(names))}")
+    _refuse_twice(names)
+    try:
+        check_columns(dict.fromkeys(names), required)
+    except ValueError as error:
+        raise ValueError(f"{error}; expected names of columns with commas between them") from None
+    return names
 
 
 READERS: dict[str, Callable[..., Iterable[Row]]] = {".jsonl": read_json_lines, ".json": read_json_lines, ".csv": read_csv}
@@ -149,19 +223,21 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
             rows that are read a window at a time.
 
     Raises:
-        TypeError: an element is none of these. ValueError: a row lacks the text column.
+        TypeError: inputs or an element are none of these, or a bare tuple of two texts, which may be one pair or two texts.
+        ValueError: a row lacks the text column, or columns are not of one length.
     """
+    check_no_bare_pair(inputs)
     if isinstance(inputs, str):
         inputs = [inputs]
     elif isinstance(inputs, Mapping):
-        inputs = _rows_of_columns(inputs)
+        inputs = _rows_of_columns(inputs, text_column)
     elif hasattr(inputs, "iterrows"):  # a pandas DataFrame, whose own iterator gives column names
         inputs = inputs.to_dict("records")
     elif hasattr(inputs, "schema") and hasattr(inputs, "to_pylist"):  # a pyarrow Table or RecordBatch
-        inputs = _rows_of_columns(arrow_columns(inputs))
+        inputs = _rows_of_columns(arrow_columns(inputs), text_column)
     elif _holds_ids(inputs):
         inputs = Columns.of_dataset(inputs).rows()
-    for index, item in enumerate(inputs):
+    for index, item in enumerate(_iterated(inputs)):
         if isinstance(item, str):
             yield item, None
         elif isinstance(item, (tuple, list)) and len(item) == 2:
@@ -179,10 +255,32 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
             raise TypeError(f"sample {index} must be a text, a (text, pair) tuple or a mapping, got {shorten(item)}")
 
 
-def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[Row]:
-    if _is_one_sample(columns.get("input_ids")) or all(isinstance(values, str) for values in columns.values()):
+def _iterated(inputs: Any) -> Iterator[Any]:
+    """The inputs, if they come in an order that answers can keep. TypeError otherwise."""
+    try:
+        if isinstance(inputs, (bytes, bytearray, Set)):
+            raise TypeError
+        return iter(inputs)
+    except TypeError:
+        raise TypeError(
+            "inputs must be a text, a list or another ordered iterable of texts, of (text, pair) tuples or of rows, or a "
+            f"mapping of columns, got {shorten(inputs)} of type {type(inputs).__name__}"
+        ) from None
+
+
+def check_no_bare_pair(inputs: Any) -> None:
+    """Raise TypeError for a tuple of a text and another one or None, which does not say whether it is one pair or two texts."""
+    if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], str) and isinstance(inputs[1], str | None):
+        raise TypeError(
+            f"inputs: a bare tuple of two texts may be one pair or two texts, got {shorten(inputs)}: "
+            "pass [(text, pair)] for a pair, [text, text] for two texts"
+        )
+
+
+def _rows_of_columns(columns: Mapping[str, Any], text_column: str) -> Iterator[Row]:
+    if _is_one_sample(columns.get("input_ids")) or isinstance(columns.get(text_column), str) or not columns:
         return iter([columns])
-    lengths = {name: len(values) for name, values in columns.items()}
+    lengths = {name: _length_of_column(name, values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns must be of one length, got {lengths}")
     if "input_ids" in columns:
@@ -190,6 +288,19 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> Iterator[Row]:
     # An Arrow column iterates over its own scalars.
     values = [map(methodcaller("as_py"), of) if hasattr(of, "to_pylist") else of for of in columns.values()]
     return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _length_of_column(name: str, values: Any) -> int:
+    """How many values a column has. TypeError for a text, which is a value and no column of letters, and what has no order."""
+    try:
+        if isinstance(values, (str, bytes, bytearray, Mapping, Set)):
+            raise TypeError
+        return len(values)
+    except TypeError:
+        raise TypeError(
+            f"column {name!r} must be a list or an array with a value for each sample, got {shorten(values)} of type "
+            f"{type(values).__name__}; pass a single row as [row]"
+        ) from None
 
 
 def _is_one_sample(ids: Any) -> bool:
@@ -234,6 +345,7 @@ class Encoder:
         self.vocab_size = vocab_size
         self.type_vocab_size = type_vocab_size
         self._encode = None if tokenizer is None else text_tokenizer(tokenizer)
+        self._pad_id = None if tokenizer is None else _padding_only(tokenizer)
 
     def __call__(self, samples: Sequence[Sample | Row], first: int = 0) -> Tokens:
         """Encode a window of samples; texts and pairs may be mixed.
@@ -256,6 +368,28 @@ class Encoder:
         if self.vocab_size is not None:
             self._check_ids(tokens, first)
         return tokens
+
+    def warn_of_padding(self, samples: Sequence[Sample | Row], tokens: Tokens, first: int = 0) -> bool:
+        """Say so, and return True, where rows of input_ids are padded and no attention mask tells that.
+
+        Args:
+            samples: a window of them.
+            tokens: what they were encoded to.
+            first: index of samples[0] in the user's input.
+        """
+        if self._pad_id is None or not isinstance(samples[0], Mapping):
+            return False
+        padded = (tokens.ids[tokens.offsets[1:] - 1] == self._pad_id) | (tokens.ids[tokens.offsets[:-1]] == self._pad_id)
+        unmasked = [index for index in padded.nonzero()[:, 0].tolist() if "attention_mask" not in samples[index]]
+        if not unmasked:
+            return False
+        warnings.warn(
+            f"sample {first + unmasked[0]} has input_ids that begin or end with the padding token ({self._pad_id}), and no "
+            "attention_mask: its padding is read as text, which changes answers; pass the column attention_mask, or ids "
+            "without padding",
+            stacklevel=2,
+        )
+        return True
 
     def _texts(self, samples: Sequence[Sample], first: int) -> Tokens:
         refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
@@ -298,6 +432,12 @@ class Encoder:
         found = _named(tokens, tokens.type_ids, tokens.type_ids >= self.type_vocab_size)
         known = f"outside the model's {self.type_vocab_size}: is this the model's own tokenizer?"
         refuse_samples({index: f"has segment id {number}, {known}" for index, number in found.items()}, first)
+
+
+def _padding_only(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of the token that pads; None where there is none, or where texts begin or end with it, too."""
+    around = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id)
+    return None if tokenizer.pad_token_id in around else tokenizer.pad_token_id
 
 
 def _named(tokens: Tokens, values: torch.Tensor, wrong: torch.Tensor) -> dict[int, int]:

@@ -409,13 +409,14 @@ class Engine:
         """Answer all inputs.
 
         Args:
-            inputs: a text; a list of texts or of (text, pair) tuples; a mapping of columns to lists; or any iterable of
-                texts, tuples or rows, such as a `datasets.Dataset`. Rows and columns may hold `input_ids` instead of text:
-                lists, arrays, tensors or Arrow lists of integers, with `attention_mask` and `token_type_ids` where needed.
+            inputs: a text; a row; a list of texts or of (text, pair) tuples, also for one pair; a mapping of columns to lists;
+                or any iterable of texts, tuples or rows that keeps its order, such as a `datasets.Dataset`. Rows and columns
+                may hold `input_ids` instead of text: lists, arrays, tensors or Arrow lists of integers, with `attention_mask`
+                and `token_type_ids` where needed; ids that are padded without a mask are warned of.
 
         Raises:
             ValueError: no inputs; an empty or over-long text; a missing column; token ids outside the vocabulary; logits
-                that are not finite. TypeError: inputs that hold no text.
+                that are not finite. TypeError: inputs that hold no text, or a bare tuple of two texts.
         """
         return Predictions.concatenate(list(self.predict_windows(inputs)))
 
@@ -466,7 +467,7 @@ class Engine:
     def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float]]:
         """(tokens, index of the first sample, seconds taken to tokenize) per window."""
         total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) else None
-        samples, first = iter_samples(inputs, self.text_column, self.pair_column), 0
+        samples, first, warned = iter_samples(inputs, self.text_column, self.pair_column), 0, False
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:
                 start = time.perf_counter()
@@ -474,6 +475,7 @@ class Engine:
                 if not window:
                     break
                 tokens = self._encoder(window, first)
+                warned = warned or self._encoder.warn_of_padding(window, tokens, first)
                 yield tokens, first, time.perf_counter() - start
                 bar.update(len(window))
                 first += len(window)
