@@ -20,6 +20,7 @@ FLOORS = {
     "kernels": 1,
     "reference": 1,
     "ops": 2,
+    "resumable": 0.1,
     "token_rows": 2,
     "tokenizing": 2,
     "data": 2.5,
