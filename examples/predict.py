@@ -3,8 +3,10 @@
     python examples/predict.py --model runs/mine --input in.jsonl --output out.jsonl --policy threshold:0.3
 
 The output appears only when it is whole; a run that was killed goes on where it stood when it is started again with the same
-arguments. A bad line (no JSON object, no text, empty or too long a text) stops the run
-with its number; with --skip-bad-lines it is reported and becomes a line {"error": ...} of the output.
+arguments, input and model. A second run for one output is refused while the first lives, and so is an output that is no regular
+file, or what is read. An input that changes while it is read stops the run. A bad line (no JSON object, no text, empty or too
+long a text) stops it, too, with its number; with --skip-bad-lines it is reported and becomes a line {"error": ...} of the
+output.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from geep_triton import Engine
 from geep_triton.data import BadLine, BadSample, Row, read_json_lines
 from geep_triton.outputs import Predictions
+from geep_triton.resumable import InputChanged, InputFile, ResumableFile
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,68 +45,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Progress:
-    """What is answered already, in two files beside the output: the lines, and how far they are known to be whole.
+def model_files(arguments: argparse.Namespace) -> list[Path]:
+    """What a model is loaded from; nothing of a hub id, and no output that lies beside it."""
+    files = (path for path in Path(arguments.model).glob("*") if path.suffix in (".json", ".safetensors", ".txt"))
+    return sorted(path for path in files if path.is_file() and path.name != f"{arguments.output.name}.partial.json")
 
-    Attributes:
-        lines: of the input that are answered.
-        truncated: texts of them that were cut.
-        exits: how many of them left at each layer.
-    """
 
-    def __init__(self, output: Path, run: dict[str, Any]) -> None:
-        self.output, self.run = output, run
-        self.partial = output.with_name(f"{output.name}.partial")
-        self.state = output.with_name(f"{output.name}.partial.json")
-        self.lines, self.bytes, self.truncated = 0, 0, 0
-        self.exits: Counter[int] = Counter()
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Progress:
-        """Of this run, as far as an earlier one with the same arguments and input got."""
-        files = [arguments.input, *sorted(path for path in Path(arguments.model).glob("*") if path.is_file())]
-        stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        run = {name: str(value) for name, value in vars(arguments).items()} | {"files": stats}
-        progress = cls(arguments.output, run)
-        try:
-            state = json.loads(progress.state.read_text(encoding="utf-8"))
-            whole = progress.partial.stat().st_size >= state["bytes"]
-        except (OSError, ValueError, KeyError):
-            return progress
-        if state["run"] != run or not whole:
-            print(f"{progress.partial} is of another run: starting over", file=sys.stderr)
-            return progress
-        progress.lines, progress.bytes, progress.truncated = state["lines"], state["bytes"], state["truncated"]
-        progress.exits = Counter({int(layer): count for layer, count in state["exits"].items()})
-        return progress
-
-    def open_output(self) -> TextIO:
-        """The file to write further lines to; what an interruption left half written is cut off."""
-        with self.partial.open("ab") as file:
-            file.truncate(self.bytes)
-        return self.partial.open("a", encoding="utf-8")
-
-    def record(self, file: TextIO, results: list[dict], truncated: int) -> None:
-        """A window was written."""
-        file.flush()
-        self.lines += len(results)
-        self.bytes = self.partial.stat().st_size
-        self.truncated += truncated
-        self.exits.update(result["exit_layer"] for result in results if "exit_layer" in result)
-        state = {name: getattr(self, name) for name in ("run", "lines", "bytes", "truncated", "exits")}
-        new = self.state.with_name(f"{self.state.name}.new")
-        new.write_text(json.dumps(state), encoding="utf-8")
-        new.replace(self.state)
-
-    def finish(self) -> None:
-        """All is answered: the output appears."""
-        self.partial.replace(self.output)
-        self.state.unlink()
-
-    def forget(self) -> None:
-        """Leave nothing behind."""
-        self.partial.unlink(missing_ok=True)
-        self.state.unlink(missing_ok=True)
+def made_of(arguments: argparse.Namespace, source: InputFile, engine: Engine) -> dict[str, Any]:
+    """All that answers depend on: lines of two runs come into one file only where it is the same."""
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in model_files(arguments)]
+    run = {name: str(value) for name, value in vars(arguments).items()}
+    return run | {"input_sha256": source.digest, "model_files": stats, "runs_on": f"{engine.model.device}, {engine.dtype}"}
 
 
 def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, skip: bool) -> tuple[list[dict], int]:
@@ -143,50 +95,60 @@ def describe(results: Predictions) -> list[dict]:
 
 def main() -> None:
     arguments = parse_arguments()
-    if not arguments.input.is_file():
-        raise SystemExit(f"no such file: {arguments.input}")
     try:
-        engine = Engine.from_pretrained(
-            arguments.model,
-            arguments.policy,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            packed=arguments.packed,
-            truncation=arguments.truncate,
-            window=arguments.window,
-        )
+        if not arguments.input.is_file():
+            raise ValueError(f"no such file: {arguments.input}")
+        with ResumableFile(arguments.output, [arguments.input, *model_files(arguments)]) as output:
+            answer_file(arguments, output)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
+
+
+def answer_file(arguments: argparse.Namespace, output: ResumableFile) -> None:
+    """Answer what is not answered yet, and report."""
+    source = InputFile(arguments.input)
+    engine = Engine.from_pretrained(
+        arguments.model,
+        arguments.policy,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        packed=arguments.packed,
+        truncation=arguments.truncate,
+        window=arguments.window,
+    )
+    if (unused := output.resume(made_of(arguments, source, engine))) is not None:
+        print(unused, file=sys.stderr)
+    if output.lines:
+        print(f"going on after line {output.lines}")
     on_bad_line = (lambda error: {"error": error}) if arguments.skip_bad_lines else None
-    with arguments.input.open("rb") as file:
-        total = sum(1 for _ in file)
-    progress = Progress.of(arguments)
-    if progress.lines:
-        print(f"going on after line {progress.lines}")
-    rows = islice(read_json_lines(arguments.input, ("text",), on_bad_line), progress.lines, None)
+    rows = islice(read_json_lines(arguments.input, ("text",), on_bad_line), output.lines, None)
+    counts = Counter(output.counts)
     try:
-        with progress.open_output() as file, tqdm(total=total, initial=progress.lines, unit="line") as bar:
+        with tqdm(total=source.lines, initial=output.lines, unit="line") as bar:
             while window := list(islice(rows, arguments.window)):
-                results, cut = answer_window(engine, arguments.input, window, progress.lines + 1, arguments.skip_bad_lines)
-                file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-                progress.record(file, results, cut)
+                results, cut = answer_window(engine, arguments.input, window, output.lines + 1, arguments.skip_bad_lines)
+                counts["truncated"] += cut
+                counts.update(str(result["exit_layer"]) for result in results if "exit_layer" in result)
+                source.check()
+                output.write([json.dumps(result, ensure_ascii=False) + "\n" for result in results], counts)
                 bar.update(len(window))
-    except BadLine as error:
-        progress.forget()
-        raise SystemExit(str(error)) from None
+        source.check()
+    except (BadLine, InputChanged):
+        output.forget()
+        raise
     except KeyboardInterrupt:
-        raise SystemExit(f"stopped after line {progress.lines}; the same command goes on from there") from None
-    if not progress.lines:
-        progress.forget()
-        raise SystemExit(f"{arguments.input} has no lines")
-    progress.finish()
-    exits, truncated = progress.exits, progress.truncated
-    answered = sum(exits.values())
+        raise SystemExit(f"stopped after line {output.lines}; the same command goes on from there") from None
+    if not output.lines:
+        output.forget()
+        raise ValueError(f"{arguments.input} has no lines")
+    output.finish()
+    truncated = counts.pop("truncated", 0)
+    answered = sum(counts.values())
     if truncated:
         print(f"{truncated} texts were cut to the model's maximum length")
     if answered:
-        mean = sum(layer * count for layer, count in exits.items()) / answered
-        print(f"{answered} of {progress.lines} lines answered, mean exit layer {mean:.2f}: {arguments.output}")
+        mean = sum(int(layer) * count for layer, count in counts.items()) / answered
+        print(f"{answered} of {output.lines} lines answered, mean exit layer {mean:.2f}: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -217,8 +217,8 @@ def main() -> None:
     encoder = Encoder(tokenizer, arguments.max_length, arguments.truncate, model.config.vocab_size)
     label2id = model.config.label2id if needs_labels else None
     train_set, dev_set = (TextDataset(rows, encoder, label2id) for rows in (train_rows, dev_rows))
-    if encoder.truncated:
-        print(f"{encoder.truncated} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
+    if cut := train_set.tokens.truncated + dev_set.tokens.truncated:
+        print(f"{cut} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
     collator = DataCollatorWithPadding(tokenizer)
     if arguments.difficulty and recipe.curriculum is None:

@@ -11,7 +11,10 @@ import torch
 
 def shorten(value: Any, limit: int = 80) -> str:
     """`repr(value)`, cut to `limit` characters so that an error stays readable."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply to be shown"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -49,11 +49,13 @@ class Tokens:
         ids: [T] int64, all samples' ids one after another, special tokens included.
         offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]].
         type_ids: [T] int64 segment ids, or None where all are 0.
+        cut: [N] bool on the host, the samples that had more tokens and were cut; None where none was.
     """
 
     ids: torch.Tensor
     offsets: torch.Tensor
     type_ids: torch.Tensor | None = None
+    cut: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.offsets.numel() - 1
@@ -62,6 +64,11 @@ class Tokens:
     def lengths(self) -> torch.Tensor:
         """[N] int64, tokens per sample."""
         return self.offsets.diff()
+
+    @property
+    def truncated(self) -> int:
+        """How many samples were cut."""
+        return 0 if self.cut is None else int(self.cut.sum())
 
     @classmethod
     def from_lists(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> Tokens:
@@ -74,12 +81,14 @@ class Tokens:
     @classmethod
     def concatenate(cls, parts: Sequence[Tokens]) -> Tokens:
         """All samples of `parts`, in order; segment ids where any part has them."""
-        type_ids = None
+        type_ids, cut = None, None
         if any(part.type_ids is not None for part in parts):
             type_ids = torch.cat([torch.zeros_like(p.ids) if p.type_ids is None else p.type_ids for p in parts])
+        if any(part.cut is not None for part in parts):
+            cut = torch.cat([torch.zeros(len(p), dtype=torch.bool) if p.cut is None else p.cut for p in parts])
         lengths = torch.cat([part.lengths for part in parts])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        return cls(torch.cat([part.ids for part in parts]), offsets, type_ids)
+        return cls(torch.cat([part.ids for part in parts]), offsets, type_ids, cut)
 
     def select(self, rows: torch.Tensor) -> Tokens:
         """The samples `rows` [K] int64, in that order."""
@@ -87,12 +96,13 @@ class Tokens:
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], lengths)
         positions = torch.repeat_interleave(self.offsets[rows], lengths) + within
-        return Tokens(self.ids[positions], offsets, None if self.type_ids is None else self.type_ids[positions])
+        type_ids = None if self.type_ids is None else self.type_ids[positions]
+        return Tokens(self.ids[positions], offsets, type_ids, None if self.cut is None else self.cut[rows])
 
     def to(self, device: torch.device) -> Tokens:
         """The same samples on a device; see `to_device`."""
         type_ids = None if self.type_ids is None else to_device(self.type_ids, device)
-        return Tokens(to_device(self.ids, device), to_device(self.offsets, device), type_ids)
+        return Tokens(to_device(self.ids, device), to_device(self.offsets, device), type_ids, self.cut)
 
     def padded(
         self, rows: torch.Tensor, pad_id: int, longest: int | None = None

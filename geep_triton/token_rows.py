@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import compress, groupby
 from typing import Any, TypeAlias
 
@@ -243,11 +244,21 @@ def _one_by_one(runs: Sequence[Mapping[str, Any]], first: int, max_length: int, 
     return tokens_from_lists(ids, type_ids)
 
 
-def tokens_from_lists(ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> Tokens:
-    """From a list of ids and one of segment ids for each sample; a sample without segment ids is all segment 0."""
+def tokens_from_lists(ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], cut: Sequence[int] = ()) -> Tokens:
+    """From a list of ids and one of segment ids for each sample; a sample without segment ids is all segment 0.
+
+    Args:
+        ids, type_ids: of each sample.
+        cut: which samples were cut.
+    """
     has_types = any(map(any, type_ids))
     filled = [types or [0] * len(row) for row, types in zip(ids, type_ids, strict=True)] if has_types else None
-    return Tokens.from_lists(ids, filled)
+    tokens = Tokens.from_lists(ids, filled)
+    if not cut:
+        return tokens
+    flags = torch.zeros(len(ids), dtype=torch.bool)
+    flags[list(cut)] = True
+    return replace(tokens, cut=flags)
 
 
 def _lists(values: Any) -> list[Any]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+import re
+import warnings
 
+import numpy as np
+import pytest
+import torch
+
+from geep_triton import Engine, build_exit_table
 from geep_triton.data import BadLine, BadSample, Encoder, iter_samples, read_csv, read_json_lines, read_rows
+from geep_triton.engine.checks import as_list
+from geep_triton.training.dataset import TextDataset
 
 
 def write(path, text):
@@ -60,6 +69,83 @@ def test_csv_that_is_not_utf8(tmp_path):
         list(read_csv(path))
 
 
+def bad_line(path, required=("text",)):
+    with pytest.raises(BadLine) as caught:
+        read_rows(path, required=required)
+    return caught.value.number, caught.value.reason
+
+
+def test_csv_fields_of_any_length(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label\nok,0\n" + "x " * 700_000 + ",1\n")
+    assert [len(row["text"]) for row in read_rows(path, required=("text", "label"))] == [2, 1_400_000]
+
+
+def test_csv_lines_are_counted_as_they_are_read(tmp_path):
+    path = tmp_path / "a.csv"
+    for before in (1, 900, 5000):  # beyond what is read ahead, and within
+        path.write_bytes(b"text,label\n" + b'"two\r\nlines",0\n' * before + b"caf\xe9,1\n" + b"plain,1\n" * 900)
+        number, reason = bad_line(path)
+        assert number == 2 * before + 2
+        assert "utf-8" in reason
+        path.write_bytes(b"text,label\n\n" + b'"two\nlines",0\n' * before + b"\nonly one\n")
+        assert bad_line(path) == (2 * before + 4, "expected 2 fields as in the header, got 1")
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "reason"),
+    [
+        ('text,label\n"fine,1\nbad,0\nmore,1\n', 2, "unexpected end of data .*goes on to line 4: is a quote not closed"),
+        ('text,label\nok,1\nfine,"1\nbad,0\n', 3, "unexpected end of data .*goes on to line 4: is a quote not closed"),
+        ('text,label\n"fine,1\nbad",0,5\n', 2, "expected 2 fields as in the header, got 3 .*goes on to line 3"),
+        ('text,label\nok,1\n"he said "hi" to me",1\n', 3, "',' expected after '\"'"),
+        ("text,label,text\nthe real text,1,a note\n", 1, "column 'text' more than once; columns: "),
+        ("text,,\na,b,c\n", 1, "column '' more than once"),
+        ("\ntext,label\na,x\n", 1, "expected names of columns with commas between them, got a blank line"),
+        ("text;label\na;x\n", 1, "missing column 'text'; columns: 'text;label'; expected names of columns with commas"),
+        ('{"text": "a", "label": 1}\n', 1, "expected names of columns with commas between them, got what looks like JSON"),
+        ('[{"text": "a"}]\n', 1, "expected names of columns with commas between them, got what looks like JSON"),
+    ],
+)
+def test_csv_that_would_be_misread(tmp_path, content, number, reason):
+    found, why = bad_line(write(tmp_path / "a.csv", content))
+    assert found == number
+    assert re.search(reason, why)
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "reason"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]\n', 1, r"expected a JSON object in each line \(JSON lines\), got \[\{'text'"),
+        ('[\n{"text": "a"},\n{"text": "b"}\n]\n', 1, r"Expecting .*expected a JSON object in each line .*got '\['"),
+        ('{\n  "text": "a"\n}\n', 1, "Expecting .*expected a JSON object in each line"),
+        ("text,label\na,x\n", 1, "Expecting value.*expected a JSON object in each line .*got 'text,label'"),
+        ('{"text": "a"}\n"b"\n', 2, "expected a JSON object in each line .*got 'b'"),
+        ('{"text": "a"} {"text": "b"}\n', 1, "Extra data.*expected a JSON object in each line"),
+        ('{"text": "a"}\n{"text": "b", "text": "c"}\n', 2, "column 'text' more than once"),
+        ('{"text": "a"}\n{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n", 2, "nested too deeply; expected a JSON object"),
+        ("[" * 900 + "]" * 900 + "\n", 1, "expected a JSON object in each line|nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_that_is_no_json_lines(tmp_path, name, content, number, reason):
+    path = write(tmp_path / name, content)
+    found, why = bad_line(path)
+    assert found == number
+    assert re.search(reason, why)
+    assert len(why) < 300
+    rows = list(read_json_lines(path, ("text",), on_bad_line=lambda error: {"error": error.number}))
+    assert {"error": number} in rows
+    assert len(rows) == len(content.splitlines())
+
+
+def test_a_deeply_nested_text_is_a_bad_sample(tokenizer):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(BadSample, match="sample 0 has a text that is no string: a list that is nested too deeply to be shown"):
+        Encoder(tokenizer, 8)([(deep, None)])
+
+
 def test_byte_order_marks_and_capital_suffixes(tmp_path):
     for name, content in (("a.JSONL", '{"text": "a"}\n'), ("a.CSV", "text\na\n")):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
@@ -103,6 +189,11 @@ def test_folder_through_datasets(tmp_path):
         (iter([{"text": "a", "label": 3}]), [("a", None)]),
         ([{"input_ids": [2, 3]}], [{"input_ids": [2, 3]}]),
         ([], []),
+        ({"text": "a", "label": 3}, [("a", None)]),
+        ({"text": "ab", "text_pair": None, "label": ["x", "y"]}, [("ab", None)]),
+        (("a", "b", "c"), [("a", None), ("b", None), ("c", None)]),
+        ({"input_ids": [2, 3], "label": 1}, [{"input_ids": [2, 3], "label": 1}]),
+        (np.array(["a", "b"]), [("a", None), ("b", None)]),
     ],
 )
 def test_iter_samples(inputs, expected):
@@ -121,6 +212,44 @@ def test_iter_samples_refuses():
         list(iter_samples([3]))
     with pytest.raises(ValueError, match="of one length"):
         list(iter_samples({"text": ["a"], "text_pair": []}))
+
+
+@pytest.mark.parametrize("inputs", [("a", "b"), ("a", None)])
+def test_a_bare_pair_is_asked_which_it_is(inputs):
+    for read in (lambda: list(iter_samples(inputs)), lambda: as_list(inputs)):
+        with pytest.raises(
+            TypeError, match=r"one pair or two texts, got \('a', .*pass \[\(text, pair\)\] for a pair, \[text, text\]"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("inputs", [5, None, b"ab", {"a", "b"}, frozenset("a"), np.array("a"), torch.tensor(3)])
+def test_what_holds_no_texts_in_order(inputs):
+    with pytest.raises(TypeError, match="inputs must be a text, a list or another ordered iterable of texts"):
+        list(iter_samples(inputs))
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"text": ["a", "b"], "text_pair": "xy"}, "text_pair"),
+        ({"text": ["a"], "label": 3}, "label"),
+        ({"text": None}, "text"),
+        ({"body": "a"}, "body"),
+        ({"text": {"a", "b"}}, "text"),
+        ({"text": {0: "a"}}, "text"),
+        ({"text": b"ab"}, "text"),
+        ({"text": ["a"], "label": np.array(3)}, "label"),
+        ({"input_ids": [[2, 3]], "label": 1}, "label"),
+    ],
+)
+def test_a_value_is_no_column(columns, name):
+    with pytest.raises(TypeError, match=rf"column '{name}' must be a list or an array .* pass a single row as \[row\]"):
+        list(iter_samples(columns))
+
+
+def test_one_row_with_columns_of_other_names():
+    assert list(iter_samples({"body": "ab", "more": "cd", "label": 1}, "body", "more")) == [("ab", "cd")]
 
 
 def test_encoder_equals_the_tokenizer(tokenizer, texts):
@@ -166,10 +295,10 @@ def test_truncation_only_when_asked_and_counted(tokenizer):
     with pytest.raises(BadSample, match="sample 11 has 32 tokens, more than the 10 allowed; truncation=True") as caught:
         Encoder(tokenizer, 10)(samples, first=10)
     assert caught.value.index == 11
-    encoder = Encoder(tokenizer, 10, truncation=True)
-    tokens = encoder(samples)
+    tokens = Encoder(tokenizer, 10, truncation=True)(samples)
     assert tokens.lengths.tolist() == [3, 10, 10]
-    assert encoder.truncated == 2
+    assert tokens.cut.tolist() == [False, True, True]
+    assert tokens.truncated == 2
     assert tokens.ids[-1] == tokenizer.sep_token_id
     pair = Encoder(tokenizer, 10, truncation=True)([("good " * 30, "bad")])
     assert pair.lengths.tolist() == [10]
@@ -216,3 +345,46 @@ def test_encoder_gives_what_the_tokenizer_gives(minilm):
         assert [row.tolist() for row in tokens.ids.split(tokens.lengths.tolist())] == expected["input_ids"]
         if samples is pairs:
             assert [row.tolist() for row in tokens.type_ids.split(tokens.lengths.tolist())] == expected["token_type_ids"]
+
+
+PADDED = {
+    "at the end": [[2, 13, 3], [2, 13, 3, 0, 0]],
+    "at the start": [[2, 13, 3], [0, 2, 13, 3]],
+    "a row of nothing else": [[2, 13, 3], [0]],
+}
+
+
+@pytest.mark.parametrize("ids", PADDED.values(), ids=PADDED)
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_padding_without_a_mask_is_told_once_a_call(model, tokenizer, ids, prefetch):
+    engine = Engine(model, tokenizer, "full", window=2, prefetch=prefetch)
+    calls = {
+        "columns": lambda: engine.predict({"input_ids": ids * 3}),
+        "rows": lambda: engine.predict([{"input_ids": row} for row in ids * 3]),
+        "every exit": lambda: engine.exit_logits([{"input_ids": torch.tensor(row)} for row in ids * 3]),
+        "some masks": lambda: engine.predict([{"input_ids": ids[0], "attention_mask": [1, 1, 1]}, {"input_ids": ids[1]}]),
+        "table": lambda: build_exit_table(model, tokenizer, {"input_ids": ids * 3}, 0.5, progress=False),
+        "training": lambda: TextDataset([{"input_ids": row} for row in ids * 3], Encoder(tokenizer, 64), None, window=2),
+    }
+    for name, call in calls.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        told = [str(warning.message) for warning in caught]
+        assert len(told) == 1, name
+        assert told[0].startswith("sample 1 has input_ids that begin or end with the padding token (0), and no attention_mask")
+
+
+def test_what_is_no_padding_is_not_told(model, tokenizer):
+    inputs = [
+        {"input_ids": [[2, 13, 3, 0], [2, 13, 13, 3]], "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]]},
+        {"input_ids": [[2, 0, 3], [2, 13, 3]]},
+        ["good [PAD]"],
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows in inputs:
+            Engine(model, tokenizer, "full").predict(rows)
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.sep_token
+        Engine(model, tokenizer, "full").predict([{"input_ids": [2, 13, 3]}])

@@ -94,3 +94,28 @@ def test_measure_and_plot(model, tokenizer, texts, tmp_path):
     plot_accuracy_speed([*measurements, Measurement("full", 0.5, 4.0, 10.0)], tmp_path / "s.png")
     for name in ("h.png", "s.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_measure_refuses_rows_that_say_nothing_of_accuracy(model, tokenizer):
+    model.config.id2label = {0: "a", 1: "b", 2: "c"}
+    engines = {"full": Engine(model, tokenizer, "full")}
+    for rows, message in (
+        ([], "rows: expected at least one, got none"),
+        ([{"text": "good", "label": "a"}, {"text": "good", "label": None}], "row 1 has no label"),
+        ([{"text": "good", "label": ""}], "row 0 has no label"),
+        ([{"text": "good"}], "missing column 'label'; columns: 'text'"),
+        (
+            [{"text": "good", "label": "d"}],
+            r"labels must all be names of classes \(a, b, c\) or all be their numbers \(0..2\), got 'd'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(engines, rows, 1)
+    answers = engines["full"].predict(["good", "bad"]).logits.argmax(-1).tolist()
+    rows = [{"text": text, "label": label} for text, label in zip(["good", "bad"], answers, strict=True)]
+    assert measure(engines, rows, 1)[0][0].accuracy == 1.0
+
+
+def test_exit_accuracies_of_no_samples():
+    with pytest.raises(ValueError, match="targets must be as many as samples, at least one, got 0 for 0"):
+        exit_accuracies(torch.zeros(0, 3, 2), torch.zeros(0, dtype=torch.int64))

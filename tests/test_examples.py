@@ -7,9 +7,11 @@ import os
 import random
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from geep_triton import Engine, MultiExitBert
 from geep_triton.engine.policies import parse_policy
+from geep_triton.resumable import ResumableFile
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
@@ -37,6 +40,17 @@ def run(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Complet
     command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """A script in this process, which saves the imports."""
+
+    def run_here(script: str, *arguments: object) -> None:
+        monkeypatch.setattr("sys.argv", [script, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+
+    return run_here
 
 
 def write(path: Path, rows: list) -> Path:
@@ -178,6 +192,114 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path):
     done = run("predict.py", *command, killed)
     assert "starting over" in done.stderr
     assert killed.read_text() == whole.read_text()
+
+
+def test_predict_refuses_outputs_before_the_model_is_loaded(tmp_path, in_process):
+    source = write(tmp_path / "in.jsonl", [{"text": "my only copy"}])
+    whole, other = source.read_text(), write(tmp_path / "b.jsonl.partial", [{"text": "mine, too"}])
+    (tmp_path / "model").mkdir()
+    config = write(tmp_path / "model" / "config.json", ["{}"])
+    (tmp_path / "link").symlink_to(source)
+    os.mkfifo(tmp_path / "pipe")
+    before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
+    for given, output, message in (
+        (source, source, "in.jsonl would be written over, but it is what is read"),
+        (tmp_path / "link", source, "in.jsonl would be written over, but it is what is read"),
+        (other, tmp_path / "b.jsonl", "b.jsonl.partial would be written over, but it is what is read"),
+        (source, config, "config.json would be written over, but it is what is read"),
+        (source, tmp_path / "link", "link is a link, which would be replaced"),
+        (source, tmp_path / "pipe", "pipe is a pipe, which would be replaced"),
+        (source, tmp_path / "model", "model is a folder, which would be replaced"),
+        (source, Path("/dev/null"), "/dev/null is a device, which would be replaced"),
+        (source, tmp_path / "none" / "out.jsonl", "none is no folder"),
+        (tmp_path / "model", tmp_path / "out.jsonl", "no such file"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            in_process("predict.py", "--model", tmp_path / "model", "--input", given, "--output", output)
+    assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
+    assert source.read_text() == whole
+
+
+def test_predict_of_an_input_that_changes(trained, tmp_path, in_process, monkeypatch, capsys):
+    source, output = write(tmp_path / "in.jsonl", [{"text": "good"}] * 9), tmp_path / "out.jsonl"
+    command = ["predict.py", "--model", trained, "--input", source, "--output", output, "--window", 3, "--policy", "full"]
+    answer = Engine.predict
+
+    def change(engine: Engine, inputs: list) -> object:
+        write(source, [{"text": "evil"}] * 9)
+        return answer(engine, inputs)
+
+    monkeypatch.setattr(Engine, "predict", change)
+    with pytest.raises(SystemExit, match="in.jsonl changed while it was read"):
+        in_process(*command)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+    def stop(engine: Engine, inputs: list) -> object:
+        if (tmp_path / "out.jsonl.partial.json").exists():
+            raise KeyboardInterrupt
+        return answer(engine, inputs)
+
+    monkeypatch.setattr(Engine, "predict", stop)
+    with pytest.raises(SystemExit, match="stopped after line 3"):
+        in_process(*command)
+    before = source.stat()
+    write(source, [{"text": "liev"}] * 9)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    monkeypatch.setattr(Engine, "predict", answer)
+    in_process(*command)
+    assert "is of another run (input_sha256): starting over" in capsys.readouterr().err
+    assert len(output.read_text().splitlines()) == 9
+
+
+def test_predict_beside_its_model(trained, tmp_path, in_process, monkeypatch, capsys):
+    """An output in the model's own folder goes on, too: what lies there of its own does not make the model another one."""
+    model = tmp_path / "model"
+    shutil.copytree(trained, model, ignore=shutil.ignore_patterns("checkpoints"))
+    source, output = write(tmp_path / "in.jsonl", [{"text": "good"}] * 9), model / "out.jsonl"
+    command = ["predict.py", "--model", model, "--input", source, "--output", output, "--window", 3, "--policy", "full"]
+    answer = Engine.predict
+
+    def stop(engine: Engine, inputs: list) -> object:
+        if output.with_name("out.jsonl.partial.json").exists():
+            raise KeyboardInterrupt
+        return answer(engine, inputs)
+
+    monkeypatch.setattr(Engine, "predict", stop)
+    with pytest.raises(SystemExit, match="stopped after line 3"):
+        in_process(*command)
+    monkeypatch.setattr(Engine, "predict", answer)
+    in_process(*command)
+    assert "going on after line 3" in capsys.readouterr().out
+    assert len(output.read_text().splitlines()) == 9
+
+
+def test_two_predicts_of_one_output(trained, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good " * (1 + number % 9)} for number in range(20_000)])
+    command = [
+        "--model",
+        trained,
+        "--input",
+        source,
+        "--output",
+        tmp_path / "out.jsonl",
+        "--window",
+        10,
+        "--policy",
+        "threshold:0.7",
+    ]
+    first = subprocess.Popen(list(map(str, [sys.executable, ROOT / "examples" / "predict.py", *command])))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.jsonl.partial.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = run("predict.py", *command)
+    assert first.poll() is None, "the first ended too early to be met"
+    assert second.returncode != 0
+    assert "another run writes" in second.stderr
+    assert "Traceback" not in second.stderr
+    first.kill()
+    first.wait()
+    with ResumableFile(tmp_path / "out.jsonl"):
+        pass  # nobody holds it any more
 
 
 @pytest.mark.parametrize("window", [1, 2, 100])
@@ -345,14 +467,9 @@ def test_bench_predictors(trained, tmp_path):
 
 
 @pytest.fixture
-def train_here(monkeypatch):
-    """examples/train.py in this process, which saves the imports."""
-
-    def train(*arguments: object) -> None:
-        monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "examples" / "train.py"), run_name="__main__")
-
-    return train
+def train_here(in_process):
+    """examples/train.py in this process."""
+    return partial(in_process, "train.py")
 
 
 def test_train_by_other_recipes(trained, tmp_path, train_here):

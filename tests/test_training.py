@@ -270,6 +270,28 @@ def test_label_names():
         label_names([{"text": "a"}])
 
 
+def test_no_rows_are_named(tokenizer, make_model, tmp_path):
+    for read in (label_names, lambda rows: TextDataset(rows, Encoder(tokenizer, 64), None)):
+        with pytest.raises(ValueError, match="rows: expected at least one, got none"):
+            read([])
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[])
+    with pytest.raises(ValueError, match="train_dataset: expected at least one row, got none"):
+        MultiExitTrainer(model=make_model(num_labels=2), args=arguments, train_dataset=[])
+
+
+def test_evaluation_without_labels_is_refused(tokenizer, make_model, tmp_path):
+    unlabelled = TextDataset([{"text": row["text"]} for row in ROWS], Encoder(tokenizer, 64), None)
+    trainer = MultiExitTrainer(
+        model=make_model(num_labels=2),
+        args=TrainingArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    for rows in (unlabelled, [], {"a": unlabelled}):
+        with pytest.raises(ValueError, match="evaluation needs rows with labels, but eval_dataset has no rows or no labels"):
+            trainer.evaluate(rows)
+    assert trainer.predict(unlabelled).predictions.shape == (len(ROWS), 4, 2)
+
+
 def test_unseen_label_is_named(tokenizer):
     rows = [*ROWS, {"text": "good", "label": "meh"}]
     with pytest.raises(ValueError, match="row 16 has the label 'meh', unseen in training; known: neg, pos"):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from geep_triton.checks import shorten
+from geep_triton.data import check_no_bare_pair
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import dtype_name
 from geep_triton.token_rows import to_list
@@ -16,6 +17,7 @@ from geep_triton.token_rows import to_list
 
 def as_list(inputs: Any) -> list[Any]:
     """Inputs that are read more than once, or have a label each. TypeError where they cannot be counted beforehand."""
+    check_no_bare_pair(inputs)
     if hasattr(inputs, "to_pylist"):  # a pyarrow Table, whose own iterator gives columns
         return inputs.to_pylist()
     if isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Sequence) or hasattr(inputs, "column_names")):

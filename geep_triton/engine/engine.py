@@ -422,13 +422,14 @@ class Engine:
         """Answer all inputs.
 
         Args:
-            inputs: a text; a list of texts or of (text, pair) tuples; a mapping of columns to lists; or any iterable of
-                texts, tuples or rows, such as a `datasets.Dataset`. Rows and columns may hold `input_ids` instead of text:
-                lists, arrays, tensors or Arrow lists of integers, with `attention_mask` and `token_type_ids` where needed.
+            inputs: a text; a row; a list of texts or of (text, pair) tuples, also for one pair; a mapping of columns to lists;
+                or any iterable of texts, tuples or rows that keeps its order, such as a `datasets.Dataset`. Rows and columns
+                may hold `input_ids` instead of text: lists, arrays, tensors or Arrow lists of integers, with `attention_mask`
+                and `token_type_ids` where needed; ids that are padded without a mask are warned of.
 
         Raises:
             ValueError: no inputs; an empty or over-long text; a missing column; token ids outside the vocabulary; logits
-                that are not finite. TypeError: inputs that hold no text.
+                that are not finite. TypeError: inputs that hold no text, or a bare tuple of two texts.
         """
         return Predictions.concatenate(list(self.predict_windows(inputs)))
 
@@ -464,7 +465,7 @@ class Engine:
 
     def every_exit_windows(self, inputs: Any) -> Iterator[EveryExit]:
         """As `every_exit`, window by window."""
-        for tokens, first, *_ in self._encoded_windows(inputs):
+        for tokens, first, _ in self._encoded_windows(inputs):
             self._check_runner()
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
@@ -476,18 +477,19 @@ class Engine:
             check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
 
-    def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, int]]:
-        """(tokens, index of the first sample, seconds taken to tokenize, samples truncated) per window."""
+    def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float]]:
+        """(tokens, index of the first sample, seconds taken to tokenize) per window."""
         total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) else None
-        samples, first = iter_samples(inputs, self.text_column, self.pair_column), 0
+        samples, first, warned = iter_samples(inputs, self.text_column, self.pair_column), 0, False
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:
-                start, truncated = time.perf_counter(), self._encoder.truncated
+                start = time.perf_counter()
                 window = list(islice(samples, self.window))
                 if not window:
                     break
                 tokens = self._encoder(window, first)
-                yield tokens, first, time.perf_counter() - start, self._encoder.truncated - truncated
+                warned = warned or self._encoder.warn_of_padding(window, tokens, first)
+                yield tokens, first, time.perf_counter() - start
                 bar.update(len(window))
                 first += len(window)
         if not first:
@@ -499,14 +501,14 @@ class Engine:
             self.policy.check(self.model, self.tokenizer)
             self.skipping.check(self.model, self.tokenizer)
             self._checked_table = self.model.exit_table
-        for tokens, first, tokenize_seconds, truncated in self._encoded_windows(inputs):
+        for tokens, first, tokenize_seconds in self._encoded_windows(inputs):
             start = time.perf_counter()
             with nullcontext() if self._planner is None else torch.cuda.stream(self._planner):
                 plan = self.policy.plan(self.model, tokens)
                 layers = self._layers(tokens)
             batches = self._schedule(plan.stops, layers, tokens)
             seconds = {"tokenize": tokenize_seconds, "plan": time.perf_counter() - start}
-            yield Window(tokens, first, truncated, plan, layers, batches, seconds)
+            yield Window(tokens, first, plan, layers, batches, seconds)
 
     def _predict_window(self, window: Window) -> Predictions:
         config, layers = self.model.config, window.layers
@@ -539,7 +541,7 @@ class Engine:
                 "gather": time.perf_counter() - ran - sum(audited.values()),
                 **audited,
             },
-            truncated=window.truncated,
+            truncated=window.tokens.truncated,
             tokens=window.batches.tokens,
             padding=window.batches.padding,
             flops=layers.flops,

@@ -21,7 +21,6 @@ class Window:
     Attributes:
         tokens: of the samples.
         first: index of the first one among all inputs.
-        truncated: how many were cut.
         plan: first stops.
         layers: run its layers.
         batches: in running order.
@@ -30,7 +29,6 @@ class Window:
 
     tokens: Tokens
     first: int
-    truncated: int
     plan: Plan
     layers: Layers
     batches: Schedule

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from geep_triton.data import Row, check_columns
+from geep_triton.engine.checks import label_ids
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.timing import in_turns
+from geep_triton.evaluation.metrics import accuracy
 from geep_triton.outputs import Predictions
 
 
@@ -50,7 +52,7 @@ def measure(
 
     Args:
         engines: by the name of their policy.
-        rows: with text, label and optionally text_pair.
+        rows: with text, label (names of classes, or numbers) and optionally text_pair.
         rounds: how often each engine answers all rows; speed is the median round's.
         report: called with the name of each finished run.
 
@@ -58,11 +60,17 @@ def measure(
         A measurement per engine, and its last predictions.
 
     Raises:
-        ValueError: no rows, or a row without a label.
+        ValueError: no rows, a row without a label, or a label that an engine's model does not know.
     """
-    for row in rows:
+    if not len(rows):
+        raise ValueError("rows: expected at least one, got none")
+    for index, row in enumerate(rows):
         check_columns(row, ("label",))
-    labels = [str(row["label"]) for row in rows]
+        if row["label"] is None or row["label"] == "":
+            raise ValueError(f"row {index} has no label")
+    labels = [row["label"] for row in rows]
+    numbers = {name: {label: index for index, label in of.model.config.id2label.items()} for name, of in engines.items()}
+    truth = {name: label_ids(labels, len(rows), numbers[name]) for name in engines}
     predictions: dict[str, Predictions] = {}
 
     def run(name: str) -> None:
@@ -75,7 +83,7 @@ def measure(
     measurements = [
         Measurement(
             name,
-            sum(map(str.__eq__, predictions[name].labels, labels)) / len(labels),
+            accuracy(predictions[name].logits, truth[name]),
             predictions[name].mean_layers,
             len(rows) / statistics.median(seconds[name]),
         )

@@ -11,7 +11,9 @@ from geep_triton.checks import check_tensor
 
 
 def exit_accuracies(exit_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Share of right answers of each exit: logits [N, E, C], targets [N] int64 -> [E] float32."""
+    """Share of right answers of each exit: logits [N, E, C], targets [N] int64 -> [E] float32. ValueError without samples."""
+    if not len(targets) or len(targets) != len(exit_logits):
+        raise ValueError(f"targets must be as many as samples, at least one, got {len(targets)} for {len(exit_logits)}")
     return (exit_logits.argmax(-1) == targets[:, None]).float().mean(0)
 
 

@@ -7,6 +7,8 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
+from geep_triton.tokenizing import text_tokenizer
+
 FIXED_PROBES = (
     "Exits pay off, don't they?",
     "naïve CAFÉ über-cheap 1,234.5 %",
@@ -24,7 +26,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     content = {
         "vocabulary": sorted(vocabulary.items()),
         "special": sorted(tokenizer.all_special_ids),
-        "probes": [tokenizer(probe, verbose=False)["input_ids"] for probe in (*FIXED_PROBES, capitals)],
+        "probes": [row.ids for row in text_tokenizer(tokenizer)((*FIXED_PROBES, capitals), pair=False, max_length=None)],
     }
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

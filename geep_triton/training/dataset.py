@@ -17,8 +17,10 @@ def label_names(rows: Sequence[Row]) -> list[str]:
     """The distinct labels as names, sorted (numerically where all are integers).
 
     Raises:
-        ValueError: a row without a label, or fewer than two classes.
+        ValueError: no rows, a row without a label, or fewer than two classes.
     """
+    if not len(rows):
+        raise ValueError("rows: expected at least one, got none")
     names = {str(_label(row, index)) for index, row in enumerate(rows)}
     if len(names) < 2:
         raise ValueError(f"training needs at least two classes, got {sorted(names)}")
@@ -44,21 +46,25 @@ class TextDataset(Dataset):
         window: rows tokenized at once.
 
     Raises:
-        ValueError: a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder` raises.
+        ValueError: no rows; a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder`
+            raises.
     """
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
+        if not len(rows):
+            raise ValueError("rows: expected at least one, got none")
         self.labels: list[int] | None = None if label2id is None else []
         for index, row in enumerate(rows if label2id is not None else ()):
             name = str(_label(row, index))
             if name not in label2id:
                 raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
             self.labels.append(label2id[name])
-        parts = []
+        parts, warned = [], False
         with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:
             for first in range(0, len(rows), window):
                 part = list(iter_samples(rows[first : first + window]))
                 parts.append(encoder(part, first))
+                warned = warned or encoder.warn_of_padding(part, parts[-1], first)
                 bar.update(len(part))
         self.tokens = Tokens.concatenate(parts)
 

@@ -63,8 +63,8 @@ class MultiExitTrainer(Trainer):
         class_weights: one factor per class of the cross entropies, or "balanced": N / (C * samples of the class).
 
     Raises:
-        ValueError: unknown recipe, a regression model, labels that are no classes (those of a data set whose labels cannot be
-            looked at before: while training), or arguments that would replace the recipe's loss; a difficulty, teacher
+        ValueError: unknown recipe, a regression model, no rows, labels that are no classes (those of a data set whose labels
+            cannot be looked at before: while training), or arguments that would replace the recipe's loss; a difficulty, teacher
             or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
             train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping with several
             stages.
@@ -109,6 +109,8 @@ class MultiExitTrainer(Trainer):
             raise ValueError("gate_learning_rate would be ignored: the model has no skip gates")
         if self.recipe.modules is not None and self.optimizer is not None:
             raise ValueError(f"recipe {self.recipe.name!r} has modules of its own, which no optimizer of yours would train")
+        if self.train_dataset is not None and has_length(self.train_dataset) and not len(self.train_dataset):
+            raise ValueError("train_dataset: expected at least one row, got none")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
         self._labels_are_checked = self._check_labels()
@@ -270,6 +272,16 @@ class MultiExitTrainer(Trainer):
         )
         loss = stage.loss(output, batch)
         return (loss, output) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers' Trainer; ValueError where nothing was evaluated: no rows, or none with a label."""
+        metrics = super().evaluate(*args, **kwargs)
+        if not any(name.endswith("loss") for name in metrics):
+            raise ValueError(
+                "evaluation needs rows with labels, but eval_dataset has no rows or no labels; "
+                "MultiExitTrainer.predict gives every exit's answers without labels"
+            )
+        return metrics
 
     def prediction_step(
         self,
