@@ -6,7 +6,6 @@ import csv
 import ctypes
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from operator import methodcaller
@@ -22,6 +21,7 @@ from geep_triton.checks import refuse_samples, shorten
 from geep_triton.outputs import Tokens
 from geep_triton.token_rows import Columns, Row, arrow_columns, tokens_from_lists, tokens_of, too_long
 from geep_triton.tokenizing import Encoded, text_tokenizer
+from geep_triton.warn import warn
 
 Sample = tuple[str, str | None]
 ONE_OBJECT = "expected a JSON object in each line (JSON lines)"
@@ -383,11 +383,10 @@ class Encoder:
         unmasked = [index for index in padded.nonzero()[:, 0].tolist() if "attention_mask" not in samples[index]]
         if not unmasked:
             return False
-        warnings.warn(
+        warn(
             f"sample {first + unmasked[0]} has input_ids that begin or end with the padding token ({self._pad_id}), and no "
             "attention_mask: its padding is read as text, which changes answers; pass the column attention_mask, or ids "
-            "without padding",
-            stacklevel=2,
+            "without padding"
         )
         return True
 

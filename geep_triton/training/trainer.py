@@ -64,10 +64,10 @@ class MultiExitTrainer(Trainer):
 
     Raises:
         ValueError: unknown recipe, a regression model, no rows, labels that are no classes (those of a data set whose labels
-            cannot be looked at before: while training), or arguments that would replace the recipe's loss; a difficulty, teacher
-            or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with nothing to
-            train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping with several
-            stages.
+            cannot be looked at before: while training), or arguments that would replace the recipe's loss; a difficulty,
+            teacher or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with
+            nothing to train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping
+            with several stages.
         TypeError: another kind of model.
     """
 
