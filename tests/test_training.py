@@ -157,6 +157,25 @@ def test_same_seed_same_weights_and_resume_too(make_model, tokenizer, tmp_path):
         torch.testing.assert_close(value, first[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(make_model, tokenizer, tmp_path, step):
+    """At an epoch's end, too, after which the uninterrupted one evaluates: that draws nothing from training's generator."""
+    settings = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": step, "eval_strategy": "epoch"}
+    whole = weights(train(make_model, tokenizer, tmp_path / "a", **settings))
+    resumed = train(make_model, tokenizer, tmp_path / "b", resume=str(tmp_path / "a" / f"checkpoint-{step}"), **settings)
+    assert resumed.state.global_step == 8
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_evaluation_draws_nothing_from_the_generator(make_model, tokenizer, tmp_path):
+    trainer = train(make_model, tokenizer, tmp_path, num_train_epochs=1)
+    before = torch.get_rng_state()
+    trainer.evaluate()
+    trainer.predict(trainer.eval_dataset)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_gradient_accumulation_gives_the_same_step(make_model, tokenizer, tmp_path):
     settings = {"max_steps": 1, "hidden_dropout_prob": 0.0}
     results = []

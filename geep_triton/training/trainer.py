@@ -283,6 +283,14 @@ class MultiExitTrainer(Trainer):
             )
         return metrics
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers', whose data loader draws a seed: a training goes on as if nothing had been evaluated meanwhile.
+
+        Else one that is resumed at an epoch's end, and does not evaluate there again, would draw other numbers.
+        """
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(
         self,
         model: nn.Module,
