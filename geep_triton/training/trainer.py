@@ -110,7 +110,7 @@ class MultiExitTrainer(Trainer):
         if self.recipe.modules is not None and self.optimizer is not None:
             raise ValueError(f"recipe {self.recipe.name!r} has modules of its own, which no optimizer of yours would train")
         if self.train_dataset is not None and has_length(self.train_dataset) and not len(self.train_dataset):
-            raise ValueError("train_dataset: expected at least one row, got none")
+            raise ValueError("train_dataset has no rows")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
         self._labels_are_checked = self._check_labels()
