@@ -24,6 +24,7 @@ python -m bench.report
 ```
 """
 Row = dict[str, Any]
+OURS = "ours, "
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -69,8 +70,8 @@ def summary(parts: dict[str, dict[str, Row]]) -> Iterator[str]:
 
     for row in parts.get("dense", {}).values():
         for system in row.get("systems", []):
-            kind, _, name = system["system"].rpartition("ours, ")
-            keep(row, "ours" if kind or system["system"].startswith("ours") else "rival", system["samples_per_second"], name)
+            name = system["system"].removeprefix(OURS)
+            keep(row, "rival" if name == system["system"] else "ours", system["samples_per_second"], name)
     for key, row in parts.get("exits", {}).items():
         depth = key.partition("mean exit ")[2].split(",")[0]
         for system in row.get("systems", []) if depth else []:
@@ -149,6 +150,11 @@ def steps(rows: dict[str, Row]) -> Iterator[str]:
     for name in dict.fromkeys(name for steps in found.values() for name in steps):
         values = (found.get(key, {}).get(name) for key in ("host", *sizes))
         yield f"| {name} | {' | '.join('-' if value is None else _us(value) for value in values)} |"
+    yield from missing(rows)
+
+
+def missing(rows: dict[str, Row]) -> Iterator[str]:
+    """What a part's cells went on without, and why."""
     for key, row in rows.items():
         for name, reason in row.get("missing", {}).items():
             yield f"\nWithout {name} at {key}: {_line(reason)}"
@@ -168,9 +174,7 @@ def dense(rows: dict[str, Row]) -> Iterator[str]:
                 f"{system['samples_per_second']:,.0f} | {system['flops_per_second'] / 1e12:.1f} | "
                 f"{'-' if share is None else f'{share:.0%}'} |"
             )
-    for key, row in rows.items():
-        for name, reason in row.get("missing", {}).items():
-            yield f"\nWithout {name} at {key}: {_line(reason)}"
+    yield from missing(rows)
 
 
 def exits(rows: dict[str, Row]) -> Iterator[str]:

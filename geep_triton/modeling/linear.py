@@ -22,6 +22,11 @@ def pad_rows(states: torch.Tensor) -> torch.Tensor:
     return F.pad(rows, (0, 0, 0, -len(rows) % multiple)) if len(rows) % multiple else rows
 
 
+def on_padded_rows(product: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+    """A product of rows [R, I] -> [R, O], for states [.., I] -> [.., O]."""
+    return product(pad_rows(states))[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+
+
 class PackedLinear(nn.Module):
     """A linear layer [.., I] -> [.., O] for inference on a CPU, in float32 or bfloat16.
 
@@ -38,9 +43,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[.., I] -> [.., O]."""
-        rows = pad_rows(states)
-        out = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, self.activation, [], "none")
-        return out[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+        return on_padded_rows(self._product, states)
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, self.activation, [], "none")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_weight": self._weight.to_dense()}
@@ -59,8 +65,7 @@ class PaddedLinear(nn.Linear):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[.., I] -> [.., O]."""
-        out = F.linear(pad_rows(states), self.weight, self.bias)
-        return out[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+        return on_padded_rows(super().forward, states)
 
     @classmethod
     def of(cls, linear: nn.Linear) -> PaddedLinear:
@@ -83,7 +88,7 @@ class PaddedInt8Linear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[.., I] -> [.., O]."""
-        return self.linear(pad_rows(states))[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+        return on_padded_rows(self.linear, states)
 
 
 def to_int8(linear: nn.Linear) -> PaddedInt8Linear:
