@@ -89,6 +89,7 @@ class Workbench:
         full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)
         if recorded is not None:
             spread_heads(model, full.exit_logits(self.rows)[1])
+            full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)  # the other answered with other heads
         self.tokens, self.logits = full.exit_logits(self.rows)
         self.policies: dict[str, Policy] = {}
         if recorded is None:
