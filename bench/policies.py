@@ -2,8 +2,9 @@
 
     python -m bench.policies --model runs/sst2 --name sst2 --test sst2/test.jsonl --dev sst2/dev.jsonl
 
-Accuracies are over all test rows, from one run of every exit. Speed is the median of interleaved rounds over `--speed-samples`
-of them; each engine's exits and answers are compared with that one run first.
+The model is one of `examples/train.py --save-records`, whose table can be rebuilt for other thresholds. Accuracies are over
+all test rows, from one run of every exit. Speed is the median of interleaved rounds over `--speed-samples` of them; each
+engine's exits and answers are compared with that one run first.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def main() -> None:
             "rounds": arguments.rounds,
             "speed_samples": chosen.numel(),
             "ngram": arguments.ngram,
-            "table_samples": len(model.exit_table.records.tokens),
+            "table_samples": int(model.exit_table.exit_counts.sum()),
         },
         "training": without_folders(json.loads((arguments.model / "training.json").read_text())),
         "backbone_difference": difference,

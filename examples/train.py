@@ -73,6 +73,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
     parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
     parser.add_argument("--ngram", type=int, default=2, help="highest order of the exit table's n-grams")
+    parser.add_argument(
+        "--save-records", action="store_true", help="save the texts' token ids with the table, so that it can be rebuilt"
+    )
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument(
         "--keep-best",
@@ -262,9 +265,8 @@ def main() -> None:
         return
 
     settings = {"threshold": arguments.threshold, "ngram": arguments.ngram, "learn_skips": arguments.skip_gate is not None}
-    model.exit_table = build_exit_table(
-        model, tokenizer, train_rows, **settings, max_length=arguments.max_length, truncation=arguments.truncate
-    )
+    settings |= {"save_records": arguments.save_records, "max_length": arguments.max_length, "truncation": arguments.truncate}
+    model.exit_table = build_exit_table(model, tokenizer, train_rows, **settings)
     model.config.exit_thresholds = arguments.threshold
     Engine(model, tokenizer, "full").save_pretrained(arguments.output)
     report = {

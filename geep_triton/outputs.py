@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from hashlib import blake2b
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,12 @@ class Tokens:
         lengths = torch.cat([part.lengths for part in parts])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         return cls(torch.cat([part.ids for part in parts]), offsets, type_ids, cut)
+
+    def hashes(self) -> torch.Tensor:
+        """[N] int64, a hash of each sample's ids: the same in every process."""
+        ids, bounds = memoryview(self.ids.cpu().numpy().tobytes()), (8 * self.offsets).tolist()
+        found = [blake2b(ids[start:end], digest_size=8).digest() for start, end in pairwise(bounds)]
+        return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.int64) if found else torch.empty(0, dtype=torch.int64)
 
     def select(self, rows: torch.Tensor) -> Tokens:
         """The samples `rows` [K] int64, in that order."""

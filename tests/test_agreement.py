@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def test_prediction_equals_the_formula():
 
 
 def test_learned_values_are_saved_and_dropped_by_a_merge(tmp_path):
-    table = make_table().with_agreement(epochs=2).with_exit_values(epochs=2)
+    table = replace(make_table().with_agreement(epochs=2).with_exit_values(epochs=2), save_records=True)
     table.save_pretrained(tmp_path)
     again = ExitTable.load(tmp_path)
     tokens = table.records.tokens
@@ -60,7 +62,7 @@ def test_learned_values_are_saved_and_dropped_by_a_merge(tmp_path):
     assert table.merge(make_table(seed=2)).records.agrees.shape == (1200, 3)
     small = table.without_records()
     assert torch.equal(small.predict_agreement(tokens), table.predict_agreement(tokens))
-    with pytest.raises(ValueError, match="saved without its records"):
+    with pytest.raises(ValueError, match="without the records of its texts"):
         small.with_agreement()
 
 

@@ -431,10 +431,14 @@ def test_figures_of_a_fitted_family_are_of_the_samples_that_judge_it(real_logits
         assert judge(policy, "threshold", rows).candidate.agreement == pytest.approx(float(agrees[rows].double().mean()))
 
 
-def test_texts_that_the_table_was_built_from_prove_nothing(model, tokenizer, many):
+def test_texts_that_the_table_was_built_from_prove_nothing(model, tokenizer, many, tmp_path):
     model.exit_table = build_exit_table(model, tokenizer, many, 0.8, progress=False)
-    with pytest.raises(ValueError, match="400 of 400 texts are among those that the exit table was built from"):
-        Engine(model, tokenizer).calibrate(many, agreement=0.8)
+    model.save_pretrained(tmp_path)
+    saved = MultiExitBert.from_pretrained(tmp_path)
+    assert saved.exit_table.records is None
+    for known in (model, saved):
+        with pytest.raises(ValueError, match="400 of 400 texts are among those that the exit table was built from"):
+            Engine(known, tokenizer).calibrate(many, agreement=0.8)
 
 
 def test_a_calibration_does_not_outlive_what_it_was_made_for(calibrated, tokenizer, many, tmp_path):

@@ -82,9 +82,9 @@ def test_the_digest_of_a_table(calibrated, tmp_path):
     assert len({other.digest() for other in [table, *others]}) == 4
 
 
-def test_a_table_without_records_cannot_show_which_texts_it_knows(calibrated, tokenizer, many):
+def test_a_table_without_hashes_cannot_show_which_texts_it_knows(calibrated, tokenizer, many):
     model = calibrated[0].model
-    model.exit_table = model.exit_table.without_records()
+    model.exit_table = replace(model.exit_table, text_hashes=None)
     with pytest.warns(UserWarning, match="nothing shows whether it was built from these"):
         Engine(model, tokenizer, "full").calibrate(many, agreement=0.8, rounds=1, speed_samples=20)
 

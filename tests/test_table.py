@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from geep_triton.backend import VARIABLE, has_triton, interprets
 from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
@@ -165,30 +167,60 @@ def test_tables_without_records_predict_and_merge_but_do_not_rebuild():
     assert torch.equal(small.predict(tokens).exits, make().predict(tokens).exits)
     assert small.merge(make()).exit_counts.sum() == 10
     assert small.rebuild(smoothing=3.0).settings.smoothing == 3.0
-    with pytest.raises(ValueError, match="saved without its records"):
-        small.rebuild(threshold=0.5)
+    for needs in (lambda: small.rebuild(threshold=0.5), small.with_agreement, small.with_exit_values, small.with_skip_values):
+        with pytest.raises(ValueError, match="without the records of its texts .* save_records=True"):
+            needs()
+    with pytest.raises(ValueError, match=r"records\.agrees"):
+        make().with_agreement()
+    with pytest.raises(ValueError, match=r"records\.skipped"):
+        make().with_skip_values()
 
 
 @pytest.mark.parametrize("ngram", [1, 2])
 @pytest.mark.parametrize("keep", [True, False])
 def test_save_and_load(tmp_path, ngram, keep):
     table = make(settings={"ngram": ngram, "reduction": "naive_bayes"})
-    table = table if keep else table.without_records()
+    table = replace(table, save_records=keep)
     table.save_pretrained(tmp_path)
     loaded = ExitTable.load(tmp_path)
     assert same(loaded, table)
+    assert torch.equal(loaded.text_hashes, table.text_hashes)
     assert (loaded.exit_layers, loaded.special_ids, loaded.fingerprint) == (EXITS, (0, 2, 3), "f")
     assert (loaded.records is not None) == keep
     if keep:
         assert same(loaded.rebuild(threshold=0.7), table.rebuild(threshold=0.7))
+        loaded.rebuild(threshold=0.7).save_pretrained(tmp_path)
+        assert ExitTable.load(tmp_path).records is not None
+    loaded.without_records().save_pretrained(tmp_path)
+    assert ExitTable.load(tmp_path).records is None
     assert [path.name for path in tmp_path.iterdir()] == ["exit_table.safetensors"]
+
+
+def test_a_file_holds_no_ids_of_texts_unasked(tmp_path):
+    table = make()
+    table.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "exit_table.safetensors", "pt") as file:
+        assert set(file.keys()) == {"keys", "counts", "exit_counts", "text_hashes"}
+    known = Tokens.from_lists([*SAMPLES, [2, 9, 9, 9, 3]]).hashes()
+    assert torch.isin(known, ExitTable.load(tmp_path).text_hashes).tolist() == [True] * len(SAMPLES) + [False]
+    both = ExitTable.load(tmp_path).merge(make([[2, 9, 9, 9, 3]], UNCERTAINTY[:1]))
+    assert torch.isin(known, both.text_hashes).all()
+    assert table.merge(replace(table, text_hashes=None)).text_hashes is None
+
+
+def test_files_of_earlier_versions_hold_records_and_no_hashes(tmp_path):
+    table = make()
+    replace(table, save_records=True, text_hashes=None).save_pretrained(tmp_path)
+    loaded = ExitTable.load(tmp_path)
+    assert torch.equal(loaded.text_hashes, table.text_hashes)
+    assert loaded.save_records
 
 
 def test_pairs_keep_their_segments(tmp_path):
     tokens = Tokens.from_lists([[2, 7, 3, 8, 3]], [[0, 0, 0, 1, 1]])
     records = ExitRecords(tokens, UNCERTAINTY[:1])
     table = ExitTable.from_records(records, EXITS, TableSettings(0.3), 40, "f", (0, 2, 3))
-    table.save_pretrained(tmp_path)
+    replace(table, save_records=True).save_pretrained(tmp_path)
     assert torch.equal(ExitTable.load(tmp_path).records.tokens.type_ids, tokens.type_ids)
     merged = table.merge(make())
     assert merged.records.tokens.type_ids[: tokens.ids.numel()].tolist() == [0, 0, 0, 1, 1]

@@ -30,7 +30,8 @@ def table() -> ExitTable:
         torch.rand(60, 4, generator=generator) > 0.5,
     )
     made = ExitTable.from_records(records, (1, 2, 4), TableSettings(0.3), 40, "f", (0, 2, 3))
-    return made.with_agreement(epochs=1).with_exit_values(epochs=1).with_skip_values(epochs=1)
+    learned = made.with_agreement(epochs=1).with_exit_values(epochs=1).with_skip_values(epochs=1)
+    return replace(learned, save_records=True)
 
 
 def rewrite(path, change, with_digest=False):
@@ -88,6 +89,7 @@ DAMAGE = {
         for name in (
             "keys", "counts", "exit_counts", "records.ids", "records.offsets", "records.uncertainty", "records.agrees", "paths",
             "records.skipped", "records.type_ids", "agreement.weights", "agreement.held_out_targets", "exit_values.length_bias",
+            "text_hashes",
         )
     },
     **{
@@ -95,6 +97,7 @@ DAMAGE = {
         for name in (
             "keys", "counts", "exit_counts", "records.ids", "records.offsets", "records.uncertainty", "records.agrees",
             "records.skipped", "records.type_ids", "agreement.weights", "agreement.length_bias", "agreement.held_out",
+            "text_hashes",
         )
     },
     **{
@@ -113,10 +116,12 @@ DAMAGE = {
     "an empty key": put("keys", 0, -(2**63)),
     "a key beyond the vocabulary": put("keys", -1, 40),
     "keys not ascending": put("keys", 0, 5),
+    "hashes not ascending": put("text_hashes", 0, 2**63 - 1),
     "ids beyond the vocabulary": put("records.ids", 0, 40),
     "ids below 0": put("records.ids", 0, -1),
     "segments below 0": put("records.type_ids", 0, -1),
     "offsets that fall": put("records.offsets", 2, 2**40),
+    "offsets that fall out of int64": put("records.offsets", slice(1, 4), torch.tensor([2**63 - 1, -(2**63), -1])),
     "offsets beyond": put("records.offsets", -1, 2**40),
     "no paths": lambda h, t: t.update(paths=t["paths"][:0]),
     "an unknown tensor": lambda h, t: t.update(more=torch.zeros(1)),
@@ -143,6 +148,8 @@ def test_a_file_of_an_earlier_version_loads(table, tmp_path):
         put("counts", (0, 0), 99),
         put("agreement.weights", (0, 0), 0.25),
         put("records.uncertainty", (0, 0), 0.125),
+        put("text_hashes", 0, -(2**63)),
+        lambda h, t: t.pop("text_hashes"),
         lambda h, t: h["settings"].update(smoothing=1e308),
         lambda h, t: h["settings"].update(ngram=3),
         lambda h, t: h.update(fingerprint="g"),

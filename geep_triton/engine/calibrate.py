@@ -291,27 +291,18 @@ def _check_texts(model: MultiExitBert, tokens: Tokens) -> None:
     """A table knows the texts it was built from too well: what it promises of them says nothing about others. And while texts
     that come again as often as they would be served are as they should be, a list that was repeated is not.
     """
-    texts = _split(tokens)
-    if model.exit_table is not None and model.exit_table.records is None:
-        warn(
-            "the exit table is without the records of its texts, so nothing shows whether it was built from these: they must "
-            "be others"
-        )
-    elif model.exit_table is not None:
-        seen = set(_split(model.exit_table.records.tokens))
-        again = sum(text in seen for text in texts)
+    texts, table = tokens.hashes(), model.exit_table
+    if table is not None and table.text_hashes is None:
+        warn("the exit table does not know its texts, so nothing shows whether it was built from these: they must be others")
+    elif table is not None:
+        again = int(torch.isin(texts, table.text_hashes).sum())
         if again > MOST_SEEN * len(texts):
             raise ValueError(
                 f"inputs: {again} of {len(texts)} texts are among those that the exit table was built from; calibrate on others"
             )
-    distinct = len(set(texts))
+    distinct = texts.unique().numel()
     if distinct < (1 - MOST_SEEN) * len(texts):
         warn(f"only {distinct} of {len(texts)} texts are distinct: a promise takes each for a text of its own, drawn anew")
-
-
-def _split(tokens: Tokens) -> list[tuple[int, ...]]:
-    """The ids of each text."""
-    return [tuple(row.tolist()) for row in tokens.ids.split(tokens.lengths.tolist())]
 
 
 def check_method(method: str, promise: tuple[str, float], confidence: float | None) -> float | None:

@@ -30,6 +30,7 @@ def build_exit_table(
     learn_agreement: bool = False,
     learn_exits: bool = False,
     learn_skips: bool = False,
+    save_records: bool = False,
     progress: bool = True,
     **engine: Any,
 ) -> ExitTable:
@@ -45,6 +46,8 @@ def build_exit_table(
         learn_exits: also learn values of the exit itself; see `ExitTable.with_exit_values`.
         learn_skips: also learn which layers the model's gates skip, for `Engine(skipping="planned")`; see
             `ExitTable.with_skip_values`.
+        save_records: the table's file shall hold what it was counted from, the texts' token ids among it, so that it can be
+            rebuilt and learned from once it is loaded; else only a hash of each text, by which `calibrate` knows them.
         progress: show a progress bar.
         **engine: further arguments of `Engine` (max_length, truncation, text_column, ...).
 
@@ -80,7 +83,7 @@ def build_exit_table(
         criterion,
         model.device,
     )
-    table = replace(built, weights=tensors_digest(model.state_dict()))
+    table = replace(built, weights=tensors_digest(model.state_dict()), save_records=save_records)
     table = table.with_agreement() if learn_agreement else table
     table = table.with_exit_values() if learn_exits else table
     return table.with_skip_values() if learn_skips else table

@@ -86,7 +86,9 @@ class ExitTable:
         vocab_size: of the model.
         fingerprint: of the tokenizer.
         special_ids: ids that never count.
-        records: the samples behind the counts, or None where they were dropped.
+        text_hashes: [N] int64, ascending: `Tokens.hashes` of the texts it was built from; None: not known.
+        records: the samples behind the counts, or None where they were dropped or not saved.
+        save_records: whether its file holds the records, token ids among them; of a table that was loaded, whether it did.
         agreement: learned values of agreeing with the last exit (`with_agreement`), or None.
         exit_values: learned values of the exit itself (`with_exit_values`), or None.
         skip_values: learned values of skipping each layer (`with_skip_values`), or None.
@@ -103,7 +105,9 @@ class ExitTable:
     vocab_size: int
     fingerprint: str
     special_ids: tuple[int, ...]
+    text_hashes: torch.Tensor | None = None
     records: ExitRecords | None = None
+    save_records: bool = False
     agreement: LearnedValues | None = None
     exit_values: LearnedValues | None = None
     skip_values: LearnedValues | None = None
@@ -167,6 +171,7 @@ class ExitTable:
             vocab_size=vocab_size,
             fingerprint=fingerprint,
             special_ids=tuple(special_ids),
+            text_hashes=records.tokens.hashes().sort().values,
             records=records,
         )
 
@@ -177,19 +182,18 @@ class ExitTable:
         on `device`.
 
         Raises:
-            ValueError: the table's records were dropped and the new settings need them (threshold, ngram).
+            ValueError: the table is without its records and the new settings need them (threshold, ngram).
         """
         changed = replace(self.settings, **settings)
         if (changed.threshold, changed.ngram) == (self.settings.threshold, self.settings.ngram):
             return replace(self, settings=changed)
-        if self.records is None:
-            raise ValueError("records: this table was saved without its records; build it again from texts")
+        records = self._kept_records()
         rebuilt = ExitTable.from_records(
-            self.records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion, device
+            records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion, device
         )
         # These do not depend on the threshold, and the keys are the same unless the order of n-grams changes.
         kept = ("agreement", "skip_values", "paths") if changed.ngram == self.settings.ngram else ()
-        return replace(rebuilt, weights=self.weights, **{name: getattr(self, name) for name in kept})
+        return replace(rebuilt, **{name: getattr(self, name) for name in ("weights", "save_records", *kept)})
 
     def with_agreement(self, **training: float | int) -> ExitTable:
         """The table with learned values: for each exit, how likely it already gives the last exit's answer.
@@ -198,21 +202,19 @@ class ExitTable:
             **training: epochs, learning_rate, batch_size, seed of `geep_triton.exits.learned.fit_values`.
 
         Raises:
-            ValueError: the table's records were dropped, or hold no agreement.
+            ValueError: the table is without its records, or they hold no agreement.
         """
-        if self.records is None or self.records.agrees is None:
-            raise ValueError("records: this table was saved without its records or their agreement; build it again from texts")
-        return replace(self, agreement=self._learn(self.records.agrees, one_exit=False, **training))
+        if (agrees := self._kept_records().agrees) is None:
+            raise ValueError("records.agrees: this table's records hold no agreement; build it again from texts")
+        return replace(self, agreement=self._learn(agrees, one_exit=False, **training))
 
     def with_exit_values(self, **training: float | int) -> ExitTable:
         """The table with learned values of the exit that the threshold takes, beside its counts; arguments as above.
 
         Raises:
-            ValueError: the table's records were dropped.
+            ValueError: the table is without its records.
         """
-        if self.records is None:
-            raise ValueError("records: this table was saved without its records; build it again from texts")
-        exits = first_sure_exit(self.records.uncertainty, self.settings.threshold)
+        exits = first_sure_exit(self._kept_records().uncertainty, self.settings.threshold)
         taken = torch.nn.functional.one_hot(exits, len(self.exit_layers)).bool()
         return replace(self, exit_values=self._learn(taken, one_exit=True, **training))
 
@@ -223,22 +225,30 @@ class ExitTable:
             most_paths: so many are kept; samples of one path run together, so few of them keep batches dense.
 
         Raises:
-            ValueError: the table's records were dropped, or are of a model without skip gates.
+            ValueError: the table is without its records, or they are of a model without skip gates.
         """
         check_int("most_paths", most_paths, 1)
-        if self.records is None or self.records.skipped is None:
-            raise ValueError("records: this table was saved without its records, or its model has no skip gates")
-        values = self._learn(self.records.skipped, one_exit=False, **training)
-        return replace(self, skip_values=values, paths=common_paths(self.records.skipped, most_paths))
+        if (skipped := self._kept_records().skipped) is None:
+            raise ValueError("records.skipped: this table's records are of a model without skip gates")
+        values = self._learn(skipped, one_exit=False, **training)
+        return replace(self, skip_values=values, paths=common_paths(skipped, most_paths))
 
     def _learn(self, targets: torch.Tensor, one_exit: bool, **training: float | int) -> LearnedValues:
         tokens = self.records.tokens
         special = torch.isin(tokens.ids, torch.tensor(self.special_ids, dtype=torch.int64))
         return fit_values(self.keys, tokens, special, self.settings.ngram, targets, one_exit, **training)
 
+    def _kept_records(self) -> ExitRecords:
+        if self.records is None:
+            raise ValueError(
+                "records: this table is without the records of its texts (a file holds them only where the table was built "
+                "with save_records=True); build it again from texts"
+            )
+        return self.records
+
     def without_records(self) -> ExitTable:
         """A smaller table that predicts the same but cannot be rebuilt."""
-        return replace(self, records=None)
+        return replace(self, records=None, save_records=False)
 
     def predicts_as(self, other: ExitTable) -> bool:
         """Whether this is the same table, with its records or without them."""
@@ -270,7 +280,9 @@ class ExitTable:
         keys, rows = torch.unique(torch.cat([self.keys, other.keys]), return_inverse=True)
         counts = torch.zeros(keys.numel(), len(self.exit_layers), dtype=torch.int64)
         counts.index_add_(0, rows, torch.cat([self.counts, other.counts]))
-        records = None
+        text_hashes = records = None
+        if self.text_hashes is not None and other.text_hashes is not None:
+            text_hashes = torch.cat([self.text_hashes, other.text_hashes]).sort().values
         if self.records is not None and other.records is not None:
             records = ExitRecords(
                 Tokens.concatenate([self.records.tokens, other.records.tokens]),
@@ -282,7 +294,8 @@ class ExitTable:
             )
         merged = {"keys": keys, "counts": counts, "exit_counts": self.exit_counts + other.exit_counts}
         merged["weights"] = self.weights if self.weights == other.weights else None
-        return replace(self, **merged, records=records, paths=None, **dict.fromkeys(LEARNED))
+        merged |= {"text_hashes": text_hashes, "records": records, "save_records": self.save_records and other.save_records}
+        return replace(self, **merged, paths=None, **dict.fromkeys(LEARNED))
 
     @cached_property
     def scores(self) -> torch.Tensor:
@@ -396,6 +409,8 @@ class ExitTable:
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `exit_table.safetensors` into a folder, replacing one that is there only once it is whole.
 
+        The records, which hold the token ids of texts, are left out unless `save_records`.
+
         Raises:
             ValueError: the folder holds a model, of other weights than this table was built with; values that are NaN,
                 infinite or of other shapes than those of a table that was built.
@@ -412,7 +427,9 @@ class ExitTable:
     def contents(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What its file holds: header and tensors."""
         tensors = {"keys": self.keys, "counts": self.counts, "exit_counts": self.exit_counts}
-        if self.records is not None:
+        if self.text_hashes is not None:
+            tensors["text_hashes"] = self.text_hashes
+        if self.save_records and self.records is not None:
             tokens = self.records.tokens
             tensors |= {
                 "records.ids": tokens.ids.int(),
@@ -446,6 +463,9 @@ class ExitTable:
             settings = TableSettings(**header["settings"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: damaged exit table: {error}") from error
+        records, text_hashes = _load_records(tensors), tensors.get("text_hashes")
+        if records is not None and text_hashes is None:  # a file of an earlier version
+            text_hashes = records.tokens.hashes().sort().values
         return cls(
             keys=tensors["keys"],
             counts=tensors["counts"],
@@ -456,7 +476,9 @@ class ExitTable:
             vocab_size=header["vocab_size"],
             fingerprint=header["fingerprint"],
             special_ids=tuple(header["special_ids"]),
-            records=_load_records(tensors),
+            text_hashes=text_hashes,
+            records=records,
+            save_records=records is not None,
             paths=tensors.get("paths"),
             weights=header.get("weights"),
             **{name: _load_learned(tensors, name) for name in LEARNED},
@@ -464,7 +486,8 @@ class ExitTable:
 
 
 # All that decides what a table predicts.
-PREDICT = tuple(field.name for field in fields(ExitTable) if field.name not in ("records", "weights"))
+ORIGIN = ("text_hashes", "records", "save_records", "weights")
+PREDICT = tuple(field.name for field in fields(ExitTable) if field.name not in ORIGIN)
 
 
 def save_table(table: ExitTable | None, new: Replacement) -> None:

@@ -122,17 +122,21 @@ def _check_counts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> N
 
 
 def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    num_exits, samples = len(header["exit_layers"]), int(tensors["exit_counts"].sum())
+    if "text_hashes" in tensors:
+        _check_tensor("text_hashes", tensors, torch.int64, (samples,))
+        if _falls(tensors["text_hashes"]):
+            raise ValueError("text_hashes must ascend")
     if not any(name.startswith("records.") for name in tensors):
         return
     missing = [name for name in ("records.ids", "records.offsets", "records.uncertainty") if name not in tensors]
     if missing:
         raise ValueError(f"missing tensors {', '.join(missing)}")
-    num_exits, samples = len(header["exit_layers"]), int(tensors["exit_counts"].sum())
     tokens = tensors["records.ids"].numel()
     _check_tensor("records.ids", tensors, torch.int32, (tokens,), 0, header["vocab_size"] - 1)
     _check_tensor("records.offsets", tensors, torch.int64, (samples + 1,))
     offsets = tensors["records.offsets"]
-    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or (offsets.diff() < 0).any():
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or _falls(offsets):
         raise ValueError(f"records.offsets must ascend from 0 to the number of ids ({tokens})")
     _check_tensor("records.uncertainty", tensors, torch.float32, (samples, num_exits))
     if (tensors["records.uncertainty"].isnan() | tensors["records.uncertainty"].isneginf()).any():
@@ -146,7 +150,7 @@ def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
 
 
 def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    known = {*REQUIRED, "paths", *(f"records.{name}" for name in RECORDS)}
+    known = {*REQUIRED, "paths", "text_hashes", *(f"records.{name}" for name in RECORDS)}
     size = tensors["keys"].numel()
     for name in LEARNED:
         if not any(found.startswith(f"{name}.") for found in tensors):
@@ -165,6 +169,11 @@ def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
         _check_tensor("paths", tensors, torch.bool, (max(1, paths.shape[0] if paths.ndim else 0), header["exit_layers"][-1]))
     if unknown := sorted(tensors.keys() - known):
         raise ValueError(f"unknown tensors {shorten(unknown)}")
+
+
+def _falls(values: torch.Tensor) -> bool:
+    """Whether a value is below the one before it; their difference could be beyond int64."""
+    return bool((values[1:] < values[:-1]).any())
 
 
 def _check_tensor(

@@ -101,8 +101,8 @@ class MultiExitBert(BertPreTrainedModel):
         there already are not written again. config.json has digests of the parts, by which `from_pretrained` tells that they
         belong together.
 
-        The exit table holds the token ids of the texts it was built from, so that it can be rebuilt;
-        `model.exit_table = model.exit_table.without_records()` leaves them out.
+        The exit table's file holds the token ids of the texts it was built from only where the table was built with
+        `save_records=True`.
 
         Args:
             save_directory: made where it does not exist.
