@@ -48,7 +48,7 @@ from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import HALF, dtype_name, in_dtype, with_few_row_counts
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
-from geep_triton.saving import replacing
+from geep_triton.saving import reading, replacing
 from geep_triton.warn import warn
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -268,14 +268,15 @@ class Engine:
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
-                "(tokenizer.save_pretrained, or engine.save_pretrained, which saves both)"
-            ) from error
+        with reading(pretrained_model_name_or_path):
+            model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
+                    "(tokenizer.save_pretrained, or engine.save_pretrained, which saves both)"
+                ) from error
         return cls(model, tokenizer, policy, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

@@ -23,7 +23,7 @@ from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, choose_exits, predict_exits
 from geep_triton.outputs import Tokens, to_device
 from geep_triton.reference.ngrams import MAX_NGRAM
-from geep_triton.saving import Replacement, replacing, saved_digests
+from geep_triton.saving import Replacement, reading, replacing, saved_digests
 
 VALUES = ("counts", "learned")
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
@@ -458,7 +458,8 @@ class ExitTable:
         Raises:
             ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
         """
-        header, tensors = read_table(path)
+        with reading(path):
+            header, tensors = read_table(path)
         try:
             settings = TableSettings(**header["settings"])
         except (TypeError, ValueError) as error:

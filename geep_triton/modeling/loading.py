@@ -19,7 +19,7 @@ from geep_triton.exits.table import ExitTable
 from geep_triton.exits.table_file import TABLE_FILE
 from geep_triton.labels import label_maps
 from geep_triton.modeling.weights import TABLE_DIGEST, check_digest, refuse_wrapped, weight_files, weights_digest_name
-from geep_triton.saving import finish_saving
+from geep_triton.saving import reading
 from geep_triton.tensor_files import refuse_pointer
 
 if TYPE_CHECKING:
@@ -42,12 +42,18 @@ def load_pretrained(
     load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
 ) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
     """`MultiExitBert.from_pretrained`; `load` is transformers' own from_pretrained."""
+    with reading(Path(source) / (kwargs.get("subfolder") or "")):
+        return _load(load, source, *model_args, **kwargs)
+
+
+def _load(
+    load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
+) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
     overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(f"{source}: MultiExitBert runs no code from a checkpoint: leave trust_remote_code out")
-    finish_saving(Path(source) / (hub.get("subfolder") or ""))
 
     def find(name: str) -> str | None:
         return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
