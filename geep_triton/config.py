@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
 from geep_triton.checks import check_choice, check_int, check_number, shorten
 from geep_triton.labels import MAX_LABELS, label_maps
@@ -13,6 +14,11 @@ HEADS = ("attention", "pooler", "linear")
 POOLINGS = ("cls", "mean")
 SKIP_GATES = ("attention", "mean")
 MAX_SIZE = 1 << 16  # of heads and gates: a slip of some zeros is refused before it takes all memory
+MAX_SIZES = {
+    "vocab_size": 1 << 26, "hidden_size": MAX_SIZE, "num_hidden_layers": 1 << 10, "num_attention_heads": MAX_SIZE,
+    "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20, "type_vocab_size": MAX_SIZE,
+}  # fmt: skip
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 class MultiExitBertConfig(BertConfig):
@@ -49,8 +55,9 @@ class MultiExitBertConfig(BertConfig):
     `id2label` and `label2id` must name the same classes 0..num_labels-1; one that is missing is made of the other.
 
     Raises:
-        ValueError, TypeError: for maps of labels that do not fit, more than 65,536 classes, exits or gates outside the model,
-            unknown heads, poolings or gates, settings of gates without gates, thresholds that do not fit.
+        ValueError, TypeError: for sizes and rates of BERT that cannot be, maps of labels that do not fit, more than 65,536
+            classes, exits or gates outside the model, unknown heads, poolings or gates, settings of gates without gates,
+            thresholds that do not fit.
     """
 
     model_type = "multi_exit_bert"
@@ -80,6 +87,7 @@ class MultiExitBertConfig(BertConfig):
         # Before transformers, which lets a number of labels overrule their names.
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
+        check_bert(self)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
         self.last_head = self.last_head or self.head
         self.last_pooling = self.last_pooling or self.pooling
@@ -117,6 +125,26 @@ class MultiExitBertConfig(BertConfig):
         A map that was left at transformers' LABEL_0, LABEL_1, .. is made of the other.
         """
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id)
+
+
+def check_bert(config: BertConfig) -> None:
+    """Raise unless the settings that are BERT's own can be those of a model, before it is made of them."""
+    for name, most in MAX_SIZES.items():
+        check_int(name, getattr(config, name), 1, most)
+    check_multiple("hidden_size", config.hidden_size, "num_attention_heads", config.num_attention_heads)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        check_number(name, getattr(config, name), 0.0, 1.0)
+    if config.classifier_dropout is not None:
+        check_number("classifier_dropout", config.classifier_dropout, 0.0, 1.0)
+    check_number("layer_norm_eps", config.layer_norm_eps, 0.0, 1.0)
+    check_number("initializer_range", config.initializer_range, 0.0, 1e3)
+    check_int("chunk_size_feed_forward", config.chunk_size_feed_forward, 0)
+    if isinstance(config.hidden_act, str):
+        check_choice("hidden_act", config.hidden_act, ACT2FN)
+    if config.pad_token_id is not None:
+        check_int("pad_token_id", config.pad_token_id, 0, config.vocab_size - 1)
+    if config.problem_type is not None:
+        check_choice("problem_type", config.problem_type, PROBLEM_TYPES)
 
 
 def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:

@@ -15,6 +15,8 @@ EMBEDDINGS = "embeddings.word_embeddings.weight"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 TABLE_DIGEST = "exit_table"
+FLOATS = ("F64", "F32", "F16", "BF16")
+NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
 
 
 def weights_name(variant: str | None) -> str:
@@ -96,6 +98,23 @@ def refuse_wrapped(source: str | os.PathLike, names: set[str]) -> None:
                 f"{' and '.join(origins) or 'another model'} around the BERT. Save the model inside, or rename them: "
                 f"{{name.removeprefix({prefix!r}): tensor for name, tensor in state_dict.items()}}"
             )
+
+
+def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None:
+    """Raise ValueError where weights are no floating point numbers, which transformers would make of them without a word.
+
+    Args:
+        source: named in errors.
+        files: of `weight_files`.
+    """
+    for path in sorted(set(files.values())):
+        with open_tensors(path) as file:
+            for name in (name for name in files if files[name] == path and not name.endswith(NUMBERS)):
+                if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
+                    raise ValueError(
+                        f"{source}: the weights {name} are {kind}, expected floating point of 16 bits or more "
+                        f"({', '.join(FLOATS)}): the checkpoint is quantized or damaged"
+                    )
 
 
 def check_digest(

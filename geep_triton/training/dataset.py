@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from geep_triton.checks import shorten
 from geep_triton.data import Encoder, Row, check_columns, iter_samples
 from geep_triton.outputs import Tokens
+from geep_triton.warn import warn
 
 
 def label_names(rows: Sequence[Row]) -> list[str]:
@@ -59,13 +60,15 @@ class TextDataset(Dataset):
             if name not in label2id:
                 raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
             self.labels.append(label2id[name])
-        parts, warned = [], False
+        parts, padding = [], None
         with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:
             for first in range(0, len(rows), window):
                 part = list(iter_samples(rows[first : first + window]))
                 parts.append(encoder(part, first))
-                warned = warned or encoder.warn_of_padding(part, parts[-1], first)
+                padding = padding or encoder.padding_of(part, parts[-1], first)
                 bar.update(len(part))
+        if padding is not None:
+            warn(padding)
         self.tokens = Tokens.concatenate(parts)
 
     def __len__(self) -> int:
