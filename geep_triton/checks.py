@@ -20,7 +20,7 @@ def shorten(value: Any, limit: int = 80) -> str:
 
 def check_choice(name: str, value: Any, known: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"unknown {name} {shorten(value)}; known: {', '.join(sorted(known))}")
 
 

@@ -18,6 +18,7 @@ MAX_SIZES = {
     "vocab_size": 1 << 26, "hidden_size": MAX_SIZE, "num_hidden_layers": 1 << 10, "num_attention_heads": MAX_SIZE,
     "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20, "type_vocab_size": MAX_SIZE,
 }  # fmt: skip
+PROMISES = {"agreement": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6}  # and their highest values
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -104,6 +105,7 @@ class MultiExitBertConfig(BertConfig):
         check_number("head_dropout", self.head_dropout, 0.0, 1.0)
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
         check_temperatures(self.exit_temperatures, len(self.exit_layers))
+        check_calibration(self.calibration)
         self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
@@ -211,6 +213,19 @@ def check_temperatures(temperatures: list | None, num_exits: int) -> None:
         raise ValueError(f"exit_temperatures must be one per exit ({num_exits}), got {len(temperatures)}")
     for value in temperatures:
         check_number("each of exit_temperatures", value, 1e-6, 1e6)
+
+
+def check_calibration(calibration: dict | None) -> None:
+    """Raise unless `calibration` is None or what `Engine.calibrate` may have found, as far as an engine reads it."""
+    if calibration is None:
+        return
+    promise, chosen = calibration.get("promise"), calibration.get("chosen", {})
+    if not isinstance(promise, (list, tuple)) or len(promise) != 2 or not isinstance(chosen, dict):
+        raise ValueError(
+            f"calibration must be what Engine.calibrate found, with a promise [name, number], got {shorten(calibration)}"
+        )
+    check_choice("promise of calibration", promise[0], PROMISES)
+    check_number(f"{promise[0]} that calibration promises", promise[1], 0.0, PROMISES[promise[0]])
 
 
 def check_thresholds(thresholds: float | list | None, num_exits: int) -> None:

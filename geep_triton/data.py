@@ -212,7 +212,9 @@ def _read_hub(source: str, split: str, required: Sequence[str]) -> list[Row]:
 
 
 def check_columns(row: Row, required: Sequence[str]) -> None:
-    """Raise ValueError naming the columns that `row` lacks and those it has."""
+    """Raise ValueError naming the columns that `row` lacks and those it has, TypeError for what is no row."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"each row must be a mapping of columns, got {shorten(row)} of type {type(row).__name__}")
     missing = [name for name in required if name not in row]
     if missing:
         raise ValueError(f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}")
@@ -282,6 +284,16 @@ def check_no_bare_pair(inputs: Any) -> None:
         )
 
 
+def check_rows(rows: Any) -> None:
+    """Raise TypeError unless these are rows that can be counted and read more than once, ValueError where there are none."""
+    if isinstance(rows, (str, bytes, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise TypeError(
+            f"rows must be a list of rows (mappings with text and label), got {shorten(rows)} of type {type(rows).__name__}"
+        )
+    if not len(rows):
+        raise ValueError("rows: expected at least one, got none")
+
+
 def _rows_of_columns(columns: Mapping[str, Any], text_column: str) -> Iterator[Row]:
     if _is_one_sample(columns.get("input_ids")) or isinstance(columns.get(text_column), str) or not columns:
         return iter([columns])
@@ -312,7 +324,7 @@ def _is_one_sample(ids: Any) -> bool:
     """Whether a column holds the ids of one sample, as tokenizer("a text") gives them."""
     if isinstance(ids, (np.ndarray, torch.Tensor)):
         return ids.ndim == 1 and len(ids) > 0 and ids.dtype != object
-    return isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)
+    return isinstance(ids, (list, tuple)) and bool(ids) and isinstance(ids[0], int)
 
 
 def _holds_ids(inputs: Any) -> bool:
@@ -325,8 +337,8 @@ def _holds_ids(inputs: Any) -> bool:
 class Encoder:
     """Turns samples into `Tokens` with a tokenizer; truncates only when asked.
 
-    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. What is changed
-    in a tokenizer later (added tokens, its truncation side) does not reach the encoders made of it before.
+    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. Once a
+    tokenizer has other tokens, or another truncation side, the encoders made of it before refuse to go on.
 
     Args:
         tokenizer: a Hugging Face tokenizer; None where all samples are token ids.

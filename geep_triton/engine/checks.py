@@ -40,7 +40,8 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     names = {str(name): index for name, index in label2id.items()}
     ids = {index: index for index in label2id.values()}
     unknown = []
-    for known, keys in ((names, [str(label) for label in labels]), (ids, labels)):
+    numbers = [label if isinstance(label, int) and not isinstance(label, bool) else repr(label) for label in labels]
+    for known, keys in ((names, [str(label) for label in labels]), (ids, numbers)):
         missing = [label for label in keys if label not in known]
         if not missing:
             return torch.tensor([known[key] for key in keys])

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from geep_triton.checks import shorten
-from geep_triton.data import Encoder, Row, check_columns, iter_samples
+from geep_triton.data import Encoder, Row, check_columns, check_rows, iter_samples
 from geep_triton.outputs import Tokens
 from geep_triton.warn import warn
 
@@ -18,10 +18,9 @@ def label_names(rows: Sequence[Row]) -> list[str]:
     """The distinct labels as names, sorted (numerically where all are integers).
 
     Raises:
-        ValueError: no rows, a row without a label, or fewer than two classes.
+        ValueError: no rows, a row without a label, or fewer than two classes. TypeError: no rows, but something else.
     """
-    if not len(rows):
-        raise ValueError("rows: expected at least one, got none")
+    check_rows(rows)
     names = {str(_label(row, index)) for index, row in enumerate(rows)}
     if len(names) < 2:
         raise ValueError(f"training needs at least two classes, got {sorted(names)}")
@@ -48,12 +47,11 @@ class TextDataset(Dataset):
 
     Raises:
         ValueError: no rows; a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder`
-            raises.
+            raises. TypeError: no rows, but something else.
     """
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
-        if not len(rows):
-            raise ValueError("rows: expected at least one, got none")
+        check_rows(rows)
         self.labels: list[int] | None = None if label2id is None else []
         for index, row in enumerate(rows if label2id is not None else ()):
             name = str(_label(row, index))
