@@ -106,6 +106,9 @@ class MultiExitBertConfig(BertConfig):
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
         check_temperatures(self.exit_temperatures, len(self.exit_layers))
         check_calibration(self.calibration)
+        for name in ("exit_policy", "skipping"):
+            if not isinstance(getattr(self, name), str | None):
+                raise TypeError(f"{name} must be a short form, such as 'full' or 'never', got {shorten(getattr(self, name))}")
         self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)

@@ -17,7 +17,6 @@ from geep_triton import Engine, build_exit_table
 from geep_triton.data import Encoder
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.outputs import Tokens
-from geep_triton.tokenizing import text_tokenizer
 from tests.conftest import WORDS
 
 SPECIAL = [("[CLS]", 2), ("[SEP]", 3)]
