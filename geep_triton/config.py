@@ -96,6 +96,9 @@ class MultiExitBertConfig(BertConfig):
         check_number("head_dropout", self.head_dropout, 0.0, 1.0)
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
         check_temperatures(self.exit_temperatures, len(self.exit_layers))
+        check_saved(self)
+        if self.pad_token_id is not None:
+            check_int("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
         self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
@@ -163,6 +166,20 @@ def check_layers(name: str, layers: list[int] | tuple[int, ...], num_layers: int
         check_int(f"each of {name}", layer, 1, num_layers)
     if len(set(layers)) != len(layers):
         raise ValueError(f"{name} must not repeat a layer, got {list(layers)}")
+
+
+def check_saved(config: MultiExitBertConfig) -> None:
+    """Raise unless what an engine keeps in the configuration is of the kind that it reads back."""
+    kinds = {"exit_policy": str, "skipping": str, "calibration": dict, "digests": dict}
+    for name, kind in kinds.items():
+        if not isinstance(value := getattr(config, name), kind | None):
+            raise TypeError(f"{name} must be a {kind.__name__} or None, got {shorten(value)}")
+    if config.calibration is not None:
+        match config.calibration.get("promise"):
+            case [str(), value]:
+                check_number("calibration's promise", value, 0.0)
+            case other:
+                raise ValueError(f"calibration must have a promise, its name and its value, got {shorten(other)}")
 
 
 def check_multiple(name: str, value: int, by_name: str, by: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, BertConfig, PretrainedConfig
 from transformers.utils import cached_file, logging
@@ -18,7 +20,16 @@ from geep_triton.config import MultiExitBertConfig, resolve_exit_layers
 from geep_triton.exits.table import ExitTable
 from geep_triton.exits.table_file import TABLE_FILE
 from geep_triton.labels import label_maps
-from geep_triton.modeling.weights import TABLE_DIGEST, check_digest, refuse_wrapped, weight_files, weights_digest_name
+from geep_triton.modeling.weights import (
+    CONFIG_DIGEST,
+    TABLE_DIGEST,
+    check_digest,
+    check_sizes,
+    refuse_wrapped,
+    settings_digest,
+    weight_files,
+    weights_digest_name,
+)
 from geep_triton.saving import finish_saving
 from geep_triton.tensor_files import refuse_pointer
 
@@ -73,17 +84,20 @@ def load_pretrained(
         _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
     config = _exit_config(original, overrides, classifier)
     keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
+    if keeps_shapes and files is not None:
+        check_sizes(source, files, config)
     try:
-        model, info = load(
-            source,
-            *model_args,
-            config=config,
-            ignore_mismatched_sizes=True,  # they are refused below, where it can be said which
-            key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
-            output_loading_info=True,
-            **hub,
-            **kwargs,
-        )
+        with _in_words(source):
+            model, info = load(
+                source,
+                *model_args,
+                config=config,
+                ignore_mismatched_sizes=True,  # they are refused below, where it can be said which
+                key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
+                output_loading_info=True,
+                **hub,
+                **kwargs,
+            )
     except SafetensorError as error:
         raise ValueError(f"{source}: damaged safetensors file: {error}") from error
     if info["mismatched_keys"] and keeps_shapes:
@@ -130,10 +144,25 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     else:
         # transformers' own BertConfig would let some of them overrule the others.
         label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
+    with _in_words(source, TypeError):
+        config = MODEL_TYPES[kind].from_dict(values)
+        config.to_dict()  # which fails where its dtype is none
+    digests = getattr(config, "digests", None) or {}
+    if digests.get(CONFIG_DIGEST, settings := settings_digest(values)) != settings:
+        logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
+    return config
+
+
+@contextmanager
+def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
+    """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
+    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
     try:
-        return MODEL_TYPES[kind].from_dict(values)
-    except (AttributeError, KeyError) as error:  # of values that transformers looks up before it checks them
-        raise ValueError(f"{source}: damaged configuration: {error}") from error
+        yield
+    except known as error:
+        raise ValueError(
+            f"{source}: damaged configuration, no model can be made of it: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _without_labels(values: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +270,7 @@ def _trained_exits(original: BertConfig, names: set[str] | None, classifier: boo
 def _trained_gates(original: BertConfig, names: set[str] | None) -> set[int]:
     """Layers whose gate the checkpoint must hold."""
     if names is not None and any(name.startswith("gates.") for name in names):
-        return set(original.skip_layers)
+        return set(getattr(original, "skip_layers", None) or ())
     return set()
 
 

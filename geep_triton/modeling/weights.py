@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,17 @@ EMBEDDINGS = "embeddings.word_embeddings.weight"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 TABLE_DIGEST = "exit_table"
+CONFIG_DIGEST = "config"
+TOKENIZER_DIGEST = "tokenizer"
+# What may differ between the configurations of two variants of one model.
+OF_A_VARIANT = ("digests", "dtype", "transformers_version")
+# By which fields of a configuration some weights have their shape: enough to notice sizes that they are not of.
+SIZES = {
+    EMBEDDINGS: ("vocab_size", "hidden_size"),
+    "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
+    "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
+    "encoder.layer.0.intermediate.dense.weight": ("intermediate_size", "hidden_size"),
+}
 
 
 def weights_name(variant: str | None) -> str:
@@ -96,6 +108,34 @@ def refuse_wrapped(source: str | os.PathLike, names: set[str]) -> None:
                 f"{' and '.join(origins) or 'another model'} around the BERT. Save the model inside, or rename them: "
                 f"{{name.removeprefix({prefix!r}): tensor for name, tensor in state_dict.items()}}"
             )
+
+
+def settings_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over what config.json says, but for what differs between variants."""
+    settings = {name: value for name, value in values.items() if name not in OF_A_VARIANT}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: Any) -> None:
+    """Raise ValueError where a configuration's sizes are not the weights', before memory is taken for them.
+
+    Args:
+        source: named in errors.
+        files: of `weight_files`.
+        config: of a BERT.
+    """
+    for suffix, fields in SIZES.items():
+        for name in (suffix, f"bert.{suffix}"):
+            if name not in files:
+                continue
+            with open_tensors(files[name]) as file:
+                there = tuple(file.get_slice(name).get_shape())
+            here = tuple(getattr(config, field) for field in fields)
+            if there != here:
+                said = ", ".join(fields)
+                raise ValueError(
+                    f"{source}: tensors of another shape than the configuration says: {name} {there}, not {here} ({said})"
+                )
 
 
 def check_digest(
