@@ -20,7 +20,7 @@ def shorten(value: Any, limit: int = 80) -> str:
 
 def check_choice(name: str, value: Any, known: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"unknown {name} {shorten(value)}; known: {', '.join(sorted(known))}")
 
 
@@ -45,6 +45,12 @@ def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: flo
         raise TypeError(f"{name} must be a number, got {shorten(value)} of type {type(value).__name__}")
     if not minimum <= value <= maximum:
         raise ValueError(f"{name} must be between {minimum} and {maximum}, got {value}")
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise TypeError unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {shorten(value)} of type {type(value).__name__}")
 
 
 def check_tensor(name: str, value: Any, ndim: int, dtype: torch.dtype | None = None) -> None:

@@ -80,9 +80,11 @@ class MultiExitBertConfig(BertConfig):
         # Before transformers, which lets a number of labels overrule their names.
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
+            check_int(name, getattr(self, name), 1)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
-        self.last_head = self.last_head or self.head
-        self.last_pooling = self.last_pooling or self.pooling
+        self.last_head = self.head if self.last_head is None else self.last_head
+        self.last_pooling = self.pooling if self.last_pooling is None else self.last_pooling
         for name, value, known in (
             ("head", self.head, HEADS),
             ("last_head", self.last_head, HEADS),

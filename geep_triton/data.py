@@ -174,6 +174,8 @@ def read_rows(source: str | os.PathLike, split: str = "train", required: Sequenc
         ImportError: a hub id where the package datasets is not installed.
     """
     path = Path(source)
+    if not str(source).strip():
+        raise ValueError(f"source must be a file or the id of a data set, got {source!r}")
     reader = READERS.get(path.suffix.lower())
     if reader is None and not path.is_file():
         return _read_hub(str(source), split, required)

@@ -1,4 +1,5 @@
-"""Saves that are killed: run in a process of its own, since a fork keeps no other threads than its own.
+"""Saves that are killed: at every change to files, and KILLS times after START + k STEP seconds, whatever is done then; a
+longer campaign is `python -m bench.faults`. In a process of its own, since a fork keeps no other threads than its own.
 
 python -m tests.killed_saves FOLDER
 """
@@ -22,6 +23,8 @@ from geep_triton import Engine
 from geep_triton.saving import PARTIAL, WHOLE
 from tests.saved_pair import FILES, make_engines, which
 
+KILLS = 25
+START, STEP = 0.05, 0.004
 PATIENCE = 20.0  # seconds for a save that takes a fraction of one
 MOST_STUCK = 4
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -100,12 +103,12 @@ def at_any_time(engines: list[Engine], folder: Path) -> None:
             for engine in reversed(engines):
                 engine.save_pretrained(folder)
 
-    for seed in range(25):
+    for kill in range(KILLS):
         child = in_child(save)
-        time.sleep(0.05 + 0.004 * seed)
+        time.sleep(START + STEP * kill)
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        assert which(folder, engines) in ("AAA", "BBB"), seed
+        assert which(folder, engines) in ("AAA", "BBB"), kill
     assert len(list(folder.glob(f"{PARTIAL}*"))) <= 1
 
 

@@ -129,6 +129,7 @@ def test_settings_that_were_changed_by_hand_are_taken_aloud(folder, texts, caplo
     assert "was changed since it was saved" not in caplog.text
     change(folder / "config.json", transformers_version="0")
     Engine.from_pretrained(folder)
+    MultiExitBert.from_pretrained(folder, exit_layers=[2, 4], id2label={0: "a", 1: "b", 2: "c"}, label2id=None)
     assert "was changed since it was saved" not in caplog.text
     change(folder / "config.json", pooling="cls", last_pooling="cls")
     found = Engine.from_pretrained(folder).predict(texts)

@@ -53,7 +53,7 @@ class Part:
     patience: float = 60.0
 
 
-def run_part(part: Part, seed: int, seconds: float, cases: int | None = None) -> dict[str, Any]:
+def run_part(part: Part, seed: int, seconds: float, cases: int | None = None, until_failure: bool = False) -> dict[str, Any]:
     """Run the cases of the seeds `seed`, `seed + 1`, ... until time or their number is over.
 
     Args:
@@ -61,19 +61,27 @@ def run_part(part: Part, seed: int, seconds: float, cases: int | None = None) ->
         seed: of the first case.
         seconds: until no further case begins.
         cases: most of them; None: as many as there is time for.
+        until_failure: no further case after one that failed.
 
     Returns:
         cases tried, the first seed and the last, seconds, counts by kind, and the failures, each with its seed and its words.
     """
     began, tried, counts, failures = time.monotonic(), 0, Counter(), []
-    while (cases is None or tried < cases) and (tried == 0 or time.monotonic() - began < seconds):
+
+    def goes_on() -> bool:
+        more = cases is None or tried < cases
+        return more and (tried == 0 or time.monotonic() - began < seconds) and not (until_failure and failures)
+
+    while goes_on():
         with tempfile.TemporaryDirectory(prefix="faults.") as folder:
             worker = _Worker(part, Path(folder), seed + tried)
             if (broken := worker.prepared()) is not None:
                 raise RuntimeError(f"{part.name}: {broken}")
-            while (cases is None or tried < cases) and (tried == 0 or time.monotonic() - began < seconds):
+            while goes_on():
                 found, alive = worker.next()
-                failures += [{"seed": seed + tried, "fault": words} for words in found.faults]
+                if found.faults:
+                    more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
+                    failures.append({"seed": seed + tried, "fault": f"{found.faults[0]}{more}"})
                 counts += found.counts
                 tried += 1
                 if not alive:

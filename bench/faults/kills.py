@@ -107,7 +107,7 @@ def _save_over(made: Made, folder: Path, random_: random.Random, outcome: Outcom
                 made.engines[name].save_pretrained(folder / "model")
 
     ended = run_killed(save, random_, 30, 0.3 if loop else 0.06, folder / "log")
-    outcome.counts["saves that ended before"] += ended
+    outcome.counts["kills"] += not ended
     found = whole(folder / "model", {name: made.engines[name] for name in names})
     if found not in names or (ended and found != second):
         outcome.faults.append(f"{second} over {first}, killed: what loads is {found}")
@@ -140,6 +140,7 @@ def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome
     for _ in range(random_.randint(1, KILLS)):
         if run_killed(lambda: _train(made.rows, folder / "training"), random_, 150, 1.0, folder / "log"):
             break
+        outcome.counts["kills"] += 1
         if (found := last_whole_checkpoint(folder / "training")) is not None:
             MultiExitBert.from_pretrained(found)
     else:
@@ -164,6 +165,7 @@ def _prediction(made: Made, folder: Path, random_: random.Random, outcome: Outco
     for _ in range(random_.randint(1, KILLS)):
         if run_killed(lambda: _predict(made, output), random_, 70, 0.5, folder / "log"):
             break
+        outcome.counts["kills"] += 1
         if output.exists() and output.read_bytes() != made.output:
             outcome.faults.append("predict.py, killed: its output is there, and is not whole")
     else:

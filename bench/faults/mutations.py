@@ -1,6 +1,6 @@
 """Damage to a file of a saved model: it is refused in words, or without effect, never another answer.
 
-A third of the damage is to bytes anywhere in a file (flipped, zeroed, cut, doubled, removed, put in, the whole file gone, empty
+Some of the damage is to bytes anywhere in a file (flipped, zeroed, cut, doubled, removed, put in, the whole file gone, empty
 or another model's), the rest to a value of a JSON file or of a safetensors header. config.json may also be changed on purpose:
 other settings that a model can have are taken, but aloud.
 """
@@ -116,7 +116,7 @@ def damage(folder: Path, others: list[Path], random_: random.Random) -> str:
         there = [other / path.name for other in others if (other / path.name).is_file()]
         path.write_bytes(random_.choice(there).read_bytes() if there else b"")
         return f"{path.name} of another model"
-    if kind < 0.35:
+    if kind < 0.45:
         data, change = bytearray(whole), random_.choice(BYTES)
         header = 8 + int.from_bytes(whole[:8], "little") if path.suffix == ".safetensors" else len(whole)
         at = random_.randrange(random_.choice([header, len(whole)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     ids = {index: index for index in label2id.values()}
     unknown = []
     for known, keys in ((names, [str(label) for label in labels]), (ids, labels)):
-        missing = [label for label in keys if label not in known]
+        missing = [label for label in keys if not isinstance(label, Hashable) or label not in known]
         if not missing:
             return torch.tensor([known[key] for key in keys])
         unknown.append(missing[0])

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from geep_triton.batching import BATCH_COST, schedule
-from geep_triton.checks import check_bool, check_int, check_number
+from geep_triton.checks import check_bool, check_int, check_kind, check_number
 from geep_triton.config import check_temperatures
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
@@ -142,6 +142,7 @@ class Engine:
     ) -> None:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
+        check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
         on_gpu = model.device.type == "cuda"
         prefetch = on_gpu if prefetch is None else prefetch
         flags = {
@@ -492,7 +493,8 @@ class Engine:
 
     def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float]]:
         """(tokens, index of the first sample, seconds taken to tokenize) per window."""
-        total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) else None
+        known = isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) and getattr(inputs, "ndim", 1) > 0
+        total = len(inputs) if known else None
         samples, first, warned = iter_samples(inputs, self.text_column, self.pair_column), 0, False
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:

@@ -139,6 +139,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise ValueError(f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {kind!r}")
+    settings = settings_digest(values)
     if any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)
     else:
@@ -148,7 +149,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         config = MODEL_TYPES[kind].from_dict(values)
         config.to_dict()  # which fails where its dtype is none
     digests = getattr(config, "digests", None) or {}
-    if digests.get(CONFIG_DIGEST, settings := settings_digest(values)) != settings:
+    if digests.get(CONFIG_DIGEST, settings) != settings:
         logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
     return config
 

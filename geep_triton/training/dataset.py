@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from geep_triton.checks import shorten
+from geep_triton.checks import check_int, check_kind, shorten
 from geep_triton.data import Encoder, Row, check_columns, iter_samples
 from geep_triton.outputs import Tokens
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raise TypeError unless rows can be counted and read by their number, ValueError where there are none."""
+    if isinstance(rows, (str, bytes, Mapping, Set)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise TypeError(f"rows must be a list or a data set of rows, got {shorten(rows)} of type {type(rows).__name__}")
+    if not len(rows):
+        raise ValueError("rows: expected at least one, got none")
 
 
 def label_names(rows: Sequence[Row]) -> list[str]:
@@ -19,8 +27,7 @@ def label_names(rows: Sequence[Row]) -> list[str]:
     Raises:
         ValueError: no rows, a row without a label, or fewer than two classes.
     """
-    if not len(rows):
-        raise ValueError("rows: expected at least one, got none")
+    check_rows(rows)
     names = {str(_label(row, index)) for index, row in enumerate(rows)}
     if len(names) < 2:
         raise ValueError(f"training needs at least two classes, got {sorted(names)}")
@@ -28,6 +35,7 @@ def label_names(rows: Sequence[Row]) -> list[str]:
 
 
 def _label(row: Row, index: int) -> Any:
+    check_kind(f"row {index}", row, Mapping)
     check_columns(row, ("label",))
     if row["label"] is None or row["label"] == "":
         raise ValueError(f"row {index} has no label")
@@ -51,8 +59,11 @@ class TextDataset(Dataset):
     """
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
-        if not len(rows):
-            raise ValueError("rows: expected at least one, got none")
+        check_rows(rows)
+        check_kind("encoder", encoder, Encoder)
+        check_int("window", window, 1)
+        if label2id is not None:
+            check_kind("label2id", label2id, Mapping)
         self.labels: list[int] | None = None if label2id is None else []
         for index, row in enumerate(rows if label2id is not None else ()):
             name = str(_label(row, index))
