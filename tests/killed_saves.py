@@ -24,7 +24,8 @@ from geep_triton.saving import PARTIAL, WHOLE
 from tests.saved_pair import FILES, make_engines, which
 
 KILLS = 25
-START, STEP = 0.05, 0.004
+START = 0.05
+STEP = 0.004
 PATIENCE = 20.0  # seconds for a save that takes a fraction of one
 MOST_STUCK = 4
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}

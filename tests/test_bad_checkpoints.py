@@ -207,7 +207,9 @@ def test_a_shard_that_is_not_there(sharded):
         MultiExitBert.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"weight_map": []}', '{"weight_map": {"a": null}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"weight_map": []}', '{"weight_map": {"a": null}}', '{"metadata": 3}', "[" * 100_000]
+)
 def test_a_damaged_index(sharded, text):
     folder = sharded(lambda shards: None)
     (folder / "model.safetensors.index.json").write_text(text)

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,27 @@ from bench.faults.planted import PLANTS
 PARTS: dict[str, Part] = {part.name: part for part in (streams.PART, kills.PART, mutations.PART, inputs.PART)}
 
 
-def run(names: list[str], seed: int, minutes: float, cases: int | None = None, until_failure: bool = False) -> dict[str, Any]:
-    """Run the parts one after another, each for as much of the time that is left as of the parts that are left."""
+def cases_of(text: str) -> tuple[str | None, int]:
+    """Of `--cases`: a number for all parts, or PART=NUMBER."""
+    name, _, count = text.rpartition("=")
+    if (name and name not in PARTS) or not count.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, or one of {', '.join(PARTS)}, = and a number, got {text!r}")
+    return name or None, int(count)
+
+
+def run(
+    names: list[str], seed: int, minutes: float, cases: Mapping[str | None, int], until_failure: bool = False
+) -> dict[str, Any]:
+    """Run the parts one after another, each for as much of the time that is left as of the parts that are left.
+
+    `cases` are most of a part, or, under None, of those that are not named.
+    """
     end, parts = time.monotonic() + 60 * minutes, {}
     for done, name in enumerate(names):
         seconds = (end - time.monotonic()) / (len(names) - done)
-        parts[name] = {"tries": PARTS[name].tries} | run_part(PARTS[name], seed, seconds, cases, until_failure)
+        parts[name] = {"tries": PARTS[name].tries} | run_part(
+            PARTS[name], seed, seconds, cases.get(name, cases.get(None)), until_failure
+        )
         print(f"{name}: {parts[name]['cases']} cases, {len(parts[name]['failures'])} failures", flush=True)
         for failure in parts[name]["failures"]:
             again = f"python -m bench.faults --only {name} --seed {failure['seed']} --cases 1"
@@ -53,7 +69,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=20.0, help="for all parts together")
     parser.add_argument("--seed", type=int, default=0, help="of each part's first case; the next has the next seed")
-    parser.add_argument("--cases", type=int, help="most cases of each part (default: as many as there is time for)")
+    parser.add_argument(
+        "--cases", type=cases_of, nargs="+", default=[], metavar="[PART=]N",
+        help="most cases of each part, or of one (default: as many as there is time for)",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts")
     parser.add_argument("--planted", action="store_true", help="plant a fault in each part, which ends once it has seen it")
     parser.add_argument("--output", type=Path, help="for the result (default: bench/results/faults.json, if all ran)")
@@ -72,8 +91,8 @@ def main() -> None:
     for name in arguments.only if arguments.planted else ():
         PLANTS[name]()
     began = time.monotonic()
-    parts = run(arguments.only, arguments.seed, arguments.minutes, arguments.cases, arguments.planted)
-    whole = arguments.only == list(PARTS) and arguments.cases is None and not arguments.planted
+    parts = run(arguments.only, arguments.seed, arguments.minutes, dict(arguments.cases), arguments.planted)
+    whole = arguments.only == list(PARTS) and not arguments.cases and not arguments.planted
     output = arguments.output or (RESULTS / "faults.json" if whole else None)
     if output is not None:
         result = {

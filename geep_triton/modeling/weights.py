@@ -79,7 +79,10 @@ def weight_files(
 def _indexed(index: Path, find: Callable[[str], str | os.PathLike | None]) -> dict[str, str]:
     refuse_pointer(index)
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(content.get("metadata", {}), dict):
+            raise ValueError(f"its metadata must be a mapping, got {shorten(content['metadata'])}")
+        shards = content["weight_map"]
         names = sorted(set(shards.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: damaged index, expected a weight_map from tensors to files: {shorten(error)}") from error
