@@ -10,7 +10,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from bench import report_gpu, report_ops, report_pipeline, report_policies, report_skipping
+from bench import report_faults, report_gpu, report_ops, report_pipeline, report_policies, report_skipping
 from bench.environment import RESULTS, ROOT
 from bench.experiments import report as report_experiments
 from bench.report_policies import families, promises, setting, speed_up, spread, token_budgets
@@ -106,6 +106,7 @@ def pages() -> dict[Path, str]:
         folder / "PIPELINE.md": report_pipeline.page(),
         folder / "SKIPPING.md": report_skipping.page(),
         folder / "EXPERIMENTS.md": report_experiments.page(),
+        folder / "FAULTS.md": report_faults.page(),
     }
 
 

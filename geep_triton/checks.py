@@ -47,6 +47,12 @@ def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: flo
         raise ValueError(f"{name} must be between {minimum} and {maximum}, got {value}")
 
 
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise TypeError unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {shorten(value)} of type {type(value).__name__}")
+
+
 def check_tensor(name: str, value: Any, ndim: int, dtype: torch.dtype | None = None) -> None:
     """Raise TypeError unless `value` is a tensor (of `dtype`, where given), ValueError unless it has `ndim` dimensions."""
     if not isinstance(value, torch.Tensor):

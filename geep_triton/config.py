@@ -90,8 +90,8 @@ class MultiExitBertConfig(BertConfig):
         super().__post_init__(**kwargs)
         check_bert(self)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
-        self.last_head = self.last_head or self.head
-        self.last_pooling = self.last_pooling or self.pooling
+        self.last_head = self.head if self.last_head is None else self.last_head
+        self.last_pooling = self.pooling if self.last_pooling is None else self.last_pooling
         for name, value, known in (
             ("head", self.head, HEADS),
             ("last_head", self.last_head, HEADS),
@@ -105,10 +105,7 @@ class MultiExitBertConfig(BertConfig):
         check_number("head_dropout", self.head_dropout, 0.0, 1.0)
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
         check_temperatures(self.exit_temperatures, len(self.exit_layers))
-        check_calibration(self.calibration)
-        for name in ("exit_policy", "skipping"):
-            if not isinstance(getattr(self, name), str | None):
-                raise TypeError(f"{name} must be a short form, such as 'full' or 'never', got {shorten(getattr(self, name))}")
+        check_saved(self)
         self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
@@ -196,6 +193,15 @@ def check_layers(name: str, layers: list[int] | tuple[int, ...], num_layers: int
         check_int(f"each of {name}", layer, 1, num_layers)
     if len(set(layers)) != len(layers):
         raise ValueError(f"{name} must not repeat a layer, got {list(layers)}")
+
+
+def check_saved(config: MultiExitBertConfig) -> None:
+    """Raise unless what an engine keeps in the configuration is of the kind that it reads back."""
+    kinds = {"exit_policy": str, "skipping": str, "calibration": dict, "digests": dict}
+    for name, kind in kinds.items():
+        if not isinstance(value := getattr(config, name), kind | None):
+            raise TypeError(f"{name} must be a {kind.__name__} or None, got {shorten(value)}")
+    check_calibration(config.calibration)
 
 
 def check_multiple(name: str, value: int, by_name: str, by: int) -> None:

@@ -179,6 +179,8 @@ def read_rows(source: str | os.PathLike, split: str = "train", required: Sequenc
         ImportError: a hub id where the package datasets is not installed.
     """
     path = Path(source)
+    if not str(source).strip():
+        raise ValueError(f"source must be a file or the id of a data set, got {source!r}")
     reader = READERS.get(path.suffix.lower())
     if reader is None and not path.is_file():
         return _read_hub(str(source), split, required)
@@ -286,7 +288,7 @@ def check_no_bare_pair(inputs: Any) -> None:
 
 def check_rows(rows: Any) -> None:
     """Raise TypeError unless these are rows that can be counted and read more than once, ValueError where there are none."""
-    if isinstance(rows, (str, bytes, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+    if isinstance(rows, (str, bytes, Mapping, Set)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
         raise TypeError(
             f"rows must be a list of rows (mappings with text and label), got {shorten(rows)} of type {type(rows).__name__}"
         )

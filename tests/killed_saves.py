@@ -1,6 +1,7 @@
-"""Saves that are killed: run in a process of its own, since a fork keeps no other threads than its own.
+"""Saves that are killed: at every change to files, and KILLS times after START + k STEP seconds, whatever is done then; a
+longer campaign is `python -m bench.faults`. In a process of its own, since a fork keeps no other threads than its own.
 
-python -m tests.killed_saves FOLDER: tries every change to files, and 25 moments (SEEDS).
+python -m tests.killed_saves FOLDER: tries every change to files, and KILLS moments.
 python -m tests.killed_saves FOLDER --on-and-on: saves one over the other until it is killed.
 """
 
@@ -23,9 +24,12 @@ from geep_triton import Engine
 from geep_triton.saving import PARTIAL, WHOLE
 from tests.saved_pair import FILES, make_engines, which
 
+KILLS = 25
+START = 0.05
+STEP = 0.004
 PATIENCE = 20.0  # seconds for a save that takes a fraction of one
 MOST_STUCK = 4
-SEEDS = 25
+
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
 
@@ -104,12 +108,12 @@ def on_and_on(engines: list[Engine], folder: Path) -> None:
 def at_any_time(engines: list[Engine], folder: Path) -> None:
     """As above, by SIGKILL while one model is saved over the other again and again."""
 
-    for seed in range(SEEDS):
+    for kill in range(KILLS):
         child = in_child(lambda: on_and_on(engines, folder))
-        time.sleep(0.05 + 0.004 * seed)
+        time.sleep(START + STEP * kill)
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        assert which(folder, engines) in ("AAA", "BBB"), seed
+        assert which(folder, engines) in ("AAA", "BBB"), kill
     assert len(list(folder.glob(f"{PARTIAL}*"))) <= 1
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizer
 
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
 from tests.conftest import tiny_config
@@ -94,6 +94,99 @@ def test_damaged_configurations(folder, text):
         MultiExitBert.from_pretrained(folder)
 
 
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dtype", float("inf")), ("dtype", 3), ("hidden_act", "nothing"), ("hidden_size", "x"), ("hidden_size", None),
+        ("hidden_dropout_prob", None), ("num_attention_heads", 0), ("layer_norm_eps", {}), ("head_attention_heads", []),
+        ("skip_gate_bias", [[]]), ("pad_token_id", 10**9), ("pad_token_id", -1), ("digests", 3), ("digests", ["x"]),
+        ("calibration", 3), ("calibration", {"x": 1}), ("calibration", {"promise": ["agreement"]}), ("exit_policy", 3),
+        ("skipping", -1), ("add_cross_attention", "x"), ("num_hidden_layers", 10**9), ("exit_layers", {}),
+    ],
+)  # fmt: skip
+def test_values_of_which_no_model_can_be_made(folder, name, value):
+    change(folder / "config.json", **{name: value})
+    with pytest.raises(ValueError, match=rf"{name}|promise|damaged configuration|exit_layers"):
+        Engine.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "vocab_size", "max_position_embeddings", "intermediate_size", "type_vocab_size"]
+)
+def test_sizes_are_refused_before_memory_is_taken(folder, name):
+    for value, message in ((1 << 14, "tensors of another shape than the configuration says: .*"), (1 << 40, "")):
+        change(folder / "config.json", **{name: value})
+        with pytest.raises(ValueError, match=f"{message}{name}"):
+            MultiExitBert.from_pretrained(folder)
+
+
+def test_weights_with_gates_beside_a_configuration_without(folder, make_model, tmp_path):
+    make_model(skip_gate="mean").save_pretrained(tmp_path / "gated")
+    shutil.copy(tmp_path / "gated" / "model.safetensors", folder)
+    with pytest.raises(ValueError, match="config.json was saved with other weights"):
+        MultiExitBert.from_pretrained(folder)
+
+
+def test_settings_that_were_changed_by_hand_are_taken_aloud(folder, texts, caplog):
+    expected = Engine.from_pretrained(folder).predict(texts)
+    assert "was changed since it was saved" not in caplog.text
+    change(folder / "config.json", transformers_version="0")
+    Engine.from_pretrained(folder)
+    MultiExitBert.from_pretrained(folder, exit_layers=[2, 4], id2label={0: "a", 1: "b", 2: "c"}, label2id=None)
+    assert "was changed since it was saved" not in caplog.text
+    change(folder / "config.json", pooling="cls", last_pooling="cls")
+    found = Engine.from_pretrained(folder).predict(texts)
+    assert not torch.allclose(found.logits, expected.logits)
+    assert "config.json was changed since it was saved with these weights; it is taken as it is now" in caplog.text
+
+
+def test_another_tokenizer_than_the_model_was_saved_with(folder, model, tokenizer, texts, tmp_path):
+    words = list(tokenizer.get_vocab())
+    words[10], words[11] = words[11], words[10]
+    other = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    other.save_pretrained(folder)
+    with pytest.raises(ValueError, match="the model was saved with another tokenizer than the one that is there"):
+        Engine.from_pretrained(folder)
+    Engine(MultiExitBert.from_pretrained(folder), other).predict(texts)  # as the error says
+    Engine(model, other).save_pretrained(folder)
+    Engine.from_pretrained(folder).predict(texts)
+    model.save_pretrained(tmp_path / "apart")
+    other.save_pretrained(tmp_path / "apart")
+    Engine.from_pretrained(tmp_path / "apart").predict(texts)  # nothing tells which tokenizer it should be
+
+
+def damaged_tokenizer(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("tokenizer.json", lambda t: t.update(truncation={})),
+        ("tokenizer.json", lambda t: t["pre_tokenizer"].pop("type")),
+        ("tokenizer.json", lambda t: t["decoder"].update(cleanup={})),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update(good=[1])),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update(good=999)),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].pop("good")),
+        ("tokenizer_config.json", lambda t: t.update(do_lower_case=None)),
+        ("tokenizer_config.json", lambda t: t.update(cls_token=[])),
+        ("tokenizer_config.json", lambda t: t.update(unk_token="0")),
+        ("tokenizer_config.json", lambda t: t.update(model_max_length="../x")),
+        ("tokenizer_config.json", lambda t: t.update(model_max_length=-1)),
+    ],
+)
+def test_damaged_tokenizers(folder, name, damage):
+    damaged_tokenizer(folder / name, damage)
+    with pytest.raises(ValueError, match="no tokenizer that loads|was saved with another tokenizer"):
+        Engine.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     "shard", ["../x.safetensors", "/tmp/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "x.bin", 7]
 )
@@ -121,7 +214,9 @@ def test_a_shard_that_is_not_there(sharded):
         MultiExitBert.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"weight_map": []}', '{"weight_map": {"a": null}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"weight_map": []}', '{"weight_map": {"a": null}}', '{"metadata": 3}', "[" * 100_000]
+)
 def test_a_damaged_index(sharded, text):
     folder = sharded(lambda shards: None)
     (folder / "model.safetensors.index.json").write_text(text)

@@ -18,6 +18,8 @@ import pytest
 from geep_triton import resumable
 from geep_triton.resumable import InputChanged, InputFile, ResumableFile
 
+SEED = 0  # of the moments at which a run is killed
+KILLS = 60  # at most
 RUN = {"policy": "full", "input_sha256": "abc"}
 LINES = [json.dumps({"line": number, "text": "é" * (number % 7)}) + "\n" for number in range(60)]
 
@@ -91,8 +93,8 @@ def test_kills_at_any_moment_lose_and_double_nothing(output, tmp_path_factory):
     many = [f'{{"line": {number}}}\n' for number in range(6000)]
     source = tmp_path_factory.mktemp("lines") / "lines.json"
     source.write_text(json.dumps(many))
-    generator, starts = random.Random(0), []
-    for _ in range(60):
+    generator, starts = random.Random(SEED), []
+    for _ in range(KILLS):
         process = worker(output, source)
         starts.append(process.stdout.readline().split(maxsplit=1))
         time.sleep(generator.uniform(0, 0.03))

@@ -17,6 +17,9 @@ from geep_triton.exits.table_file import TABLE_FILE
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.outputs import Tokens
 
+SEED = 0  # of the places and bits that are flipped
+FLIPS = (250, 60)  # in the header, in the tensors
+
 
 @pytest.fixture(scope="module")
 def table() -> ExitTable:
@@ -179,8 +182,10 @@ def test_flipped_and_missing_bytes_anywhere(table, tmp_path):
     path = tmp_path / TABLE_FILE
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    generator = random.Random(0)
-    places = [*range(8), *generator.sample(range(8, header), 250), *generator.sample(range(header, len(whole)), 60)]
+    generator = random.Random(SEED)
+    in_header, in_tensors = FLIPS
+    places = [*generator.sample(range(8, header), in_header), *generator.sample(range(header, len(whole)), in_tensors)]
+    places = [*range(8), *places]
     refused = 0
     for place in places:
         damaged = bytearray(whole)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_number
+from geep_triton.checks import check_int, check_number
 from geep_triton.exits.guarantees import binomial_interval
 from geep_triton.warn import warn
 
@@ -55,6 +55,8 @@ class Audit:
             check_number("promised", promised, 0.0, 1.0)
             if promised == 0:
                 raise ValueError("promised must be above 0, got 0")
+        if seed is not None:
+            check_int("seed", seed, -(2**63), 2**63 - 1)
         self.rate = rate
         self.promised = promised
         self.confidence = confidence

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from geep_triton.checks import check_bool, check_kind
 from geep_triton.engine.engine import Engine
 from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
@@ -58,6 +59,10 @@ def build_exit_table(
         ValueError: a regression model, skips of a model without gates, settings out of range, and all that `Engine.predict`
             raises.
     """
+    check_kind("model", model, MultiExitBert)
+    flags = {"learn_agreement": learn_agreement, "learn_exits": learn_exits, "learn_skips": learn_skips}
+    for name, value in (flags | {"save_records": save_records}).items():
+        check_bool(name, value)
     settings = TableSettings(threshold, ngram, smoothing, reduction)
     if learn_skips and not len(model.gates):
         raise ValueError(f"learn_skips: {NO_GATES}")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from geep_triton.batching import BATCH_COST, schedule
-from geep_triton.checks import check_bool, check_int
+from geep_triton.checks import check_bool, check_int, check_kind, check_number
 from geep_triton.config import check_temperatures
 from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
@@ -38,6 +38,7 @@ from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
 from geep_triton.engine.weight_watch import WeightWatch
 from geep_triton.engine.windows import Window, one_ahead
+from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.exits.temperature import TemperatureFit
 from geep_triton.modeling.attention import attention_kernels
 from geep_triton.modeling.compiled import compile_layers
@@ -46,9 +47,11 @@ from geep_triton.modeling.lean import lean, replace_layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.packed import pack_layers
 from geep_triton.modeling.precision import HALF, dtype_name, in_dtype, with_few_row_counts
+from geep_triton.modeling.storing import add_digest
 from geep_triton.modeling.varlen import varlen_layers
+from geep_triton.modeling.weights import TOKENIZER_DIGEST
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
-from geep_triton.saving import reading, replacing
+from geep_triton.saving import reading, replacing, saved_digests
 from geep_triton.warn import warn
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -139,6 +142,7 @@ class Engine:
     ) -> None:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
+        check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
         on_gpu = model.device.type == "cuda"
         prefetch = on_gpu if prefetch is None else prefetch
         flags = {
@@ -273,11 +277,21 @@ class Engine:
             model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
-            except (OSError, ValueError) as error:
+                check_number("its model_max_length", tokenizer.model_max_length, 3)
+                expected = saved_digests(pretrained_model_name_or_path).get(TOKENIZER_DIGEST)
+                same = expected is None or expected == tokenizer_fingerprint(tokenizer)
+            except Exception as error:  # of a damaged file the package tokenizers raises no other class
                 raise ValueError(
                     f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
-                    "(tokenizer.save_pretrained, or engine.save_pretrained, which saves both)"
+                    "(tokenizer.save_pretrained, or engine.save_pretrained, which saves both). "
+                    f"{type(error).__name__}: {error}"
                 ) from error
+        if not same:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the model was saved with another tokenizer than the one that is there, or "
+                "that one is damaged: save both again (engine.save_pretrained). If it was changed on purpose, make the engine "
+                "of both yourself: Engine(model, tokenizer, ...)"
+            )
         return cls(model, tokenizer, policy, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
@@ -288,6 +302,7 @@ class Engine:
         with replacing(save_directory) as new:
             self.model.save_into(new)
             self.tokenizer.save_pretrained(new.path)
+            add_digest(new.path, TOKENIZER_DIGEST, tokenizer_fingerprint(self.tokenizer))
 
     def with_policy(self, policy: str | Policy) -> Engine:
         """An engine for the same model and settings under another policy."""
@@ -489,7 +504,8 @@ class Engine:
 
         This may run in a thread of its own, where no warning would find the user's line.
         """
-        total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) else None
+        known = isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) and getattr(inputs, "ndim", 1) > 0
+        total = len(inputs) if known else None
         samples, first, padding = iter_samples(inputs, self.text_column, self.pair_column), 0, None
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:

@@ -351,6 +351,8 @@ def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[in
     early = model.config.exit_layers[:-1]
     if layers is None:
         return early
+    if not isinstance(layers, (list, tuple)):
+        raise TypeError(f"layers must be a list of ints, got {shorten(layers)} of type {type(layers).__name__}")
     if not layers or list(layers) != [layer for layer in early if layer in layers]:
         raise ValueError(f"layers must be some of this model's early exits {early}, ascending, got {list(layers)}")
     return list(layers)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from geep_triton.checks import check_choice, check_int, check_number, check_tensor
-from geep_triton.evaluation.predictor import spearman
+from geep_triton.checks import check_choice, check_int, check_kind, check_number, check_tensor, shorten
+from geep_triton.evaluation.predictor import ascending_layers, check_pair, spearman
 
 Metric = Callable[[torch.Tensor, torch.Tensor], float]
 
@@ -59,6 +59,7 @@ def matthews(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 def pearson(scores: torch.Tensor, targets: torch.Tensor) -> float:
     """Pearson's correlation of [N] scores and [N] targets; NaN where either is constant."""
+    check_pair("scores", scores, "targets", targets)
     pair = torch.stack([scores.double(), targets.double()])
     return float("nan") if (pair.std(dim=1) == 0).any() else float(torch.corrcoef(pair)[0, 1])
 
@@ -99,6 +100,11 @@ def ranking(scores: torch.Tensor, labels: torch.Tensor, questions: Sequence[Hash
     """
     check_tensor("scores", scores, 1)
     check_tensor("labels", labels, 1, torch.int64)
+    if not (hasattr(questions, "__len__") and hasattr(questions, "__iter__")):
+        raise TypeError(f"questions must be a list, got {shorten(questions)} of type {type(questions).__name__}")
+    for question in questions:
+        if not isinstance(question, Hashable):
+            raise TypeError(f"each of questions must be hashable, got {shorten(question)}")
     if not len(scores) == len(labels) == len(questions):
         raise ValueError(f"scores, labels and questions must be as many, got {len(scores)}, {len(labels)}, {len(questions)}")
     if not ((labels == 0) | (labels == 1)).all():
@@ -136,6 +142,7 @@ def per_exit(metric: str, exit_logits: torch.Tensor, labels: torch.Tensor) -> li
     """
     check_choice("metric", metric, CLASS_METRICS | SCORE_METRICS)
     check_tensor("exit_logits", exit_logits, 3)
+    check_tensor("labels", labels, 1)
     if not len(exit_logits) or len(exit_logits) != len(labels):
         raise ValueError(f"labels must be as many as samples, at least one, got {len(labels)} for {len(exit_logits)}")
     if (exit_logits.shape[-1] == 1) != (metric in SCORE_METRICS):
@@ -158,6 +165,11 @@ def area_over_depth(values: Sequence[float], exit_layers: Sequence[int]) -> floa
     Raises:
         ValueError: lengths that differ, or none.
     """
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"values must be a list of numbers, got {shorten(values)} of type {type(values).__name__}")
+    for value in values:
+        check_number("each of values", value)
+    exit_layers = ascending_layers(exit_layers, len(exit_layers) if isinstance(exit_layers, (list, tuple)) else 0)
     if not values or len(values) != len(exit_layers):
         raise ValueError(f"values must be one per exit, at least one, got {len(values)} for {len(exit_layers)} exits")
     if len(values) == 1:
@@ -190,6 +202,11 @@ def paired_bootstrap(
     Raises:
         ValueError: no samples, shapes that differ, settings out of range.
     """
+    for name, value in (("first", first), ("second", second)):
+        check_kind(name, value, torch.Tensor)
+        if value.is_complex():
+            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+    check_int("seed", seed, 0)
     if first.ndim not in (1, 2) or first.shape != second.shape or not first.numel():
         raise ValueError(
             f"first and second must be of one shape, [N] or [R, N] and not empty, got {tuple(first.shape)} and "

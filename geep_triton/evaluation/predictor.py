@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_tensor
+from geep_triton.checks import check_int, check_tensor, shorten
 
 
 def exit_accuracies(exit_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Share of right answers of each exit: logits [N, E, C], targets [N] int64 -> [E] float32. ValueError without samples."""
+    check_tensor("exit_logits", exit_logits, 3)
+    check_tensor("targets", targets, 1, torch.int64)
     if not len(targets) or len(targets) != len(exit_logits):
         raise ValueError(f"targets must be as many as samples, at least one, got {len(targets)} for {len(exit_logits)}")
     return (exit_logits.argmax(-1) == targets[:, None]).float().mean(0)
@@ -19,10 +21,21 @@ def exit_accuracies(exit_logits: torch.Tensor, targets: torch.Tensor) -> torch.T
 
 def spearman(x: torch.Tensor, y: torch.Tensor) -> float:
     """Spearman's rank correlation of two [N] tensors, ties at their mean rank; NaN where either is constant."""
+    check_pair("x", x, "y", y)
     ranks = torch.stack([_ranks(x), _ranks(y)])
     if (ranks.std(dim=1) == 0).any():
         return float("nan")
     return float(torch.corrcoef(ranks)[0, 1])
+
+
+def check_pair(first_name: str, first: torch.Tensor, second_name: str, second: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless these are two real tensors [N]."""
+    for name, value in ((first_name, first), (second_name, second)):
+        check_tensor(name, value, 1)
+        if value.is_complex():
+            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+    if len(first) != len(second):
+        raise ValueError(f"{first_name} and {second_name} must be of one length, got {len(first)} and {len(second)}")
 
 
 def _ranks(x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +100,7 @@ def predictor_report(
         check_tensor(name, value, 1, torch.int64)
         if value.numel() != exit_logits.shape[0] or not value.numel():
             raise ValueError(f"{name} must have {exit_logits.shape[0]} elements, at least one, got {value.numel()}")
-    layers = torch.tensor(exit_layers)
+    layers = torch.tensor(ascending_layers(exit_layers, exit_logits.shape[1]))
     correct = exit_logits.argmax(-1) == targets[:, None]
     accuracies = correct.double().mean(0)
     index, actual_index = _exit_index("predicted", predicted, layers), _exit_index("actual", actual, layers)
@@ -110,6 +123,17 @@ def predictor_report(
         oracle_accuracy=_share(_pick(correct, earliest)),
         oracle_mean_layers=float(layers[earliest].double().mean()),
     )
+
+
+def ascending_layers(exit_layers: Sequence[int], exits: int) -> list[int]:
+    """The exits' layers as a list. Raise TypeError unless they are ints, ValueError unless ascending, one per exit."""
+    if not isinstance(exit_layers, (list, tuple)):
+        raise TypeError(f"exit_layers must be a list of ints, got {shorten(exit_layers)} of type {type(exit_layers).__name__}")
+    for layer in exit_layers:
+        check_int("each of exit_layers", layer, 1)
+    if len(exit_layers) != exits or list(exit_layers) != sorted(set(exit_layers)):
+        raise ValueError(f"exit_layers must be {exits}, one per exit, ascending, got {list(exit_layers)}")
+    return list(exit_layers)
 
 
 def accuracy_at_depth(accuracies: torch.Tensor, layers: torch.Tensor, depth: float) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from geep_triton.checks import check_number
+
 
 def allocate(agreement: torch.Tensor, layers: tuple[int, ...], price: float) -> torch.Tensor:
     """The exit that is worth most: agreement less `price` for every layer.
@@ -39,6 +41,10 @@ def price_for(
     """
     if (mean_depth is None) == (expected_agreement is None):
         raise ValueError("price_for needs exactly one of mean_depth and expected_agreement")
+    if expected_agreement is not None:
+        check_number("agreement", expected_agreement, 0.0, 1.0)
+    else:
+        check_number("mean_depth", mean_depth)
     if mean_depth is not None and mean_depth < layers[0]:
         raise ValueError(f"mean_depth must be at least {layers[0]}, the first exit's layer, got {mean_depth:g}")
     numbers = torch.tensor(layers)

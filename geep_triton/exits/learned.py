@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from geep_triton.checks import check_int, check_number
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.outputs import Tokens
 
@@ -66,6 +67,10 @@ def fit_values(
     Raises:
         ValueError: fewer than 20 samples, or keys that lack some of the texts' n-grams.
     """
+    check_int("epochs", epochs, 1)
+    check_number("learning_rate", learning_rate, 1e-12, 1e12)
+    check_int("batch_size", batch_size, 1)
+    check_int("seed", seed, -(2**63), 2**63 - 1)
     samples, exits = targets.shape
     if samples < 20:
         raise ValueError(f"learned values need at least 20 texts, got {samples}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from geep_triton.checks import check_choice, check_int, check_number, check_tensor
+from geep_triton.checks import check_choice, check_int, check_kind, check_number, check_tensor
 from geep_triton.exits.agreement import price_for
 from geep_triton.exits.learned import LearnedValues, fit_values, length_bucket
 from geep_triton.exits.paths import common_paths
@@ -276,6 +276,7 @@ class ExitTable:
         Raises:
             ValueError: the tables differ in settings, exits, criterion, vocabulary or tokenizer.
         """
+        check_kind("other", other, ExitTable)
         for name in (*COMPATIBLE, "settings"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
@@ -526,6 +527,7 @@ def _load_learned(tensors: dict[str, torch.Tensor], name: str) -> LearnedValues 
 
 def _ids_on(device: str | torch.device, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and offsets on a device, without the host waiting for it."""
+    check_kind("tokens", tokens, Tokens)
     device = torch.device(device)
     return to_device(tokens.ids, device), to_device(tokens.offsets, device)
 

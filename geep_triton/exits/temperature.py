@@ -88,6 +88,8 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins:
     check_tensor("logits", logits, 2)
     check_tensor("labels", labels, 1, torch.int64)
     check_int("bins", bins, 1)
+    if not len(labels) or len(labels) != len(logits) or not logits.shape[1]:
+        raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
     confidence, prediction = logits.double().softmax(-1).max(-1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     excess = confidence - (prediction == labels).double()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ from geep_triton.exits.table import OTHER_WEIGHTS, ExitTable
 from geep_triton.exits.table_file import TABLE_FILE
 from geep_triton.labels import label_maps
 from geep_triton.modeling.weights import (
+    CONFIG_DIGEST,
     TABLE_DIGEST,
     check_digest,
+    check_sizes,
     refuse_integers,
     refuse_wrapped,
+    settings_digest,
     weight_files,
     weights_digest_name,
 )
@@ -88,17 +92,20 @@ def _load(
         _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
     config = _exit_config(source, original, overrides, classifier)
     keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
+    if keeps_shapes and files is not None:
+        check_sizes(source, files, config)
     try:
-        model, info = load(
-            source,
-            *model_args,
-            config=config,
-            ignore_mismatched_sizes=True,  # they are refused below, where it can be said which
-            key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
-            output_loading_info=True,
-            **hub,
-            **kwargs,
-        )
+        with _in_words(source):
+            model, info = load(
+                source,
+                *model_args,
+                config=config,
+                ignore_mismatched_sizes=True,  # they are refused below, where it can be said which
+                key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
+                output_loading_info=True,
+                **hub,
+                **kwargs,
+            )
     except SafetensorError as error:
         raise ValueError(f"{source}: damaged safetensors file: {error}") from error
     if info["mismatched_keys"] and keeps_shapes:
@@ -139,11 +146,6 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         raise ValueError(f"{source}: no such folder, or hub id that can be had, with a config.json: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source}: damaged configuration: expected a JSON object, got {shorten(values)}")
-    for name in ("dtype", "torch_dtype"):
-        if not isinstance(values.get(name), str | None):
-            raise ValueError(
-                f"{source}: damaged configuration: {name} must be the name of a dtype, got {shorten(values[name])}"
-            )
     if "auto_map" in values:
         logger.warning(f"{source}: its configuration names code of its own (auto_map), which is not run.")
     kind = values.get("model_type")
@@ -151,16 +153,31 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise ValueError(f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {kind!r}")
+    settings = settings_digest(values)
     if any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)
     else:
         # transformers' own BertConfig would let some of them overrule the others.
         label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
+    with _in_words(source, TypeError):
+        config = MODEL_TYPES[kind].from_dict(values)
+        config.to_dict()  # which fails where its dtype is none
+    digests = getattr(config, "digests", None) or {}
+    if digests.get(CONFIG_DIGEST, settings) != settings:
+        logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
+    return config
+
+
+@contextmanager
+def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
+    """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
+    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
     try:
-        return MODEL_TYPES[kind].from_dict(values)
-    # Those of values that transformers looks up before it checks them, and of its checks.
-    except (AttributeError, IndexError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise ValueError(f"{source}: damaged configuration: {type(error).__name__}: {error}") from error
+        yield
+    except known as error:
+        raise ValueError(
+            f"{source}: damaged configuration, no model can be made of it: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _without_labels(values: dict[str, Any]) -> dict[str, Any]:
@@ -203,10 +220,8 @@ def _exit_config(
         for name in ("exit_policy", "skipping", "calibration"):
             if name not in overrides:
                 values.pop(name, None)
-    try:
+    with _in_words(source):
         config = MultiExitBertConfig(**values)
-    except StrictDataclassError as error:
-        raise ValueError(f"{source}: {error}") from error
     config._attn_implementation = original._attn_implementation
     return config
 
@@ -281,7 +296,7 @@ def _trained_exits(original: BertConfig, names: set[str] | None, classifier: boo
 def _trained_gates(original: BertConfig, names: set[str] | None) -> set[int]:
     """Layers whose gate the checkpoint must hold."""
     if names is not None and any(name.startswith("gates.") for name in names):
-        return set(original.skip_layers)
+        return set(getattr(original, "skip_layers", None) or ())
     return set()
 
 

@@ -15,7 +15,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging
 
-from geep_triton.checks import check_choice, check_int, shorten
+from geep_triton.checks import check_choice, check_int, check_kind, shorten
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exits.table import OTHER_WEIGHTS, ExitTable
 from geep_triton.labels import check_targets
@@ -31,6 +31,7 @@ from geep_triton.tensor_files import tensors_digest
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
 
+ID_DTYPES = (torch.int64, torch.int32)  # what torch's embeddings take
 ANSWER_HEADS = ("student", "teacher")
 GATINGS = ("soft", "hard", "none")
 MASK_ALIGNMENT = 16  # values at which the rows of a mask begin
@@ -213,9 +214,11 @@ class MultiExitBert(BertPreTrainedModel):
 
     @exit_table.setter
     def exit_table(self, table: ExitTable | None) -> None:
-        before = None if self._exit_table is None else self._exit_table.weights
-        if table is not None and table.weights not in (None, before, tensors_digest(self.state_dict())):
-            logger.warning(OTHER_WEIGHTS)
+        if table is not None:
+            check_kind("exit_table", table, ExitTable)
+            before = None if self._exit_table is None else self._exit_table.weights
+            if table.weights not in (None, before, tensors_digest(self.state_dict())):
+                logger.warning(OTHER_WEIGHTS)
         self.attach_table(table)
 
     def attach_table(self, table: ExitTable | None) -> None:
@@ -316,7 +319,8 @@ class MultiExitBert(BertPreTrainedModel):
                 the position embeddings, an `exit_layer` that is no exit, gates asked of a model without gates.
         """
         self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
-        self._check_labels(labels)
+        self._check_labels(labels, len(input_ids))
+        self._check_beside(input_ids, attention_mask, token_type_ids)
         gating = self._gating(gating, output_gates)
         last = self.config.num_hidden_layers
         depth = last if exit_layer is None else exit_layer
@@ -381,8 +385,33 @@ class MultiExitBert(BertPreTrainedModel):
             raise ValueError(f"gating={gating!r}, output_gates={output_gates}: {NO_GATES}")
         return gating
 
-    def _check_labels(self, labels: torch.Tensor | None) -> None:
+    def _check_beside(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
+    ) -> None:
+        """What comes beside the ids must be of their shape, and segments the model's own."""
+        for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if value is None:
+                continue
+            check_kind(name, value, torch.Tensor)
+            if value.shape != input_ids.shape:
+                raise ValueError(f"{name} must have shape {tuple(input_ids.shape)}, as input_ids, got {tuple(value.shape)}")
+        if token_type_ids is None:
+            return
+        if token_type_ids.dtype not in ID_DTYPES:
+            raise TypeError(f"token_type_ids must be int64 or int32, got {token_type_ids.dtype}")
+        if token_type_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = token_type_ids.aminmax()
+            if low < 0 or high >= self.config.type_vocab_size:
+                raise ValueError(
+                    f"token_type_ids must be between 0 and {self.config.type_vocab_size - 1}, got {int(low)}..{int(high)}"
+                )
+
+    def _check_labels(self, labels: torch.Tensor | None, samples: int) -> None:
         """Before transformers takes floats for one label of several, or the loss reads a class that is none."""
+        if labels is not None:
+            check_kind("labels", labels, torch.Tensor)
+            if labels.ndim == 0 or len(labels) != samples:
+                raise ValueError(f"labels must be one per sample ({samples}), got shape {tuple(labels.shape)}")
         if labels is None or labels.ndim != 1 or labels.device.type != "cpu" or torch.compiler.is_compiling():
             return
         if self.num_labels > 1 and self.config.problem_type in (None, "single_label_classification"):
@@ -391,6 +420,9 @@ class MultiExitBert(BertPreTrainedModel):
     def _check_inputs(
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool
     ) -> None:
+        check_kind("input_ids", input_ids, torch.Tensor)
+        if input_ids.dtype not in ID_DTYPES:
+            raise TypeError(f"input_ids must be int64 or int32, got {input_ids.dtype}")
         if input_ids.ndim != 2 or input_ids.numel() == 0:
             raise ValueError(f"input_ids must have shape [batch, tokens] with at least one token, got {tuple(input_ids.shape)}")
         if input_ids.shape[1] > self.config.max_position_embeddings:

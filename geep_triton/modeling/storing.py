@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from geep_triton.exits.table import OTHER_WEIGHTS, save_table
-from geep_triton.modeling.weights import TABLE_DIGEST, index_name, weight_files, weights_digest_name, weights_name
+from geep_triton.modeling.weights import (
+    CONFIG_DIGEST,
+    TABLE_DIGEST,
+    index_name,
+    settings_digest,
+    weight_files,
+    weights_digest_name,
+    weights_name,
+)
 from geep_triton.saving import Replacement, saved_config, saved_digests
 from geep_triton.tensor_files import files_digest, tensors_digest
 
@@ -20,9 +28,6 @@ if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
 
 logger = logging.get_logger(__name__)
-
-# What may differ between the configurations of two variants of one model.
-OF_A_VARIANT = ("digests", "dtype", "transformers_version")
 
 
 def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacement, **kwargs: Any) -> None:
@@ -52,16 +57,27 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    fits = _but(before, OF_A_VARIANT) == _but(config, OF_A_VARIANT) and known.get(TABLE_DIGEST) == digests.get(TABLE_DIGEST)
+    digests[CONFIG_DIGEST] = settings_digest(config)
+    fits = settings_digest(before) == digests[CONFIG_DIGEST] and known.get(TABLE_DIGEST) == digests.get(TABLE_DIGEST)
     if fits and (same or variant is not None):
         digests = known | digests  # the other's weights; those of a variant may not outlive what they are a variant of
-    config_file.write_text(json.dumps(config | {"digests": digests}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_config(config_file, config | {"digests": digests})
     if not same:
         # Weights of a save in another number of files, which transformers might take for these.
         stem = re.escape(weights_name(variant).removesuffix(".safetensors"))
         old = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(index_name(variant))}")
         new.remove |= {path.name for path in new.folder.iterdir() if old.fullmatch(path.name)}
         new.remove -= {path.name for path in new.path.iterdir()}
+
+
+def add_digest(folder: Path, name: str, digest: str) -> None:
+    """Add a digest to those of a folder's config.json; where adapters were saved alone there is none."""
+    if config := saved_config(folder):
+        _write_config(folder / "config.json", config | {"digests": saved_digests(folder) | {name: digest}})
+
+
+def _write_config(path: Path, config: dict[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _same_weights(model: MultiExitBert, folder: Path, digest: str | None) -> bool:
@@ -76,7 +92,3 @@ def _same_weights(model: MultiExitBert, folder: Path, digest: str | None) -> boo
 
 def _finder(folder: Path) -> Callable[[str], Path | None]:
     return lambda name: folder / name if (folder / name).is_file() else None
-
-
-def _but(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in names}

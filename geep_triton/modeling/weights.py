@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +18,17 @@ WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or Distributed
 TABLE_DIGEST = "exit_table"
 FLOATS = ("F64", "F32", "F16", "BF16")
 NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
+CONFIG_DIGEST = "config"
+TOKENIZER_DIGEST = "tokenizer"
+# What may differ between the configurations of two variants of one model.
+OF_A_VARIANT = ("digests", "dtype", "transformers_version")
+# By which fields of a configuration some weights have their shape: enough to notice sizes that they are not of.
+SIZES = {
+    EMBEDDINGS: ("vocab_size", "hidden_size"),
+    "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
+    "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
+    "encoder.layer.0.intermediate.dense.weight": ("intermediate_size", "hidden_size"),
+}
 
 
 def weights_name(variant: str | None) -> str:
@@ -69,7 +81,10 @@ def weight_files(
 def _indexed(index: Path, find: Callable[[str], str | os.PathLike | None]) -> dict[str, str]:
     refuse_pointer(index)
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(content.get("metadata", {}), dict):
+            raise ValueError(f"its metadata must be a mapping, got {shorten(content['metadata'])}")
+        shards = content["weight_map"]
         names = sorted(set(shards.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: damaged index, expected a weight_map from tensors to files: {shorten(error)}") from error
@@ -115,6 +130,34 @@ def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None
                         f"{source}: the weights {name} are {kind}, expected floating point of 16 bits or more "
                         f"({', '.join(FLOATS)}): the checkpoint is quantized or damaged"
                     )
+
+
+def settings_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over what config.json says, but for what differs between variants."""
+    settings = {name: value for name, value in values.items() if name not in OF_A_VARIANT}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: Any) -> None:
+    """Raise ValueError where a configuration's sizes are not the weights', before memory is taken for them.
+
+    Args:
+        source: named in errors.
+        files: of `weight_files`.
+        config: of a BERT.
+    """
+    for suffix, fields in SIZES.items():
+        for name in (suffix, f"bert.{suffix}"):
+            if name not in files:
+                continue
+            with open_tensors(files[name]) as file:
+                there = tuple(file.get_slice(name).get_shape())
+            here = tuple(getattr(config, field) for field in fields)
+            if there != here:
+                said = ", ".join(fields)
+                raise ValueError(
+                    f"{source}: tensors of another shape than the configuration says: {name} {there}, not {here} ({said})"
+                )
 
 
 def check_digest(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_int, check_tensor
+from geep_triton.checks import check_int, check_kind, check_tensor
 from geep_triton.ops.dispatch import implementation
 from geep_triton.reference.ngrams import EMPTY
 
@@ -84,6 +84,8 @@ def insert_add(
         ValueError: lengths differ, an exit out of range, a weight below 1, the reserved key, or `max_capacity` slots are not
             enough.
     """
+    check_kind("table", table, HashTable)
+    check_int("max_capacity", max_capacity, 4)
     check_tensor("keys", keys, 1, torch.int64)
     for name, value in {"exits": exits, "weights": weights}.items():
         if value is None and name == "weights":

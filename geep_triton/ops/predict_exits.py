@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_choice, check_number, check_tensor, shorten
+from geep_triton.checks import check_choice, check_kind, check_number, check_tensor, shorten
 from geep_triton.ops.dispatch import implementation
 from geep_triton.ops.hash_table import MAX_LOAD, HashTable, insert_add, lookup
 from geep_triton.reference.predict_exits import decide
@@ -129,11 +129,14 @@ def predict_exits(
     Raises:
         ValueError, TypeError: for shapes, dtypes or a decision that do not fit.
     """
+    check_kind("table", table, ScoreTable)
     check_tensor("ids", ids, 1, torch.int64)
     check_tensor("offsets", offsets, 1, torch.int64)
     check_decision(decision)
     if offsets.numel() == 0 or (offsets.device.type == "cpu" and (int(offsets[0]), int(offsets[-1])) != (0, ids.numel())):
         raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
+    if offsets.device.type == "cpu" and bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must not fall, got {shorten(offsets.tolist())}")
     op = implementation("predict_exits", ids.device, backend)
     return PredictedExits(*op.predict_exits(ids, offsets, **vars(table), decision=decision))
 

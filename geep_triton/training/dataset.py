@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from geep_triton.checks import shorten
+from geep_triton.checks import check_int, check_kind, shorten
 from geep_triton.data import Encoder, Row, check_columns, check_rows, iter_samples
 from geep_triton.outputs import Tokens
 from geep_triton.warn import warn
@@ -28,6 +28,7 @@ def label_names(rows: Sequence[Row]) -> list[str]:
 
 
 def _label(row: Row, index: int) -> Any:
+    check_kind(f"row {index}", row, Mapping)
     check_columns(row, ("label",))
     if row["label"] is None or row["label"] == "":
         raise ValueError(f"row {index} has no label")
@@ -52,6 +53,10 @@ class TextDataset(Dataset):
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
         check_rows(rows)
+        check_kind("encoder", encoder, Encoder)
+        check_int("window", window, 1)
+        if label2id is not None:
+            check_kind("label2id", label2id, Mapping)
         self.labels: list[int] | None = None if label2id is None else []
         for index, row in enumerate(rows if label2id is not None else ()):
             name = str(_label(row, index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
-from geep_triton.checks import check_int, check_tensor, shorten
-from geep_triton.data import Row
+from geep_triton.checks import check_int, check_kind, check_tensor, shorten
+from geep_triton.data import Row, check_rows
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import get_recipe
@@ -129,6 +129,9 @@ def difficulty_column(rows: Sequence[Row], name: str = "difficulty") -> torch.Te
     Raises:
         ValueError: rows without a value, or with something that is no finite number, naming them.
     """
+    check_rows(rows)
+    for index, row in enumerate(rows):
+        check_kind(f"row {index}", row, Mapping)
     gaps = [index for index, row in enumerate(rows) if row.get(name) is None or row[name] == ""]
     if gaps:
         shown = ", ".join(map(str, gaps[:5])) + (f" and {len(gaps) - 5} more" if len(gaps) > 5 else "")

@@ -1,0 +1,198 @@
+"""Kills while files are written: what loads is the old whole or the new whole, and runs that go on end as if never killed."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from transformers import DataCollatorWithPadding, TrainingArguments
+
+from bench.environment import ROOT
+from bench.faults.campaign import Outcome, Part
+from bench.faults.material import make_engine, make_model, make_texts, make_tokenizer
+from bench.faults.processes import run_child, run_killed
+from geep_triton import Engine, MultiExitBert, MultiExitTrainer
+from geep_triton.checks import shorten
+from geep_triton.data import Encoder
+from geep_triton.saving import PARTIAL, WHOLE
+from geep_triton.training.checkpoints import last_whole_checkpoint
+from geep_triton.training.dataset import TextDataset
+
+KILLS = 3  # of one run, at most, before it may end
+STEPS = 5
+
+
+@dataclass
+class Made:
+    """What is saved, trained and predicted with.
+
+    Attributes:
+        engines: A and B, which differ in all that is saved, and C, which is A after a calibration.
+        saved: the folders of A and B.
+        rows: to be trained on.
+        trained: weights after the uninterrupted training.
+        input, output: of the uninterrupted run of examples/predict.py.
+        predict: that script.
+    """
+
+    engines: dict[str, Engine]
+    saved: dict[str, Path]
+    rows: list[dict[str, str]]
+    trained: dict[str, torch.Tensor]
+    input: Path
+    output: bytes
+    predict: ModuleType
+
+
+def prepare(folder: Path) -> Made:
+    """Two models, a training and a prediction that nobody interrupts."""
+    texts = make_texts(11, 300, odd=0.0)
+    engines = {
+        "A": make_engine("plain", 1),
+        "B": make_engine("plain", 2, make_tokenizer("more"), vocab_size=len(make_tokenizer("more"))),
+    }
+    for threshold, engine in zip((0.8, 0.6), engines.values(), strict=True):
+        engine.model.config.exit_thresholds = threshold
+    engines["C"] = Engine(copy.deepcopy(engines["A"].model), engines["A"].tokenizer)
+    engines["C"].calibrate(texts, agreement=0.8, rounds=1, speed_samples=50)
+    for name in "AB":
+        engines[name].save_pretrained(folder / name)
+    rows = [{"text": text, "label": f"LABEL_{index % 3}"} for index, text in enumerate(texts[:16])]
+    run_child(lambda: _train(rows, folder / "training"), folder / "log")
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("predict", ROOT / "examples" / "predict.py")
+    predict = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(predict)
+    saved = {name: folder / name for name in "AB"}
+    made = Made(engines, saved, rows, {}, source, b"", predict)
+    run_child(lambda: _predict(made, folder / "out.jsonl"), folder / "log")
+    made.output = (folder / "out.jsonl").read_bytes()
+    made.trained = torch.load(folder / "training" / "weights.pt")
+    return made
+
+
+def whole(folder: Path, engines: dict[str, Engine]) -> str:
+    """A, B or C for each part of a folder that tells the engines apart: settings, weights, table, vocabulary, calibration."""
+    engine = Engine.from_pretrained(folder, "full")
+    parts: tuple[Callable[[Engine], object], ...] = (
+        lambda engine: engine.model.config.exit_thresholds,
+        lambda engine: engine.model.heads["2"].classifier.weight.tolist(),
+        lambda engine: engine.model.exit_table.digest(),
+        lambda engine: engine.tokenizer.get_vocab(),
+        lambda engine: engine.model.config.exit_policy,
+    )
+    same = [{name for name, other in engines.items() if part(other) == part(engine)} for part in parts]
+    return "".join(sorted(set.intersection(*same))) or f"a mixture ({[''.join(sorted(names)) for names in same]})"
+
+
+def _save_over(made: Made, folder: Path, random_: random.Random, outcome: Outcome, names: str) -> None:
+    """The second model is saved over the first; or, in a loop, each over the other."""
+    first, second = names
+    made.engines[first].save_pretrained(folder / "model")
+    loop = random_.random() < 0.3
+
+    def save() -> None:
+        made.engines[second].save_pretrained(folder / "model")
+        while loop:
+            for name in names:
+                made.engines[name].save_pretrained(folder / "model")
+
+    ended = run_killed(save, random_, 30, 0.3 if loop else 0.06, folder / "log")
+    outcome.counts["kills"] += not ended
+    found = whole(folder / "model", {name: made.engines[name] for name in names})
+    if found not in names or (ended and found != second):
+        outcome.faults.append(f"{second} over {first}, killed: what loads is {found}")
+    made.engines[second].save_pretrained(folder / "model")
+    left = [path.name for path in (folder / "model").iterdir() if path.name.startswith((PARTIAL, WHOLE))]
+    if left or whole(folder / "model", {second: made.engines[second]}) != second:
+        outcome.faults.append(f"{second} over {first}, killed: the next save leaves {left or 'another model'}")
+
+
+def _train(rows: list[dict[str, str]], folder: Path) -> None:
+    """Train, going on from the newest whole checkpoint, and write the weights."""
+    tokenizer, model = make_tokenizer(), make_model(3)
+    trainer = MultiExitTrainer(
+        model=model,
+        recipe="joint",
+        args=TrainingArguments(
+            str(folder), max_steps=STEPS, per_device_train_batch_size=4, save_strategy="steps", save_steps=1, seed=3,
+            learning_rate=1e-3, report_to=[], disable_tqdm=True, use_cpu=True, save_total_limit=3,
+        ),
+        train_dataset=TextDataset(rows, Encoder(tokenizer, 64), model.config.label2id),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )  # fmt: skip
+    checkpoint = last_whole_checkpoint(folder) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    torch.save(trainer.model.state_dict(), folder / "weights.pt")
+
+
+def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome) -> None:
+    """Killed some times and gone on with, a training gives the weights of one that was not."""
+    for _ in range(random_.randint(1, KILLS)):
+        if run_killed(lambda: _train(made.rows, folder / "training"), random_, 150, 1.0, folder / "log"):
+            break
+        outcome.counts["kills"] += 1
+        if (found := last_whole_checkpoint(folder / "training")) is not None:
+            MultiExitBert.from_pretrained(found)
+    else:
+        run_child(lambda: _train(made.rows, folder / "training"), folder / "log")
+    found = torch.load(folder / "training" / "weights.pt")
+    other = [name for name, value in made.trained.items() if not torch.equal(value, found[name])]
+    if other:
+        outcome.faults.append(f"a training that was killed and resumed ends with other weights: {shorten(other)}")
+
+
+def _predict(made: Made, output: Path) -> None:
+    """As `python examples/predict.py`."""
+    command = ["--model", made.saved["A"], "--input", made.input, "--output", output]
+    sys.argv = ["predict.py", *map(str, command), "--policy", "threshold:0.8,pooling=always", "--window", "10"]
+    made.predict.main()
+
+
+def _prediction(made: Made, folder: Path, random_: random.Random, outcome: Outcome) -> None:
+    """Killed some times and started again, a run of predict.py writes what one writes that was not."""
+    output = folder / "out" / "out.jsonl"
+    output.parent.mkdir()
+    for _ in range(random_.randint(1, KILLS)):
+        if run_killed(lambda: _predict(made, output), random_, 70, 0.5, folder / "log"):
+            break
+        outcome.counts["kills"] += 1
+        if output.exists() and output.read_bytes() != made.output:
+            outcome.faults.append("predict.py, killed: its output is there, and is not whole")
+    else:
+        run_child(lambda: _predict(made, output), folder / "log")
+    if output.read_bytes() != made.output:
+        outcome.faults.append("predict.py, killed and started again: another output than uninterrupted")
+    if left := sorted({path.name for path in output.parent.iterdir()} - {output.name}):
+        outcome.faults.append(f"predict.py, killed and started again, leaves {left}")
+
+
+KINDS = {
+    "save_pretrained over another model": lambda *given: _save_over(*given, "AB"),
+    "save_pretrained over a larger vocabulary": lambda *given: _save_over(*given, "BA"),
+    "a calibrated policy saved in place": lambda *given: _save_over(*given, "AC"),
+    "a training's checkpoints": _training,
+    "examples/predict.py": _prediction,
+}
+
+
+def case(made: Made, folder: Path, seed: int) -> Outcome:
+    """One process that is killed, some of them several times."""
+    random_, outcome = random.Random(seed), Outcome()
+    kind = random_.choice(list(KINDS))
+    outcome.counts[kind] += 1
+    KINDS[kind](made, folder, random_, outcome)
+    outcome.faults = [f"{kind}: {words}" for words in outcome.faults]
+    return outcome
+
+
+PART = Part("kills", "a process that is killed while it writes, and gone on with", prepare, case, patience=200.0)

@@ -1,0 +1,137 @@
+"""Arguments that are wrong are refused by name before torch or Python stumbles over them; `bench.faults` tries many more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geep_triton import Engine, MultiExitBertConfig, build_exit_table
+from geep_triton.data import Encoder, read_rows
+from geep_triton.engine.policies import Threshold
+from geep_triton.evaluation import metrics
+from geep_triton.evaluation.predictor import exit_accuracies, predictor_report, spearman
+from geep_triton.exits.temperature import expected_calibration_error
+from geep_triton.ops.hash_table import HashTable, insert_add
+from geep_triton.ops.predict_exits import predict_exits
+from geep_triton.training.dataset import TextDataset, label_names
+from geep_triton.training.difficulty import difficulty_column
+from geep_triton.training.recipes import get_recipe
+
+IDS = torch.tensor([[2, 5, 3], [2, 6, 3]])
+KEYS = torch.tensor([0, 1])
+LOGITS, LABELS, EXITS = torch.randn(4, 2), torch.tensor([0, 1, 0, 1]), torch.randn(4, 2, 2)
+LAYERS = torch.tensor([1, 2, 1, 2])
+ROWS = [{"text": "good", "label": "a"}, {"text": "bad", "label": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input_ids": [[2, 5]]}, TypeError, "input_ids must be a Tensor, got"),
+        ({"input_ids": IDS.float()}, TypeError, r"input_ids must be int64 or int32, got torch\.float32"),
+        (
+            {"attention_mask": torch.ones(2, 4)},
+            ValueError,
+            r"attention_mask must have shape \(2, 3\), as input_ids, got \(2, 4\)",
+        ),
+        ({"attention_mask": "x"}, TypeError, "attention_mask must be a Tensor"),
+        ({"token_type_ids": torch.full((2, 3), 2)}, ValueError, r"token_type_ids must be between 0 and 1, got 2\.\.2"),
+        ({"token_type_ids": torch.zeros(2, 3)}, TypeError, "token_type_ids must be int64 or int32"),
+        ({"labels": torch.tensor([0])}, ValueError, r"labels must be one per sample \(2\), got shape \(1,\)"),
+        ({"labels": "x"}, TypeError, "labels must be a Tensor"),
+    ],
+)
+def test_forward(model, change, error, message):
+    with pytest.raises(error, match=message):
+        model(**({"input_ids": IDS} | change))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, t: Engine(m, None), TypeError, "tokenizer must be a PreTrainedTokenizerBase, got None"),
+        (lambda m, t: Engine(m, t, dtype=[]), ValueError, r"unknown dtype \[\]"),
+        (lambda m, t: Engine(m, t).predict(np.array(3)), TypeError, "inputs must be a text, a list"),
+        (lambda m, t: Engine(m, t).audit(seed="x"), TypeError, "seed must be an int"),
+        (lambda m, t: Engine(m, t).fit_temperatures(["good"], [[0]]), ValueError, "labels must all be names of classes"),
+        (lambda m, t: Engine(m, t, Threshold(0.5, layers="12")), TypeError, "layers must be a list of ints, got '12'"),
+        (lambda m, t: build_exit_table(3, t, ["good"], 0.5), TypeError, "model must be a MultiExitBert, got 3"),
+        (lambda m, t: build_exit_table(m, t, ["good"], 0.5, learn_exits=0), TypeError, "learn_exits must be True or False"),
+        (lambda m, t: setattr(m, "exit_table", 3), TypeError, "exit_table must be a ExitTable, got 3"),
+        (lambda m, t: TextDataset(ROWS, None, None), TypeError, "encoder must be a Encoder, got None"),
+        (lambda m, t: TextDataset(ROWS, Encoder(t, 9), 3), TypeError, "label2id must be a Mapping, got 3"),
+        (lambda m, t: TextDataset(ROWS, Encoder(t, 9), None, window=0), ValueError, "window must be at least 1"),
+        (lambda m, t: TextDataset(None, Encoder(t, 9), None), TypeError, "rows must be a list of rows .mappings with text and label., got None"),
+    ],
+)
+def test_engines_and_data(model, tokenizer, call, error, message):
+    with pytest.raises(error, match=message):
+        call(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"epochs": "3"}, TypeError, "epochs must be an int"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"learning_rate": None}, TypeError, "learning_rate must be a number"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be between"),
+        ({"seed": 1.5}, TypeError, "seed must be an int"),
+    ],
+)
+def test_tables(model, tokenizer, many, change, error, message):
+    table = build_exit_table(model, tokenizer, many[:40], 0.8, learn_agreement=True, progress=False)
+    with pytest.raises(error, match=message):
+        table.with_exit_values(**change)
+    with pytest.raises(TypeError, match="mean_depth must be a number, got 'x'"):
+        table.price_for("x")
+    with pytest.raises(ValueError, match=r"agreement must be between 0\.0 and 1\.0"):
+        table.price_for(agreement=1.5)
+    with pytest.raises(TypeError, match="other must be a ExitTable"):
+        table.merge(None)
+    with pytest.raises(TypeError, match="tokens must be a Tokens"):
+        table.predict("x")
+    scores = table.score_table()
+    with pytest.raises(ValueError, match=r"offsets must not fall, got \[0, 2, 1, 3\]"):
+        predict_exits(scores, torch.tensor([5, 6, 7]), torch.tensor([0, 2, 1, 3]))
+    with pytest.raises(TypeError, match="table must be a ScoreTable"):
+        predict_exits(None, torch.tensor([5]), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: MultiExitBertConfig(hidden_size=0), ValueError, "hidden_size must be between 1 and"),
+        (lambda: MultiExitBertConfig(last_head=""), ValueError, "unknown last_head ''"),
+        (lambda: MultiExitBertConfig(exit_policy=3), TypeError, "exit_policy must be a str or None, got 3"),
+        (lambda: MultiExitBertConfig(pad_token_id=-1), ValueError, "pad_token_id must be between 0 and"),
+        (lambda: insert_add(None, KEYS, KEYS), TypeError, "table must be a HashTable"),
+        (lambda: insert_add(HashTable.empty(2), KEYS, KEYS, max_capacity=1.5), TypeError, "max_capacity must be an int"),
+        (lambda: insert_add(HashTable.empty(2), KEYS, KEYS, max_capacity=-1), ValueError, "max_capacity must be at least 4"),
+        (lambda: get_recipe([]), ValueError, r"unknown recipe \[\]; known: berxit"),
+        (lambda: label_names("ab"), TypeError, "rows must be a list of rows .mappings with text and label., got 'ab'"),
+        (lambda: label_names([3]), TypeError, "row 0 must be a Mapping, got 3"),
+        (lambda: difficulty_column([]), ValueError, "rows: expected at least one, got none"),
+        (lambda: difficulty_column([None]), TypeError, "row 0 must be a Mapping"),
+        (lambda: read_rows(""), ValueError, "source must be a file or the id of a data set, got ''"),
+        (lambda: spearman("x", LOGITS[:, 0]), TypeError, r"x must be a torch\.Tensor"),
+        (lambda: spearman(LOGITS[:, 0], LOGITS[:2, 0]), ValueError, "x and y must be of one length, got 4 and 2"),
+        (lambda: metrics.pearson(LOGITS, LOGITS[:, 0]), ValueError, "scores must have 1 dimension"),
+        (lambda: metrics.per_exit("accuracy", EXITS, None), TypeError, r"labels must be a torch\.Tensor"),
+        (lambda: metrics.per_exit([], EXITS, LABELS), ValueError, r"unknown metric \[\]"),
+        (lambda: metrics.ranking(LOGITS[:, 0], LABELS, [[]] * 4), TypeError, r"each of questions must be hashable, got \[\]"),
+        (lambda: metrics.area_over_depth([0.5, 0.6], [2, 1]), ValueError, "exit_layers must be 2, one per exit, ascending"),
+        (lambda: metrics.area_over_depth([0.5, "x"], [1, 2]), TypeError, "each of values must be a number, got 'x'"),
+        (lambda: metrics.paired_bootstrap([1.0], LOGITS[:, 0]), TypeError, "first must be a Tensor"),
+        (lambda: metrics.paired_bootstrap(LOGITS, LOGITS, seed="x"), TypeError, "seed must be an int"),
+        (lambda: exit_accuracies(None, LABELS), TypeError, r"exit_logits must be a torch\.Tensor"),
+        (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, []), ValueError, "exit_layers must be 2, one per exit"),
+        (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, "12"), TypeError, "exit_layers must be a list of ints"),
+        (lambda: expected_calibration_error(LOGITS, LABELS[:2]), ValueError, r"labels must be one per sample \(4"),
+    ],
+)
+def test_functions(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
