@@ -24,7 +24,12 @@ from tqdm import tqdm
 from geep_triton import Engine
 from geep_triton.data import BadLine, BadSample, Row, read_json_lines
 from geep_triton.outputs import Predictions
-from geep_triton.resumable import InputChanged, InputFile, ResumableFile
+from geep_triton.resumable import InputChanged, InputFile, ResumableFile, check_input
+
+MODEL_FILES = (
+    "*.safetensors", "model.safetensors.index*.json", "config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+)  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,9 +51,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def model_files(arguments: argparse.Namespace) -> list[Path]:
-    """What a model is loaded from; nothing of a hub id, and no output that lies beside it."""
-    files = (path for path in Path(arguments.model).glob("*") if path.suffix in (".json", ".safetensors", ".txt"))
-    return sorted(path for path in files if path.is_file() and path.name != f"{arguments.output.name}.partial.json")
+    """What a model and its tokenizer are loaded from, whatever else lies beside it; nothing of a hub id."""
+    files = (path for pattern in MODEL_FILES for path in Path(arguments.model).glob(pattern))
+    return sorted(path for path in files if path.is_file())
 
 
 def made_of(arguments: argparse.Namespace, source: InputFile, engine: Engine) -> dict[str, Any]:
@@ -96,8 +101,7 @@ def describe(results: Predictions) -> list[dict]:
 def main() -> None:
     arguments = parse_arguments()
     try:
-        if not arguments.input.is_file():
-            raise ValueError(f"no such file: {arguments.input}")
+        check_input(arguments.input)
         with ResumableFile(arguments.output, [arguments.input, *model_files(arguments)]) as output:
             answer_file(arguments, output)
     except (ValueError, OSError) as error:

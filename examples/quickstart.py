@@ -50,7 +50,7 @@ def train(arguments: argparse.Namespace, source: str) -> None:
     """Train all exits in one step, build the exit table, save everything to the output folder."""
     train_rows, dev_rows = read_rows(DATA / "train.jsonl"), read_rows(DATA / "dev.jsonl")
     names = label_names(train_rows)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     model = MultiExitBert.from_pretrained(
         source,
         pooling=arguments.pooling,
@@ -83,15 +83,14 @@ def train(arguments: argparse.Namespace, source: str) -> None:
     # Any text will do for the table, labels are not needed; here it is the training text.
     model.exit_table = build_exit_table(model, tokenizer, train_rows, arguments.threshold, ngram=2)
     model.config.exit_thresholds = arguments.threshold
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
+    Engine(model, tokenizer, "full").save_pretrained(arguments.output)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Measure the policies on the test set; print a table, save two pictures."""
     rows = read_rows(DATA / "test.jsonl")
     model = MultiExitBert.from_pretrained(arguments.output).to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.output)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.output, trust_remote_code=False)
     depth = model.config.num_hidden_layers
     names = ["full", *(f"constant:{layer}" for layer in range(1, depth)), "predicted", "predicted:mean", PREDICTED]
     names += [f"threshold:{t:g}" for t in sorted({0.02, 0.1, arguments.threshold, 0.6, 0.9})]

@@ -192,7 +192,7 @@ def main() -> None:
     recipe = get_recipe(arguments.recipe, **arguments.recipe_settings)
     needs_labels = any(stage.needs_labels for stage in recipe.stages)
     columns = ("text", "label") if needs_labels else ("text",)
-    config = AutoConfig.from_pretrained(arguments.model)
+    config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False)
     if arguments.max_length > config.max_position_embeddings:
         raise SystemExit(
             f"--max-length must be at most the model's {config.max_position_embeddings}, got {arguments.max_length}"
@@ -205,7 +205,7 @@ def main() -> None:
     names = class_names(arguments, config, train_rows) if needs_labels else None
     last = start_or_resume(arguments.output, {**vars(arguments), "output": str(arguments.output), "labels": names})
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     choices = {name: getattr(arguments, name) for name in MODEL_CHOICES}
     if names is not None:
         choices |= {"num_labels": len(names), "id2label": dict(enumerate(names))}

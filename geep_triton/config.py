@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
 from geep_triton.checks import check_choice, check_int, check_number, shorten
 from geep_triton.labels import MAX_LABELS, label_maps
@@ -13,6 +14,12 @@ HEADS = ("attention", "pooler", "linear")
 POOLINGS = ("cls", "mean")
 SKIP_GATES = ("attention", "mean")
 MAX_SIZE = 1 << 16  # of heads and gates: a slip of some zeros is refused before it takes all memory
+MAX_SIZES = {
+    "vocab_size": 1 << 26, "hidden_size": MAX_SIZE, "num_hidden_layers": 1 << 10, "num_attention_heads": MAX_SIZE,
+    "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20, "type_vocab_size": MAX_SIZE,
+}  # fmt: skip
+PROMISES = {"agreement": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6}  # and their highest values
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 class MultiExitBertConfig(BertConfig):
@@ -49,8 +56,9 @@ class MultiExitBertConfig(BertConfig):
     `id2label` and `label2id` must name the same classes 0..num_labels-1; one that is missing is made of the other.
 
     Raises:
-        ValueError, TypeError: for maps of labels that do not fit, more than 65,536 classes, exits or gates outside the model,
-            unknown heads, poolings or gates, settings of gates without gates, thresholds that do not fit.
+        ValueError, TypeError: for sizes and rates of BERT that cannot be, maps of labels that do not fit, more than 65,536
+            classes, exits or gates outside the model, unknown heads, poolings or gates, settings of gates without gates,
+            thresholds that do not fit.
     """
 
     model_type = "multi_exit_bert"
@@ -80,8 +88,7 @@ class MultiExitBertConfig(BertConfig):
         # Before transformers, which lets a number of labels overrule their names.
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
-            check_int(name, getattr(self, name), 1)
+        check_bert(self)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
         self.last_head = self.head if self.last_head is None else self.last_head
         self.last_pooling = self.pooling if self.last_pooling is None else self.last_pooling
@@ -99,8 +106,6 @@ class MultiExitBertConfig(BertConfig):
         check_thresholds(self.exit_thresholds, len(self.exit_layers))
         check_temperatures(self.exit_temperatures, len(self.exit_layers))
         check_saved(self)
-        if self.pad_token_id is not None:
-            check_int("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
         self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
@@ -122,6 +127,26 @@ class MultiExitBertConfig(BertConfig):
         A map that was left at transformers' LABEL_0, LABEL_1, .. is made of the other.
         """
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id)
+
+
+def check_bert(config: BertConfig) -> None:
+    """Raise unless the settings that are BERT's own can be those of a model, before it is made of them."""
+    for name, most in MAX_SIZES.items():
+        check_int(name, getattr(config, name), 1, most)
+    check_multiple("hidden_size", config.hidden_size, "num_attention_heads", config.num_attention_heads)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        check_number(name, getattr(config, name), 0.0, 1.0)
+    if config.classifier_dropout is not None:
+        check_number("classifier_dropout", config.classifier_dropout, 0.0, 1.0)
+    check_number("layer_norm_eps", config.layer_norm_eps, 0.0, 1.0)
+    check_number("initializer_range", config.initializer_range, 0.0, 1e3)
+    check_int("chunk_size_feed_forward", config.chunk_size_feed_forward, 0)
+    if isinstance(config.hidden_act, str):
+        check_choice("hidden_act", config.hidden_act, ACT2FN)
+    if config.pad_token_id is not None:
+        check_int("pad_token_id", config.pad_token_id, 0, config.vocab_size - 1)
+    if config.problem_type is not None:
+        check_choice("problem_type", config.problem_type, PROBLEM_TYPES)
 
 
 def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:
@@ -176,12 +201,7 @@ def check_saved(config: MultiExitBertConfig) -> None:
     for name, kind in kinds.items():
         if not isinstance(value := getattr(config, name), kind | None):
             raise TypeError(f"{name} must be a {kind.__name__} or None, got {shorten(value)}")
-    if config.calibration is not None:
-        match config.calibration.get("promise"):
-            case [str(), value]:
-                check_number("calibration's promise", value, 0.0)
-            case other:
-                raise ValueError(f"calibration must have a promise, its name and its value, got {shorten(other)}")
+    check_calibration(config.calibration)
 
 
 def check_multiple(name: str, value: int, by_name: str, by: int) -> None:
@@ -202,6 +222,19 @@ def check_temperatures(temperatures: list | None, num_exits: int) -> None:
         raise ValueError(f"exit_temperatures must be one per exit ({num_exits}), got {len(temperatures)}")
     for value in temperatures:
         check_number("each of exit_temperatures", value, 1e-6, 1e6)
+
+
+def check_calibration(calibration: dict | None) -> None:
+    """Raise unless `calibration` is None or what `Engine.calibrate` may have found, as far as an engine reads it."""
+    if calibration is None:
+        return
+    promise, chosen = calibration.get("promise"), calibration.get("chosen", {})
+    if not isinstance(promise, (list, tuple)) or len(promise) != 2 or not isinstance(chosen, dict):
+        raise ValueError(
+            f"calibration must be what Engine.calibrate found, with a promise [name, number], got {shorten(calibration)}"
+        )
+    check_choice("promise of calibration", promise[0], PROMISES)
+    check_number(f"{promise[0]} that calibration promises", promise[1], 0.0, PROMISES[promise[0]])
 
 
 def check_thresholds(thresholds: float | list | None, num_exits: int) -> None:

@@ -21,7 +21,6 @@ from geep_triton.checks import refuse_samples, shorten
 from geep_triton.outputs import Tokens
 from geep_triton.token_rows import Columns, Row, arrow_columns, tokens_from_lists, tokens_of, too_long
 from geep_triton.tokenizing import Encoded, text_tokenizer
-from geep_triton.warn import warn
 
 Sample = tuple[str, str | None]
 ONE_OBJECT = "expected a JSON object in each line (JSON lines)"
@@ -110,6 +109,8 @@ def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[
     """
     csv.field_size_limit(LONGEST_FIELD)
     with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        _refuse_no_header(path, file.readline())
+        file.seek(0)
         # Strict: else a quote that is never closed makes one field of all rows that follow.
         reader = csv.reader(_checked(file), strict=True)
         names: list[str] | None = None
@@ -132,6 +133,13 @@ def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[
             raise BadLine(path, first, f"{error}{hint}") from None
 
 
+def _refuse_no_header(path: str | os.PathLike, line: str) -> None:
+    """Raise BadLine where the first line of a file that is not empty names no columns."""
+    if line and (not line.strip() or line.lstrip().startswith(("{", "["))):
+        got = "what looks like JSON (.jsonl)" if line.strip() else "a blank line"
+        raise BadLine(path, 1, f"expected names of columns with commas between them, got {got}: {shorten(line.strip())}")
+
+
 def _span(first: int, reader: Any) -> str:
     last = reader.line_num
     return "" if last <= first else f" (the row goes on to line {last}: is a quote not closed, or not doubled?)"
@@ -146,10 +154,7 @@ def _checked(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _header(names: list[str], required: Sequence[str]) -> list[str]:
-    """The columns of a CSV file. ValueError where its first line names none, or one twice, or lacks a required one."""
-    if not names or names[0].lstrip().startswith(("{", "[")):
-        got = "what looks like JSON (.jsonl)" if names else "a blank line"
-        raise ValueError(f"expected names of columns with commas between them, got {got}: {shorten(','.join(names))}")
+    """The columns of a CSV file. ValueError where its first line names one twice, or lacks a required one."""
     _refuse_twice(names)
     try:
         check_columns(dict.fromkeys(names), required)
@@ -209,7 +214,9 @@ def _read_hub(source: str, split: str, required: Sequence[str]) -> list[Row]:
 
 
 def check_columns(row: Row, required: Sequence[str]) -> None:
-    """Raise ValueError naming the columns that `row` lacks and those it has."""
+    """Raise ValueError naming the columns that `row` lacks and those it has, TypeError for what is no row."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"each row must be a mapping of columns, got {shorten(row)} of type {type(row).__name__}")
     missing = [name for name in required if name not in row]
     if missing:
         raise ValueError(f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}")
@@ -279,6 +286,16 @@ def check_no_bare_pair(inputs: Any) -> None:
         )
 
 
+def check_rows(rows: Any) -> None:
+    """Raise TypeError unless these are rows that can be counted and read more than once, ValueError where there are none."""
+    if isinstance(rows, (str, bytes, Mapping, Set)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise TypeError(
+            f"rows must be a list of rows (mappings with text and label), got {shorten(rows)} of type {type(rows).__name__}"
+        )
+    if not len(rows):
+        raise ValueError("rows: expected at least one, got none")
+
+
 def _rows_of_columns(columns: Mapping[str, Any], text_column: str) -> Iterator[Row]:
     if _is_one_sample(columns.get("input_ids")) or isinstance(columns.get(text_column), str) or not columns:
         return iter([columns])
@@ -309,7 +326,7 @@ def _is_one_sample(ids: Any) -> bool:
     """Whether a column holds the ids of one sample, as tokenizer("a text") gives them."""
     if isinstance(ids, (np.ndarray, torch.Tensor)):
         return ids.ndim == 1 and len(ids) > 0 and ids.dtype != object
-    return isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)
+    return isinstance(ids, (list, tuple)) and bool(ids) and isinstance(ids[0], int)
 
 
 def _holds_ids(inputs: Any) -> bool:
@@ -322,8 +339,8 @@ def _holds_ids(inputs: Any) -> bool:
 class Encoder:
     """Turns samples into `Tokens` with a tokenizer; truncates only when asked.
 
-    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. What is changed
-    in a tokenizer later (added tokens, its truncation side) does not reach the encoders made of it before.
+    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. Once a
+    tokenizer has other tokens, or another truncation side, the encoders made of it before refuse to go on.
 
     Args:
         tokenizer: a Hugging Face tokenizer; None where all samples are token ids.
@@ -371,8 +388,8 @@ class Encoder:
             self._check_ids(tokens, first)
         return tokens
 
-    def warn_of_padding(self, samples: Sequence[Sample | Row], tokens: Tokens, first: int = 0) -> bool:
-        """Say so, and return True, where rows of input_ids are padded and no attention mask tells that.
+    def padding_of(self, samples: Sequence[Sample | Row], tokens: Tokens, first: int = 0) -> str | None:
+        """What to warn of where rows of input_ids are padded and no attention mask tells that; None: of nothing.
 
         Args:
             samples: a window of them.
@@ -380,17 +397,16 @@ class Encoder:
             first: index of samples[0] in the user's input.
         """
         if self._pad_id is None or not isinstance(samples[0], Mapping):
-            return False
+            return None
         padded = (tokens.ids[tokens.offsets[1:] - 1] == self._pad_id) | (tokens.ids[tokens.offsets[:-1]] == self._pad_id)
         unmasked = [index for index in padded.nonzero()[:, 0].tolist() if "attention_mask" not in samples[index]]
         if not unmasked:
-            return False
-        warn(
+            return None
+        return (
             f"sample {first + unmasked[0]} has input_ids that begin or end with the padding token ({self._pad_id}), and no "
             "attention_mask: its padding is read as text, which changes answers; pass the column attention_mask, or ids "
             "without padding"
         )
-        return True
 
     def _texts(self, samples: Sequence[Sample], first: int) -> Tokens:
         refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)

@@ -75,6 +75,8 @@ def _as_ints(labels: Mapping[Any, Any], place: int) -> dict[Any, Any]:
         name = ("id2label", "label2id")[place]
         raise ValueError(f"{name} must be a mapping, got {shorten(labels)} of type {type(labels).__name__}")
     pairs = [[_id(part) if side == place else str(part) for side, part in enumerate(item)] for item in labels.items()]
+    if len(dict(pairs)) < len(pairs) and None not in [pair[place] for pair in pairs]:
+        raise ValueError(f"{('id2label', 'label2id')[place]} must not name a class twice, got {shorten(labels, 200)}")
     return dict(pairs)
 
 

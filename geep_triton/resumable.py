@@ -19,10 +19,19 @@ KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
+EMPTY = {"lines": 0, "bytes": 0, "counts": {}}  # what a run starts with
 
 
 class InputChanged(ValueError):
     """A file that was read is not any more what it was."""
+
+
+def check_input(path: Path) -> None:
+    """Raise ValueError for what is no regular file, which alone can be read again from its start."""
+    if not path.exists():
+        raise ValueError(f"no such file: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is {_kind(path.stat().st_mode)}, expected a regular file")
 
 
 class InputFile:
@@ -32,7 +41,7 @@ class InputFile:
         path: of a regular file, which is read once here.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such regular file.
 
     Attributes:
         lines: how many it has.
@@ -40,8 +49,7 @@ class InputFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(f"no such file: {path}")
+        check_input(path)
         self.path = path
         self._stamp = _stamp(path)
         self.lines, self.digest = _read(path)
@@ -85,8 +93,8 @@ class ResumableFile:
         sources: files that are read, which must not be written to.
 
     Raises:
-        ValueError: another run writes this output; it, or a file beside it, is no regular file, or one of `sources`; its folder
-            is missing or cannot be written to.
+        ValueError: another run writes this output; it, or a file beside it, is no regular file, or one of `sources`; what lies
+            at NAME.partial was left by no run; its folder is missing or cannot be written to.
         OSError: a name that cannot be, a file system without locks.
 
     Attributes:
@@ -95,21 +103,26 @@ class ResumableFile:
     """
 
     def __init__(self, output: Path, sources: Iterable[Path] = ()) -> None:
+        if not output.name:
+            raise ValueError(f"output must name a file, got {str(output)!r}")
         self.output = output
         self.partial = output.with_name(f"{output.name}.partial")
         self.state = output.with_name(f"{output.name}.partial.json")
         self._new_state = output.with_name(f"{output.name}.partial.json.new")
         self._check_paths(list(sources))
         self._file = os.fdopen(self._lock(), "r+b")
-        self._start_at({}, {"lines": 0, "bytes": 0, "counts": {}})
+        if self.partial.stat().st_size and not self.state.exists():
+            self._file.close()
+            raise ValueError(f"{self.partial} was left by no run, and would be written over: move it away")
+        self._start_at({}, EMPTY)
 
     def __enter__(self) -> ResumableFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave what the next run goes on from, and nothing if that is nothing."""
-        if self._is_locked() and not self.partial.stat().st_size and not self.state.exists():
-            self.partial.unlink()
+        if self._is_locked() and not self.partial.stat().st_size:
+            self.forget()
         self._file.close()
 
     def resume(self, run: Mapping[str, Any]) -> str | None:
@@ -122,17 +135,17 @@ class ResumableFile:
             Why what is there cannot be used, and all starts over; None where it is used, or nothing is there.
         """
         run = json.loads(json.dumps(run))
-        left = self.state.exists() or self.partial.stat().st_size > 0
+        left = self.state.exists()
         found = self._read_state()
         if found is not None and found["run"] == run:
             self._start_at(run, found)
             self._file.truncate()  # what an interruption left half written
             return None
-        self.state.unlink(missing_ok=True)
-        self._start_at(run, {"lines": 0, "bytes": 0, "counts": {}})
+        self._start_at(run, EMPTY)
         self._file.truncate()
+        self._write_state()  # before the first line, by which a partial file is known for one
         if found is None:
-            return f"{self.partial} is damaged, or its run was killed at its first lines: starting over" if left else None
+            return f"{self.partial} is damaged: starting over" if left else None
         before = found["run"]
         changed = ", ".join(sorted(name for name in {*run, *before} if run.get(name) != before.get(name)))
         return f"{self.partial} is of another run ({changed}): starting over"
@@ -146,6 +159,9 @@ class ResumableFile:
         self._bytes += len(data)
         self.lines += len(lines)
         self.counts = dict(counts)
+        self._write_state()
+
+    def _write_state(self) -> None:
         state = {"run": self._run, "lines": self.lines, "bytes": self._bytes, "sha256": self._digest.hexdigest()}
         state["counts"] = self.counts
         self._new_state.write_text(json.dumps({**state, "check": _check_sum(state)}), encoding="utf-8")
@@ -162,7 +178,7 @@ class ResumableFile:
 
     def forget(self) -> None:
         """Leave nothing behind."""
-        for path in (self.state, self._new_state, self.partial):
+        for path in (self.partial, self.state, self._new_state):
             path.unlink(missing_ok=True)
 
     def _check_paths(self, sources: Sequence[Path]) -> None:
@@ -235,6 +251,10 @@ def _check_sum(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def _kind(mode: int) -> str:
+    return KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
 def _check_regular(path: Path) -> None:
     """Raise ValueError for what is there and no regular file: replacing it would end a device, a pipe or a link."""
     try:
@@ -242,4 +262,4 @@ def _check_regular(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no regular file')}, which would be replaced: name a file")
+        raise ValueError(f"{path} is {_kind(mode)}, which would be replaced: name a file")

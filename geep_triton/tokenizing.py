@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+SETTINGS = "tokens, truncation_side, split_special_tokens"
+
+
 class Encoded(NamedTuple):
     """A text or pair as token ids, special tokens included.
 
@@ -31,10 +34,11 @@ class FastTokenizer:
     """A tokenizer of the package tokenizers.
 
     Its backend keeps truncation and padding as state that every call sets anew, so this uses a copy that never cuts or pads,
-    and cuts the ids itself. Changes made to `tokenizer` later do not reach it.
+    and cuts the ids itself. Changes made to `tokenizer` later do not reach it: it refuses where it sees one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._owner, self._was = tokenizer, _settings(tokenizer)
         self.backend = _copy_of(tokenizer.backend_tokenizer)
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -50,8 +54,14 @@ class FastTokenizer:
         """Encode texts, or pairs, each cut to `max_length` tokens as Hugging Face's truncation "longest_first" cuts it.
 
         Raises:
-            ValueError: special tokens alone are more than `max_length`, or a post-processor repeats a text that is to be cut.
+            ValueError: special tokens alone are more than `max_length`, a post-processor repeats a text that is to be cut, or
+                the tokenizer has other tokens, or cuts another side, than when this was made.
         """
+        if (now := _settings(self._owner)) != self._was:
+            raise ValueError(
+                f"the tokenizer has changed since this encoder or engine was made of it ({SETTINGS}: {self._was}, now {now}): "
+                "make a new one"
+            )
         # A third faster than the tokenizer's call, which also makes offsets and copies all it found.
         for encoding in self.backend.encode_batch_fast(texts):
             ids, types = encoding.ids, encoding.type_ids if self.has_types[pair] else []
@@ -109,6 +119,11 @@ class SlowTokenizer:
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> FastTokenizer | SlowTokenizer:
     """What encodes texts as `tokenizer` does, from any number of threads."""
     return (FastTokenizer if tokenizer.is_fast else SlowTokenizer)(tokenizer)
+
+
+def _settings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str, bool]:
+    """What its owner may change and a copy does not follow, read in a microsecond."""
+    return len(tokenizer), tokenizer.truncation_side, bool(tokenizer.split_special_tokens)
 
 
 def room_taken(special: int, max_length: int) -> int:

@@ -1,7 +1,8 @@
 """Saves that are killed: at every change to files, and KILLS times after START + k STEP seconds, whatever is done then; a
 longer campaign is `python -m bench.faults`. In a process of its own, since a fork keeps no other threads than its own.
 
-python -m tests.killed_saves FOLDER
+python -m tests.killed_saves FOLDER: tries every change to files, and KILLS moments.
+python -m tests.killed_saves FOLDER --on-and-on: saves one over the other until it is killed.
 """
 
 from __future__ import annotations
@@ -96,16 +97,18 @@ def at_any_change(engines: list[Engine], folder: Path, work: Path) -> None:
     assert len(seen) > 15, seen
 
 
+def on_and_on(engines: list[Engine], folder: Path) -> None:
+    """Save one over the other."""
+    while True:
+        for engine in reversed(engines):
+            engine.save_pretrained(folder)
+
+
 def at_any_time(engines: list[Engine], folder: Path) -> None:
     """As above, by SIGKILL while one model is saved over the other again and again."""
 
-    def save() -> None:
-        while True:
-            for engine in reversed(engines):
-                engine.save_pretrained(folder)
-
     for kill in range(KILLS):
-        child = in_child(save)
+        child = in_child(lambda: on_and_on(engines, folder))
         time.sleep(START + STEP * kill)
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -118,6 +121,9 @@ def main() -> None:
     disable_progress_bar()  # bars share a lock with the processes that are killed
     where = Path(sys.argv[1])
     engines = make_engines(BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}), TEXTS)
+    if "--on-and-on" in sys.argv:
+        print("saving", flush=True)
+        on_and_on(engines, where)
     engines[0].save_pretrained(where / "model")
     at_any_change(engines, where / "model", where / "work")
     at_any_time(engines, where / "model")

@@ -181,7 +181,7 @@ def test_a_damaged_record_starts_over(output, damage):
     state.write_bytes(damage if isinstance(damage, bytes) else json.dumps(damage(json.loads(state.read_text()))).encode())
     said, first = finish(output)
     assert first == 0
-    assert said.endswith("is damaged, or its run was killed at its first lines: starting over")
+    assert said.endswith("is damaged: starting over")
     assert left(output.parent) == {"out.jsonl"}
 
 
@@ -323,5 +323,27 @@ def test_an_input_that_changes(tmp_path):
     other.replace(path)
     with pytest.raises(InputChanged):
         source.check()
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="no such file|is a folder"):
         InputFile(tmp_path)
+
+
+def test_a_file_of_the_users_own_in_the_place_of_a_partial_one(tmp_path):
+    output = tmp_path / "out.jsonl"
+    (tmp_path / "out.jsonl.partial").write_text("mine")
+    with pytest.raises(ValueError, match=r"out.jsonl.partial was left by no run, and would be written over"):
+        ResumableFile(output)
+    assert (tmp_path / "out.jsonl.partial").read_text() == "mine"
+    assert not (tmp_path / "out.jsonl.partial.json").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_an_output_that_is_no_name(name):
+    with pytest.raises(ValueError, match="output must name a file|is a folder"):
+        ResumableFile(Path(name))
+
+
+def test_inputs_that_are_no_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe"), (Path("/dev/null"), "a device")):
+        with pytest.raises(ValueError, match=f"is {what}, expected a regular file"):
+            InputFile(path)

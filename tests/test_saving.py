@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from geep_triton import Engine, MultiExitBert
 from geep_triton.exits.table import ExitTable
-from geep_triton.saving import WHOLE, finish_saving, replacing
+from geep_triton.saving import MANIFEST, WHOLE, reading, replacing
 from tests.saved_pair import FILES, make_engines, which
 
 
@@ -190,8 +193,7 @@ def test_what_replacing_does_and_does_not_touch(tmp_path):
 
 
 def test_a_killed_save_in_a_folder_that_cannot_be_written_to(engines, folder, monkeypatch):
-    (folder / WHOLE).mkdir()
-    (folder / WHOLE / "config.json").write_text("{}")
+    left_whole(folder, '{"remove": ["tokenizer.json", "nothing.json"]}')
 
     def denied(*arguments, **kwargs):
         raise PermissionError(13, "Permission denied")
@@ -200,8 +202,92 @@ def test_a_killed_save_in_a_folder_that_cannot_be_written_to(engines, folder, mo
         patch.setattr("pathlib.Path.replace", denied)
         with pytest.raises(ValueError, match="a save was killed before its files were in their place"):
             MultiExitBert.from_pretrained(folder)
-    finish_saving(folder)
-    assert (folder / "config.json").read_text() == "{}"
+    with reading(folder):
+        assert (folder / "config.json").read_text() == "{}"
+    assert {path.name for path in folder.iterdir()} == FILES - {"tokenizer.json"}
+
+
+def left_whole(folder, manifest):
+    """A save that was killed once all was written."""
+    (folder / WHOLE).mkdir()
+    (folder / WHOLE / "config.json").write_text("{}")
+    (folder / WHOLE / MANIFEST).write_text(manifest)
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", '{"remove": 7}', '{"remove": [7]}', None])
+def test_a_damaged_manifest_is_named(engines, folder, manifest):
+    left_whole(folder, manifest or "")
+    if manifest is None:
+        (folder / WHOLE / MANIFEST).unlink()
+    for attempt in (
+        lambda: MultiExitBert.from_pretrained(folder),
+        lambda: ExitTable.load(folder),
+        lambda: engines[1].save_pretrained(folder),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be moved there from {WHOLE}"):
+            attempt()
+
+
+def test_folders_of_the_users_own_are_left_alone(engines, folder):
+    for name in (".saved", ".saving.backup"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+    assert which(folder, engines) == "AAA"
+    engines[1].save_pretrained(folder)
+    assert which(folder, engines) == "BBB"
+    assert [(folder / name / "config.json").read_text() for name in (".saved", ".saving.backup")] == ["{}", "{}"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors.index.json"])
+def test_a_folder_in_the_place_of_a_file(engines, folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder, where a file of that name shall be"):
+        engines[1].save_pretrained(folder)
+    assert which(folder, engines) == "AAA"
+    assert not (folder / WHOLE).exists()
+
+
+def test_a_disk_that_is_full_is_an_os_error(engines, folder, monkeypatch):
+    def full(*arguments, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("geep_triton.exits.table_file.save_file", full)
+    with pytest.raises(OSError, match="cannot be saved into: I/O error: No space left"):
+        engines[1].save_pretrained(folder)
+    assert which(folder, engines) == "AAA"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_process_forked_during_a_save_keeps_nobody_waiting(engines, folder):
+    with replacing(folder):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        start = time.monotonic()
+        engines[1].save_pretrained(folder)
+        assert time.monotonic() - start < 30
+        assert which(folder, engines) == "BBB"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_what_is_loaded_during_saves_is_one_model(engines, folder):
+    """25 loads beside a process that saves one over the other all the time."""
+    command = [sys.executable, "-m", "tests.killed_saves", str(folder), "--on-and-on"]
+    saver = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE)
+    try:
+        saver.stdout.readline()  # it has begun
+        seen = {which(folder, engines) for _ in range(25)}
+        assert saver.poll() is None
+    finally:
+        saver.kill()
+        saver.communicate()
+    assert seen <= {"AAA", "BBB"}
+    assert len(seen) == 2
 
 
 def test_tables_of_earlier_versions_have_no_digests(engines, folder):

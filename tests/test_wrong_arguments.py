@@ -62,7 +62,11 @@ def test_forward(model, change, error, message):
         (lambda m, t: TextDataset(ROWS, None, None), TypeError, "encoder must be a Encoder, got None"),
         (lambda m, t: TextDataset(ROWS, Encoder(t, 9), 3), TypeError, "label2id must be a Mapping, got 3"),
         (lambda m, t: TextDataset(ROWS, Encoder(t, 9), None, window=0), ValueError, "window must be at least 1"),
-        (lambda m, t: TextDataset(None, Encoder(t, 9), None), TypeError, "rows must be a list or a data set of rows, got None"),
+        (
+            lambda m, t: TextDataset(None, Encoder(t, 9), None),
+            TypeError,
+            "rows must be a list of rows .mappings with text and label., got None",
+        ),
     ],
 )
 def test_engines_and_data(model, tokenizer, call, error, message):
@@ -103,7 +107,7 @@ def test_tables(model, tokenizer, many, change, error, message):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: MultiExitBertConfig(hidden_size=0), ValueError, "hidden_size must be at least 1"),
+        (lambda: MultiExitBertConfig(hidden_size=0), ValueError, "hidden_size must be between 1 and"),
         (lambda: MultiExitBertConfig(last_head=""), ValueError, "unknown last_head ''"),
         (lambda: MultiExitBertConfig(exit_policy=3), TypeError, "exit_policy must be a str or None, got 3"),
         (lambda: MultiExitBertConfig(pad_token_id=-1), ValueError, "pad_token_id must be between 0 and"),
@@ -111,7 +115,7 @@ def test_tables(model, tokenizer, many, change, error, message):
         (lambda: insert_add(HashTable.empty(2), KEYS, KEYS, max_capacity=1.5), TypeError, "max_capacity must be an int"),
         (lambda: insert_add(HashTable.empty(2), KEYS, KEYS, max_capacity=-1), ValueError, "max_capacity must be at least 4"),
         (lambda: get_recipe([]), ValueError, r"unknown recipe \[\]; known: berxit"),
-        (lambda: label_names("ab"), TypeError, "rows must be a list or a data set of rows, got 'ab'"),
+        (lambda: label_names("ab"), TypeError, "rows must be a list of rows .mappings with text and label., got 'ab'"),
         (lambda: label_names([3]), TypeError, "row 0 must be a Mapping, got 3"),
         (lambda: difficulty_column([]), ValueError, "rows: expected at least one, got none"),
         (lambda: difficulty_column([None]), TypeError, "row 0 must be a Mapping"),

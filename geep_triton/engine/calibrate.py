@@ -33,7 +33,6 @@ from geep_triton.outputs import EveryExit, Tokens
 from geep_triton.warn import warn
 
 PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")
-PROMISES = (*PROMISES_ON_ANSWERS, "mean_depth", "speedup")
 METHODS = ("learn-then-test", "conformal")
 SEED = 0
 MOST_SEEN = 0.1  # of the texts may be in the table; short ones come up again by chance

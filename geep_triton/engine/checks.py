@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from geep_triton.checks import shorten
 from geep_triton.data import check_no_bare_pair
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.precision import dtype_name
 from geep_triton.token_rows import to_list
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_list(inputs: Any) -> list[Any]:
@@ -39,8 +40,9 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     names = {str(name): index for name, index in label2id.items()}
     ids = {index: index for index in label2id.values()}
     unknown = []
-    for known, keys in ((names, [str(label) for label in labels]), (ids, labels)):
-        missing = [label for label in keys if not isinstance(label, Hashable) or label not in known]
+    numbers = [label if isinstance(label, int) and not isinstance(label, bool) else repr(label) for label in labels]
+    for known, keys in ((names, [str(label) for label in labels]), (ids, numbers)):
+        missing = [label for label in keys if label not in known]
         if not missing:
             return torch.tensor([known[key] for key in keys])
         unknown.append(missing[0])
@@ -84,54 +86,31 @@ def check_calibrated(model: MultiExitBert, dtype: str) -> None:
     )
 
 
-class WeightWatch:
-    """Notices when a model's weights become others, in microseconds.
-
-    Weights that are replaced or written to are noticed by identity and version. Fused optimizers leave versions as they are, so
-    that the values of a few small weights, which any training changes, are compared, too. What is missed: a large weight that
-    is written to behind torch's back (`weight.data`), alone.
-    """
-
-    def __init__(self, model: MultiExitBert) -> None:
-        self._held = [
-            (module._parameters, name, parameter)
-            for module in model.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        ]
-        self._versions = self._version()
-        norms = [model.bert.embeddings.LayerNorm, *(layer.output.LayerNorm for layer in model.bert.encoder.layer)]
-        classifiers = [head.classifier for head in model.heads.values()]
-        # A layer that was packed in place holds no parameters, and is not trained any more.
-        self._small = [part.bias for part in (*norms, *classifiers) if isinstance(getattr(part, "bias", None), nn.Parameter)]
-        self._values = self._now()
-
-    def changed(self) -> bool:
-        """Whether something has changed since. Waits for a GPU."""
-        if any(parameters.get(name) is not held for parameters, name, held in self._held):
-            return True
-        now, then = self._now(), self._values
-        same_place = now.device == then.device and now.dtype == then.dtype
-        return self._version() != self._versions or not same_place or not torch.equal(now, then)
-
-    def _version(self) -> int:
-        return sum(held._version for _, _, held in self._held if not held.is_inference())
-
-    def _now(self) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.cat(self._small)
-
-
 def check_model(model: MultiExitBert) -> None:
     """ValueError for a multi-label model, a configuration that is not the model's, or weights that are not finite numbers."""
     model.check_config()
     if model.config.problem_type == "multi_label_classification":
         raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
+    if model.config.problem_type == "regression" and model.config.num_labels != 1:
+        raise ValueError(
+            f"problem_type regression needs num_labels=1, got {model.config.num_labels}: an exit answers with one score"
+        )
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            raise ValueError(f"the weights of {name} are {parameter.dtype}, expected floating point: the checkpoint is damaged")
-        if not parameter.isfinite().all():
-            raise ValueError(f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged")
+        if parameter.dtype not in FLOATS:
+            raise ValueError(
+                f"the weights of {name} are {parameter.dtype}, expected floating point of 16 to 64 bits: the checkpoint is "
+                "damaged"
+            )
+        if parameter.dtype != model.dtype:
+            raise ValueError(
+                f"the weights of {name} are {parameter.dtype}, others {model.dtype}, expected one dtype: model.to(dtype) "
+                "makes it so"
+            )
+        with torch.inference_mode():
+            if not parameter.isfinite().all():
+                raise ValueError(
+                    f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged"
+                )
 
 
 def check_finite(logits: torch.Tensor, first: int) -> None:

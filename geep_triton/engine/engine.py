@@ -23,7 +23,6 @@ from geep_triton.data import Encoder, iter_samples
 from geep_triton.engine.audit import Audit
 from geep_triton.engine.calibrate import Calibration, calibrate
 from geep_triton.engine.checks import (
-    WeightWatch,
     as_list,
     check_calibrated,
     check_finite,
@@ -37,6 +36,7 @@ from geep_triton.engine.pools import Pools
 from geep_triton.engine.promise import Promise
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.skipping import Layers, Skipping
+from geep_triton.engine.weight_watch import WeightWatch
 from geep_triton.engine.windows import Window, one_ahead
 from geep_triton.exits.fingerprint import tokenizer_fingerprint
 from geep_triton.exits.temperature import TemperatureFit
@@ -51,7 +51,7 @@ from geep_triton.modeling.storing import add_digest
 from geep_triton.modeling.varlen import varlen_layers
 from geep_triton.modeling.weights import TOKENIZER_DIGEST
 from geep_triton.outputs import EveryExit, Predictions, Schedule, Tokens
-from geep_triton.saving import replacing, saved_digests
+from geep_triton.saving import reading, replacing, saved_digests
 from geep_triton.warn import warn
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -209,6 +209,7 @@ class Engine:
         self._model_was = model.packed, model.config._attn_implementation
         # Answers of other weights are not what was calibrated, and a copy of some beside others that are shared is no model.
         self._weights = WeightWatch(model)
+        self._config_was = self._config_now()
         self.token_budget = token_budget
         self.window = window
         self.prefetch = prefetch
@@ -272,17 +273,18 @@ class Engine:
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
-            check_number("its model_max_length", tokenizer.model_max_length, 3)
-            expected = saved_digests(pretrained_model_name_or_path).get(TOKENIZER_DIGEST)
-            same = expected is None or expected == tokenizer_fingerprint(tokenizer)
-        except Exception as error:  # of a damaged file the package tokenizers raises no other class
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
-                f"(tokenizer.save_pretrained, or engine.save_pretrained, which saves both). {type(error).__name__}: {error}"
-            ) from error
+        with reading(pretrained_model_name_or_path):
+            model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False)
+                check_number("its model_max_length", tokenizer.model_max_length, 3)
+                expected = saved_digests(pretrained_model_name_or_path).get(TOKENIZER_DIGEST)
+                same = expected is None or expected == tokenizer_fingerprint(tokenizer)
+            except Exception as error:  # of a damaged file the package tokenizers raises no other class
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
+                    f"(tokenizer.save_pretrained, or engine.save_pretrained, which saves both). {type(error).__name__}: {error}"
+                ) from error
         if not same:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the model was saved with another tokenizer than the one that is there, or "
@@ -458,6 +460,8 @@ class Engine:
             windows = one_ahead(windows)
         with closing(windows):
             for window in windows:
+                if window.padding is not None:
+                    warn(window.padding)
                 result = self._predict_window(window)
                 if not isinstance(self.policy, (FullDepth, ConstantDepth)):
                     self._exits += Counter(result.histogram)
@@ -479,7 +483,9 @@ class Engine:
 
     def every_exit_windows(self, inputs: Any) -> Iterator[EveryExit]:
         """As `every_exit`, window by window."""
-        for tokens, first, _ in self._encoded_windows(inputs):
+        for tokens, first, _, padding in self._encoded_windows(inputs):
+            if padding is not None:
+                warn(padding)
             self._check_runner()
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
@@ -488,14 +494,18 @@ class Engine:
                 run = WindowRun(self._runner, tokens, layers=layers, in_flight=self.in_flight)
                 rows, answers = zip(*run.every_exit(plan), strict=True)
                 logits[torch.cat(rows)] = torch.cat(answers).float().cpu()
+            self._check_weights()
             check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
 
-    def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float]]:
-        """(tokens, index of the first sample, seconds taken to tokenize) per window."""
+    def _encoded_windows(self, inputs: Any) -> Iterator[tuple[Tokens, int, float, str | None]]:
+        """Of each window: tokens, index of the first sample, seconds taken to tokenize, and, once, what to warn of.
+
+        This may run in a thread of its own, where no warning would find the user's line.
+        """
         known = isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) and getattr(inputs, "ndim", 1) > 0
         total = len(inputs) if known else None
-        samples, first, warned = iter_samples(inputs, self.text_column, self.pair_column), 0, False
+        samples, first, padding = iter_samples(inputs, self.text_column, self.pair_column), 0, None
         with tqdm(total=total, unit="text", disable=not self.progress) as bar:
             while True:
                 start = time.perf_counter()
@@ -503,8 +513,8 @@ class Engine:
                 if not window:
                     break
                 tokens = self._encoder(window, first)
-                warned = warned or self._encoder.warn_of_padding(window, tokens, first)
-                yield tokens, first, time.perf_counter() - start
+                told, padding = padding, padding or self._encoder.padding_of(window, tokens, first)
+                yield tokens, first, time.perf_counter() - start, None if told else padding
                 bar.update(len(window))
                 first += len(window)
         if not first:
@@ -516,14 +526,14 @@ class Engine:
             self.policy.check(self.model, self.tokenizer)
             self.skipping.check(self.model, self.tokenizer)
             self._checked_table = self.model.exit_table
-        for tokens, first, tokenize_seconds in self._encoded_windows(inputs):
+        for tokens, first, tokenize_seconds, padding in self._encoded_windows(inputs):
             start = time.perf_counter()
             with nullcontext() if self._planner is None else torch.cuda.stream(self._planner):
                 plan = self.policy.plan(self.model, tokens)
                 layers = self._layers(tokens)
             batches = self._schedule(plan.stops, layers, tokens)
             seconds = {"tokenize": tokenize_seconds, "plan": time.perf_counter() - start}
-            yield Window(tokens, first, plan, layers, batches, seconds)
+            yield Window(tokens, first, plan, layers, batches, seconds, padding)
 
     def _predict_window(self, window: Window) -> Predictions:
         config, layers = self.model.config, window.layers
@@ -533,6 +543,7 @@ class Engine:
             run = self._window_run(window)
             answers = list(run.answers(window.batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
+        self._check_weights()
         ran = time.perf_counter()
         back = torch.cat([answer.rows for answer in answers]).argsort()
         sizes = torch.tensor([answer.rows.numel() for answer in answers])
@@ -582,6 +593,7 @@ class Engine:
                 for answer in list(run.answers(plan)):
                     given = logits[rows[answer.rows]].argmax(-1)
                     agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
+            self._check_weights()
             self._audit.record(agrees)
         return time.perf_counter() - start
 
@@ -625,7 +637,9 @@ class Engine:
         return self._twin
 
     def _check_runner(self) -> None:
-        """Before layers run: the model may have been trained on or converted since this engine was made, or run last."""
+        """Before layers run: the model may have been changed or converted since this engine was made, or run last."""
+        if self._config_now() != self._config_was:
+            self.model.check_config()
         packed, attention = self._model_was
         own_layers = self._twin is not self.model
         if self.model.packed != packed or (own_layers and self.model.config._attn_implementation != attention):
@@ -633,14 +647,28 @@ class Engine:
                 "since this engine was made, the model was packed in place or given another attention implementation: make a "
                 "new engine"
             )
+        self._check_weights()
+        check_temperatures(self.model.config.exit_temperatures, len(self.model.config.exit_layers))
+        if any(module.training for module in self._twins_modules):
+            self._twin.eval()
+
+    def _config_now(self) -> tuple[Any, ...]:
+        config = self.model.config
+        return (
+            dict(config.id2label),
+            dict(config.label2id),
+            list(config.exit_layers),
+            config.num_hidden_layers,
+            config.vocab_size,
+        )
+
+    def _check_weights(self) -> None:
+        """Before layers run, and after: else a window would be answered half by the old ones and half by the new."""
         if self._weights.changed():
             raise ValueError(
                 "the model's weights have changed since this engine was made (by training, loading or moving them): make a new "
                 "engine"
             )
-        check_temperatures(self.model.config.exit_temperatures, len(self.model.config.exit_layers))
-        if any(module.training for module in self._twins_modules):
-            self._twin.eval()
 
     def _layers(self, tokens: Tokens, skipping: Skipping | None = None) -> Layers:
         skipping = skipping or self.skipping

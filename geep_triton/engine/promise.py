@@ -42,9 +42,10 @@ class Promise:
         now = {
             "skipping": str(skipping), "max_length": max_length, "truncation": truncation,
             "exit_table": None if model.exit_table is None else model.exit_table.digest(),
-            "exit_temperatures": config.exit_temperatures,
+            "exit_temperatures": config.exit_temperatures, "exit_policy": config.exit_policy,
         }  # fmt: skip
         then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": config.skipping}
+        then["exit_policy"] = calibration.get("chosen", {}).get("policy", config.exit_policy)
         changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
         if changed:
             warn(f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here")

@@ -25,6 +25,7 @@ class Window:
         layers: run its layers.
         batches: in running order.
         seconds: taken for each step so far.
+        padding: to warn of it; see `geep_triton.data.Encoder.padding_of`.
     """
 
     tokens: Tokens
@@ -33,6 +34,7 @@ class Window:
     layers: Layers
     batches: Schedule
     seconds: dict[str, float]
+    padding: str | None
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

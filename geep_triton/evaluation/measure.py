@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from geep_triton.data import Row, check_columns
+from geep_triton.data import Row, check_columns, check_rows
 from geep_triton.engine.checks import label_ids
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.timing import in_turns
@@ -60,10 +60,10 @@ def measure(
         A measurement per engine, and its last predictions.
 
     Raises:
-        ValueError: no rows, a row without a label, or a label that an engine's model does not know.
+        ValueError: no rows, a row without a label, or a label that an engine's model does not know. TypeError: something else
+            than rows.
     """
-    if not len(rows):
-        raise ValueError("rows: expected at least one, got none")
+    check_rows(rows)
     for index, row in enumerate(rows):
         check_columns(row, ("label",))
         if row["label"] is None or row["label"] == "":

@@ -37,6 +37,8 @@ def length_bucket(lengths: torch.Tensor) -> torch.Tensor:
     return (2 * lengths.clamp(min=1).double().log2()).long().clamp(max=LENGTH_BUCKETS - 1)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_values(
     keys: torch.Tensor,
     tokens: Tokens,

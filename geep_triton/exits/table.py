@@ -23,9 +23,13 @@ from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import REDUCTIONS, PredictedExits, ScoreTable, choose_exits, predict_exits
 from geep_triton.outputs import Tokens, to_device
 from geep_triton.reference.ngrams import MAX_NGRAM
-from geep_triton.saving import Replacement, replacing, saved_digests
+from geep_triton.saving import Replacement, reading, replacing, saved_digests
 
 VALUES = ("counts", "learned")
+OTHER_WEIGHTS = (
+    "The exit table was built with other weights than the model's, or in another dtype: build it again if they were trained "
+    "since."
+)
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids")
 
 
@@ -303,7 +307,8 @@ class ExitTable:
         """[S + 1, E] float32: P(e|key) smoothed towards the prior; the last row is the prior, for unseen keys."""
         prior = self.exit_counts.double() / self.exit_counts.sum()
         weight = self.settings.smoothing
-        smoothed = (self.counts + weight * prior) / (self.counts.sum(1, keepdim=True) + weight)
+        counts = self.counts.double()
+        smoothed = (counts + weight * prior) / (counts.sum(1, keepdim=True) + weight)
         return torch.cat([smoothed, prior[None]]).float()
 
     def score_table(self, device: str | torch.device = "cpu") -> ScoreTable:
@@ -459,7 +464,8 @@ class ExitTable:
         Raises:
             ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
         """
-        header, tensors = read_table(path)
+        with reading(path):
+            header, tensors = read_table(path)
         try:
             settings = TableSettings(**header["settings"])
         except (TypeError, ValueError) as error:

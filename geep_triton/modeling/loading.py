@@ -17,7 +17,7 @@ from transformers.utils import cached_file, logging
 
 from geep_triton.checks import shorten
 from geep_triton.config import MultiExitBertConfig, resolve_exit_layers
-from geep_triton.exits.table import ExitTable
+from geep_triton.exits.table import OTHER_WEIGHTS, ExitTable
 from geep_triton.exits.table_file import TABLE_FILE
 from geep_triton.labels import label_maps
 from geep_triton.modeling.weights import (
@@ -25,13 +25,14 @@ from geep_triton.modeling.weights import (
     TABLE_DIGEST,
     check_digest,
     check_sizes,
+    refuse_integers,
     refuse_wrapped,
     settings_digest,
     weight_files,
     weights_digest_name,
 )
-from geep_triton.saving import finish_saving
-from geep_triton.tensor_files import refuse_pointer
+from geep_triton.saving import reading, saved_digests
+from geep_triton.tensor_files import refuse_pointer, tensors_digest
 
 if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
@@ -53,12 +54,18 @@ def load_pretrained(
     load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
 ) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
     """`MultiExitBert.from_pretrained`; `load` is transformers' own from_pretrained."""
+    with reading(Path(source) / (kwargs.get("subfolder") or "")):
+        return _load(load, source, *model_args, **kwargs)
+
+
+def _load(
+    load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
+) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
     overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(f"{source}: MultiExitBert runs no code from a checkpoint: leave trust_remote_code out")
-    finish_saving(Path(source) / (hub.get("subfolder") or ""))
 
     def find(name: str) -> str | None:
         return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
@@ -76,13 +83,14 @@ def load_pretrained(
         files = weight_files(source, find, variant)
         names = set(files)
     refuse_wrapped(source, names or set())
+    refuse_integers(source, {} if files is None else files)
     classifier = _is_sequence_classification(original, names)
     trained = _trained_exits(original, names, classifier)
     if not classifier and trained:
         _check_trained(source, original, overrides, HEAD_FIELDS, "exit heads")
     if _trained_gates(original, names):
         _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
-    config = _exit_config(original, overrides, classifier)
+    config = _exit_config(source, original, overrides, classifier)
     keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
     if keeps_shapes and files is not None:
         check_sizes(source, files, config)
@@ -108,8 +116,11 @@ def load_pretrained(
     gated = _trained_gates(original, names)
     gated -= {layer for layer in gated if any(name.startswith(f"gates.{layer}.") for name in reset)}
     _check_missing(source, info["missing_keys"], config, trained, gated)
-    check_digest(source, getattr(original, "digests", None), variant, files)
-    _attach_table(source, model, find(TABLE_FILE), original, variant)
+    # Of what lies there, whatever configuration the caller gave.
+    config_file = find("config.json")
+    digests = saved_digests(Path(config_file).parent) if config_file is not None else {}
+    check_digest(source, digests, variant, files)
+    _attach_table(source, model, find(TABLE_FILE), original, digests, variant)
     return (model, info) if want_info else model
 
 
@@ -124,14 +135,22 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     path = Path(source)
     if not path.is_dir() and (isinstance(source, Path) or path.is_absolute() or str(source).startswith(".")):
         raise ValueError(f"{source}: no such folder")
-    if (file := path / (hub.get("subfolder") or "") / "config.json").is_file():
+    file = path / (hub.get("subfolder") or "") / "config.json"
+    if file.is_file():
         refuse_pointer(file)
+    elif path.is_dir():
+        raise ValueError(f"{source} has no {file.relative_to(path)}")
     try:
         values, _ = PretrainedConfig.get_config_dict(source, **hub)
     except (OSError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{source}: no such folder, or hub id that can be had, with a config.json: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source}: damaged configuration: expected a JSON object, got {shorten(values)}")
+    for name in ("dtype", "torch_dtype"):
+        if not isinstance(values.get(name), str | None):
+            raise ValueError(
+                f"{source}: damaged configuration: {name} must be the name of a dtype, got {shorten(values[name])}"
+            )
     if "auto_map" in values:
         logger.warning(f"{source}: its configuration names code of its own (auto_map), which is not run.")
     kind = values.get("model_type")
@@ -157,7 +176,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
 @contextmanager
 def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
     """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
-    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
+    known = (AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError, StrictDataclassError, *more)
     try:
         yield
     except known as error:
@@ -175,7 +194,9 @@ def _config_arguments() -> set[str]:
     return (fields | {"num_labels"}) - {"dtype", "transformers_version", "architectures"}
 
 
-def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bool) -> MultiExitBertConfig:
+def _exit_config(
+    source: str | os.PathLike, original: BertConfig, overrides: dict[str, Any], classifier: bool
+) -> MultiExitBertConfig:
     """The checkpoint's configuration with the caller's choices; validated by its constructor."""
     values = copy.deepcopy(original.to_dict())
     values.pop("model_type", None)
@@ -204,7 +225,10 @@ def _exit_config(original: BertConfig, overrides: dict[str, Any], classifier: bo
         for name in ("exit_policy", "skipping", "calibration"):
             if name not in overrides:
                 values.pop(name, None)
-    config = MultiExitBertConfig(**values)
+    try:
+        config = MultiExitBertConfig(**values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{source}: {error}") from error
     config._attn_implementation = original._attn_implementation
     return config
 
@@ -220,10 +244,14 @@ def _check_trained(
 
 
 def _attach_table(
-    source: str | os.PathLike, model: MultiExitBert, path: str | None, original: BertConfig, variant: str | None
+    source: str | os.PathLike,
+    model: MultiExitBert,
+    path: str | None,
+    original: BertConfig,
+    digests: dict[str, Any],
+    variant: str | None,
 ) -> None:
     """Load the exit table and give it to the model, unless the caller chose other exits or gates than it was built with."""
-    digests = getattr(original, "digests", None) or {}
     expected = digests.get(TABLE_DIGEST)
     if path is None:
         if expected is not None:
@@ -235,6 +263,10 @@ def _attach_table(
             f"{path}: the exit table was built with other weights than the model's, which was saved with "
             f"{'none' if expected is None else 'another table'}. Take the file away to load the model without it"
         )
+    if table.weights not in (None, digests.get(weights_digest_name(variant))):
+        logger.warning(f"{path}: {OTHER_WEIGHTS}")
+    elif table.weights is not None and original.dtype != model.dtype:
+        table = dataclasses.replace(table, weights=tensors_digest(model.state_dict()))  # the same, in another dtype
     changed = []
     if isinstance(original, MultiExitBertConfig):
         changed = [name for name in TABLE_FIELDS if getattr(model.config, name) != getattr(original, name)]
@@ -242,7 +274,7 @@ def _attach_table(
         then = ", ".join(f"{name}={getattr(original, name)!r}" for name in changed)
         logger.warning("The exit table is left out: it was built with %s.", then)
     else:
-        model.exit_table = table
+        model.attach_table(table)
 
 
 def _is_sequence_classification(config: BertConfig, names: set[str] | None) -> bool:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from geep_triton.checks import check_choice, check_int, check_kind, shorten
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.exits.table import ExitTable
+from geep_triton.exits.table import OTHER_WEIGHTS, ExitTable
 from geep_triton.labels import check_targets
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
@@ -26,6 +26,7 @@ from geep_triton.modeling.storing import write_model
 from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.outputs import MultiExitBertOutput
 from geep_triton.saving import Replacement, replacing
+from geep_triton.tensor_files import tensors_digest
 
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
@@ -164,12 +165,13 @@ class MultiExitBert(BertPreTrainedModel):
         return super()._apply(fn, recurse)
 
     def check_config(self) -> None:
-        """Raise ValueError where the configuration was changed to what this model is not: other classes, exits or tokens."""
+        """Raise ValueError where the configuration was changed to what this model is not: other classes, layers or tokens."""
         config = self.config
         config.check_labels()
         found = {
             "num_labels": self.num_labels,
             "vocab_size": self.bert.embeddings.word_embeddings.num_embeddings,
+            "num_hidden_layers": len(self.bert.encoder.layer),
             "exit_layers": [int(layer) for layer in self.heads],
         }
         for name, value in found.items():
@@ -204,13 +206,24 @@ class MultiExitBert(BertPreTrainedModel):
 
     @property
     def exit_table(self) -> ExitTable | None:
-        """Predicts exits from tokens; saved and loaded with the model. Setting one that does not fit raises ValueError."""
+        """Predicts exits from tokens; saved and loaded with the model.
+
+        Setting one of another vocabulary or other exits raises ValueError; one that was built with other weights is warned of.
+        """
         return self._exit_table
 
     @exit_table.setter
     def exit_table(self, table: ExitTable | None) -> None:
         if table is not None:
             check_kind("exit_table", table, ExitTable)
+        before = None if self._exit_table is None else self._exit_table.weights
+        if table is not None and table.weights not in (None, before, tensors_digest(self.state_dict())):
+            logger.warning(OTHER_WEIGHTS)
+        self.attach_table(table)
+
+    def attach_table(self, table: ExitTable | None) -> None:
+        """Set `exit_table`, whose weights need not be looked at."""
+        if table is not None:
             table.check_fits(self.config.vocab_size, self.config.exit_layers)
         if self._exit_table is not None and (table is None or not table.predicts_as(self._exit_table)):
             self.forget_calibration()  # it was measured with the other table
@@ -313,6 +326,7 @@ class MultiExitBert(BertPreTrainedModel):
         depth = last if exit_layer is None else exit_layer
         every_exit = output_exit_logits or output_shared_logits or (labels is not None and exit_layer is None)
         if attention_mask is None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             attention_mask = torch.ones_like(input_ids)
 
         hidden = self.embed(input_ids, token_type_ids)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from geep_triton.exits.table import save_table
+from geep_triton.exits.table import OTHER_WEIGHTS, save_table
 from geep_triton.modeling.weights import (
     CONFIG_DIGEST,
     TABLE_DIGEST,
@@ -52,17 +52,15 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     digests = {weights: known[weights] if same else files_digest(weight_files(new.path, _finder(new.path), variant))}
     if table is not None:
         if table.weights not in (None, digests[weights]):
-            logger.warning(
-                "The exit table was built with other weights than are saved with it now, or in another dtype: build it "
-                "again if they were trained since."
-            )
-        table = replace(table, weights=digests[weights])
+            logger.warning(OTHER_WEIGHTS)
+        table = replace(table, weights=table.weights or digests[weights])
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
     config = json.loads(config_file.read_text(encoding="utf-8"))
     digests[CONFIG_DIGEST] = settings_digest(config)
-    if settings_digest(before) == digests[CONFIG_DIGEST] and known.get(TABLE_DIGEST) == digests.get(TABLE_DIGEST):
-        digests = known | digests  # weights of another variant
+    fits = settings_digest(before) == digests[CONFIG_DIGEST] and known.get(TABLE_DIGEST) == digests.get(TABLE_DIGEST)
+    if fits and (same or variant is not None):
+        digests = known | digests  # the other's weights; those of a variant may not outlive what they are a variant of
     _write_config(config_file, config | {"digests": digests})
     if not same:
         # Weights of a save in another number of files, which transformers might take for these.

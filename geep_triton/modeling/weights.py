@@ -27,6 +27,8 @@ SIZES = {
     "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
     "encoder.layer.0.intermediate.dense.weight": ("intermediate_size", "hidden_size"),
 }
+FLOATS = ("F64", "F32", "F16", "BF16")
+NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
 
 
 def weights_name(variant: str | None) -> str:
@@ -139,6 +141,23 @@ def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: Any
                 raise ValueError(
                     f"{source}: tensors of another shape than the configuration says: {name} {there}, not {here} ({said})"
                 )
+
+
+def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None:
+    """Raise ValueError where weights are no floating point numbers, which transformers would make of them without a word.
+
+    Args:
+        source: named in errors.
+        files: of `weight_files`.
+    """
+    for path in sorted(set(files.values())):
+        with open_tensors(path) as file:
+            for name in (name for name in files if files[name] == path and not name.endswith(NUMBERS)):
+                if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
+                    raise ValueError(
+                        f"{source}: the weights {name} are {kind}, expected floating point of 16 bits or more "
+                        f"({', '.join(FLOATS)}): the checkpoint is quantized or damaged"
+                    )
 
 
 def check_digest(

@@ -87,7 +87,9 @@ def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of transformers' Trainer, or None; a warning names newer ones and what is wrong with them."""
-    checkpoints = sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    found = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
+    numbered = [(int(number), path) for number, path in found if number.isdecimal()]  # not a copy that someone named by hand
+    checkpoints = [path for _, path in sorted(numbered, reverse=True)]
     for checkpoint in checkpoints:
         if (why := damage_of(checkpoint)) is None:
             return checkpoint

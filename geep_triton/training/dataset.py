@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from geep_triton.checks import check_int, check_kind, shorten
-from geep_triton.data import Encoder, Row, check_columns, iter_samples
+from geep_triton.data import Encoder, Row, check_columns, check_rows, iter_samples
 from geep_triton.outputs import Tokens
-
-
-def check_rows(rows: Sequence[Row]) -> None:
-    """Raise TypeError unless rows can be counted and read by their number, ValueError where there are none."""
-    if isinstance(rows, (str, bytes, Mapping, Set)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
-        raise TypeError(f"rows must be a list or a data set of rows, got {shorten(rows)} of type {type(rows).__name__}")
-    if not len(rows):
-        raise ValueError("rows: expected at least one, got none")
+from geep_triton.warn import warn
 
 
 def label_names(rows: Sequence[Row]) -> list[str]:
     """The distinct labels as names, sorted (numerically where all are integers).
 
     Raises:
-        ValueError: no rows, a row without a label, or fewer than two classes.
+        ValueError: no rows, a row without a label, or fewer than two classes. TypeError: no rows, but something else.
     """
     check_rows(rows)
     names = {str(_label(row, index)) for index, row in enumerate(rows)}
@@ -55,7 +48,7 @@ class TextDataset(Dataset):
 
     Raises:
         ValueError: no rows; a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder`
-            raises.
+            raises. TypeError: no rows, but something else.
     """
 
     def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
@@ -70,13 +63,15 @@ class TextDataset(Dataset):
             if name not in label2id:
                 raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
             self.labels.append(label2id[name])
-        parts, warned = [], False
+        parts, padding = [], None
         with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:
             for first in range(0, len(rows), window):
                 part = list(iter_samples(rows[first : first + window]))
                 parts.append(encoder(part, first))
-                warned = warned or encoder.warn_of_padding(part, parts[-1], first)
+                padding = padding or encoder.padding_of(part, parts[-1], first)
                 bar.update(len(part))
+        if padding is not None:
+            warn(padding)
         self.tokens = Tokens.concatenate(parts)
 
     def __len__(self) -> int:

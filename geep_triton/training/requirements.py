@@ -19,7 +19,7 @@ from geep_triton.training.stages import Recipe
 
 logger = logging.get_logger(__name__)
 
-LABEL_COLUMNS = ("labels", "label", "label_ids")
+LABEL_COLUMNS = {"labels", "label", "label_ids"}
 
 
 def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_best_model_at_end: bool) -> None:
@@ -150,12 +150,25 @@ def check_labels(name: str, dataset: Any, num_labels: int) -> bool:
     return True
 
 
-def _label_column(dataset: Any) -> Iterable[Any] | None:
-    """Of a datasets.Dataset whose samples are its rows."""
+def refuse_unlabelled(name: str, dataset: Any, needed_by: str) -> None:
+    """Raise ValueError for a data set that has no labels, as far as that can be seen."""
+    columns = _columns(dataset)
+    if (isinstance(dataset, TextDataset) and dataset.labels is None) or not (columns is None or set(columns) & LABEL_COLUMNS):
+        what = "TextDataset(..., label2id=...) makes them" if columns is None else f"its columns are {', '.join(columns)}"
+        raise ValueError(f"{name} has no labels, which {needed_by} needs: {what}")
+
+
+def _columns(dataset: Any) -> list[str] | None:
+    """Of a datasets.Dataset whose samples are its rows; None: another data set, or samples that the user's code makes."""
     names = getattr(dataset, "column_names", None)
     if not isinstance(names, list) or not has_length(dataset) or dataset.format["type"] == "custom":
         return None
-    column = next((column for column in LABEL_COLUMNS if column in names), None)
+    return names
+
+
+def _label_column(dataset: Any) -> Iterable[Any] | None:
+    """Of a datasets.Dataset whose samples are its rows."""
+    column = next((column for column in _columns(dataset) or () if column in LABEL_COLUMNS), None)
     return None if column is None else dataset.with_format(None)[column]
 
 

@@ -31,6 +31,7 @@ from geep_triton.training.requirements import (
     check_labels,
     check_stopping,
     check_teacher,
+    refuse_unlabelled,
     resolve_class_weights,
     teacher_logits,
 )
@@ -113,6 +114,7 @@ class MultiExitTrainer(Trainer):
             raise ValueError("train_dataset has no rows")
         if self.compute_metrics is None:
             self.compute_metrics = self._exit_accuracies
+        self._check_unlabelled()
         self._labels_are_checked = self._check_labels()
         self.teacher = check_teacher(teacher, self.model, self.recipe)
         self.class_weights = resolve_class_weights(class_weights, self.model, self.recipe, self.train_dataset)
@@ -123,15 +125,31 @@ class MultiExitTrainer(Trainer):
         self._hooks: list[RemovableHandle] = []
         self._resumes_from: Path | None = None
 
+    def _check_unlabelled(self) -> None:
+        """Raise ValueError for a data set that shows no labels where a recipe or an evaluation will ask for them."""
+        if self._needs_labels and self.train_dataset is not None:
+            refuse_unlabelled("train_dataset", self.train_dataset, f"recipe {self.recipe.name!r}")
+        if self.args.eval_strategy != "no":
+            for name, dataset in self._eval_datasets().items():
+                refuse_unlabelled(name, dataset, f"evaluation (eval_strategy={str(self.args.eval_strategy.value)!r})")
+
     def _check_labels(self) -> bool:
         """Whether all of the training set's labels are known to be classes."""
-        classes, several = self.model.config.num_labels, isinstance(self.eval_dataset, dict)
-        for name, dataset in (self.eval_dataset if several else {"": self.eval_dataset}).items():
-            if dataset is not None:
-                check_labels(f"eval_dataset[{name!r}]" if several else "eval_dataset", dataset, classes)
-        if self.train_dataset is None or not any(stage.needs_labels for stage in self.recipe.stages):
+        for name, dataset in self._eval_datasets().items():
+            check_labels(name, dataset, self.model.config.num_labels)
+        if self.train_dataset is None or not self._needs_labels:
             return False
-        return check_labels("train_dataset", self.train_dataset, classes)
+        return check_labels("train_dataset", self.train_dataset, self.model.config.num_labels)
+
+    @property
+    def _needs_labels(self) -> bool:
+        return any(stage.needs_labels for stage in self.recipe.stages)
+
+    def _eval_datasets(self) -> dict[str, Any]:
+        """By the names that errors call them."""
+        if isinstance(self.eval_dataset, dict):
+            return {f"eval_dataset[{name!r}]": dataset for name, dataset in self.eval_dataset.items()}
+        return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
@@ -308,6 +326,7 @@ class MultiExitTrainer(Trainer):
         return loss, torch.stack(output.exit_logits, dim=1).float(), inputs.get("labels")
 
     def _exit_accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+        check_targets(torch.as_tensor(prediction.label_ids), self.model.config.num_labels)
         correct = (prediction.predictions.argmax(-1) == prediction.label_ids[:, None]).mean(0)
         metrics = {
             f"accuracy_exit_{layer}": float(value) for layer, value in zip(self.model.config.exit_layers, correct, strict=True)

@@ -1,0 +1,88 @@
+"""Whether a model still has the weights that an engine was made with."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from geep_triton.modeling.model import MultiExitBert
+
+VERSION = attrgetter("_version")
+
+
+class WeightWatch:
+    """Notices when a model's weights become others, in microseconds.
+
+    Modules and weights that are replaced are noticed by identity, weights that are written to by their version. Fused
+    optimizers leave versions as they are, so that every optimizer's steps are watched, too. The values of some small weights
+    are compared besides, for what goes round both. What is missed: a large weight that is written to behind torch's back
+    (`weight.data`), alone.
+    """
+
+    def __init__(self, model: MultiExitBert) -> None:
+        self._holders = [held for module in model.modules() for held in (module._modules, module._parameters) if held]
+        self._held = list(self._now_held())
+        norms = [model.bert.embeddings.LayerNorm, *(layer.output.LayerNorm for layer in model.bert.encoder.layer)]
+        classifiers = [head.classifier for head in model.heads.values()]
+        # A layer that was packed in place holds no parameters, and is not trained any more.
+        self._small = [part.bias for part in (*norms, *classifiers) if isinstance(getattr(part, "bias", None), nn.Parameter)]
+        self._values = self._now()
+        self._trained = False
+        self._start()
+
+    def _start(self) -> None:
+        """Watch what is not the same in another process."""
+        weights = [held for held in self._held if isinstance(held, nn.Parameter)]
+        self._ids = {id(weight) for weight in weights}
+        self._versioned = [weight for weight in weights if not weight.is_inference()]
+        self._versions = self._version()
+        _watch_steps(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_trained": self.changed()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def changed(self) -> bool:
+        """Whether something has changed since. Waits for a GPU."""
+        if self._trained or sum(map(len, self._holders)) != len(self._held) or not all(map(is_, self._now_held(), self._held)):
+            return True
+        now, then = self._now(), self._values
+        same_place = now.device == then.device and now.dtype == then.dtype
+        return self._version() != self._versions or not same_place or not torch.equal(now, then)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Take note of an optimizer's step."""
+        trains = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+        self._trained = self._trained or not self._ids.isdisjoint(trains)
+
+    def _now_held(self) -> Iterator[nn.Module | nn.Parameter | None]:
+        """All modules and weights."""
+        return chain.from_iterable(map(dict.values, self._holders))
+
+    def _version(self) -> int:
+        return sum(map(VERSION, self._versioned))
+
+    def _now(self) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat(self._small)
+
+
+def _watch_steps(watch: WeightWatch) -> None:
+    """Tell it of every optimizer's steps, as long as it lives."""
+    found = weakref.ref(watch)
+
+    def step(optimizer: Optimizer, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (watch := found()) is not None:
+            watch.stepped(optimizer)
+
+    weakref.finalize(watch, register_optimizer_step_post_hook(step).remove)
