@@ -157,7 +157,10 @@ def judging_targets() -> list[Target]:
         Target(
             "exit_accuracies",
             exit_accuracies,
-            {"exit_logits": not_tensor(3, F32, empty=True), "targets": not_tensor(1, I64, empty=True)},
+            {
+                "exit_logits": not_tensor(3, F32, empty=True),
+                "targets": lambda: [None, 3, "x", [1, 2], torch.tensor(1), torch.zeros(0), torch.zeros(2, 2)],
+            },
             {"exit_logits": exits, "targets": labels},
         ),
         Target(

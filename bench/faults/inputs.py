@@ -80,7 +80,7 @@ def not_on_purpose(error: Exception, names: list[str]) -> str | None:
         return said
     line = linecache.getline(frame.filename, frame.lineno).strip()
     ours = Path(frame.filename).is_relative_to(PACKAGE) and line.startswith("raise")
-    return None if ours and len(text.split()) > 3 else said
+    return None if ours and len(text.split()) > 2 else said
 
 
 PART = Part("inputs", "a call with arguments that are wrong", prepare, case)

@@ -13,7 +13,7 @@ from geep_triton.checks import check_int, check_tensor, shorten
 def exit_accuracies(exit_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Share of right answers of each exit: logits [N, E, C], targets [N] int64 -> [E] float32. ValueError without samples."""
     check_tensor("exit_logits", exit_logits, 3)
-    check_tensor("targets", targets, 1, torch.int64)
+    check_tensor("targets", targets, 1)
     if not len(targets) or len(targets) != len(exit_logits):
         raise ValueError(f"targets must be as many as samples, at least one, got {len(targets)} for {len(exit_logits)}")
     return (exit_logits.argmax(-1) == targets[:, None]).float().mean(0)

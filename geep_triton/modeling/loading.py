@@ -171,7 +171,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
 @contextmanager
 def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
     """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
-    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
+    known = (AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError, StrictDataclassError, *more)
     try:
         yield
     except known as error:
