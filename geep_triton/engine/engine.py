@@ -70,7 +70,7 @@ class Engine:
     the model's weights are others than those it was made with.
 
     Args:
-        model: on the device it shall run on; in evaluation mode from now on, and whenever the engine runs it.
+        model: on the device it shall run on; set to evaluation mode now and whenever the engine runs it, which leaves it so.
         tokenizer: the model's own.
         policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:mean", "verified:0.2";
             see `geep_triton.engine.policies`. None: what the model was calibrated to, else "full".
@@ -206,7 +206,7 @@ class Engine:
                 self._twin, self.compile_seconds = compile_layers(self._twin)
         if graphs:
             self._twin = graph_layers(self._twin)
-        self._twins_modules = tuple(self._twin.modules())
+        self._twins_modules = tuple(self._twin.eval().modules())
         self._model_was = model.packed, model.config._attn_implementation
         # Answers of other weights are not what was calibrated, and a copy of some beside others that are shared is no model.
         self._weights = WeightWatch(model)
@@ -651,18 +651,13 @@ class Engine:
     def _running(self) -> Iterator[None]:
         """Layers run within: with the weights that this engine was made for, and for inference, from the first to the last."""
         self._check_runner()
-        training = [module for module in self._twins_modules if module.training]
-        for module in training:
-            module.training = False
-        try:
-            with torch.inference_mode(), attention_kernels(self.cudnn_attention):
-                yield
-            self._check_weights()
-            if any(module.training for module in self._twins_modules):
-                raise ValueError("the model was set to training mode while the engine ran it: its answers are not kept")
-        finally:
-            for module in training:  # as the user had left them
-                module.training = True
+        if any(module.training for module in self._twins_modules):
+            self._twin.eval()
+        with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+            yield
+        self._check_weights()
+        if any(module.training for module in self._twins_modules):
+            raise ValueError("the model was set to training mode while the engine ran it: its answers are not kept")
 
     def _config_now(self) -> tuple[Any, ...]:
         config = self.model.config
