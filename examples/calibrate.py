@@ -13,8 +13,9 @@ import argparse
 from pathlib import Path
 
 from geep_triton import Engine
+from geep_triton.config import PROMISES
 from geep_triton.data import read_rows
-from geep_triton.engine.calibrate import METHODS, PROMISES, Calibration, Candidate
+from geep_triton.engine.calibrate import METHODS, Calibration, Candidate
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -389,3 +389,27 @@ def test_what_is_no_padding_is_not_told(model, tokenizer):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.sep_token
         Engine(model, tokenizer, "full").predict([{"input_ids": [2, 13, 3]}])
+
+
+@pytest.mark.parametrize("line", ['{"text": "a", "label": 1}', '{"text":"a","label":"b"}', '[{"text":"a"}]', "", "   "])
+def test_a_csv_file_that_begins_with_something_else(tmp_path, line):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match=r"a.csv, line 1: expected names of columns with commas between them, got"):
+        read_rows(path)
+
+
+def test_padding_without_a_mask_given_to_the_model(make_model, caplog):
+    ids = torch.tensor([[2, 13, 3, 0, 0], [2, 13, 13, 13, 3]])
+    make_model(pad_token_id=0)(ids)
+    assert "padding" in caplog.text
+    caplog.clear()
+    make_model(pad_token_id=0)(ids, attention_mask=(ids != 0).long())
+    assert not caplog.text
+
+
+def test_one_sample_as_a_tuple_of_ids(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    torch.testing.assert_close(
+        engine.predict({"input_ids": (2, 13, 3)}).logits, engine.predict({"input_ids": [2, 13, 3]}).logits
+    )

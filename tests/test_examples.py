@@ -77,7 +77,7 @@ def trained(tmp_path_factory, tokenizer) -> Path:
     done = run(
         "train.py", "--model", folder / "bert", "--train", data, "--dev", data, "--output", folder / "model",
         "--epochs", 30, "--learning-rate", 3e-3, "--head-dropout", 0, "--pooling", "mean", "--max-length", 32,
-        "--save-steps", 5, "--threshold", 0.5,
+        "--save-steps", 5, "--threshold", 0.5, "--save-records",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "exit 3: accuracy" in done.stdout
@@ -163,6 +163,11 @@ def test_predict_stops_at_a_bad_line_and_leaves_nothing(trained, tmp_path, first
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def has_lines(state: Path) -> bool:
+    """Whether a run has recorded lines of its output."""
+    return state.exists() and json.loads(state.read_text())["lines"] > 0
+
+
 def test_predict_goes_on_where_it_was_killed(trained, tmp_path):
     rows = [{"text": " ".join(["good", "bad", "and"][i % 3 :] * (1 + i % 7))} for i in range(3000)]
     source = write(tmp_path / "in.jsonl", rows)
@@ -172,11 +177,11 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(list(map(str, [sys.executable, ROOT / "examples" / "predict.py", *command, killed])))
     state, deadline = tmp_path / "killed.jsonl.partial.json", time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline:
+    while not has_lines(state) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert state.exists()
+    assert has_lines(state)
     assert not killed.exists()
     with (tmp_path / "killed.jsonl.partial").open("a") as file:
         file.write('{"label": "go')  # as a kill in the middle of a window leaves it
@@ -212,7 +217,9 @@ def test_predict_refuses_outputs_before_the_model_is_loaded(tmp_path, in_process
         (source, tmp_path / "model", "model is a folder, which would be replaced"),
         (source, Path("/dev/null"), "/dev/null is a device, which would be replaced"),
         (source, tmp_path / "none" / "out.jsonl", "none is no folder"),
-        (tmp_path / "model", tmp_path / "out.jsonl", "no such file"),
+        (tmp_path / "model", tmp_path / "out.jsonl", "model is a folder, expected a regular file"),
+        (tmp_path / "pipe", tmp_path / "out.jsonl", "pipe is a pipe, expected a regular file"),
+        (tmp_path / "none", tmp_path / "out.jsonl", "no such file"),
     ):
         with pytest.raises(SystemExit, match=message):
             in_process("predict.py", "--model", tmp_path / "model", "--input", given, "--output", output)
@@ -235,7 +242,7 @@ def test_predict_of_an_input_that_changes(trained, tmp_path, in_process, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
     def stop(engine: Engine, inputs: list) -> object:
-        if (tmp_path / "out.jsonl.partial.json").exists():
+        if has_lines(tmp_path / "out.jsonl.partial.json"):
             raise KeyboardInterrupt
         return answer(engine, inputs)
 
@@ -260,7 +267,7 @@ def test_predict_beside_its_model(trained, tmp_path, in_process, monkeypatch, ca
     answer = Engine.predict
 
     def stop(engine: Engine, inputs: list) -> object:
-        if output.with_name("out.jsonl.partial.json").exists():
+        if has_lines(output.with_name("out.jsonl.partial.json")):
             raise KeyboardInterrupt
         return answer(engine, inputs)
 
@@ -268,9 +275,14 @@ def test_predict_beside_its_model(trained, tmp_path, in_process, monkeypatch, ca
     with pytest.raises(SystemExit, match="stopped after line 3"):
         in_process(*command)
     monkeypatch.setattr(Engine, "predict", answer)
+    (model / "other.jsonl.partial.json").write_text("of another run")
     in_process(*command)
     assert "going on after line 3" in capsys.readouterr().out
     assert len(output.read_text().splitlines()) == 9
+    in_process(*command)  # what lies there now is an output, and nothing that is read
+    in_process(*command[:6], model / "out.json", *command[7:])
+    in_process(*command[:6], model / "out.json", *command[7:])
+    assert (model / "out.json").read_text() == output.read_text()
 
 
 def test_two_predicts_of_one_output(trained, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
+from geep_triton.engine.checks import label_ids
 from geep_triton.labels import label_maps
 from tests.conftest import WORDS
 
@@ -163,3 +164,9 @@ def test_checkpoints_without_names(checkpoint, label2id):
 def test_shapes_of_another_number_of_labels_are_named(checkpoint):
     with pytest.raises(ValueError, match=r"heads.2.classifier.weight \(2, 32\), not \(5, 32\)"):
         MultiExitBert.from_pretrained(checkpoint(), num_labels=5)
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [True, False], [0, True], [None, 0], [[0], [1]], [{}, 1]])
+def test_labels_that_only_look_like_numbers_of_classes(labels):
+    with pytest.raises(ValueError, match="labels must all be names of classes"):
+        label_ids(labels, 2, {"a": 0, "b": 1})

@@ -129,3 +129,10 @@ def test_a_policy_may_be_set(calibrated, many):
         with pytest.raises(ValueError, match=message):
             engine.policy = wrong
         assert str(engine.policy) == str(engine.with_policy("threshold:0.3").policy)
+
+
+def test_a_saved_promise_does_not_hold_for_another_policy(saved, tokenizer):
+    model = MultiExitBert.from_pretrained(saved)
+    model.config.exit_policy = "constant:1"
+    with pytest.warns(UserWarning, match="calibrated with exit_policy .*, now constant:1"):
+        assert Engine(model, tokenizer).audit().promised is None

@@ -297,3 +297,46 @@ def test_tables_of_earlier_versions_have_no_digests(engines, folder):
     engines[1].model.exit_table.save_pretrained(folder)  # no one can tell
     assert MultiExitBert.from_pretrained(folder).exit_table.digest() == engines[1].model.exit_table.digest()
     assert ExitTable.load(folder).weights == engines[1].model.exit_table.weights
+
+
+def test_a_table_of_other_weights_is_told_of_whenever_it_comes_up(engines, folder, tmp_path, caplog):
+    mine, other = (engine.model for engine in engines)
+    said = "exit table was built with other weights than the model's"
+    other.exit_table = mine.exit_table
+    assert said in caplog.text
+    for step in (
+        lambda: other.save_pretrained(tmp_path / "other"),
+        lambda: MultiExitBert.from_pretrained(tmp_path / "other"),
+        lambda: MultiExitBert.from_pretrained(tmp_path / "other").save_pretrained(tmp_path / "again"),
+        lambda: MultiExitBert.from_pretrained(tmp_path / "again"),
+    ):
+        caplog.clear()
+        step()
+        assert said in caplog.text
+    caplog.clear()
+    loaded = MultiExitBert.from_pretrained(folder)
+    loaded.exit_table = loaded.exit_table.rebuild(smoothing=3.0)
+    loaded.save_pretrained(tmp_path / "same")
+    half = MultiExitBert.from_pretrained(tmp_path / "same", dtype=torch.bfloat16)  # the same weights, in another dtype
+    half.save_pretrained(tmp_path / "half")
+    MultiExitBert.from_pretrained(tmp_path / "half")
+    assert said not in caplog.text
+
+
+def test_a_variant_does_not_outlive_what_it_is_a_variant_of(engines, tmp_path):
+    first, second = (engine.model for engine in engines)
+    first.save_pretrained(tmp_path, variant="fp16")
+    first.save_pretrained(tmp_path)
+    second.exit_table, second.config.exit_thresholds = None, first.config.exit_thresholds
+    first.exit_table = None
+    first.save_pretrained(tmp_path, variant="fp16")
+    second.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config.json was saved with other weights"):
+        MultiExitBert.from_pretrained(tmp_path, variant="fp16")
+
+
+def test_a_tokenizer_of_another_save(engines, folder):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"good"', '"goods"'))
+    with pytest.raises(ValueError, match="saved with another tokenizer than the one that is there"):
+        Engine.from_pretrained(folder)

@@ -329,3 +329,28 @@ def test_fingerprint_tells_tokenizers_apart(tokenizer, tmp_path):
     assert tokenizer_fingerprint(BertTokenizer(vocab=vocab, do_lower_case=False)) != fingerprint
     assert tokenizer_fingerprint(BertTokenizer(vocab=vocab | {"new": len(vocab)})) != fingerprint
     assert set(uncounted_ids(tokenizer)) == {0, 2, 3, 4}
+
+
+def test_any_smoothing_keeps_scores_a_distribution():
+    """Else a text would leave at the first exit, all being equally unlikely."""
+    for smoothing in (0.0, 1e-300, 1e38, 1e39, 1.7e308):
+        scores = make().rebuild(smoothing=smoothing).scores
+        torch.testing.assert_close(scores.sum(1), torch.ones(len(scores)))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_values_are_learned_whatever_the_caller_does_about_gradients(mode):
+    generator = torch.Generator().manual_seed(0)
+    records = ExitRecords(
+        Tokens.from_lists(torch.randint(4, 40, (40, 5), generator=generator).tolist()),
+        torch.rand(40, 3, generator=generator),
+        torch.rand(40, 3, generator=generator) > 0.5,
+    )
+
+    def learned():
+        table = ExitTable.from_records(records, EXITS, TableSettings(0.3), 40, "f", (0, 2, 3))
+        return table.with_agreement(epochs=2).with_exit_values(epochs=2).digest()
+
+    expected = learned()
+    with mode():
+        assert learned() == expected
