@@ -29,6 +29,7 @@ START = 0.05
 STEP = 0.004
 PATIENCE = 20.0  # seconds for a save that takes a fraction of one
 MOST_STUCK = 4
+
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
 

@@ -8,10 +8,16 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertTokenizer
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizer
 
-from geep_triton import Engine, MultiExitBert
+from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
+from tests.conftest import tiny_config
 
+NAN = float("nan")
+SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+    "type_vocab_size", "initializer_range",
+)  # fmt: skip
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 
@@ -112,9 +118,10 @@ def test_values_of_which_no_model_can_be_made(folder, name, value):
     "name", ["hidden_size", "vocab_size", "max_position_embeddings", "intermediate_size", "type_vocab_size"]
 )
 def test_sizes_are_refused_before_memory_is_taken(folder, name):
-    change(folder / "config.json", **{name: 1 << 15})
-    with pytest.raises(ValueError, match=f"tensors of another shape than the configuration says: .*{name}"):
-        MultiExitBert.from_pretrained(folder)
+    for value, message in ((1 << 14, "tensors of another shape than the configuration says: .*"), (1 << 40, "")):
+        change(folder / "config.json", **{name: value})
+        with pytest.raises(ValueError, match=f"{message}{name}"):
+            MultiExitBert.from_pretrained(folder)
 
 
 def test_weights_with_gates_beside_a_configuration_without(folder, make_model, tmp_path):
@@ -245,3 +252,76 @@ def test_code_of_a_checkpoint_is_never_run(folder, tmp_path, texts, caplog):
     with pytest.raises(ValueError, match="no tokenizer that loads"):
         Engine.from_pretrained(folder)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+def test_weights_in_the_file_that_are_no_floating_point_numbers(folder, dtype):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["bert.encoder.layer.1.output.dense.weight"] = tensors["bert.encoder.layer.1.output.dense.weight"].to(dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights bert.encoder.layer.1.output.dense.weight are .*, expected floating point"):
+        MultiExitBert.from_pretrained(folder)
+
+
+def test_position_ids_of_older_checkpoints_are_no_weights(folder):
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "bert.embeddings.position_ids": torch.arange(64)[None]}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="config.json was saved with other weights"):
+        MultiExitBert.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("digests")
+    (folder / "config.json").write_text(json.dumps(config))
+    MultiExitBert.from_pretrained(folder)
+
+
+def test_the_configuration_of_another_folder(folder, tokenizer, texts, tmp_path):
+    """What is said of digests is said of what lies there, not of a configuration that the caller gives."""
+    bare = BertModel(BertConfig(**{name: getattr(tiny_config(), name) for name in SIZES}))
+    bare.save_pretrained(tmp_path / "bert")
+    given = MultiExitBertConfig.from_pretrained(folder)
+    assert given.digests
+    loaded = MultiExitBert.from_pretrained(tmp_path / "bert", config=given)
+    assert torch.equal(loaded.bert.embeddings.word_embeddings.weight, bare.embeddings.word_embeddings.weight)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["heads.2.classifier.bias"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="config.json was saved with other weights"):
+        MultiExitBert.from_pretrained(folder, config=tiny_config(pooling="mean"))
+
+
+def test_a_folder_without_a_configuration(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="model has no config.json"):
+        MultiExitBert.from_pretrained(folder)
+
+
+WRONG = {
+    **{name: ("x", 0, -1, 1.5, 10**12, [], True) for name in SIZES if name != "initializer_range"},
+    "num_attention_heads": (0, -4, 3, "4"),
+    **{name: ("x", -1, 2, [], NAN) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps")},
+    "initializer_range": ("x", -1, NAN, []),
+    "hidden_act": ("nothing", 3, []),
+    "pad_token_id": (-1, 42, "x", 1.5),
+    "problem_type": ("foo", 3, []),
+    "dtype": (3, True, 1.5, "nothing"),
+    "calibration": (3, [], {}, {"promise": 1}, {"promise": ["agreement", 7]}, {"promise": ["agreement", NAN]},
+                    {"promise": ["luck", 0.5]}, {"promise": ["agreement", "x"]}, {"promise": [[], 0.5]},
+                    {"promise": ["agreement", 0.5], "chosen": 3}),
+    **{name: (3, [], {}) for name in ("exit_policy", "skipping")},
+    "id2label": ({"0": "a", "00": "b"}, {"0": "a", "1": "a"}, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_that_no_configuration_has(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    for value in WRONG[name]:
+        (folder / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises((ValueError, TypeError)):
+            MultiExitBert.from_pretrained(folder)
+
+
+def test_a_regression_with_several_scores(make_model, tokenizer):
+    with pytest.raises(ValueError, match="problem_type regression needs num_labels=1, got 3"):
+        Engine(make_model(problem_type="regression"), tokenizer)

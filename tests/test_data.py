@@ -372,6 +372,7 @@ def test_padding_without_a_mask_is_told_once_a_call(model, tokenizer, ids, prefe
             call()
         told = [str(warning.message) for warning in caught]
         assert len(told) == 1, name
+        assert caught[0].filename == __file__, name
         assert told[0].startswith("sample 1 has input_ids that begin or end with the padding token (0), and no attention_mask")
 
 

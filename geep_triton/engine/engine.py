@@ -283,7 +283,8 @@ class Engine:
             except Exception as error:  # of a damaged file the package tokenizers raises no other class
                 raise ValueError(
                     f"{pretrained_model_name_or_path} holds a model but no tokenizer that loads: save it there too "
-                    f"(tokenizer.save_pretrained, or engine.save_pretrained, which saves both). {type(error).__name__}: {error}"
+                    "(tokenizer.save_pretrained, or engine.save_pretrained, which saves both). "
+                    f"{type(error).__name__}: {error}"
                 ) from error
         if not same:
             raise ValueError(

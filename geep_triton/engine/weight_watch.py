@@ -20,10 +20,10 @@ VERSION = attrgetter("_version")
 class WeightWatch:
     """Notices when a model's weights become others, in microseconds.
 
-    Modules and weights that are replaced are noticed by identity, weights that are written to by their version. Fused
-    optimizers leave versions as they are, so that every optimizer's steps are watched, too. The values of some small weights
-    are compared besides, for what goes round both. What is missed: a large weight that is written to behind torch's back
-    (`weight.data`), alone.
+    Modules and weights that are replaced are noticed by identity, weights that are moved by their place, and those that are
+    written to by their version. Fused optimizers leave versions as they are, so that every optimizer's steps are watched, too.
+    The values of some small weights are compared besides, for what goes round all this. What is missed: a large weight that is
+    written to behind torch's back (`weight.data`), alone.
     """
 
     def __init__(self, model: MultiExitBert) -> None:
@@ -39,10 +39,11 @@ class WeightWatch:
 
     def _start(self) -> None:
         """Watch what is not the same in another process."""
-        weights = [held for held in self._held if isinstance(held, nn.Parameter)]
-        self._ids = {id(weight) for weight in weights}
-        self._versioned = [weight for weight in weights if not weight.is_inference()]
+        self._weights = [held for held in self._held if isinstance(held, nn.Parameter)]
+        self._ids = {id(weight) for weight in self._weights}
+        self._versioned = [weight for weight in self._weights if not weight.is_inference()]
         self._versions = self._version()
+        self._places = self._place()
         _watch_steps(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,7 +59,9 @@ class WeightWatch:
             return True
         now, then = self._now(), self._values
         same_place = now.device == then.device and now.dtype == then.dtype
-        return self._version() != self._versions or not same_place or not torch.equal(now, then)
+        if self._version() != self._versions or self._place() != self._places or not same_place:
+            return True
+        return not torch.equal(now, then)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Take note of an optimizer's step."""
@@ -71,6 +74,10 @@ class WeightWatch:
 
     def _version(self) -> int:
         return sum(map(VERSION, self._versioned))
+
+    def _place(self) -> list[int]:
+        """Where weights lie, which is another place once they are moved or resized."""
+        return list(map(torch.Tensor.data_ptr, self._weights))
 
     def _now(self) -> torch.Tensor:
         with torch.no_grad():

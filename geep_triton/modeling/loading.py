@@ -146,11 +146,6 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         raise ValueError(f"{source}: no such folder, or hub id that can be had, with a config.json: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source}: damaged configuration: expected a JSON object, got {shorten(values)}")
-    for name in ("dtype", "torch_dtype"):
-        if not isinstance(values.get(name), str | None):
-            raise ValueError(
-                f"{source}: damaged configuration: {name} must be the name of a dtype, got {shorten(values[name])}"
-            )
     if "auto_map" in values:
         logger.warning(f"{source}: its configuration names code of its own (auto_map), which is not run.")
     kind = values.get("model_type")
@@ -164,7 +159,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     else:
         # transformers' own BertConfig would let some of them overrule the others.
         label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
-    with _in_words(source, TypeError):
+    with _in_words(source, TypeError, RuntimeError):
         config = MODEL_TYPES[kind].from_dict(values)
         config.to_dict()  # which fails where its dtype is none
     digests = getattr(config, "digests", None) or {}
@@ -176,7 +171,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
 @contextmanager
 def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
     """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
-    known = (AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError, StrictDataclassError, *more)
+    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
     try:
         yield
     except known as error:
@@ -225,10 +220,8 @@ def _exit_config(
         for name in ("exit_policy", "skipping", "calibration"):
             if name not in overrides:
                 values.pop(name, None)
-    try:
+    with _in_words(source):
         config = MultiExitBertConfig(**values)
-    except StrictDataclassError as error:
-        raise ValueError(f"{source}: {error}") from error
     config._attn_implementation = original._attn_implementation
     return config
 

@@ -216,9 +216,9 @@ class MultiExitBert(BertPreTrainedModel):
     def exit_table(self, table: ExitTable | None) -> None:
         if table is not None:
             check_kind("exit_table", table, ExitTable)
-        before = None if self._exit_table is None else self._exit_table.weights
-        if table is not None and table.weights not in (None, before, tensors_digest(self.state_dict())):
-            logger.warning(OTHER_WEIGHTS)
+            before = None if self._exit_table is None else self._exit_table.weights
+            if table.weights not in (None, before, tensors_digest(self.state_dict())):
+                logger.warning(OTHER_WEIGHTS)
         self.attach_table(table)
 
     def attach_table(self, table: ExitTable | None) -> None:

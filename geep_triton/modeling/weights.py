@@ -16,6 +16,8 @@ EMBEDDINGS = "embeddings.word_embeddings.weight"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 TABLE_DIGEST = "exit_table"
+FLOATS = ("F64", "F32", "F16", "BF16")
+NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
 CONFIG_DIGEST = "config"
 TOKENIZER_DIGEST = "tokenizer"
 # What may differ between the configurations of two variants of one model.
@@ -27,8 +29,6 @@ SIZES = {
     "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
     "encoder.layer.0.intermediate.dense.weight": ("intermediate_size", "hidden_size"),
 }
-FLOATS = ("F64", "F32", "F16", "BF16")
-NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
 
 
 def weights_name(variant: str | None) -> str:
@@ -115,6 +115,23 @@ def refuse_wrapped(source: str | os.PathLike, names: set[str]) -> None:
             )
 
 
+def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None:
+    """Raise ValueError where weights are no floating point numbers, which transformers would make of them without a word.
+
+    Args:
+        source: named in errors.
+        files: of `weight_files`.
+    """
+    for path in sorted(set(files.values())):
+        with open_tensors(path) as file:
+            for name in (name for name in files if files[name] == path and not name.endswith(NUMBERS)):
+                if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
+                    raise ValueError(
+                        f"{source}: the weights {name} are {kind}, expected floating point of 16 bits or more "
+                        f"({', '.join(FLOATS)}): the checkpoint is quantized or damaged"
+                    )
+
+
 def settings_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over what config.json says, but for what differs between variants."""
     settings = {name: value for name, value in values.items() if name not in OF_A_VARIANT}
@@ -141,23 +158,6 @@ def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: Any
                 raise ValueError(
                     f"{source}: tensors of another shape than the configuration says: {name} {there}, not {here} ({said})"
                 )
-
-
-def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None:
-    """Raise ValueError where weights are no floating point numbers, which transformers would make of them without a word.
-
-    Args:
-        source: named in errors.
-        files: of `weight_files`.
-    """
-    for path in sorted(set(files.values())):
-        with open_tensors(path) as file:
-            for name in (name for name in files if files[name] == path and not name.endswith(NUMBERS)):
-                if (kind := file.get_slice(name).get_dtype()) not in FLOATS:
-                    raise ValueError(
-                        f"{source}: the weights {name} are {kind}, expected floating point of 16 bits or more "
-                        f"({', '.join(FLOATS)}): the checkpoint is quantized or damaged"
-                    )
 
 
 def check_digest(
