@@ -365,6 +365,7 @@ class Encoder:
         self.type_vocab_size = type_vocab_size
         self._encode = None if tokenizer is None else text_tokenizer(tokenizer)
         self._pad_id = None if tokenizer is None else _padding_only(tokenizer)
+        self._knows_words = tokenizer is not None and len(tokenizer) > len(set(tokenizer.all_special_ids))
 
     def __call__(self, samples: Sequence[Sample | Row], first: int = 0) -> Tokens:
         """Encode a window of samples; texts and pairs may be mixed.
@@ -409,6 +410,8 @@ class Encoder:
         )
 
     def _texts(self, samples: Sequence[Sample], first: int) -> Tokens:
+        if not self._knows_words:  # transformers makes a tokenizer of special tokens where there is no vocabulary
+            raise ValueError("the tokenizer knows no words, only special tokens: the file of its vocabulary is missing")
         refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
         encoded = self._tokenize(samples)
         special = self._encode.special

@@ -249,3 +249,13 @@ def test_what_was_made_of_a_tokenizer_refuses_once_that_is_another(model, change
         tokenizer.split_special_tokens = True
     with pytest.raises(ValueError, match="the tokenizer has changed since this encoder or engine was made"):
         engine.predict(["good <new>"])
+
+
+def test_a_tokenizer_whose_vocabulary_is_missing(model, tokenizer, texts, tmp_path):
+    """transformers makes one of special tokens alone, for which every text would be unknown words."""
+    model.save_pretrained(tmp_path)
+    BertTokenizer().save_pretrained(tmp_path)
+    for engine in (Engine(model, BertTokenizer()), Engine.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match="the tokenizer knows no words, only special tokens"):
+            engine.predict(texts)
+    engine.predict([{"input_ids": [2, 7, 3]}])

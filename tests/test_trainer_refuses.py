@@ -8,6 +8,7 @@ import shutil
 import datasets
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from geep_triton.data import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
@@ -164,3 +165,75 @@ def test_a_checkpoint_saved_over_another_is_not_vouched_for_by_its_state(trained
         with pytest.raises(Killed):
             go(str(folder / "checkpoint-1"))
     assert last_whole_checkpoint(folder) == folder / "checkpoint-1"
+
+
+@pytest.mark.parametrize("labels", [[0, None], ["neg", "pos"], [[1, 0], [0, 1]], [0, -100]])
+def test_labels_in_a_list_of_rows(make_model, tokenizer, tmp_path, labels):
+    rows = [{**tokenizer(row["text"]), "labels": label} for row, label in zip(ROWS, labels, strict=False)]
+    for name in ("data", "eval_dataset"):
+        with pytest.raises(ValueError, match=r"(train|eval)_dataset: row . has the label"):
+            build(make_model(num_labels=2), tokenizer, tmp_path, "joint", **{name: rows})
+
+
+class Unseen(Dataset):
+    """Samples that the trainer sees as they come."""
+
+    def __init__(self, samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+@pytest.mark.parametrize("labels", [[-100] * 4, [0, 1, -100, 1]])
+def test_labels_that_evaluation_would_count_as_wrong(make_model, tokenizer, tmp_path, labels):
+    rows = Unseen([{**tokenizer(row["text"]), "labels": label} for row, label in zip(ROWS, labels, strict=False)])
+    trainer = build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=rows)
+    with pytest.raises(ValueError, match=r"labels must be between 0 and 1, got \[-100\]"):
+        trainer.evaluate()
+
+
+def test_data_sets_without_labels_are_refused_before_training(make_model, tokenizer, tmp_path):
+    encoder = Encoder(tokenizer, 64)
+    unlabelled = {
+        "TextDataset.*makes them": TextDataset(ROWS, encoder, None),
+        "columns are input_ids": datasets.Dataset.from_dict({"input_ids": [[2, 7, 3]] * 4}),
+        "columns are input_ids, ": [dict(tokenizer(row["text"])) for row in ROWS],
+    }
+    for what, data in unlabelled.items():
+        with pytest.raises(ValueError, match=f"train_dataset has no labels, which recipe 'joint' needs: .*{what}"):
+            build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=data)
+        with pytest.raises(ValueError, match=f"eval_dataset has no labels, which evaluation .*'epoch'.* needs: .*{what}"):
+            build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=data, eval_strategy="epoch")
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=data)  # for predict
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lacks_what_resuming_needs(trained, name):
+    folder, _ = trained
+    newest = last_whole_checkpoint(folder)
+    (newest / name).unlink()
+    assert last_whole_checkpoint(folder) != newest
+    for other in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (newest / other).unlink(missing_ok=True)
+    assert last_whole_checkpoint(folder) == newest  # weights alone, as save_only_model=True saves
+
+
+def test_a_checkpoint_whose_configuration_is_cut_off(trained, caplog):
+    folder, _ = trained
+    newest = last_whole_checkpoint(folder)
+    config = newest / "config.json"
+    config.write_text(config.read_text()[:50])
+    assert last_whole_checkpoint(folder) != newest
+    assert "its config.json is damaged or cut off" in caplog.text
+
+
+def test_copies_of_checkpoints_by_other_names(trained):
+    folder, _ = trained
+    newest = last_whole_checkpoint(folder)
+    for name in ("checkpoint-999-backup", "checkpoint-old", "checkpoint-"):
+        shutil.copytree(newest, folder / name)
+    assert last_whole_checkpoint(folder) == newest

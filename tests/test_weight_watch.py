@@ -183,3 +183,22 @@ def test_maps_of_labels_that_are_changed_later(model, tokenizer, texts, many):
     model.config.id2label = {0: "a", 1: "b", 2: "c"}
     model.config.label2id = {"a": 0, "b": 1, "c": 2}
     assert set(engine.predict(texts).labels) <= {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_nothing_is_answered_in_training_mode(make_model, tokenizer, many, settings):
+    model = make_model(hidden_dropout_prob=0.9, head_dropout=0.9)
+    engine = Engine(model, tokenizer, "full", **settings)
+    assert not any(module.training for module in engine._runner.modules())
+    expected = engine.predict(many).logits
+    for part in (model, model.heads["2"], model.bert.encoder.layer[1]):
+        part.train()
+        torch.testing.assert_close(engine.predict(many).logits, expected)
+
+
+def test_training_mode_that_begins_while_a_window_runs(model, tokenizer, many):
+    engine = Engine(model, tokenizer, "full", token_budget=64)
+    hook = model.bert.encoder.layer[3].register_forward_hook(lambda *_: model.train() and None)
+    with pytest.raises(ValueError, match="set to training mode while the engine ran it"):
+        engine.predict(many)
+    hook.remove()

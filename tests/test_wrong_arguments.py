@@ -65,7 +65,7 @@ def test_forward(model, change, error, message):
         (
             lambda m, t: TextDataset(None, Encoder(t, 9), None),
             TypeError,
-            "rows must be a list of rows .mappings with text and label., got None",
+            "rows must be a list of rows .*, got None",
         ),
     ],
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -69,7 +70,7 @@ class Engine:
     the model's weights are others than those it was made with.
 
     Args:
-        model: on the device it shall run on; in evaluation mode whenever the engine runs it.
+        model: on the device it shall run on; set to evaluation mode now and whenever the engine runs it, which leaves it so.
         tokenizer: the model's own.
         policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:mean", "verified:0.2";
             see `geep_triton.engine.policies`. None: what the model was calibrated to, else "full".
@@ -205,13 +206,13 @@ class Engine:
                 self._twin, self.compile_seconds = compile_layers(self._twin)
         if graphs:
             self._twin = graph_layers(self._twin)
-        self._twins_modules = tuple(self._twin.modules())
+        self._twins_modules = tuple(self._twin.eval().modules())
         self._model_was = model.packed, model.config._attn_implementation
         # Answers of other weights are not what was calibrated, and a copy of some beside others that are shared is no model.
         self._weights = WeightWatch(model)
         self._config_was = self._config_now()
         self.token_budget = token_budget
-        self.window = window
+        self.window = min(window, sys.maxsize)
         self.prefetch = prefetch
         # On a stream of its own, planning a window does not wait for the layers of the one before.
         self._planner = torch.cuda.Stream(model.device, priority=-1) if prefetch and on_gpu else None
@@ -487,15 +488,13 @@ class Engine:
         for tokens, first, _, padding in self._encoded_windows(inputs):
             if padding is not None:
                 warn(padding)
-            self._check_runner()
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
             plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
-            with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+            with self._running():
                 run = WindowRun(self._runner, tokens, layers=layers, in_flight=self.in_flight)
                 rows, answers = zip(*run.every_exit(plan), strict=True)
                 logits[torch.cat(rows)] = torch.cat(answers).float().cpu()
-            self._check_weights()
             check_finite(logits.flatten(1), first)
             yield EveryExit(tokens, logits, layers.skipped)
 
@@ -538,13 +537,11 @@ class Engine:
 
     def _predict_window(self, window: Window) -> Predictions:
         config, layers = self.model.config, window.layers
-        self._check_runner()
         start = time.perf_counter()
-        with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+        with self._running():
             run = self._window_run(window)
             answers = list(run.answers(window.batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
-        self._check_weights()
         ran = time.perf_counter()
         back = torch.cat([answer.rows for answer in answers]).argsort()
         sizes = torch.tensor([answer.rows.numel() for answer in answers])
@@ -589,12 +586,11 @@ class Engine:
             layers = self._layers(part, Skipping("gates") if self.skipping.mode == "planned" else self.skipping)
             plan = self._schedule(torch.full_like(rows, self.model.config.num_hidden_layers), layers, part)
             agrees = torch.empty(len(rows), dtype=torch.bool)
-            with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+            with self._running():
                 run = WindowRun(self._runner, part, layers=layers, in_flight=self.in_flight)
                 for answer in list(run.answers(plan)):
                     given = logits[rows[answer.rows]].argmax(-1)
                     agrees[answer.rows] = given == answer.logits.argmax(-1).cpu()
-            self._check_weights()
             self._audit.record(agrees)
         return time.perf_counter() - start
 
@@ -650,8 +646,18 @@ class Engine:
             )
         self._check_weights()
         check_temperatures(self.model.config.exit_temperatures, len(self.model.config.exit_layers))
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Layers run within: with the weights that this engine was made for, and for inference, from the first to the last."""
+        self._check_runner()
         if any(module.training for module in self._twins_modules):
             self._twin.eval()
+        with torch.inference_mode(), attention_kernels(self.cudnn_attention):
+            yield
+        self._check_weights()
+        if any(module.training for module in self._twins_modules):
+            raise ValueError("the model was set to training mode while the engine ran it: its answers are not kept")
 
     def _config_now(self) -> tuple[Any, ...]:
         config = self.model.config
@@ -694,8 +700,7 @@ class Engine:
     @cached_property
     def layer_costs(self) -> LayerCosts:
         """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
-        self._check_runner()
-        with attention_kernels(self.cudnn_attention):
+        with self._running():
             return LayerCosts.measure(self._runner, self.token_budget)
 
     def _schedule(self, exits: torch.Tensor, layers: Layers, tokens: Tokens) -> Schedule:

@@ -15,12 +15,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from geep_triton.modeling.weights import check_digest, index_name, weight_files, weights_name
-from geep_triton.saving import saved_digests
+from geep_triton.saving import saved_config, saved_digests
 from geep_triton.training.stages import Recipe
 
 logger = logging.get_logger(__name__)
 
 # Adapters, and weights in parts for each process.
+FOR_RESUMING = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 OTHER_WEIGHTS = ("adapter_model*", "pytorch_model*", "global_step*", "*.distcp")
 
 
@@ -106,7 +107,14 @@ def damage_of(checkpoint: Path) -> str | None:
         return "no such folder"
     if _read_state(checkpoint) is None:
         return "its trainer_state.json is missing or damaged: it was cut off while it was written"
-    find = {path.name: path for path in checkpoint.iterdir()}.get
+    files = {path.name: path for path in checkpoint.iterdir()}
+    find = files.get
+    if "config.json" in files and not saved_config(checkpoint):
+        return "its config.json is damaged or cut off"
+    if whole := [name for name in FOR_RESUMING if list(checkpoint.glob(name))]:  # none where weights alone were saved
+        missing = [name for name in FOR_RESUMING if name not in whole]
+        if missing and not any(list(checkpoint.glob(pattern)) for pattern in OTHER_WEIGHTS):
+            return f"{missing[0]} is missing, without which the training would not go on as it was"
     try:
         if find(weights_name(None)) or find(index_name(None)):
             check_digest(checkpoint, saved_digests(checkpoint), None, weight_files(checkpoint, find, None))

@@ -159,7 +159,11 @@ def refuse_unlabelled(name: str, dataset: Any, needed_by: str) -> None:
 
 
 def _columns(dataset: Any) -> list[str] | None:
-    """Of a datasets.Dataset whose samples are its rows; None: another data set, or samples that the user's code makes."""
+    """Of a list of rows, or a datasets.Dataset whose samples are its rows; None: another data set, or samples that the user's
+    code makes.
+    """
+    if _is_rows(dataset):
+        return list(dict.fromkeys(name for row in dataset for name in row))
     names = getattr(dataset, "column_names", None)
     if not isinstance(names, list) or not has_length(dataset) or dataset.format["type"] == "custom":
         return None
@@ -167,9 +171,15 @@ def _columns(dataset: Any) -> list[str] | None:
 
 
 def _label_column(dataset: Any) -> Iterable[Any] | None:
-    """Of a datasets.Dataset whose samples are its rows."""
+    """Of what `_columns` sees."""
     column = next((column for column in _columns(dataset) or () if column in LABEL_COLUMNS), None)
-    return None if column is None else dataset.with_format(None)[column]
+    if column is None:
+        return None
+    return [row.get(column) for row in dataset] if _is_rows(dataset) else dataset.with_format(None)[column]
+
+
+def _is_rows(dataset: Any) -> bool:
+    return isinstance(dataset, (list, tuple)) and all(isinstance(row, Mapping) for row in dataset)
 
 
 def resolve_class_weights(
