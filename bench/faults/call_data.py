@@ -137,7 +137,7 @@ def judging_targets() -> list[Target]:
             "metrics.area_over_depth",
             metrics.area_over_depth,
             {
-                "values": lambda: [None, 3, "xy", [], [1.0], ["x", 1.0], [None, 1.0], {}],
+                "values": lambda: [None, 3, "xy", [], [1.0, 2.0, 3.0], ["x", 1.0], [None, 1.0], {}],
                 "exit_layers": lambda: [None, 3, [], [1], [1, 1], [2, 1], ["x", 1]],
             },
             {"values": [0.5, 0.6], "exit_layers": [1, 2]},

@@ -7,12 +7,14 @@ import importlib.util
 import json
 import random
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from tqdm import tqdm
 from transformers import DataCollatorWithPadding, TrainingArguments
 
 from bench.environment import ROOT
@@ -54,6 +56,8 @@ class Made:
 
 def prepare(folder: Path) -> Made:
     """Two models, a training and a prediction that nobody interrupts."""
+    # Progress bars share a lock with all that is forked, which a killed child would keep; processes of their own do not.
+    tqdm.set_lock(threading.RLock())
     texts = make_texts(11, 300, odd=0.0)
     engines = {
         "A": make_engine("plain", 1),

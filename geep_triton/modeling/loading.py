@@ -159,7 +159,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     else:
         # transformers' own BertConfig would let some of them overrule the others.
         label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
-    with _in_words(source, TypeError):
+    with _in_words(source, TypeError, RuntimeError):
         config = MODEL_TYPES[kind].from_dict(values)
         config.to_dict()  # which fails where its dtype is none
     digests = getattr(config, "digests", None) or {}
@@ -171,7 +171,7 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
 @contextmanager
 def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
     """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
-    known = (AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError, StrictDataclassError, *more)
+    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
     try:
         yield
     except known as error:
