@@ -67,8 +67,10 @@ def test_learned_values_are_saved_and_dropped_by_a_merge(tmp_path):
 
 
 def test_no_learned_values():
-    with pytest.raises(ValueError, match="has no learned values"):
+    with pytest.raises(ValueError, match=r"has no learned values: model.exit_table = model.exit_table.with_agreement\(\)"):
         make_table().predict_agreement(Tokens.from_lists([[5]]))
+    with pytest.raises(ValueError, match=r"has no learned values: .* build_exit_table\(model, \.\.\., learn_agreement=True\)"):
+        make_table().without_records().predict_agreement(Tokens.from_lists([[5]]))
 
 
 def test_too_few_texts():

@@ -397,7 +397,7 @@ def check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy
     table, config = table_of(model, policy), model.config
     table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
     if needs is not None and getattr(table, needs) is None:
-        raise ValueError(f"policy {policy!r} needs learned values: model.exit_table = model.exit_table.with_{needs}()")
+        raise ValueError(f"policy {policy!r} needs learned values: {table.how_to_learn(needs)}")
 
 
 # The short form's name -> policy, and the field that the value behind the colon is for.

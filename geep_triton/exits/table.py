@@ -390,8 +390,14 @@ class ExitTable:
     def _values(self, name: str) -> LearnedValues:
         values = getattr(self, name)
         if values is None:
-            raise ValueError(f"exit_table has no learned values: model.exit_table = model.exit_table.with_{name}()")
+            raise ValueError(f"exit_table has no learned values: {self.how_to_learn(name)}")
         return values
+
+    def how_to_learn(self, name: str) -> str:
+        """What a user writes to have the learned values `name`: from the records, where there are some."""
+        if self.records is None:
+            return f"model.exit_table = build_exit_table(model, ..., {LEARNED[name]}=True)"
+        return f"model.exit_table = model.exit_table.with_{name}()"
 
     def _learned_scores(self, name: str, tokens: Tokens, device: str | torch.device) -> torch.Tensor:
         values = self._values(name)

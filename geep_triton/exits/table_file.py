@@ -19,7 +19,8 @@ from geep_triton.tensor_files import open_tensors, tensors_digest
 
 TABLE_FILE = "exit_table.safetensors"
 FORMAT = "geep_triton.exit_table.1"
-LEARNED = ("agreement", "exit_values", "skip_values")
+# Learned values, and the argument of `build_exit_table` that asks for them.
+LEARNED = {"agreement": "learn_agreement", "exit_values": "learn_exits", "skip_values": "learn_skips"}
 FIELDS = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
 SETTINGS = ("threshold", "ngram", "smoothing", "reduction")
 REQUIRED = ("keys", "counts", "exit_counts")
