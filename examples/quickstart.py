@@ -1,4 +1,4 @@
-"""From a pretrained BERT to early exits in a few minutes on a CPU, without internet beyond the package index.
+"""From a pretrained BERT to early exits in minutes on a CPU, without internet beyond the package index.
 
     python examples/quickstart.py
 

@@ -533,3 +533,11 @@ def test_float16(model, tokenizer, texts):
     expected, engine = Engine(model, tokenizer).predict(texts), Engine(model, tokenizer, dtype="float16")
     assert engine.dtype == "float16"
     torch.testing.assert_close(engine.predict(texts).probabilities, expected.probabilities, atol=0.01, rtol=0)
+
+
+def test_a_dtype_of_torch_is_its_name(model, tokenizer, texts):
+    expected, got = (Engine(model, tokenizer, dtype=dtype) for dtype in ("bfloat16", torch.bfloat16))
+    assert got.dtype == "bfloat16"
+    assert torch.equal(got.predict(texts).logits, expected.predict(texts).logits)
+    with pytest.raises(ValueError, match="unknown dtype 'float8_e4m3fn'"):
+        Engine(model, tokenizer, dtype=torch.float8_e4m3fn)

@@ -78,8 +78,9 @@ class Engine:
             `geep_triton.engine.skipping.Skipping`. None: what the model was calibrated with, else by its gates if it has any.
         token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: samples planned and sorted together.
-        dtype: "float32", "bfloat16", "float16" or "int8" (on a CPU only), in which the layers run. None: on a CPU the model's
-            own; on a GPU half precision where the model is in float32, or, where `policy` is None, that of its calibration.
+        dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (on a CPU only), in which the layers run. None: on a
+            CPU the model's own; on a GPU half precision where the model is in float32, or, where `policy` is None, that of its
+            calibration.
             The model stays as it is: the engine holds a copy, which takes memory of its own (load the model in bfloat16 to hold
             it once: `MultiExitBert.from_pretrained(..., dtype=torch.bfloat16)`); see
             `geep_triton.modeling.precision.in_dtype`. A float16 model is slow on most CPUs; where no dtype is named, the engine
@@ -126,7 +127,7 @@ class Engine:
         skipping: str | None = None,
         token_budget: int | None = None,
         window: int = 4096,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         packed: bool = False,
         in_place: bool = False,
         varlen: bool = False,
@@ -144,6 +145,8 @@ class Engine:
         if not isinstance(model, MultiExitBert):
             raise TypeError(f"model must be a MultiExitBert, got {type(model).__name__}")
         check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
+        if isinstance(dtype, torch.dtype):
+            dtype = str(dtype).removeprefix("torch.")
         on_gpu = model.device.type == "cuda"
         prefetch = on_gpu if prefetch is None else prefetch
         flags = {
