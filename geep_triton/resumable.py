@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,11 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs of one output are not kept apart
+    fcntl = None
 
 KINDS = {
     stat.S_IFLNK: "a link",
@@ -196,7 +200,9 @@ class ResumableFile:
     def _lock(self) -> int:
         """The partial file, opened and locked."""
         while True:
-            number = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            number = os.open(self.partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            if fcntl is None:
+                return number
             try:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Its run may have ended between the two: then this is the whole output by now, or no file any more.
