@@ -62,7 +62,7 @@ def skip_rates(
     for rate in RATES:
         model = load_model(shape, skip_gate="mean").to(device)
         depth = model.config.num_hidden_layers
-        model.exit_table = KnownPaths(drawn_paths(depth, rate))
+        model.attach_table(KnownPaths(drawn_paths(depth, rate)))
         mode = "planned" if rate else "never"
         engines = [
             Engine(model, tokenizer, "full", skipping=mode, token_budget=budget, max_length=length, dtype=kind)

@@ -153,7 +153,7 @@ def test_skip_gates_in_low_precision(make_model, tokenizer, texts):
     ("dtype", "message"),
     [
         ("int4", "unknown dtype 'int4'; known: bfloat16, float16, float32, int8"),
-        (torch.bfloat16, "unknown dtype torch.bfloat16"),
+        (torch.float64, "unknown dtype 'float64'"),
         ("", "unknown dtype ''"),
     ],
 )

@@ -31,7 +31,7 @@ from geep_triton.modeling.weights import (
     weight_files,
     weights_digest_name,
 )
-from geep_triton.saving import reading, saved_digests
+from geep_triton.saving import reading, saved_config
 from geep_triton.tensor_files import refuse_pointer, tensors_digest
 
 if TYPE_CHECKING:
@@ -70,9 +70,17 @@ def _load(
     def find(name: str) -> str | None:
         return cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
 
-    original = kwargs.pop("config", None)
-    if not isinstance(original, BertConfig):
-        original = _original_config(source if original is None else original, hub, overrides)
+    given = kwargs.pop("config", None)
+    original = given
+    if not isinstance(given, BertConfig):
+        original = _original_config(source if given is None else given, hub, overrides)
+    # Of what lies there, whatever configuration the caller gave.
+    config_file = find("config.json")
+    there = {} if config_file is None else saved_config(Path(config_file).parent)
+    digests = there.get("digests")
+    digests, settings = digests if isinstance(digests, dict) else {}, settings_digest(there)
+    if given is None and digests.get(CONFIG_DIGEST, settings) != settings:
+        logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
     variant, files = kwargs.get("variant"), None
     if kwargs.get("state_dict") is not None:
         names = set(kwargs["state_dict"])
@@ -116,9 +124,6 @@ def _load(
     gated = _trained_gates(original, names)
     gated -= {layer for layer in gated if any(name.startswith(f"gates.{layer}.") for name in reset)}
     _check_missing(source, info["missing_keys"], config, trained, gated)
-    # Of what lies there, whatever configuration the caller gave.
-    config_file = find("config.json")
-    digests = saved_digests(Path(config_file).parent) if config_file is not None else {}
     check_digest(source, digests, variant, files)
     _attach_table(source, model, find(TABLE_FILE), original, digests, variant)
     return (model, info) if want_info else model
@@ -153,7 +158,6 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
         kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise ValueError(f"{source}: MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {kind!r}")
-    settings = settings_digest(values)
     if any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)
     else:
@@ -162,9 +166,6 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     with _in_words(source, TypeError, RuntimeError):
         config = MODEL_TYPES[kind].from_dict(values)
         config.to_dict()  # which fails where its dtype is none
-    digests = getattr(config, "digests", None) or {}
-    if digests.get(CONFIG_DIGEST, settings) != settings:
-        logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
     return config
 
 
