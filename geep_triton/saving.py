@@ -116,7 +116,12 @@ def saved_config(directory: str | os.PathLike) -> dict[str, Any]:
 
 def saved_digests(directory: str | os.PathLike) -> dict[str, Any]:
     """Of the parts of the model that a folder holds; see `geep_triton.config.MultiExitBertConfig`."""
-    digests = saved_config(directory).get("digests")
+    return digests_of(saved_config(directory))
+
+
+def digests_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Those that a config.json has; nothing where they are damaged."""
+    digests = config.get("digests")
     return digests if isinstance(digests, dict) else {}
 
 

@@ -48,7 +48,7 @@ def test_a_part_that_is_trained(make_model, tokenizer, texts, settings, part):
 def test_other_models_may_be_trained(make_model, tokenizer, texts):
     engine, other = Engine(make_model(), tokenizer), make_model()
     train(other.parameters())
-    engine.predict(texts)
+    assert len(engine.predict(texts)) == len(texts)
 
 
 SWAPS = {

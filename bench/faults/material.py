@@ -16,22 +16,9 @@ WORDS = [
     *("again", "##ly", "##ness", "##s", "e", "u", "好", "書", "я", "🙂", ".", ",", "?", "!", "'"),
 ]
 ODD = (
-    *(
-        "naïve",
-        "🙂🙂",
-        "好書",
-        "я я",
-        "cafe\u0301",
-        "a\u200bb",
-        "\tgood",
-        "x" * 300,
-        "[SEP]",
-        "[MASK] [UNK]",
-        "…",
-        "\ufb01lm",
-        "GOOD",
-    ),
-)
+    "naïve", "🙂🙂", "好書", "я я", "cafe\u0301", "a\u200bb", "\tgood", "x" * 300, "[SEP]", "[MASK] [UNK]", "…", "\ufb01lm",
+    "GOOD",
+)  # fmt: skip
 LONGEST = 64  # tokens
 
 # What differs from the usual: every kind of head, pooling, gate, fewer exits, two classes, temperatures.

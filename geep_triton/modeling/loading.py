@@ -31,7 +31,7 @@ from geep_triton.modeling.weights import (
     weight_files,
     weights_digest_name,
 )
-from geep_triton.saving import reading, saved_config
+from geep_triton.saving import digests_of, reading, saved_config
 from geep_triton.tensor_files import refuse_pointer, tensors_digest
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _load(
     # Of what lies there, whatever configuration the caller gave.
     config_file = find("config.json")
     there = {} if config_file is None else saved_config(Path(config_file).parent)
-    digests = there.get("digests")
-    digests, settings = digests if isinstance(digests, dict) else {}, settings_digest(there)
+    digests, settings = digests_of(there), settings_digest(there)
     if given is None and digests.get(CONFIG_DIGEST, settings) != settings:
         logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
     variant, files = kwargs.get("variant"), None
