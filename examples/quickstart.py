@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 
 import torch
+from measuring import Measurement, measure, plot_accuracy_speed, plot_exit_histogram
 from tqdm import tqdm
 from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
-from geep_triton.data import Encoder, read_rows
-from geep_triton.evaluation.measure import Measurement, measure
-from geep_triton.evaluation.plots import plot_accuracy_speed, plot_exit_histogram
+from geep_triton.data import read_rows
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 
 PREDICTED = "predicted:0.9"  # the exit by which nine in ten samples with such tokens have left
@@ -82,7 +82,7 @@ def train(arguments: argparse.Namespace, source: str) -> None:
     trainer.train()
     # Any text will do for the table, labels are not needed; here it is the training text.
     model.exit_table = build_exit_table(model, tokenizer, train_rows, arguments.threshold, ngram=2)
-    model.config.exit_thresholds = arguments.threshold
+    model.exit_config.thresholds = arguments.threshold
     Engine(model, tokenizer, "full").save_pretrained(arguments.output)
 
 

@@ -1,7 +1,8 @@
 """Give a BERT exits and train them by a recipe; evaluate every exit each epoch; build the exit table.
 
     python examples/train.py --model google-bert/bert-base-uncased --train train.jsonl --dev dev.jsonl --output runs/mine
-    python examples/train.py ... --recipe curriculum-kd --recipe-settings temperature=2 pairing=next --difficulty cross-review:5
+    python examples/train.py ... --recipe distillation --recipe-settings temperature=2 pairing=next
+    python examples/train.py ... --curriculum competence --difficulty cross-review:5    # easy samples first
     python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # its answers stay as they are; no labels
     accelerate launch examples/train.py ...                                    # several processes; or torchrun
 
@@ -29,8 +30,10 @@ from transformers import (
 )
 
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
-from geep_triton.data import Encoder, Row, read_rows
+from geep_triton.data import Row, read_rows
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
+from geep_triton.training.curriculum import SCHEDULES, Curriculum
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher, remembered
 from geep_triton.training.recipes import RECIPES, get_recipe
@@ -44,17 +47,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train", required=True, help="JSON lines, CSV or hub id, with text, label, maybe text_pair")
     parser.add_argument("--dev", required=True, help="the same, for evaluation; a hub id's split 'validation'")
     parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
-    parser.add_argument("--recipe", default="geep", choices=sorted(RECIPES))
+    parser.add_argument("--recipe", default="joint", choices=sorted(RECIPES))
     parser.add_argument("--recipe-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="of the recipe")
     parser.add_argument(
         "--labels",
         nargs="+",
         help="names of the model's classes in their order; default: those of a fine-tuned --model, else of --train, sorted",
     )
+    parser.add_argument("--curriculum", choices=SCHEDULES, help="easy samples first; default: all samples from the start")
+    parser.add_argument(
+        "--curriculum-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="start, buckets, until"
+    )
     parser.add_argument(
         "--difficulty",
         type=difficulty_source,
-        help="for recipes with a curriculum: cross-review:FOLDS, or a column of --train; default: cross-review:5",
+        help="for --curriculum: cross-review:FOLDS, or a column of --train; default: cross-review:5",
     )
     parser.add_argument("--class-weights", choices=["balanced"], help="rare classes count more; default: all count alike")
     parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
@@ -92,6 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.patience is not None and not arguments.keep_best:
         parser.error("--patience goes with --keep-best")
     arguments.recipe_settings = dict(arguments.recipe_settings)
+    arguments.curriculum_settings = dict(arguments.curriculum_settings)
     return arguments
 
 
@@ -190,6 +198,10 @@ def main() -> None:
     arguments = parse_arguments()
     set_seed(arguments.seed)
     recipe = get_recipe(arguments.recipe, **arguments.recipe_settings)
+    for option, value in (("--difficulty", arguments.difficulty), ("--curriculum-settings", arguments.curriculum_settings)):
+        if value and arguments.curriculum is None:
+            raise SystemExit(f"{option} would be ignored without --curriculum")
+    curriculum = None if arguments.curriculum is None else Curriculum(arguments.curriculum, **arguments.curriculum_settings)
     needs_labels = any(stage.needs_labels for stage in recipe.stages)
     columns = ("text", "label") if needs_labels else ("text",)
     config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False)
@@ -224,12 +236,10 @@ def main() -> None:
         print(f"{cut} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
     collator = DataCollatorWithPadding(tokenizer)
-    if arguments.difficulty and recipe.curriculum is None:
-        raise SystemExit(f"--difficulty would be ignored: recipe {recipe.name!r} has no curriculum")
     difficulty, source = None, arguments.difficulty or 5
     if isinstance(source, str):
         difficulty = difficulty_column(train_rows, source)
-    elif recipe.curriculum is not None:
+    elif curriculum is not None:
         folder = arguments.output / "teachers"
         quiet = training_arguments(arguments, folder, save_strategy="no")
         teach = full_model_teacher(make_model, quiet, collator, train_set, arguments.class_weights)
@@ -255,6 +265,7 @@ def main() -> None:
         recipe=recipe,
         head_learning_rate=arguments.head_learning_rate,
         gate_learning_rate=arguments.gate_learning_rate,
+        curriculum=curriculum,
         difficulty=difficulty,
         class_weights=arguments.class_weights,
         callbacks=[] if arguments.patience is None else [EarlyStoppingCallback(arguments.patience)],
@@ -264,10 +275,11 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
 
-    settings = {"threshold": arguments.threshold, "ngram": arguments.ngram, "learn_skips": arguments.skip_gate is not None}
+    settings = {"threshold": arguments.threshold, "ngram": arguments.ngram}
+    settings |= {} if arguments.skip_gate is None else {"learn": ("agreement", "skips")}
     settings |= {"save_records": arguments.save_records, "max_length": arguments.max_length, "truncation": arguments.truncate}
     model.exit_table = build_exit_table(model, tokenizer, train_rows, **settings)
-    model.config.exit_thresholds = arguments.threshold
+    model.exit_config.thresholds = arguments.threshold
     Engine(model, tokenizer, "full").save_pretrained(arguments.output)
     report = {
         "arguments": vars(arguments) | {"output": str(arguments.output)},

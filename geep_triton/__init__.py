@@ -11,25 +11,27 @@ from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.model import MultiExitBert
 
 if TYPE_CHECKING:
-    from geep_triton.batching import schedule as schedule
-    from geep_triton.engine.calibrate import Calibration as Calibration
-    from geep_triton.engine.collect import build_exit_table as build_exit_table
+    from geep_triton.engine.build_exit_table import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
-    from geep_triton.exits.table import ExitTable as ExitTable
-    from geep_triton.outputs import Predictions as Predictions
+    from geep_triton.engine.predictions import Predictions as Predictions
+    from geep_triton.policies.policy import Policy as Policy
+    from geep_triton.promises.audit import audit as audit
+    from geep_triton.promises.calibrate import calibrate as calibrate
+    from geep_triton.table.exit_table import ExitTable as ExitTable
     from geep_triton.training.trainer import MultiExitTrainer as MultiExitTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use: the trainer alone would double the time that `import geep_triton` takes.
 _LAZY = {
-    "Calibration": "geep_triton.engine.calibrate",
     "Engine": "geep_triton.engine.engine",
-    "ExitTable": "geep_triton.exits.table",
+    "ExitTable": "geep_triton.table.exit_table",
     "MultiExitTrainer": "geep_triton.training.trainer",
-    "Predictions": "geep_triton.outputs",
-    "build_exit_table": "geep_triton.engine.collect",
-    "schedule": "geep_triton.batching",
+    "Policy": "geep_triton.policies.policy",
+    "Predictions": "geep_triton.engine.predictions",
+    "audit": "geep_triton.promises.audit",
+    "build_exit_table": "geep_triton.engine.build_exit_table",
+    "calibrate": "geep_triton.promises.calibrate",
 }
 
 __all__ = ["MultiExitBert", "MultiExitBertConfig", "__version__", *_LAZY]

@@ -8,6 +8,7 @@ from transformers import BertConfig
 from transformers.activations import ACT2FN
 
 from geep_triton.checks import check_choice, check_int, check_number, shorten
+from geep_triton.exit_config import OLD_FIELDS
 from geep_triton.labels import MAX_LABELS, label_maps
 
 HEADS = ("attention", "pooler", "linear")
@@ -18,12 +19,13 @@ MAX_SIZES = {
     "vocab_size": 1 << 26, "hidden_size": MAX_SIZE, "num_hidden_layers": 1 << 10, "num_attention_heads": MAX_SIZE,
     "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20, "type_vocab_size": MAX_SIZE,
 }  # fmt: skip
-PROMISES = {"agreement": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6}  # and their highest values
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 class MultiExitBertConfig(BertConfig):
-    """Everything of `transformers.BertConfig`, the exits and the skip gates.
+    """Everything of `transformers.BertConfig`, the exits and the skip gates: the shape of a model.
+
+    How the model is served (policy, thresholds, temperatures, calibration) lies in its `exit_config`.
 
     Args:
         exit_layers: layers (1..num_hidden_layers) after which an exit head answers, ascending; the last layer is always
@@ -36,12 +38,6 @@ class MultiExitBertConfig(BertConfig):
         head_attention_heads: attention heads of the "attention" head (2 in GEEP, 4 in SmartBERT).
         head_dropout: dropout inside "attention" and "linear" heads while training (.5 in GEEP); a "pooler" head has BERT's
             own classifier_dropout.
-        exit_thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number for every
-            exit, or one per exit but the last.
-        exit_temperatures: one per exit, by which its logits are divided; set by `Engine.fit_temperatures`. None: 1 for all.
-        exit_policy: short form of the policy that `Engine` uses unless told otherwise, e.g. "verified:0.2"; set by
-            `Engine.calibrate`.
-        calibration: what `Engine.calibrate` found, as `Calibration.to_dict` gives it.
         skip_gate: kind of the gates that decide, sample by sample, which layers are skipped: "attention" (SmartBERT, Hu et al.
             2023) or "mean" (masked mean, linear; cheaper). None: no gates, every layer runs.
         skip_layers: layers that may be skipped, ascending. None with gates: every layer.
@@ -50,15 +46,17 @@ class MultiExitBertConfig(BertConfig):
         skip_gate_bias: where a new gate's logit starts; below 0, so that training starts from "run everything". SmartBERT's
             gates start at 0.
         skip_threshold: a sample skips a layer whose gate is at or over it, in training and in inference.
-        skipping: short form of how `Engine` skips layers unless told otherwise, e.g. "planned"; set by `Engine.calibrate`.
-        digests: of the weights and the exit table that were saved together, by which `from_pretrained` knows them again.
+        digests: of the weights, the exit table and exit_config.json that were saved together, by which `from_pretrained` knows
+            them again.
 
     `id2label` and `label2id` must name the same classes 0..num_labels-1; one that is missing is made of the other.
 
     Raises:
         ValueError, TypeError: for sizes and rates of BERT that cannot be, maps of labels that do not fit, more than 65,536
-            classes, exits or gates outside the model, unknown heads, poolings or gates, settings of gates without gates,
-            thresholds that do not fit.
+            classes, exits or gates outside the model, unknown heads, poolings or gates, settings of gates without gates.
+
+    Settings of `geep_triton.exit_config.ExitConfig`, whose place is `model.exit_config`, are a TypeError here, and an
+    AttributeError where they are set later.
     """
 
     model_type = "multi_exit_bert"
@@ -71,22 +69,20 @@ class MultiExitBertConfig(BertConfig):
     head_size: int = 128
     head_attention_heads: int = 2
     head_dropout: float | int = 0.5
-    exit_thresholds: float | int | list | None = None
-    exit_temperatures: list | None = None
-    exit_policy: str | None = None
-    calibration: dict | None = None
     skip_gate: str | None = None
     skip_layers: list[int] | None = None
     skip_gate_size: int = 128
     skip_gate_attention_heads: int = 2
     skip_gate_bias: float | int = -3.0
     skip_threshold: float | int = 0.5
-    skipping: str | None = None
     digests: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Before transformers, which lets a number of labels overrule their names.
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id, kwargs.get("num_labels"))
+        for name in kwargs:
+            if name in OLD_FIELDS:
+                raise TypeError(_whereabouts(name))
         super().__post_init__(**kwargs)
         check_bert(self)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
@@ -103,13 +99,22 @@ class MultiExitBertConfig(BertConfig):
             raise ValueError("is_decoder and add_cross_attention must be False: MultiExitBert is an encoder")
         check_multiple("head_size", self.head_size, "head_attention_heads", self.head_attention_heads)
         check_number("head_dropout", self.head_dropout, 0.0, 1.0)
-        check_thresholds(self.exit_thresholds, len(self.exit_layers))
-        check_temperatures(self.exit_temperatures, len(self.exit_layers))
-        check_saved(self)
+        if not isinstance(self.digests, dict | None):
+            raise TypeError(f"digests must be a dict or None, got {shorten(self.digests)}")
         self.skip_layers = resolve_skip_layers(self.skip_gate, self.skip_layers, self.num_hidden_layers)
         check_multiple("skip_gate_size", self.skip_gate_size, "skip_gate_attention_heads", self.skip_gate_attention_heads)
         check_number("skip_gate_bias", self.skip_gate_bias, -1e3, 1e3)
         check_number("skip_threshold", self.skip_threshold, 0.0, 1.0)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OLD_FIELDS:
+            raise AttributeError(_whereabouts(name))
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'. Leaves aside what version 0.1 saved in config.json of how a model is served: the model reads it."""
+        return super().from_dict({name: value for name, value in config_dict.items() if name not in OLD_FIELDS}, **kwargs)
 
     @property
     def num_labels(self) -> int | None:
@@ -127,6 +132,14 @@ class MultiExitBertConfig(BertConfig):
         A map that was left at transformers' LABEL_0, LABEL_1, .. is made of the other.
         """
         self.id2label, self.label2id = label_maps(self.id2label, self.label2id)
+
+
+def _whereabouts(name: str) -> str:
+    """Where a setting is that version 0.1 had in the configuration."""
+    return (
+        f"the configuration has no field {name}: it holds the model's shape only. Set model.exit_config.{OLD_FIELDS[name]}, or "
+        f"pass {name} to MultiExitBert.from_pretrained"
+    )
 
 
 def check_bert(config: BertConfig) -> None:
@@ -195,56 +208,9 @@ def check_layers(name: str, layers: list[int] | tuple[int, ...], num_layers: int
         raise ValueError(f"{name} must not repeat a layer, got {list(layers)}")
 
 
-def check_saved(config: MultiExitBertConfig) -> None:
-    """Raise unless what an engine keeps in the configuration is of the kind that it reads back."""
-    kinds = {"exit_policy": str, "skipping": str, "calibration": dict, "digests": dict}
-    for name, kind in kinds.items():
-        if not isinstance(value := getattr(config, name), kind | None):
-            raise TypeError(f"{name} must be a {kind.__name__} or None, got {shorten(value)}")
-    check_calibration(config.calibration)
-
-
 def check_multiple(name: str, value: int, by_name: str, by: int) -> None:
     """Raise unless both are ints from 1 to 65,536 and `value` is a multiple of `by`."""
     check_int(name, value, 1, MAX_SIZE)
     check_int(by_name, by, 1)
     if value % by:
         raise ValueError(f"{name} ({value}) must be a multiple of {by_name} ({by})")
-
-
-def check_temperatures(temperatures: list | None, num_exits: int) -> None:
-    """Raise unless `temperatures` is None or one number above 0 per exit."""
-    if temperatures is None:
-        return
-    if not isinstance(temperatures, (list, tuple)):
-        raise TypeError(f"exit_temperatures must be a list of numbers, got {shorten(temperatures)}")
-    if len(temperatures) != num_exits:
-        raise ValueError(f"exit_temperatures must be one per exit ({num_exits}), got {len(temperatures)}")
-    for value in temperatures:
-        check_number("each of exit_temperatures", value, 1e-6, 1e6)
-
-
-def check_calibration(calibration: dict | None) -> None:
-    """Raise unless `calibration` is None or what `Engine.calibrate` may have found, as far as an engine reads it."""
-    if calibration is None:
-        return
-    promise, chosen = calibration.get("promise"), calibration.get("chosen", {})
-    if not isinstance(promise, (list, tuple)) or len(promise) != 2 or not isinstance(chosen, dict):
-        raise ValueError(
-            f"calibration must be what Engine.calibrate found, with a promise [name, number], got {shorten(calibration)}"
-        )
-    check_choice("promise of calibration", promise[0], PROMISES)
-    check_number(f"{promise[0]} that calibration promises", promise[1], 0.0, PROMISES[promise[0]])
-
-
-def check_thresholds(thresholds: float | list | None, num_exits: int) -> None:
-    """Raise unless `thresholds` is None, one number in [0, 1], or one such number per exit but the last."""
-    if thresholds is None:
-        return
-    values = thresholds if isinstance(thresholds, (list, tuple)) else [thresholds]
-    if isinstance(thresholds, (list, tuple)) and len(values) != num_exits - 1:
-        raise ValueError(
-            f"exit_thresholds must be one number, or one per exit but the last ({num_exits - 1}), got {len(values)}"
-        )
-    for value in values:
-        check_number("each of exit_thresholds", value, 0.0, 1.0)

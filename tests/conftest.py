@@ -17,8 +17,8 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel, BertTokenizer
 
-from geep_triton import Engine, MultiExitBert, MultiExitBertConfig, build_exit_table
-from geep_triton.outputs import Tokens
+from geep_triton import Engine, MultiExitBert, MultiExitBertConfig, build_exit_table, calibrate
+from geep_triton.tokens.ragged import Tokens
 
 # The first example may build a model or compile a regular expression: no deadline on a busy machine.
 settings.register_profile("geep_triton", deadline=None)
@@ -109,10 +109,10 @@ def many(texts):
 
 @pytest.fixture
 def calibrated(model, tokenizer, many):
-    other = [f"{text} again" for text in many]
-    model.exit_table = build_exit_table(model, tokenizer, other, 0.8, learn_agreement=True, progress=False)
+    other = [text for text in (f"{text} again" for text in many) if text not in many]
+    model.exit_table = build_exit_table(model, tokenizer, other, 0.8, learn=("agreement",), progress=False)
     engine = Engine(model, tokenizer)
-    return engine, engine.calibrate(many, agreement=0.8, rounds=1, speed_samples=100)
+    return engine, calibrate(engine, many, agreement=0.8, rounds=1, speed_samples=100)
 
 
 @pytest.fixture(scope="session")

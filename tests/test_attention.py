@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from geep_triton import Engine
-from geep_triton.modeling.attention import attention_kernels
-from geep_triton.modeling.compiled import compile_layers
+from geep_triton import Engine, audit
 from geep_triton.modeling.model import MASK_ALIGNMENT
+from geep_triton.runners.attention import attention_kernels
+from geep_triton.runners.compiled import CompiledRunner
+from geep_triton.runners.padded import PaddedRunner
 
 
 def cudnn() -> bool:
@@ -34,12 +35,12 @@ def seen(monkeypatch) -> list[bool]:
 @pytest.mark.parametrize("allowed", [False, True])
 def test_all_that_the_engine_runs_is_kept_from_cudnn(model, tokenizer, many, seen, allowed):
     assert cudnn()
-    engine = Engine(model, tokenizer, "threshold:0.8", cudnn_attention=allowed)
+    engine = Engine(model, tokenizer, "threshold:0.8", runner=PaddedRunner(model, cudnn_attention=allowed))
     runs = {
         "costs": lambda: engine.layer_costs,
         "predict": lambda: engine.predict(many),
         "every exit": lambda: engine.every_exit(many),
-        "audit": lambda: (engine.audit(rate=0.5), engine.predict(many)),
+        "audit": lambda: (audit(engine, rate=0.5), engine.predict(many)),
     }
     for name, run in runs.items():
         seen.clear()
@@ -49,17 +50,16 @@ def test_all_that_the_engine_runs_is_kept_from_cudnn(model, tokenizer, many, see
         assert cudnn(), name
 
 
-def test_layers_are_compiled_without_cudnn(model, tokenizer, monkeypatch):
+@pytest.mark.parametrize("allowed", [False, True])
+def test_layers_are_compiled_without_cudnn(model, allowed):
     found = []
 
-    def compiled(model):
+    def backend(graph, example_inputs):
         found.append(cudnn())
-        return model, 1.0
+        return graph.forward
 
-    monkeypatch.setattr("geep_triton.engine.engine.compile_layers", compiled)
-    Engine(model, tokenizer, compile=True)
-    Engine(model, tokenizer, compile=True, cudnn_attention=True)
-    assert found == [False, True]
+    CompiledRunner(model, backend=backend, cudnn_attention=allowed)
+    assert set(found) == {allowed}
     assert cudnn()
 
 
@@ -146,7 +146,7 @@ def counting_backend(graphs):
 
 def test_samples_of_one_token_do_not_compile_a_layer_again(make_model):
     model, graphs = make_model(), []
-    other, _ = compile_layers(model, counting_backend(graphs))
+    other = CompiledRunner(model, backend=counting_backend(graphs))
     known = len(graphs)
     with torch.inference_mode():
         for samples in (1, 3):
@@ -160,7 +160,7 @@ def test_samples_of_one_token_do_not_compile_a_layer_again(make_model):
 def test_layers_that_must_compile_again_may(make_model):
     """Under no_grad, and on other strides, until there are more graphs than torch allows by itself."""
     model, graphs = make_model(), []
-    other, _ = compile_layers(model, counting_backend(graphs))
+    other = CompiledRunner(model, backend=counting_backend(graphs))
     spaced = torch.randn(8, 6, 64)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():

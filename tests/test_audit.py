@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from geep_triton import MultiExitBert
-from geep_triton.engine.audit import Audit
-from geep_triton.engine.policies import parse_policy
-from geep_triton.engine.simulate import simulate
-from geep_triton.exits.guarantees import binomial_p_value
-from geep_triton.outputs import Tokens
+from geep_triton.policies.text import parse_policy
+from geep_triton.promises.audit import Audit
+from geep_triton.promises.guarantees import binomial_p_value
+from geep_triton.promises.simulate import simulate
+from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
 
 

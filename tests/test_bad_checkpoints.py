@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizer
 
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
+from geep_triton.exit_config import OLD_FIELDS, ExitConfig
 from tests.conftest import tiny_config
 
 NAN = float("nan")
@@ -59,7 +60,7 @@ def test_names_of_a_wrapped_model(folder, prefix, message):
         MultiExitBert.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "exit_table.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "exit_table.safetensors", "config.json", "exit_config.json"])
 def test_git_lfs_pointers(folder, name):
     (folder / name).write_text(POINTER)
     with pytest.raises(ValueError, match=rf"{name} is a git LFS pointer, not the file itself: run 'git lfs pull'"):
@@ -105,13 +106,78 @@ def change(path, **values):
         ("hidden_dropout_prob", None), ("num_attention_heads", 0), ("layer_norm_eps", {}), ("head_attention_heads", []),
         ("skip_gate_bias", [[]]), ("pad_token_id", 10**9), ("pad_token_id", -1), ("digests", 3), ("digests", ["x"]),
         ("calibration", 3), ("calibration", {"x": 1}), ("calibration", {"promise": ["agreement"]}), ("exit_policy", 3),
-        ("skipping", -1), ("add_cross_attention", "x"), ("num_hidden_layers", 10**9), ("exit_layers", {}),
+        ("exit_thresholds", [0.1]), ("exit_temperatures", 3), ("skipping", -1), ("add_cross_attention", "x"),
+        ("num_hidden_layers", 10**9), ("exit_layers", {}),
     ],
 )  # fmt: skip
 def test_values_of_which_no_model_can_be_made(folder, name, value):
     change(folder / "config.json", **{name: value})
-    with pytest.raises(ValueError, match=rf"{name}|promise|damaged configuration|exit_layers"):
+    if name in OLD_FIELDS:  # which are read where a checkpoint of version 0.1 has no exit_config.json
+        (folder / "exit_config.json").unlink()
+    with pytest.raises(ValueError, match=rf"{OLD_FIELDS.get(name, name)}|promise|damaged configuration|exit_layers"):
         Engine.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", "null", "[" * 100_000, '{"policy": "full"', POINTER, "\0" * 20, '{"policy": "full"} {}']
+)
+def test_a_damaged_exit_config(folder, text):
+    (folder / "exit_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"exit_config\.json( is a git LFS pointer|: damaged file, expected)"):
+        MultiExitBert.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("policy", 3), ("policy", []), ("policy", True), ("skipping", -1), ("skipping", {}), ("thresholds", "x"),
+        ("thresholds", 1.5), ("thresholds", True), ("thresholds", NAN), ("thresholds", {}), ("thresholds", [0.1]),
+        ("thresholds", []), ("thresholds", [0.1, 0.2, "x"]), ("thresholds", [0.1, [0.2], 0.3]), ("temperatures", 1.5),
+        ("temperatures", [1.0]), ("temperatures", [1.0, 1.0, 1.0, 0.0]), ("temperatures", [1.0, 1.0, 1.0, NAN]),
+        ("temperatures", "1111"), ("temperatures", {"1": 1.0}), ("calibration", 3), ("calibration", []),
+        ("calibration", {}), ("calibration", {"promise": ["agreement"]}), ("calibration", {"promise": ["luck", 0.5]}),
+        ("calibration", {"promise": ["agreement", 7]}), ("calibration", {"promise": ["agreement", NAN]}),
+        ("calibration", {"promise": ["agreement", 0.5], "chosen": 3}), ("weights", 3), ("weights", []),
+        ("threshold", 0.3), ("", None),
+    ],
+)  # fmt: skip
+def test_values_that_no_exit_config_has(folder, name, value):
+    change(folder / "exit_config.json", **{name: value})
+    with pytest.raises(ValueError, match=rf"exit_config\.json: .*{name or 'unknown field'}"):
+        MultiExitBert.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("policy", "nothing"), ("skipping", "at times"), ("policy", "threshold:nan")])
+def test_a_policy_that_there_is_not(folder, name, value):
+    change(folder / "exit_config.json", **{name: value})
+    with pytest.raises(ValueError, match=value.partition(":")[0]):
+        Engine.from_pretrained(folder)
+
+
+def test_an_exit_config_of_another_model(folder, make_model, tmp_path):
+    other = make_model(pooling="mean", exit_layers=[1, 4])
+    other.exit_config.thresholds = [0.3]
+    with torch.no_grad():
+        other.heads["1"].classifier.bias += 1
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "exit_config.json", folder)
+    with pytest.raises(ValueError, match="exit_config.json was saved with other weights than the model's: files of two models"):
+        MultiExitBert.from_pretrained(folder)
+    (folder / "exit_config.json").unlink()  # as the error says
+    assert MultiExitBert.from_pretrained(folder).exit_config == ExitConfig()
+
+
+def test_an_exit_config_that_was_changed_by_hand_is_taken_aloud(folder, caplog):
+    change(folder / "exit_config.json", weights=json.loads((folder / "exit_config.json").read_text())["weights"])
+    MultiExitBert.from_pretrained(folder)
+    assert "exit_config" not in caplog.text
+    change(folder / "exit_config.json", policy="constant:2")
+    assert Engine.from_pretrained(folder).policy.start.layer == 2
+    assert "exit_config.json was changed since it was saved with these weights; it is taken as it is now" in caplog.text
+    caplog.clear()
+    (folder / "exit_config.json").unlink()
+    assert Engine.from_pretrained(folder).policy == Engine.from_pretrained(folder, "full").policy
+    assert "the exit_config.json that the model was saved with is not there: defaults are used" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -309,6 +375,8 @@ WRONG = {
                     {"promise": ["luck", 0.5]}, {"promise": ["agreement", "x"]}, {"promise": [[], 0.5]},
                     {"promise": ["agreement", 0.5], "chosen": 3}),
     **{name: (3, [], {}) for name in ("exit_policy", "skipping")},
+    "exit_thresholds": ("x", 2, [0.1], {}, NAN, [NAN] * 3),
+    "exit_temperatures": ("x", 2, [1.0], {}, [NAN] * 4, [0.0] * 4),
     "id2label": ({"0": "a", "00": "b"}, {"0": "a", "1": "a"}, 3),
 }  # fmt: skip
 
@@ -316,6 +384,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_values_that_no_configuration_has(folder, name):
     config = json.loads((folder / "config.json").read_text())
+    if name in OLD_FIELDS:
+        (folder / "exit_config.json").unlink()
     for value in WRONG[name]:
         (folder / "config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises((ValueError, TypeError)):

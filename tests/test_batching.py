@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geep_triton.batching import schedule
+from geep_triton.engine.batching import schedule
 
 SAMPLES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 50)), min_size=1, max_size=80)
 

@@ -9,11 +9,10 @@ import torch
 from transformers import DataCollatorWithPadding, TrainingArguments
 
 from geep_triton import MultiExitTrainer
-from geep_triton.data import Encoder
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.curriculum import Curriculum, TrainSampler, competence, staged
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.difficulty import cross_review, difficulty_column, first_right_exit, full_model_teacher
-from geep_triton.training.recipes import get_recipe
 from tests.test_training import ROWS
 
 
@@ -37,7 +36,7 @@ def test_curriculum_settings_are_checked():
         ({"until": 1.5}, "until must be between"),
     ):
         with pytest.raises(ValueError, match=message):
-            get_recipe("curriculum", **settings)
+            Curriculum(**settings)
 
 
 def sampler(epoch: int, n: int = 100, epochs: int = 4, **changes) -> TrainSampler:
@@ -153,17 +152,19 @@ def test_difficulty_must_fit_the_training(make_model, tokenizer, tmp_path):
     def trainer(**changes):
         return MultiExitTrainer(model=make_model(num_labels=2), args=args, train_dataset=data, **changes)
 
-    with pytest.raises(ValueError, match="recipe 'curriculum-kd' needs the difficulty of each training sample"):
-        trainer(recipe="curriculum-kd")
-    with pytest.raises(ValueError, match="difficulty would be ignored: recipe 'geep' has no curriculum"):
+    with pytest.raises(ValueError, match="a curriculum needs the difficulty of each training sample"):
+        trainer(recipe="distillation", curriculum=Curriculum())
+    with pytest.raises(ValueError, match="difficulty would be ignored: the training has no curriculum"):
         trainer(recipe="geep", difficulty=[0.0] * 16)
+    with pytest.raises(TypeError, match="curriculum must be a Curriculum, or a function .*, got 'competence'"):
+        trainer(curriculum="competence", difficulty=[0.0] * 16)
     with pytest.raises(ValueError, match=r"one number per training sample \(16\), got \(15,\)"):
-        trainer(recipe="curriculum", difficulty=[0.0] * 15)
+        trainer(curriculum=Curriculum(), difficulty=[0.0] * 15)
     with pytest.raises(ValueError, match="not for 2 samples, the first being 3"):
-        trainer(recipe="curriculum", difficulty=[0.0] * 3 + [float("nan")] * 2 + [1.0] * 11)
+        trainer(curriculum=Curriculum(), difficulty=[0.0] * 3 + [float("nan")] * 2 + [1.0] * 11)
     sequential = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, train_sampling_strategy="sequential")
     given = MultiExitTrainer(
-        model=make_model(num_labels=2), args=sequential, train_dataset=data, recipe="curriculum", difficulty=[0.0] * 16,
+        model=make_model(num_labels=2), args=sequential, train_dataset=data, curriculum=Curriculum(), difficulty=[0.0] * 16,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="train_sampling_strategy must be random or group_by_length, got 'sequential'"):
+    with pytest.raises(ValueError, match="a curriculum chooses .* must be random or group_by_length, got 'sequential'"):
         given.train()

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.data import BadLine, BadSample, Encoder, iter_samples, read_csv, read_json_lines, read_rows
+from geep_triton.checks import BadSample
+from geep_triton.data import BadLine, read_csv, read_json_lines, read_rows
 from geep_triton.engine.checks import as_list
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.tokens.samples import iter_samples
 from geep_triton.training.dataset import TextDataset
 
 

@@ -119,11 +119,11 @@ def test_layers_join_one_after_another():
     assert active_layers(4, 0.0, "together") == 4
 
 
-def test_curriculum_kd_loss_is_the_sum_of_its_terms(make_model, tokenizer, texts):
+def test_the_distillation_loss_is_the_sum_of_its_terms(make_model, tokenizer, texts):
     model = make_model(exit_layers=[1, 3, 4])
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     labels = torch.arange(len(texts)) % 3
-    (stage,) = get_recipe("curriculum-kd", alpha=0.5, temperature=3.0, pairing="deeper", feature=0.25).stages
+    (stage,) = get_recipe("distillation", alpha=0.5, temperature=3.0, pairing="deeper", feature=0.25).stages
     output = model(**inputs, **stage.forward)
     loss = stage.loss(output, Batch(labels, inputs["attention_mask"], (1, 3, 4)))
     states = [output.hidden_states[layer] for layer in (1, 3, 4)]

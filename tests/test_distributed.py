@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ["geep", "fastbert", "berxit", "curriculum-kd", "smartbert"]
+RECIPES = ["geep", "fastbert", "berxit", "distillation", "smartbert"]
 
 
 def run(script: Path, *command: str) -> dict[str, list[list[float]]]:
@@ -27,7 +27,8 @@ import json, os, sys, tempfile
 import torch
 from transformers import BertTokenizer, DataCollatorWithPadding, TrainingArguments
 from geep_triton import MultiExitBert, MultiExitTrainer
-from geep_triton.data import Encoder
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.training.curriculum import Curriculum
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import get_recipe
 from tests.conftest import WORDS, tiny_config
@@ -44,6 +45,7 @@ for name in sys.argv[1:]:
         skip_gate="mean" if name == "smartbert" else None))
     # One over a mean of gates is not the mean of the processes' own.
     recipe = get_recipe(name, **({"skip_weight": 0.0} if name == "smartbert" else {}))
+    curriculum = Curriculum() if name == "distillation" else None
     trainer = MultiExitTrainer(
         model=model,
         args=TrainingArguments(
@@ -51,7 +53,7 @@ for name in sys.argv[1:]:
             use_cpu=True, ddp_backend="gloo" if processes > 1 else None, num_train_epochs=3, learning_rate=1e-3,
             weight_decay=0.1, per_device_train_batch_size=4 // processes, gradient_accumulation_steps=2),
         train_dataset=data, data_collator=DataCollatorWithPadding(tokenizer), recipe=recipe,
-        difficulty=None if recipe.curriculum is None else [float(i) for i in range(16)],
+        curriculum=curriculum, difficulty=None if curriculum is None else [float(i) for i in range(16)],
         class_weights=[1.0, 2.0])
     trainer.train()
     steps[name] = [[entry["loss"], entry["grad_norm"]] for entry in trainer.state.log_history if "loss" in entry]

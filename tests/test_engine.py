@@ -8,20 +8,15 @@ import pytest
 import torch
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.backend import VARIABLE, has_triton
-from geep_triton.engine.policies import (
-    Allocated,
-    ConstantDepth,
-    FullDepth,
-    Patience,
-    Predicted,
-    Threshold,
-    Verified,
-    parse_policy,
-)
-from geep_triton.engine.simulate import simulate
+from geep_triton.engine.predictions import Predictions
+from geep_triton.ops.backend import VARIABLE, has_triton
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.outputs import Predictions, Tokens
+from geep_triton.policies.leave import Patient, Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
+from geep_triton.policies.text import format_policy, parse_policy
+from geep_triton.promises.simulate import simulate
+from geep_triton.tokens.ragged import Tokens
 
 TOLERANCE = 1e-5
 PAIRS = ["very", "we liked it again and again", "no", "bad film", "the hotel was cold", "good", "but", "never"]
@@ -31,93 +26,77 @@ def one_at_a_time(model, tokenizer, text, pair, policy):
     """(logits, exit layer) of one sample, by the policy's definition."""
     inputs = tokenizer(text, pair, return_tensors="pt")
     tokens = Tokens.from_lists([inputs["input_ids"][0].tolist()])
-    last = model.config.num_hidden_layers
     with torch.no_grad():
         exits = dict(zip(model.config.exit_layers, model(**inputs, output_exit_logits=True).exit_logits, strict=True))
-        if isinstance(policy, FullDepth):
-            layer = last
-        elif isinstance(policy, ConstantDepth):
-            layer = policy.layer
-        elif isinstance(policy, Predicted):
-            layer = int(model.exit_table.predict(tokens, policy.decision).exits)
-        elif isinstance(policy, Patience):
-            layer = patient_exit(exits, policy, last)
-        else:
-            first, certain = 0, False
-            if isinstance(policy, Verified):
-                first, certain = first_stop(model, tokens, policy, last)
-            layer = first if certain else sure_exit(exits, policy, first, last)
-        answer_head = getattr(policy, "answer_head", "student")
-        return model(**inputs, exit_layer=layer, answer_head=answer_head).logits[0], layer
+        first = first_layer(model, tokens, policy.start)
+        layer = first if policy.leave is None else LEAVES[type(policy.leave)](exits, policy.leave, first)
+        return model(**inputs, exit_layer=layer, answer_head=policy.answer_head).logits[0], layer
 
 
-def scored(exits, policy):
-    """(layer, threshold) of the scored exits."""
-    layers = policy.layers or list(exits)[:-1]
-    thresholds = policy.threshold if isinstance(policy.threshold, list) else [policy.threshold] * len(layers)
-    return list(zip(layers, thresholds, strict=True))
+def first_layer(model, tokens, start):
+    """The layer before which a sample is not looked at."""
+    if isinstance(start, TableExit):
+        if start.decision is None and start.values == "counts" and model.exit_table.decides_by == "agreement":
+            return first_layer(model, tokens, TableAgreement(agreement=0.98))
+        return int(model.exit_table.predict(tokens, start.decision or "argmax", values=start.values).exits)
+    if isinstance(start, TableAgreement):
+        table, price = model.exit_table, start.price
+        price = table.price_for(start.mean_depth, start.agreement) if price is None else price
+        worth = table.predict_agreement(tokens)[0] - price * torch.tensor(table.exit_layers)
+        return table.exit_layers[int(worth.argmax())]
+    return {LastLayer: model.config.num_hidden_layers, FirstExit: 1}.get(type(start)) or start.layer
 
 
-def sure_exit(exits, policy, first, last):
-    for layer, threshold in scored(exits, policy):
-        uncertainty = float(score_exits(exits[layer], 1.0, policy.criterion, top_k=policy.top_k).uncertainty)
-        if layer >= first and uncertainty <= threshold:
+def scored(exits, leave, first):
+    """(layer, threshold) of the exits at which a sample is scored."""
+    layers = leave.layers or list(exits)[:-1]
+    thresholds = leave.threshold if isinstance(leave.threshold, tuple) else [leave.threshold] * len(layers)
+    return [(layer, threshold) for layer, threshold in zip(layers, thresholds, strict=True) if layer >= first]
+
+
+def sure_exit(exits, leave, first):
+    for layer, threshold in scored(exits, leave, first):
+        uncertainty = float(score_exits(exits[layer], 1.0, leave.criterion, top_k=leave.top_k).uncertainty)
+        if uncertainty <= threshold:
             return layer
-    return last
+    return max(exits)
 
 
-def patient_exit(exits, policy, last):
+def patient_exit(exits, leave, first):
     streak, previous = 0, None
-    for layer, threshold in scored(exits, policy):
+    for layer, threshold in scored(exits, leave, first):
         answer = int(exits[layer].argmax())
         if threshold is None:
             streak = streak + 1 if answer == previous else 0
         else:
-            sure = float(score_exits(exits[layer], 1.0, policy.criterion).uncertainty) <= threshold
+            sure = float(score_exits(exits[layer], 1.0, leave.criterion).uncertainty) <= threshold
             streak = streak + 1 if sure else 0
         previous = answer
-        if streak >= policy.patience:
+        if streak >= leave.patience:
             return layer
-    return last
+    return max(exits)
 
 
-def first_stop(model, tokens, policy, last):
-    """(first stop, whether it is certain)."""
-    predicted = model.exit_table.predict(tokens, policy.decision)
-    exit_layers, exit_layer, probabilities = model.config.exit_layers, int(predicted.exits), predicted.probabilities[0]
-    at = exit_layers.index(exit_layer)
-    allowed = [*(policy.layers or exit_layers[:-1]), last]
-    stop = next(index for index, layer in enumerate(allowed) if layer >= exit_layer)
-    unsure = float(probabilities[at]) < policy.earlier
-    certain = policy.certain <= 1 and float(probabilities.cumsum(0)[at]) >= policy.certain and not unsure
-    return allowed[max(0, stop - 1) if unsure else stop], certain
-
-
-POLICIES = [
-    FullDepth(),
-    ConstantDepth(1),
-    ConstantDepth(3, answer_head="teacher"),
-    Threshold(0.0),
-    Threshold(0.8),
-    Threshold(0.8, pooling="always"),
-    Threshold([0.9, 0.7, 0.8], pooling="never"),
-    Threshold(1.0),
-    Threshold([0.6, 0.9], "margin", layers=(1, 3), pooling="always"),
-    Threshold(-2.5, "energy"),
-    Threshold(0.9, "top_k_entropy", top_k=2, pooling="always"),
-    Patience(1, pooling="always"),
-    Patience(2, pooling="never"),
-    Patience(2, threshold=0.9, pooling="always"),
-    Predicted(),
-    Predicted("mean"),
-    Predicted(0.8, answer_head="teacher"),
-    Verified(0.8, pooling="always"),
-    Verified(0.8, "mean", pooling="never"),
-    Verified(0.7, "mean", layers=(1, 3), earlier=0.5, certain=0.9, pooling="always"),
+LEAVES = {Sure: sure_exit, Patient: patient_exit}
+ALONE = [
+    *("full", "constant:1", "constant:3,answer_head=shared"),
+    *("threshold:0.0", "threshold:0.8", "threshold:0.8,regroup=always", "threshold:0.9/0.7/0.8,regroup=never", "threshold:1.0"),
+    *("threshold:0.6/0.9,criterion=margin,layers=1/3,regroup=always", "threshold:-2.5,criterion=energy"),
+    "threshold:0.9,criterion=top_k_entropy,top_k=2,regroup=always",
+    *("patience:1,regroup=always", "patience:2,regroup=never", "patience:2,threshold=0.9,regroup=always"),
+    *("predicted", "predicted:mean", "predicted:0.8,answer_head=shared"),
 ]
+# Every start beside every way to leave, with every way to go on among them.
+STARTS = ["constant:2", "predicted", "predicted:0.05", "predicted:mean"]
+FURTHER_LEAVES = [
+    *("threshold:0.8,regroup=always", "threshold:0.75/0.65,layers=2/3,regroup=never", "patience:1"),
+    "patience:2,threshold=0.8,regroup=always",
+]
+PRODUCT = [f"{start}+{leave}" for start in STARTS for leave in FURTHER_LEAVES]
+POLICIES = [parse_policy(text) for text in (*ALONE, *PRODUCT)]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("policy", POLICIES, ids=format_policy)
 @pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
 @pytest.mark.parametrize(("window", "token_budget", "in_flight"), [(100, 10_000, 1), (100, 40, 1), (100, 40, 3), (3, 24, 2)])
 def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pairs, window, token_budget, in_flight):
@@ -132,27 +111,34 @@ def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pai
         assert float((result.logits[index] - logits).abs().max()) <= TOLERANCE
 
 
-LEARNED_POLICIES = [
-    Predicted("mean", "learned"),
-    Verified(0.8, values="learned", pooling="always"),
-    Verified(0.8, "argmax", values="learned"),
-    Verified(0.8, price=0.05, pooling="always"),
-    Verified(0.7, price=0.01, certain=0.6, layers=(1, 3)),
-    Allocated(0.05),
-    Allocated(mean_depth=2.5),
-    Allocated(agreement=0.8),
+LEARNED_STARTS = [
+    *("predicted", "predicted:mean,values=learned", "allocated:0.05", "allocated:0.01"),
+    *("allocated,mean_depth=2.5", "allocated,agreement=0.8"),
 ]
+LEARNED = [*LEARNED_STARTS, *(f"{start}+{leave}" for start in LEARNED_STARTS[:4] for leave in FURTHER_LEAVES)]
+LEARNED_POLICIES = [parse_policy(text) for text in (*LEARNED, "allocated:0.05,answer_head=shared")]
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, *LEARNED_POLICIES], ids=str)
+@pytest.mark.parametrize("policy", LEARNED_POLICIES, ids=format_policy)
+def test_a_policy_by_learned_values_equals_one_sample_at_a_time(model, tokenizer, texts, policy):
+    known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=("agreement", "exits"))
+    result = Engine(model, tokenizer, policy, window=5, token_budget=40, in_flight=2).predict(texts)
+    for index, text in enumerate(texts):
+        logits, layer = one_at_a_time(model, tokenizer, text, None, policy)
+        assert int(result.exit_layers[index]) == layer
+        assert float((result.logits[index] - logits).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, *LEARNED_POLICIES], ids=format_policy)
 def test_simulation_and_single_samples_give_what_batches_do(model, tokenizer, texts, policy):
     known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
-    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn_agreement=True, learn_exits=True)
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=("agreement", "exits"))
     engine = Engine(model, tokenizer, policy, window=5, token_budget=40)
     result, (tokens, logits) = engine.predict(texts), engine.exit_logits(texts)
     exits = simulate(model, engine.policy, tokens, logits)
     assert (exits + 1).tolist() == result.exit_layers.tolist()
-    if getattr(policy, "answer_head", "student") == "student":
+    if policy.answer_head == "student":
         torch.testing.assert_close(result.logits, logits[torch.arange(len(texts)), exits], atol=TOLERANCE, rtol=0)
     alone = [engine.predict(text) for text in texts]
     assert [int(answer.exit_layers) for answer in alone] == result.exit_layers.tolist()
@@ -162,13 +148,14 @@ def test_simulation_and_single_samples_give_what_batches_do(model, tokenizer, te
 def test_the_comparison_above_sees_many_exits(model, tokenizer, texts):
     """Guards the test above: on this model thresholds and tables really split the samples."""
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
-    same_for_all = (FullDepth(), ConstantDepth(1), ConstantDepth(3, answer_head="teacher"), Threshold(0.0), Threshold(1.0))
-    for policy in [policy for policy in POLICIES if policy not in same_for_all]:
+    same_for_all = {"full", "constant:1", "constant:3,answer_head=shared", "threshold:0.0", "threshold:1.0"}
+    same_for_all.add("predicted:mean+patience:1")  # no exit from there on agrees with the one before
+    for policy in [policy for policy in POLICIES if format_policy(policy) not in same_for_all]:
         assert torch.unique(Engine(model, tokenizer, policy).predict(texts).exit_layers).numel() >= 2
 
 
 @pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter: Triton, and no GPU")
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("policy", POLICIES, ids=format_policy)
 def test_engine_on_triton_ops_gives_the_same(model, tokenizer, texts, policy, monkeypatch):
     """Building the table, planning, scoring and moving rows all in Triton."""
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, ngram=2, progress=False)
@@ -195,7 +182,7 @@ def test_policies_on_real_weights(minilm, minilm_path):
         "What a long, long evening that was, and how little we had to show for it!",
     ] * 3
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.9, progress=False)
-    for policy in (FullDepth(), ConstantDepth(2), Threshold(0.9), Predicted()):
+    for policy in map(parse_policy, ("full", "constant:2", "threshold:0.9", "predicted", "predicted:0.05+threshold:0.9")):
         result = Engine(model, tokenizer, policy, token_budget=64).predict(texts)
         for index, text in enumerate(texts):
             logits, layer = one_at_a_time(model, tokenizer, text, None, policy)
@@ -266,7 +253,7 @@ def test_exit_logits_are_every_exits(model, tokenizer, texts):
     assert logits.shape == (len(texts), 4, 3)
     assert len(tokens) == len(texts)
     for index, layer in enumerate(model.config.exit_layers):
-        torch.testing.assert_close(logits[:, index], Engine(model, tokenizer, ConstantDepth(layer)).predict(texts).logits)
+        torch.testing.assert_close(logits[:, index], Engine(model, tokenizer, f"constant:{layer}").predict(texts).logits)
 
 
 def test_table_from_the_engine_agrees_with_the_threshold_policy(model, tokenizer, texts):
@@ -314,9 +301,10 @@ def test_regression(make_model, tokenizer, texts):
 
 
 def test_model_thresholds_are_the_default(make_model, tokenizer, texts):
-    model = make_model(exit_thresholds=[0.9, 0.7, 0.8])
+    model = make_model()
+    model.exit_config.thresholds = [0.9, 0.7, 0.8]
     own = Engine(model, tokenizer, "threshold").predict(texts).exit_layers
-    assert own.tolist() == Engine(model, tokenizer, Threshold([0.9, 0.7, 0.8])).predict(texts).exit_layers.tolist()
+    assert own.tolist() == Engine(model, tokenizer, "threshold:0.9/0.7/0.8").predict(texts).exit_layers.tolist()
 
 
 @pytest.mark.parametrize(
@@ -364,7 +352,7 @@ def test_logits_that_overflow(model, tokenizer, texts):
         ("threshold", "needs a threshold"),
         ("predicted", "needs an exit table"),
         ("predicted:median", "unknown decision 'median'"),
-        (Threshold([0.1]), "one per scored exit"),
+        (Policy(FirstExit(), Sure([0.1])), "one per scored exit"),
     ],
 )
 def test_bad_policies(model, tokenizer, policy, message):
@@ -377,10 +365,10 @@ def test_something_else_than_a_policy(model, tokenizer):
         Engine(model, tokenizer, 0.3)
 
 
-def test_layers_run_counts_the_teachers_last_layer(model, tokenizer, texts):
-    result = Engine(model, tokenizer, ConstantDepth(2, answer_head="teacher")).predict(texts)
+def test_layers_run_counts_the_shared_last_layer(model, tokenizer, texts):
+    result = Engine(model, tokenizer, "constant:2,answer_head=shared").predict(texts)
     assert (result.mean_exit_layer, result.mean_layers) == (2.0, 3.0)
-    result = Engine(model, tokenizer, ConstantDepth(2)).predict(texts)
+    result = Engine(model, tokenizer, "constant:2").predict(texts)
     assert (result.mean_exit_layer, result.mean_layers) == (2.0, 2.0)
 
 
@@ -407,11 +395,11 @@ def test_bfloat16(model, tokenizer, texts):
 
 
 def test_short_forms():
-    assert parse_policy("full") == FullDepth()
-    assert parse_policy("constant:3") == ConstantDepth(3)
-    assert parse_policy("threshold:0.25") == Threshold(0.25)
-    assert parse_policy("predicted:mean") == Predicted("mean")
-    assert parse_policy("predicted:0.9") == Predicted(0.9)
+    assert parse_policy("full") == Policy(LastLayer())
+    assert parse_policy("constant:3") == Policy(AtLayer(3))
+    assert parse_policy("threshold:0.25") == Policy(FirstExit(), Sure(0.25))
+    assert parse_policy("predicted:mean") == Policy(TableExit("mean"))
+    assert parse_policy("predicted:0.9") == Policy(TableExit(0.9))
 
 
 @pytest.mark.parametrize(
@@ -448,8 +436,8 @@ def test_table_of_another_vocabulary_depth_or_tokenizer(model, make_model, token
 
 def test_an_interrupted_stream_has_lost_nothing_that_was_given_out(model, tokenizer, texts):
     """The windows that were read are whole, and the rest of the inputs gives the rest of the answers."""
-    model.config.exit_thresholds = 0.8
-    engine = Engine(model, tokenizer, "threshold,pooling=always", window=3)
+    model.exit_config.thresholds = 0.8
+    engine = Engine(model, tokenizer, "threshold,regroup=always", window=3)
     whole = engine.predict(texts)
     stream = engine.predict_windows(iter(texts))
     read = [next(stream), next(stream)]
@@ -461,9 +449,9 @@ def test_an_interrupted_stream_has_lost_nothing_that_was_given_out(model, tokeni
     assert torch.equal(parts.exit_layers, whole.exit_layers)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_model_that_went_on_training_answers_without_dropout(model, tokenizer, texts, packed):
-    engine = Engine(model, tokenizer, "threshold:0.95", packed=packed)
+@pytest.mark.parametrize("runner", ["torch", "onednn"])
+def test_a_model_that_went_on_training_answers_without_dropout(model, tokenizer, texts, runner):
+    engine = Engine(model, tokenizer, "threshold:0.95", runner=runner)
     expected = engine.predict(texts)
     model.train()
     got = engine.predict(texts)
@@ -498,7 +486,7 @@ def test_one_tokenized_text(model, tokenizer, texts):
         assert torch.equal(engine.predict(given).logits, expected.logits)
 
 
-@pytest.mark.parametrize("name", ["packed", "in_place", "varlen", "compile", "graphs", "prefetch", "truncation", "progress"])
+@pytest.mark.parametrize("name", ["prefetch", "truncation", "progress"])
 def test_flags_are_true_or_false(model, tokenizer, name):
     with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
         Engine(model, tokenizer, **{name: "no"})

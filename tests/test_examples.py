@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
+from bench.rows import read, records
 from geep_triton import Engine, MultiExitBert
-from geep_triton.engine.policies import parse_policy
+from geep_triton.policies.text import parse_policy
 from geep_triton.resumable import ResumableFile
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +90,7 @@ def test_train_leaves_a_whole_model_and_its_record(trained):
         path.name for path in trained.iterdir()
     }
     record = json.loads((trained / "training.json").read_text())
-    assert record["arguments"]["recipe"] == "geep"
+    assert record["arguments"]["recipe"] == "joint"
     assert record["metrics"]["eval_accuracy"] >= 0.9
 
 
@@ -343,7 +344,7 @@ def test_calibrate_saves_a_policy_that_predict_uses(trained, tmp_path):
     done = run("calibrate.py", "--model", trained, "--texts", texts, "--agreement", 0.7, "--output", output)
     assert done.returncode == 0, done.stderr
     policy = done.stdout.splitlines()[-1].partition(" saved with the model")[0]
-    assert json.loads((output / "config.json").read_text())["exit_policy"] == policy
+    assert json.loads((output / "exit_config.json").read_text())["policy"] == policy
     table = [line for line in done.stdout.splitlines() if line.endswith(("x", "chosen"))]
     assert table[0].startswith("full")
     assert sum(line.endswith("chosen") for line in table) == 1
@@ -400,17 +401,19 @@ def test_quickstart(minilm_path, tmp_path):
 def test_bench_policies(trained, tmp_path):
     """The script behind the README's table, on the tiny model."""
     data = write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in ROWS])
-    command = [sys.executable, "-m", "bench.policies", "--name", "tiny set", "--rounds", 1, "--output", tmp_path]
+    command = [sys.executable, "-m", "bench.claims.policies", "--name", "tiny set", "--rounds", 1, "--output", tmp_path]
     command += ["--model", trained, "--test", data, "--dev", data]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "policies_tiny_set.json").read_text())
-    by_name = {row["policy"]: row for row in result["policies"]}
-    assert by_name["full"]["accuracy"] == pytest.approx(result["exit_accuracies"]["test"][-1])
+    rows = records(read(tmp_path / "tiny set.jsonl"))
+    (facts,) = (row for row in rows if "exit_layers" in row)
+    by_name = {row["system"]: row for row in rows if "samples_per_second" in row}
+    assert by_name["full"]["accuracy"] == pytest.approx(facts["exit_accuracies.test"][-1])
     assert by_name["full"]["agreement"] == 1.0
+    assert by_name["huggingface, length-sorted"]["agreement"] == 1.0
     assert by_name["constant:2"]["mean_layers"] == 2.0
-    assert {row["decision"] for row in result["predictors"]} == {"argmax", "mean", 0.9}
-    for row in result["policies"]:
+    assert {row["decision"] for row in rows if "decision" in row} == {"argmax", "mean", 0.9}
+    for row in by_name.values():
         bound = 3 / row["mean_layers_timed"]
         assert row["share_of_bound"] == pytest.approx(row["speed_up"] / bound)
 
@@ -423,7 +426,7 @@ def texts_of(words: str, count: int, seed: int) -> list[dict]:
 
 
 def bench(module: str, *arguments: object) -> None:
-    command = [sys.executable, "-m", f"bench.{module}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"bench.claims.{module}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
@@ -441,20 +444,28 @@ def test_bench_promises(trained, tmp_path):
         "--test", files["test"], "--train", files["train"], "--shifted", files["other"], "--agreements", 0.6,
         "--token-budgets", 64, "--rounds", 1, "--speed-tokens", 100, "--max-length", 32,
     )  # fmt: skip
-    result = json.loads((tmp_path / "promises" / "tiny_set_s7.json").read_text())
-    assert sum(row["chosen"] for row in result["policies"]) == 1
-    for row in result["policies"]:
-        speed = row["speed"]["64"]
+    rows = records(read(tmp_path / "tiny_set_s7.jsonl"))
+    policies = [row for row in rows if "policy" in row]
+    judged = [row for row in policies if not {"token_budget", "texts"} & row.keys()]
+    assert sum(row["chosen"] for row in judged) == 1
+    speeds = [row for row in policies if row.get("token_budget") == 64]
+    assert {row["policy"] for row in speeds} == {row["policy"] for row in judged}
+    for speed in speeds:
         assert speed["share_of_bound"] == pytest.approx(speed["speed_up"] * speed["mean_layers"] / 3)
         assert speed["share_of_token_bound"] == pytest.approx(speed["speed_up"] * speed["mean_layers_of_a_token"] / 3)
-        assert "accuracy" not in row["shifted"]["other"]
-    full = next(row for row in result["policies"] if row["policy"] == "full")
+    elsewhere = [row for row in policies if row.get("texts") == "other"]
+    assert len(elsewhere) == len(judged)
+    assert all("accuracy" not in row for row in elsewhere)
+    full = next(row for row in judged if row["policy"] == "full")
     assert (full["agreement"], full["mean_layers"], full["mean_layers_of_a_token"]) == (1.0, 3.0, 3.0)
-    assert result["audit"]["0.6"]["other"]["samples"] > 20
-    assert 2 * 64 / 32 <= result["settings"]["speed_samples"]["64"] < 100  # what fills two batches
-    assert set(result["unsafe"]["0.6"]).isdisjoint(row["family"] for row in result["policies"])
-    assert [drift["token_budget"] for drift in result["drift_of_full_depth"]] == [64]
-    assert result["verified_less_threshold"]["worst"] <= result["verified_less_threshold"]["mean"]
+    assert next(row for row in rows if row["system"] == "audit" and row["texts"] == "other")["samples"] > 20
+    (timed,) = (row["speed_samples"] for row in rows if "speed_samples" in row)
+    assert 2 * 64 / 32 <= timed < 100  # what fills two batches
+    (unsafe,) = (row["unsafe"] for row in rows if "unsafe" in row)
+    assert set(unsafe).isdisjoint(row["system"] for row in judged)
+    assert [row["token_budget"] for row in rows if "drift" in row] == [64]
+    (facts,) = (row for row in rows if "num_layers" in row)
+    assert facts["verified_less_threshold.worst"] <= facts["verified_less_threshold.mean"]
 
 
 def test_bench_predictors(trained, tmp_path):
@@ -463,19 +474,19 @@ def test_bench_predictors(trained, tmp_path):
         "predictors", "--model", trained, "--name", "tiny", "--train", train, "--test", test, "--output", tmp_path,
         "--max-length", 32,
     )  # fmt: skip
-    rows = json.loads((tmp_path / "predictors" / "tiny.json").read_text())["predictors"]
-    by_name = {row["predictor"]: row for row in rows}
+    rows = records(read(tmp_path / "tiny.jsonl"))
+    by_name = {row["system"]: row for row in rows}
     assert by_name["the threshold itself"]["exact_match"] == 1.0
-    assert {row.get("ngram") for row in rows if row["predictor"] == "counts"} == {1, 2, 3}
+    assert {row.get("ngram") for row in rows if row["system"] == "counts"} == {1, 2, 3}
 
     flags = [{"text": row["text"], "label": [0, int("good" in row["text"]), 1]} for row in texts_of(WORDS, 200, 2)]
     train, test = write(tmp_path / "2.jsonl", flags[:150]), write(tmp_path / "3.jsonl", flags[150:])
     bench("predictors", "--flags", "--tokenizer", trained, "--name", "flags", "--train", train, "--test", test,
           "--output", tmp_path, "--max-length", 32)  # fmt: skip
-    rows = json.loads((tmp_path / "predictors" / "flags.json").read_text())["predictors"]
-    learned = [row for row in rows if row["predictor"] == "learned exits" and row["texts"] == 150]
+    rows = records(read(tmp_path / "flags.jsonl"))
+    learned = [row for row in rows if row["system"] == "learned exits" and row["texts"] == 150]
     assert max(row["exact_match"] for row in learned) > 0.9
-    assert next(row for row in rows if row["predictor"] == "random")["exact_match"] < 0.9
+    assert next(row for row in rows if row["system"] == "random")["exact_match"] < 0.9
 
 
 @pytest.fixture
@@ -490,18 +501,20 @@ def test_train_by_other_recipes(trained, tmp_path, train_here):
     data = write(tmp_path / "data.jsonl", rows)
     common = ["--train", data, "--dev", data, "--epochs", 4, "--max-length", 32]
     train_here(
-        "--model", trained.parent / "bert", "--output", tmp_path / "kd", *common, "--recipe", "curriculum-kd",
-        "--recipe-settings", "temperature=3", "pairing=last", "--difficulty", "hard", "--class-weights", "balanced",
+        "--model", trained.parent / "bert", "--output", tmp_path / "kd", *common, "--recipe", "distillation",
+        "--recipe-settings", "temperature=3", "pairing=last", "--curriculum", "staged", "--curriculum-settings", "buckets=2",
+        "until=0.7", "--difficulty", "hard", "--class-weights", "balanced",
     )  # fmt: skip
     record = json.loads((tmp_path / "kd" / "training.json").read_text())
     assert record["arguments"]["recipe_settings"] == {"temperature": 3, "pairing": "last"}
+    assert record["arguments"]["curriculum_settings"] == {"buckets": 2, "until": 0.7}
     train_here("--model", tmp_path / "kd", "--output", tmp_path / "frozen", *common, "--recipe", "frozen")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("kd", "frozen"))
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.startswith(("heads.1.", "heads.2.")) for name in moved)
     train_here(
-        "--model", trained.parent / "bert", "--output", tmp_path / "curriculum", *common, "--recipe", "curriculum",
+        "--model", trained.parent / "bert", "--output", tmp_path / "curriculum", *common, "--curriculum", "competence",
         "--difficulty", "cross-review:2",
     )  # fmt: skip
     assert (tmp_path / "curriculum" / "model.safetensors").is_file()
@@ -546,9 +559,11 @@ def test_train_refuses_what_the_recipe_has_no_use_for(trained, tmp_path, train_h
     command = ["--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", tmp_path / "out"]
     command += ["--max-length", "64"]
     for arguments, error, message in (
-        (["--difficulty", "hard"], SystemExit, "--difficulty would be ignored: recipe 'geep' has no curriculum"),
-        (["--recipe-settings", "speed=1"], ValueError, "recipe 'geep' has no setting 'speed'; known: none"),
-        (["--recipe", "curriculum", "--difficulty", "hard"], ValueError, "column 'hard' must have a number in every row"),
+        (["--difficulty", "hard"], SystemExit, "--difficulty would be ignored without --curriculum"),
+        (["--curriculum-settings", "until=1"], SystemExit, "--curriculum-settings would be ignored without --curriculum"),
+        (["--curriculum", "staged", "--curriculum-settings", "until=2"], ValueError, "until must be between"),
+        (["--recipe-settings", "speed=1"], ValueError, "recipe 'joint' has no setting 'speed'; known: gradient_scale"),
+        (["--curriculum", "competence", "--difficulty", "hard"], ValueError, "column 'hard' must have a number in every row"),
         (["--max-length", "65"], SystemExit, "--max-length must be at most .* 64"),
         (["--recipe", "frozen"], SystemExit, "recipe 'frozen' leaves the last exit as it is, but .* is not fine-tuned"),
     ):

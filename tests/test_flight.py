@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.engine import flight, run, skipping
+from geep_triton.engine import flight, layers, run
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.flight import Copying, fly
-from geep_triton.engine.policies import FullDepth, Patience, Threshold, Verified
 from tests.test_gates import gated
 
 SKIPS = LayerCosts(((1, 0.001), (1000, 1.0)), move=0.0)
@@ -55,14 +54,14 @@ def clock(monkeypatch):
             clock.actions.append(("wait", self.number))
             return super().get()
 
-    for module in (flight, run, skipping):
+    for module in (flight, layers, run):
         monkeypatch.setattr(module, "Copying", Watched)
     return clock
 
 
 def watch(engine: Engine, clock: Clock) -> None:
     """Let the clock see all that an engine asks of the device: embeddings, layers, heads and gates."""
-    model, schedule = engine._twin, engine._schedule
+    runner, schedule = engine.runner, engine._schedule
 
     def seen(action, call):
         def acting(*arguments):
@@ -76,21 +75,21 @@ def watch(engine: Engine, clock: Clock) -> None:
         clock.planned += len(plan.exits)
         return plan
 
-    for name in ("run_layer", "exit_logits", "skip_gate"):
-        setattr(model, name, seen("work", getattr(model, name)))
-    model.embed, engine._schedule = seen("embed", model.embed), scheduled
+    for name in ("run_layer", "run_head", "gate"):
+        setattr(runner, name, seen("work", getattr(runner, name)))
+    runner.embed, engine._schedule = seen("embed", runner.embed), scheduled
 
 
 POLICIES = [
-    Threshold(0.8, pooling="never"),
-    Threshold(0.8, pooling="always"),
-    Patience(2, threshold=0.9, pooling="never"),
-    Verified(0.7, "mean", certain=0.6, pooling="never"),
-    Verified(0.7, "mean", certain=0.6, pooling="always"),
+    "threshold:0.8,regroup=never",
+    "threshold:0.8,regroup=always",
+    "patience:2,threshold=0.9,regroup=never",
+    "predicted:mean+threshold:0.7,regroup=never",
+    "predicted:mean+threshold:0.7,regroup=always",
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
 def test_no_wait_follows_its_own_copy_while_another_batch_could_run(model, tokenizer, many, clock, policy, in_flight):
     model.exit_table = build_exit_table(model, tokenizer, many[:100], 0.8, progress=False)
@@ -107,7 +106,7 @@ def test_no_wait_follows_its_own_copy_while_another_batch_could_run(model, token
         assert starving == []
 
 
-@pytest.mark.parametrize("policy", [FullDepth(), Threshold(0.8, pooling="never"), Threshold(0.8, pooling="always")], ids=str)
+@pytest.mark.parametrize("policy", ["full", "threshold:0.8,regroup=never", "threshold:0.8,regroup=always"])
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_nor_does_a_wait_for_a_gate(tokenizer, many, clock, policy, in_flight):
     model = gated(skip_layers=[1, 2, 4])
@@ -162,7 +161,7 @@ def test_fly(waits, in_flight):
 
 def test_an_error_in_one_batch_is_raised(model, tokenizer, many):
     engine = Engine(model, tokenizer, "threshold:0.8", token_budget=64, in_flight=3)
-    run_layer, calls = model.run_layer, []
+    run_layer, calls = engine.runner.run_layer, []
 
     def breaks(*arguments):
         calls.append(arguments[0])
@@ -170,10 +169,10 @@ def test_an_error_in_one_batch_is_raised(model, tokenizer, many):
             raise RuntimeError("out of memory")
         return run_layer(*arguments)
 
-    engine._twin.run_layer = breaks
+    engine.runner.run_layer = breaks
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.predict(many[:100])
-    del engine._twin.run_layer
+    del engine.runner.run_layer
     assert len(engine.predict(many[:100])) == 100
 
 

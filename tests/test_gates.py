@@ -175,10 +175,10 @@ def test_gates_of_another_kind_or_lost_are_refused(tmp_path):
 
 def test_calibration_of_other_gates_is_left_out(tmp_path, caplog):
     model = gated()
-    model.config.calibration, model.config.exit_policy = {"promise": ["agreement", 0.9]}, "threshold:0.3"
+    model.exit_config.calibration, model.exit_config.policy = {"promise": ["agreement", 0.9]}, "threshold:0.3"
     model.save_pretrained(tmp_path)
-    assert MultiExitBert.from_pretrained(tmp_path, skip_threshold=0.5).config.exit_policy == "threshold:0.3"
-    assert MultiExitBert.from_pretrained(tmp_path, skip_threshold=0.7).config.exit_policy is None
+    assert MultiExitBert.from_pretrained(tmp_path, skip_threshold=0.5).exit_config.policy == "threshold:0.3"
+    assert MultiExitBert.from_pretrained(tmp_path, skip_threshold=0.7).exit_config.policy is None
     assert "gates are others now" in caplog.text
 
 

@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.modeling.compiled import compile_layers
-from geep_triton.modeling.graphed import (
+from geep_triton.runners.graphed import (
     FEW_TOKENS,
     LENGTHS,
     MOST_PADDING,
     MOST_TOKENS,
     SAMPLES,
-    graph_layers,
+    GraphsRunner,
     grid_shape,
 )
+from geep_triton.runners.padded import PaddedRunner, PaddedStates, Padding
+from geep_triton.runners.parts import Parts
 
 
 class Recorder:
@@ -40,10 +41,19 @@ class Recorder:
         return replay
 
 
-def batch(samples, length, padded):
-    """Random states and a mask under which, where padded, no two samples are equally long."""
+def batch(samples, length, padded=False):
+    """Random states of samples of which, where padded, no two are equally long."""
     lengths = torch.arange(samples) % length + 1 if padded else torch.full((samples,), length)
-    return torch.randn(samples, length, 32), (torch.arange(length) < lengths[:, None]).long()
+    return PaddedStates(torch.randn(samples, length, 32), Padding(lengths, (torch.arange(length) < lengths[:, None]).long()))
+
+
+def graphs_of(model, recorder, **settings):
+    return GraphsRunner(model, Parts.copied(model), record=recorder, **settings)
+
+
+def assert_same(got, expected):
+    real = expected.padding.attention_mask.bool()
+    torch.testing.assert_close(got.hidden[real], expected.hidden[real], atol=1e-5, rtol=1e-5)
 
 
 @given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([64, 1024, MOST_TOKENS]))
@@ -68,98 +78,90 @@ def test_grid_covers_what_it_may():
 
 def test_layers_and_heads_of_all_shapes(make_model):
     model, recorder = make_model(), Recorder()
-    other = graph_layers(model, recorder)
+    plain, other = PaddedRunner(model), graphs_of(model, recorder)
     shapes, recorded = [(2, 5), (1, 16), (3, 16), (1, 1), (2, 33), (5, 64), (1, 16), (2, 5)], []
     for _ in range(2):
         with torch.inference_mode():
             for samples, length in shapes:
                 for padded in (False, True):
-                    hidden, attention_mask = batch(samples, length, padded)
-                    mask = model.layer_mask(hidden, attention_mask) if padded else None
-                    real = attention_mask.bool()
+                    states = batch(samples, length, padded)
                     for first, last in ((1, 4), (2, 3), (4, 4), (3, 2)):
-                        got = other.run_layers(first, last, hidden, mask)
-                        expected = model.run_layers(first, last, hidden, mask)
-                        torch.testing.assert_close(got[real], expected[real], atol=1e-5, rtol=1e-5)
+                        assert_same(other.layers(first, last, states), plain.layers(first, last, states))
                     for layer in model.config.exit_layers:
-                        got = other.exit_logits(layer, hidden, attention_mask)
-                        torch.testing.assert_close(got, model.exit_logits(layer, hidden, attention_mask), atol=1e-5, rtol=1e-5)
+                        got, expected = other.logits(layer, states), plain.logits(layer, states)
+                        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         recorded.append(recorder.recorded)
     assert recorded[0] == recorded[1]
     assert recorder.replayed > recorder.recorded
-    assert "run_layers" not in vars(model)
 
 
 def test_answers_of_one_batch_outlive_the_next(make_model):
-    other = graph_layers(make_model(), Recorder())
+    other = graphs_of(make_model(), Recorder())
     with torch.inference_mode():
-        first, mask = batch(2, 5, True)
-        states = other.run_layers(1, 2, first, None)
-        logits = other.exit_logits(2, states, mask)
-        kept = states.clone(), logits.clone()
-        other.exit_logits(2, other.run_layers(1, 2, torch.randn(2, 5, 32), None), mask)
-    assert torch.equal(states, kept[0])
+        states = other.layers(1, 2, batch(2, 5, True))
+        logits = other.logits(2, states)
+        kept = states.hidden.clone(), logits.clone()
+        other.logits(2, other.layers(1, 2, batch(2, 5)))
+    assert torch.equal(states.hidden, kept[0])
     assert torch.equal(logits, kept[1])
 
 
 def test_nan_of_one_batch_does_not_reach_the_next(make_model):
     model = make_model()
-    other = graph_layers(model, Recorder())
+    plain, other = PaddedRunner(model), graphs_of(model, Recorder())
     with torch.inference_mode():
-        other.run_layers(1, 4, torch.full((2, 16, 32), float("nan")), None)
-        hidden, attention_mask = batch(1, 5, False)
-        got = other.run_layers(1, 4, hidden, None)
-        torch.testing.assert_close(got, model.run_layers(1, 4, hidden, None), atol=1e-5, rtol=1e-5)
-        got = other.exit_logits(4, hidden, attention_mask)
-        torch.testing.assert_close(got, model.exit_logits(4, hidden, attention_mask), atol=1e-5, rtol=1e-5)
+        spoiled = batch(2, 16)
+        spoiled.hidden.fill_(float("nan"))
+        other.layers(1, 4, spoiled)
+        states = batch(1, 5)
+        assert_same(other.layers(1, 4, states), plain.layers(1, 4, states))
+        torch.testing.assert_close(other.logits(4, states), plain.logits(4, states), atol=1e-5, rtol=1e-5)
 
 
-def test_large_batches_run_as_before(make_model):
+def test_large_batches_run_as_they_are(make_model):
     model, recorder = make_model(), Recorder()
-    other = graph_layers(model, recorder, most_tokens=64)
-    hidden, attention_mask = batch(5, 16, True)
-    mask = model.layer_mask(hidden, attention_mask)
+    plain, other = PaddedRunner(model), graphs_of(model, recorder, most_tokens=64)
+    states = batch(5, 16, True)
     with torch.inference_mode():
-        assert torch.equal(other.run_layers(1, 4, hidden, mask), model.run_layers(1, 4, hidden, mask))
-        assert torch.equal(other.exit_logits(1, hidden, attention_mask), model.exit_logits(1, hidden, attention_mask))
+        assert_same(other.layers(1, 4, states), plain.layers(1, 4, states))
+        assert torch.equal(other.logits(1, states), plain.logits(1, states))
     assert recorder.recorded == 0
 
 
 def test_new_temperatures_are_recorded_anew(make_model):
     model, recorder = make_model(), Recorder()
-    other = graph_layers(model, recorder)
-    hidden, mask = batch(2, 5, False)
+    other = graphs_of(model, recorder)
+    states = batch(2, 5)
     with torch.inference_mode():
-        before = other.exit_logits(1, hidden, mask)
+        before = other.logits(1, states)
         known = recorder.recorded
-        model.config.exit_temperatures = [2.0, 1.0, 1.0, 1.0]
-        torch.testing.assert_close(other.exit_logits(1, hidden, mask), before / 2)
+        model.exit_config.temperatures = [2.0, 1.0, 1.0, 1.0]
+        torch.testing.assert_close(other.logits(1, states), before / 2)
     # A CUDA graph holds the temperature that it was recorded with.
     assert recorder.recorded == known + 1
 
 
 def test_threads_do_not_mix_their_batches(make_model):
     model = make_model()
-    other = graph_layers(model, Recorder())
-    batches = [torch.randn(2, 16, 32) for _ in range(4)]
+    plain, other = PaddedRunner(model), graphs_of(model, Recorder())
 
-    def run(hidden):
+    def run(states):
         with torch.inference_mode():
-            expected = model.run_layers(1, 4, hidden, None)
-            return all(torch.allclose(other.run_layers(1, 4, hidden, None), expected, atol=1e-5) for _ in range(30))
+            expected = plain.layers(1, 4, states).hidden
+            return all(torch.allclose(other.layers(1, 4, states).hidden, expected, atol=1e-5) for _ in range(30))
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(run, batches))
+        assert all(pool.map(run, [batch(2, 16) for _ in range(4)]))
 
 
-@pytest.mark.parametrize("policy", ["full", "constant:2", "threshold:0.8", "patience:1", "predicted:mean", "verified:0.8"])
+@pytest.mark.parametrize(
+    "policy", ["full", "constant:2", "threshold:0.8", "patience:1", "predicted:mean", "predicted:0.05+threshold:0.8"]
+)
 @pytest.mark.parametrize("token_budget", [1, 40, 10_000])
 def test_engine(model, tokenizer, texts, policy, token_budget):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
-    plain = Engine(model, tokenizer, policy, token_budget=token_budget)
-    expected, recorder = plain.predict(texts), Recorder()
-    graphed = Engine(model, tokenizer, policy, token_budget=token_budget)
-    graphed._twin = graph_layers(model, recorder)
+    expected, recorder = Engine(model, tokenizer, policy, token_budget=token_budget).predict(texts), Recorder()
+    graphed = Engine(model, tokenizer, policy, runner=graphs_of(model, recorder), token_budget=token_budget)
     for _ in range(2):
         result = graphed.predict(texts)
         assert result.exit_layers.tolist() == expected.exit_layers.tolist()
@@ -173,54 +175,27 @@ def test_skip_gates(make_model, tokenizer, texts):
         for gate in model.gates.values():
             gate.output.weight.normal_(std=3)
     expected = Engine(model, tokenizer).predict(texts)
-    graphed = Engine(model, tokenizer)
-    graphed._twin = graph_layers(model, Recorder())
-    result = graphed.predict(texts)
+    result = Engine(model, tokenizer, runner=graphs_of(model, Recorder())).predict(texts)
     assert 0 < int(expected.skipped.sum()) < expected.skipped.numel()
     assert torch.equal(result.skipped, expected.skipped)
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
-def test_buffers_make_no_compiled_layer_compile_again(make_model):
-    """Tensors made outside inference mode would: torch guards on it."""
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    model = make_model()
-    compiled, _ = compile_layers(model, backend)
-    known = len(graphs)
-    other = graph_layers(compiled, Recorder())
-    with torch.inference_mode():
-        for samples, length in ((2, 5), (1, 16), (3, 16), (5, 64), (1, 33)):
-            for padded in (False, True):
-                hidden, attention_mask = batch(samples, length, padded)
-                mask = model.layer_mask(hidden, attention_mask) if padded else None
-                real = attention_mask.bool()
-                got, expected = other.run_layers(1, 4, hidden, mask), model.run_layers(1, 4, hidden, mask)
-                torch.testing.assert_close(got[real], expected[real], atol=1e-5, rtol=1e-5)
-    assert len(graphs) == known
-
-
 def test_another_stream_is_refused(make_model, monkeypatch):
     streams = iter([1, 1, 2, 1])
-    monkeypatch.setattr("geep_triton.modeling.graphed._current_stream", lambda device: next(streams))
-    other = graph_layers(make_model(), Recorder())
-    hidden, mask = batch(2, 16, False)
+    monkeypatch.setattr("geep_triton.runners.graphed._current_stream", lambda device: next(streams))
+    other = graphs_of(make_model(), Recorder())
+    states = batch(2, 16)
     with torch.inference_mode():
-        other.run_layers(1, 2, hidden, None)
-        other.exit_logits(2, hidden, mask)
-        with pytest.raises(ValueError, match="graphs=True runs on one stream, 1, got a call on 2"):
-            other.run_layers(1, 2, hidden, None)
-        other.run_layers(1, 2, hidden, None)
+        other.layers(1, 2, states)
+        other.logits(2, states)
+        with pytest.raises(ValueError, match="runner 'graphs' runs on one stream, 1, got a call on 2"):
+            other.layers(1, 2, states)
+        other.layers(1, 2, states)
 
 
-def test_graphs_need_sdpa_and_a_gpu(model, make_model, tokenizer):
+def test_graphs_need_sdpa(make_model):
     eager = make_model()
     eager.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="graphs=True needs attn_implementation 'sdpa', got 'eager'"):
-        Engine(eager, tokenizer, graphs=True)
-    with pytest.raises(ValueError, match="graphs=True needs a model on a CUDA device, got one on cpu"):
-        Engine(model, tokenizer, graphs=True)
+    with pytest.raises(ValueError, match="runner 'graphs' needs attn_implementation 'sdpa', got 'eager'"):
+        graphs_of(eager, Recorder())

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
 from geep_triton.engine.checks import label_ids
 from geep_triton.labels import label_maps
+from geep_triton.promises.temperatures import fit_temperatures
 from tests.conftest import WORDS
 
 NAMES = {0: "neg", 1: "pos"}
@@ -108,7 +109,7 @@ def test_a_swapped_map_is_refused_by_the_engine(make_model, tokenizer):
     with pytest.raises(ValueError, match="'neg': 1, 'pos': 0"):
         Engine(model, tokenizer, "full")
     model.config.label2id = IDS
-    Engine(model, tokenizer, "full").fit_temperatures(["good", "bad"], ["pos", "neg"])
+    fit_temperatures(Engine(model, tokenizer, "full"), ["good", "bad"], ["pos", "neg"])
 
 
 def test_names_set_later_reach_labels_and_truth(make_model, tokenizer, texts):
@@ -116,7 +117,7 @@ def test_names_set_later_reach_labels_and_truth(make_model, tokenizer, texts):
     model.config.id2label = {0: "red", 1: "green", 2: "blue"}
     engine = Engine(model, tokenizer, "full")
     answers = engine.predict(texts)
-    found = engine.fit_temperatures(texts, answers.labels)  # answers by name are taken as truth by name
+    found = fit_temperatures(engine, texts, answers.labels)  # answers by name are taken as truth by name
     assert len(found.temperatures) == 4
     assert model.config.label2id == {"red": 0, "green": 1, "blue": 2}
 

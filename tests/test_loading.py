@@ -203,7 +203,8 @@ def test_unknown_argument(bert_folder):
 
 
 def test_subset_and_superset_of_trained_exits(make_model, tmp_path, caplog):
-    model = make_model(exit_layers=[2, 4], exit_thresholds=[0.3])
+    model = make_model(exit_layers=[2, 4])
+    model.exit_config.thresholds = [0.3]
     model.save_pretrained(tmp_path)
     subset = MultiExitBert.from_pretrained(tmp_path, exit_layers=[4])
     assert list(subset.heads) == ["4"]
@@ -214,14 +215,14 @@ def test_subset_and_superset_of_trained_exits(make_model, tmp_path, caplog):
 
 def test_other_exits_than_the_table_and_thresholds(model, tokenizer, texts, tmp_path):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
-    model.config.exit_thresholds = [0.1, 0.2, 0.3]
+    model.exit_config.thresholds = [0.1, 0.2, 0.3]
     model.save_pretrained(tmp_path)
     other = MultiExitBert.from_pretrained(tmp_path, exit_layers=[2, 4])
     assert other.exit_table is None
-    assert other.config.exit_thresholds is None
+    assert other.exit_config.thresholds is None
     same = MultiExitBert.from_pretrained(tmp_path, exit_layers=[1, 2, 3, 4])
     assert same.exit_table is not None
-    assert same.config.exit_thresholds == [0.1, 0.2, 0.3]
+    assert same.exit_config.thresholds == (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_upload_holds_the_table(model, tokenizer, texts, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/mine", commit_message="first")
     ((repo_id, arguments, files),) = uploads
     assert (repo_id, arguments) == ("me/mine", {"commit_message": "first"})
-    assert {"config.json", "model.safetensors", "exit_table.safetensors"} <= files
+    assert {"config.json", "exit_config.json", "model.safetensors", "exit_table.safetensors"} <= files
 
 
 def test_variant(bert_folder):
@@ -268,12 +269,13 @@ def test_token_classifier_is_a_backbone(tmp_path):
 
 def test_everything_round_trips(model, tokenizer, texts, tmp_path):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, ngram=2, progress=False)
-    model.config.exit_thresholds = [0.1, 0.2, 0.3]
+    model.exit_config.thresholds = [0.1, 0.2, 0.3]
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = MultiExitBert.from_pretrained(tmp_path)
     before, after = model.config.to_dict(), loaded.config.to_dict()
     assert {name for name in before if after[name] != before[name]} <= {"_name_or_path", "architectures"}
+    assert loaded.exit_config == model.exit_config
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, atol=0, rtol=0)
     assert loaded.exit_table.settings == model.exit_table.settings
@@ -284,7 +286,7 @@ def test_everything_round_trips(model, tokenizer, texts, tmp_path):
         assert after.exit_layers.tolist() == before.exit_layers.tolist()
         torch.testing.assert_close(after.logits, before.logits)
     saved = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "model.safetensors", "exit_table.safetensors"} <= saved
+    assert {"config.json", "exit_config.json", "model.safetensors", "exit_table.safetensors"} <= saved
     assert not [name for name in saved if name.endswith((".bin", ".pt", ".pkl"))]
 
 

@@ -81,9 +81,9 @@ def test_shared_logits_are_the_last_layer_on_each_exit(model, tokenizer, texts):
             hidden = output.hidden_states[layer]
             last = model.bert.encoder.layer[3](hidden, model.layer_mask(hidden, mask))
             torch.testing.assert_close(logits, model.heads["4"](last, mask))
-            teacher = model(**inputs, exit_layer=layer, answer_head="teacher").logits
-            torch.testing.assert_close(logits, teacher)
-        at_three = model(**inputs, exit_layer=3, answer_head="teacher").logits
+            shared = model(**inputs, exit_layer=layer, answer_head="shared").logits
+            torch.testing.assert_close(logits, shared)
+        at_three = model(**inputs, exit_layer=3, answer_head="shared").logits
     torch.testing.assert_close(at_three, output.logits)
 
 
@@ -141,7 +141,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, tokenizer, 
         ({"exit_layer": 0}, "exit_layer must be between 1 and 4, got 0"),
         ({"exit_layer": 5}, "between 1 and 4"),
         ({"exit_layer": 2}, r"2 is not an exit; exit_layers: \[1, 4\]"),
-        ({"answer_head": "both"}, "unknown answer_head 'both'; known: student, teacher"),
+        ({"answer_head": "both"}, "unknown answer_head 'both'; known: shared, student"),
         ({"exit_layer": 1, "output_shared_logits": True}, "needs the full depth"),
     ],
 )

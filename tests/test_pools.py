@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep_triton import Engine, MultiExitBert
-from geep_triton.batching import schedule
+from geep_triton.engine.batching import schedule
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.policies import Patience, Plan, Threshold
+from geep_triton.engine.layers import WindowLayers
 from geep_triton.engine.pools import Batch, Pools
-from geep_triton.engine.rules import ExitRule
 from geep_triton.engine.run import WindowRun
-from geep_triton.engine.simulate import simulate
-from geep_triton.modeling.compiled import compile_layers
-from geep_triton.outputs import Tokens
+from geep_triton.policies.leave import ExitRule, Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.text import parse_policy
+from geep_triton.promises.simulate import simulate
+from geep_triton.runners.compiled import CompiledRunner
+from geep_triton.runners.padded import PaddedRunner, PaddedStates, Padding
+from geep_triton.tokens.ragged import Tokens
 from tests.conftest import WORDS, tiny_config
 
 SAMPLES = st.lists(st.lists(st.integers(5, len(WORDS) - 1), min_size=1, max_size=30), min_size=1, max_size=25)
@@ -46,9 +51,10 @@ def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(
     tokens = Tokens.from_lists(samples)
     rule = ExitRule(dict(zip((1, 2, 3), thresholds, strict=True)))
     stops = torch.tensor(stops[: len(samples)])
-    pools = Pools(tokens, token_budget)
+    runner = PaddedRunner(sharp)
+    pools = Pools(runner, tokens, token_budget)
     with torch.no_grad():
-        run = WindowRun(sharp, tokens, rule, pools=pools, in_flight=in_flight)
+        run = WindowRun(WindowLayers(runner, tokens), tokens, rule, pools=pools, in_flight=in_flight)
         answers = list(run.answers(schedule(stops, tokens.lengths, token_budget)))
         ids, mask, _ = tokens.padded(torch.arange(len(samples)), 0)
         logits = torch.stack(sharp(ids, mask, output_exit_logits=True).exit_logits, dim=1)
@@ -57,11 +63,8 @@ def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(
     longest = int(tokens.lengths.max())
     assert pools.most_held <= 3 * 2 * max(token_budget, longest)
 
-    class Fixed(Threshold):
-        def plan(self, model, tokens):
-            return Plan(stops)
-
-    expected = simulate(sharp, Fixed(thresholds), tokens, logits) + 1
+    fixed = SimpleNamespace(check=lambda model, tokenizer: None, stops=lambda model, tokens: stops)
+    expected = simulate(sharp, Policy(fixed, Sure(thresholds)), tokens, logits) + 1
     for answer in answers:
         assert (expected[answer.rows] == answer.exit_layer).all()
         torch.testing.assert_close(answer.logits, logits[answer.rows, answer.exit_layer - 1], atol=1e-5, rtol=0)
@@ -69,34 +72,39 @@ def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(
 
 @settings(max_examples=15)
 @given(
-    samples=SAMPLES, window=st.integers(1, 30), token_budget=st.integers(1, 300), pooling=st.sampled_from(["auto", "always"])
+    samples=SAMPLES, window=st.integers(1, 30), token_budget=st.integers(1, 300), regroup=st.sampled_from(["auto", "always"])
 )
-def test_windows_and_budgets_never_change_an_answer(sharp, tokenizer, samples, window, token_budget, pooling):
+def test_windows_and_budgets_never_change_an_answer(sharp, tokenizer, samples, window, token_budget, regroup):
     rows = [{"input_ids": sample} for sample in samples]
-    expected = Engine(sharp, tokenizer, Threshold(0.8, pooling="never")).predict(rows)
-    engine = Engine(sharp, tokenizer, Threshold(0.8, pooling=pooling), window=window, token_budget=token_budget)
+    expected = Engine(sharp, tokenizer, "threshold:0.8,regroup=never").predict(rows)
+    engine = Engine(sharp, tokenizer, f"threshold:0.8,regroup={regroup}", window=window, token_budget=token_budget)
     engine.__dict__["layer_costs"] = LayerCosts(((100, 1.0),), 0.001)  # measuring it each time would take long
     result = engine.predict(rows)
     assert result.exit_layers.tolist() == expected.exit_layers.tolist()
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=0)
 
 
-def batch(rows, length):
-    count = len(rows)
-    states = torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1).expand(count, length, 2)
-    return Batch(torch.tensor(rows), states.contiguous(), torch.ones(count, length, dtype=torch.int64))
+def batch(rows, lengths, width):
+    """Samples of these numbers, their states the numbers, padded to `width`."""
+    hidden = torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1).expand(len(rows), width, 2).contiguous()
+    lengths = torch.tensor(lengths)
+    return Batch(torch.tensor(rows), PaddedStates(hidden, Padding(lengths, (torch.arange(width) < lengths[:, None]).long())))
 
 
-def test_pools_give_the_deepest_full_batch_first_and_the_shallowest_rest():
+def pools_of(sharp, tokens, token_budget):
+    return Pools(PaddedRunner(sharp), tokens, token_budget)
+
+
+def test_pools_give_the_deepest_full_batch_first_and_the_shallowest_rest(sharp):
     tokens = Tokens.from_lists([[1] * 4] * 12)
-    pools = Pools(tokens, 16)
-    pools.put(1, batch([0, 1, 2, 3], 4))
+    pools = pools_of(sharp, tokens, 16)
+    pools.put(1, batch([0, 1, 2, 3], [4] * 4, 4))
     assert pools.most_held == 16
-    pools.put(2, batch([4, 5, 6], 4))
-    pools.put(2, batch([7, 8], 4))
+    pools.put(2, batch([4, 5, 6], [4] * 3, 4))
+    pools.put(2, batch([7, 8], [4] * 2, 4))
     layer, full = pools.take_full()
     assert (layer, full.rows.tolist()) == (2, [4, 5, 6, 7])
-    assert full.hidden[:, 0, 0].tolist() == [4, 5, 6, 7]
+    assert full.states.hidden[:, 0, 0].tolist() == [4, 5, 6, 7]
     assert pools.take_full()[0] == 1
     assert pools.take_full() is None
     layer, rest = pools.take_rest()
@@ -104,23 +112,27 @@ def test_pools_give_the_deepest_full_batch_first_and_the_shallowest_rest():
     assert pools.take_rest() is None
 
 
-def test_batches_of_different_lengths_are_padded_to_the_longest_real_one():
+def test_batches_of_different_lengths_are_padded_to_the_longest_real_one(sharp):
     tokens = Tokens.from_lists([[1] * 3, [1] * 2, [1] * 5])
-    padded = Batch(torch.tensor([0, 1]), torch.ones(2, 9, 2), torch.tensor([[1] * 3 + [0] * 6, [1] * 2 + [0] * 7]))
-    pools = Pools(tokens, 100)
-    pools.put(1, padded)
-    pools.put(1, batch([2], 5))
+    pools = pools_of(sharp, tokens, 100)
+    pools.put(1, batch([0, 1], [3, 2], 9))
+    pools.put(1, batch([2], [5], 5))
     _, merged = pools.take_rest()
-    assert merged.hidden.shape == (3, 5, 2)
-    assert merged.attention_mask.sum(1).tolist() == [3, 2, 5]
+    assert merged.states.hidden.shape == (3, 5, 2)
+    assert merged.states.padding.attention_mask.sum(1).tolist() == [3, 2, 5]
 
 
-def test_a_sample_longer_than_the_budget_goes_alone():
+def test_a_sample_longer_than_the_budget_goes_alone(sharp):
     tokens = Tokens.from_lists([[1] * 9, [1] * 2])
-    pools = Pools(tokens, 4)
-    pools.put(1, batch([0, 1], 9))
+    pools = pools_of(sharp, tokens, 4)
+    pools.put(1, batch([0, 1], [9, 2], 9))
     assert pools.take_full()[1].rows.tolist() == [0]
     assert pools.take_rest()[1].rows.tolist() == [1]
+
+
+@torch.inference_mode()
+def measure(runner, token_budget):
+    return LayerCosts.measure(runner, token_budget)
 
 
 COSTS = LayerCosts(((100, 1.0), (200, 1.1), (1000, 5.0)), move=0.0001)
@@ -151,10 +163,11 @@ def test_a_stop_that_is_shared_speaks_for_waiting():
 
 
 def test_costs_are_measured_on_states_that_are_not_zero(sharp, monkeypatch):
-    seen, run_layer = [], sharp.run_layer
-    monkeypatch.setattr(sharp, "run_layer", lambda *given: seen.append(given[1]) or run_layer(*given), raising=False)
+    runner = PaddedRunner(sharp)
+    seen, run_layer = [], runner.run_layer
+    monkeypatch.setattr(runner, "run_layer", lambda *given: seen.append(given[1]) or run_layer(*given))
     before = torch.random.get_rng_state()
-    LayerCosts.measure(sharp, 256)
+    measure(runner, 256)
     assert all(bool(states.std() > 0.5) for states in seen)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -166,18 +179,18 @@ def test_measuring_costs_makes_no_compiled_layer_compile_again(make_model):
         graphs.append(graph)
         return graph.forward
 
-    compiled, _ = compile_layers(make_model(), backend)
+    compiled = CompiledRunner(make_model(), backend=backend)
     known = len(graphs)
-    LayerCosts.measure(compiled, 64)
+    measure(compiled, 64)
     assert len(graphs) == known
 
 
 def test_costs_of_a_regression_model(make_model):
-    assert LayerCosts.measure(make_model(num_labels=1), 64).stop == 0
+    assert measure(PaddedRunner(make_model(num_labels=1)), 64).stop == 0
 
 
 def test_costs_are_measured_where_the_model_is(sharp):
-    costs = LayerCosts.measure(sharp, 256)
+    costs = measure(PaddedRunner(sharp), 256)
     assert [tokens for tokens, _ in costs.points][-1] == 256
     assert all(seconds > 0 for _, seconds in costs.points)
     assert costs.move > 0
@@ -185,9 +198,10 @@ def test_costs_are_measured_where_the_model_is(sharp):
 
 
 @pytest.mark.parametrize(
-    "policy", [Threshold(0.8), Patience(1), Patience(2, 0.9), Threshold(0.7, "margin", layers=(2,))], ids=str
+    "text", ["threshold:0.8", "patience:1", "patience:2,threshold=0.9", "threshold:0.7,criterion=margin,layers=2"]
 )
-def test_simulation_is_what_the_engine_does(model, tokenizer, texts, policy):
+def test_simulation_is_what_the_engine_does(model, tokenizer, texts, text):
+    policy = parse_policy(text)
     engine = Engine(model, tokenizer, policy)
     result = engine.predict(texts)
     simulated = simulate(model, policy, *engine.exit_logits(texts))

@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.engine.checks import usual_dtype
-from geep_triton.modeling.compiled import compile_layers
-from geep_triton.modeling.lean import LeanLayer, lean, replace_layers
-from geep_triton.modeling.linear import PackedLinear
-from geep_triton.modeling.packed import pack_layers
-from geep_triton.modeling.precision import in_dtype, twin
+from geep_triton import Engine, MultiExitBert, build_exit_table, calibrate
+from geep_triton.runners.compiled import CompiledRunner
+from geep_triton.runners.lean import LeanLayer, lean, replace_layers
+from geep_triton.runners.linear import PackedLinear
+from geep_triton.runners.make import make_runner, usual_dtype
+from geep_triton.runners.padded import PaddedRunner
+from geep_triton.runners.parts import Parts
 
 # Largest difference of a probability from float32's on MiniLM, whose weights are those of a trained model.
 TOLERANCES = {"float32": 1e-6, "bfloat16": 0.02, "int8": 0.06}
@@ -30,7 +30,7 @@ REVIEWS = [
     "We waited for an hour, then left; never again!",
     "It is a film that, for all its faults, one thinks about for days afterwards.",
 ] * 3
-POLICIES = ["full", "constant:2", "threshold:0.8", "patience:1", "predicted:mean", "verified:0.8"]
+POLICIES = ["full", "constant:2", "threshold:0.8", "patience:1", "predicted:mean", "predicted:0.05+threshold:0.8"]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def test_policies_answer_what_their_exits_say(model, tokenizer, texts, dtype, po
     assert engine.layer_costs.points[-1][1] > 0
 
 
-def test_a_twin_shares_what_is_not_converted(model):
-    half, small = in_dtype(model, "bfloat16"), in_dtype(model, "int8")
-    assert in_dtype(model, "float32") is model
-    assert half.dtype == torch.bfloat16
-    assert half.config is small.config is model.config
-    assert small.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
-    head = small.heads["1"]
+def test_a_runner_shares_what_is_not_converted(model):
+    half, small = make_runner(model, dtype="bfloat16"), make_runner(model, dtype="int8")
+    assert make_runner(model, dtype="float32").parts.layers is model.bert.encoder.layer
+    assert {parameter.dtype for part in half.parts for parameter in part.parameters()} == {torch.bfloat16}
+    assert half.model.config is small.model.config is model.config
+    assert small.parts.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
+    head = small.parts.heads["1"]
     assert head.classifier.weight is model.heads["1"].classifier.weight
-    layer = small.bert.encoder.layer[0]
+    layer = small.parts.layers[0]
     for linear in (
         *(layer.attention.self.qkv, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense),
         *(head.reduce, head.query, head.key_value),
@@ -90,9 +90,10 @@ def test_lean_layers_answer_as_those_of_transformers(make_model, fuse, hidden_ac
     model = make_model(hidden_act=hidden_act)
     hidden, attention_mask = torch.randn(3, 7, model.config.hidden_size), torch.ones(3, 7, dtype=torch.int64)
     attention_mask[1, 3:] = 0
-    made = twin(model)
-    replace_layers(made, partial(lean, fuse=fuse))
-    assert {type(layer) for layer in made.bert.encoder.layer} == {LeanLayer}
+    parts = Parts.copied(model)
+    replace_layers(parts.layers, partial(lean, fuse=fuse))
+    assert {type(layer) for layer in parts.layers} == {LeanLayer}
+    made = PaddedRunner(model, parts)
     with torch.inference_mode():
         for mask in (None, model.layer_mask(hidden, attention_mask)):
             for layer in range(1, model.config.num_hidden_layers + 1):
@@ -104,26 +105,26 @@ def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, t
     eager = make_model()
     eager.set_attn_implementation("eager")
     plain = Engine(eager, tokenizer, "full").predict(texts).logits
-    for settings, tolerance in (({"packed": True}, 1e-5), ({"dtype": "int8"}, 0.1)):
+    for settings, tolerance in (({"runner": "onednn"}, 1e-5), ({"dtype": "int8"}, 0.1)):
         engine = Engine(eager, tokenizer, "full", **settings)
-        assert not any(isinstance(layer, LeanLayer) for layer in engine._runner.bert.encoder.layer)
+        assert not any(isinstance(layer, LeanLayer) for layer in engine.runner.parts.layers)
         torch.testing.assert_close(engine.predict(texts).logits, plain, atol=tolerance, rtol=0)
-    engine = Engine(eager, tokenizer, packed=True)
+    engine = Engine(eager, tokenizer, runner="onednn")
     eager.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="or given another attention implementation"):
+    with pytest.raises(ValueError, match="given another attention implementation"):
         engine.predict(texts)
 
 
-def test_a_table_and_temperatures_that_come_later_reach_the_twin(model, tokenizer, texts):
+def test_a_table_and_temperatures_that_come_later_reach_the_runner(model, tokenizer, texts):
     engine = Engine(model, tokenizer, "full", dtype="int8")
     before = engine.predict(texts).logits
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
     engine.with_policy("predicted").predict(texts)
-    model.config.exit_temperatures = [1.0, 1.0, 1.0, 2.0]
+    model.exit_config.temperatures = [1.0, 1.0, 1.0, 2.0]
     torch.testing.assert_close(engine.predict(texts).logits, before / 2)
 
 
-FORMS = [{}, {"packed": True}, {"dtype": "int8"}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "packed": True}]
+FORMS = [{}, {"runner": "onednn"}, {"dtype": "int8"}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "runner": "onednn"}]
 
 
 @pytest.mark.parametrize("settings", FORMS)
@@ -165,8 +166,8 @@ def test_unknown_dtypes(model, tokenizer, dtype, message):
 def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, monkeypatch):
     with pytest.raises(ValueError, match="needs a model in float32, got torch.bfloat16"):
         Engine(make_model().bfloat16(), tokenizer, dtype="int8")
-    with pytest.raises(ValueError, match="for models on a CPU, got one on meta"):
-        in_dtype(make_model().to("meta"), "int8")
+    with pytest.raises(ValueError, match="on meta runs in float32, bfloat16, float16, got dtype 'int8'"):
+        make_runner(make_model().to("meta"), dtype="int8")
     monkeypatch.delattr("torch.ao.quantization.per_channel_dynamic_qconfig")
     with pytest.raises(ValueError, match="dtype 'int8': torch .* cannot quantize here"):
         Engine(model, tokenizer, dtype="int8")
@@ -176,7 +177,7 @@ def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, monkeypatch):
 def test_packed_layers_answer_as_others_do(model, tokenizer, texts, policy):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
     before = copy.deepcopy(model.state_dict())
-    plain, packed = (Engine(model, tokenizer, policy, token_budget=40, packed=packed) for packed in (False, True))
+    plain, packed = (Engine(model, tokenizer, policy, token_budget=40, runner=runner) for runner in ("torch", "onednn"))
     expected, got = plain.predict(texts), packed.predict(texts)
     torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)
     assert got.exit_layers.tolist() == expected.exit_layers.tolist()
@@ -189,12 +190,12 @@ def test_packed_layers_on_real_weights(real, dtype):
     """Every linear layer of the encoder is packed, its GELU too; answers are those of the same precision unpacked."""
     model, tokenizer = real
     expected = Engine(model, tokenizer, dtype=dtype).exit_logits(REVIEWS)[1].softmax(-1)
-    engine = Engine(model, tokenizer, dtype=dtype, packed=True)
+    engine = Engine(model, tokenizer, dtype=dtype, runner="onednn")
     assert float((engine.exit_logits(REVIEWS)[1].softmax(-1) - expected).abs().max()) <= max(1e-5, TOLERANCES[dtype])
-    encoder = engine._runner.bert.encoder
+    encoder = engine.runner.parts.layers
     assert sum(isinstance(module, PackedLinear) for module in encoder.modules()) == 6 * model.config.num_hidden_layers
     assert not any(isinstance(module, torch.nn.Linear) for module in encoder.modules())
-    assert {layer.intermediate.dense.activation for layer in encoder.layer} == {"gelu"}
+    assert {layer.intermediate.dense.activation for layer in encoder} == {"gelu"}
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64), (3, 5, 64), (7, 64), (5, 16, 64), (5, 17, 64)])
@@ -226,7 +227,7 @@ def test_packed_linear_meets_few_numbers_of_rows(monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
 def test_every_form_meets_few_numbers_of_rows(model, tokenizer, monkeypatch, dtype):
     """Whatever batches shrink to: memory would grow with each number that is met."""
-    from geep_triton.modeling import linear
+    from geep_triton.runners import linear
 
     met, padded = set(), linear.pad_rows
 
@@ -274,9 +275,12 @@ def test_a_head_that_is_damaged_later_is_not_passed_by(model, tokenizer, texts, 
 @pytest.mark.parametrize("value", [-1.0, 0.0, float("nan"), "hot"])
 def test_temperatures_that_are_set_later_are_checked(model, tokenizer, texts, value):
     engine = Engine(model, tokenizer, "threshold:0.5")
-    model.config.exit_temperatures = [1.0] * (len(model.config.exit_layers) - 1) + [value]
+    with pytest.raises((TypeError, ValueError), match="temperatures"):
+        model.exit_config.temperatures = [1.0] * (len(model.config.exit_layers) - 1) + [value]
+    assert model.exit_config.temperatures is None
+    model.exit_config.temperatures = [1.0, 2.0]
     for call in (engine.predict, engine.exit_logits):
-        with pytest.raises((TypeError, ValueError), match="exit_temperatures"):
+        with pytest.raises(ValueError, match=r"temperatures must be one per exit \(4\), got 2"):
             call(texts)
 
 
@@ -290,59 +294,76 @@ def test_weights_that_are_no_floating_point_numbers(model, tokenizer):
 
 def test_other_activations_stay_where_they_are(make_model, tokenizer, texts):
     model = make_model(hidden_act="relu")
-    expected, got = (Engine(model, tokenizer, packed=packed).predict(texts).logits for packed in (False, True))
+    expected, got = (Engine(model, tokenizer, runner=runner).predict(texts).logits for runner in ("torch", "onednn"))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_skip_gates_of_a_packed_model(make_model, tokenizer, texts):
     gated = make_model(skip_gate="attention", skip_gate_size=8, skip_gate_bias=0.0)
-    expected, got = (Engine(gated, tokenizer, "full", packed=packed).predict(texts) for packed in (False, True))
+    expected, got = (Engine(gated, tokenizer, "full", runner=runner).predict(texts) for runner in ("torch", "onednn"))
     torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)
     assert torch.equal(got.skipped, expected.skipped)
 
 
-def test_what_cannot_be_packed(model, make_model, tokenizer, monkeypatch):
-    with pytest.raises(ValueError, match="packed=True is for float32 and bfloat16, got float16"):
-        Engine(make_model().half(), tokenizer, packed=True)
-    with pytest.raises(ValueError, match="packed and compile do not go together"):
-        Engine(model, tokenizer, packed=True, compile=True)
-    with pytest.raises(ValueError, match="int8 layers have a layout of their own"):
-        Engine(model, tokenizer, dtype="int8", packed=True)
-    with pytest.raises(ValueError, match="is for models on a CPU, got one on meta"):
-        pack_layers(make_model().to("meta"))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"runner": "onednn", "dtype": "float16"}, "'onednn' on cpu runs in float32, bfloat16, int8, got dtype 'float16'"),
+        ({"runner": "torch", "dtype": "int8"}, "got dtype 'int8': int8 is for the runner 'onednn' on a CPU"),
+        ({"runner": "compiled", "dtype": "int8"}, "got dtype 'int8': torch's int8 layers cannot be compiled"),
+        ({"runner": "packed"}, "runner 'packed' is for models on cuda, got one on cpu"),
+        ({"runner": "graphs"}, "runner 'graphs' is for models on cuda, got one on cpu: CUDA graphs need a CUDA device"),
+        ({"runner": "fast"}, "unknown runner 'fast'; known: auto, compiled, graphs, onednn, packed, torch"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together(model, tokenizer, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, tokenizer, **settings)
+
+
+def test_where_onednn_cannot_be_had(model, make_model, tokenizer, monkeypatch):
+    with pytest.raises(ValueError, match="'onednn' is for models on cpu, got one on meta"):
+        make_runner(make_model().to("meta"), "onednn")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(ValueError, match="comes without oneDNN's linear layers"):
-        Engine(model, tokenizer, packed=True)
+        Engine(model, tokenizer, runner="onednn")
+    assert make_runner(model, in_place=True).name == "torch"
 
 
 @pytest.mark.parametrize("changes", [{}, {"head": "pooler"}, {"skip_gate": "mean", "skip_gate_bias": 0.0}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_place_holds_nothing_twice_and_answers_the_same(make_model, tokenizer, texts, changes, dtype):
-    expected = Engine(make_model(**changes).to(dtype), tokenizer, "threshold:0.7", packed=True).predict(texts)
+    expected = Engine(make_model(**changes).to(dtype), tokenizer, "threshold:0.7", runner="onednn").predict(texts)
     model = make_model(**changes).to(dtype)
     parts = (model.bert.encoder, model.heads)
     weights = [weakref.ref(module.weight) for part in parts for module in part.modules() if isinstance(module, torch.nn.Linear)]
-    engine = Engine(model, tokenizer, "threshold:0.7", packed=True, in_place=True)
+    engine = Engine(model, tokenizer, "threshold:0.7", runner=make_runner(model, in_place=True))
     assert len(weights) > 6 * model.config.num_hidden_layers
     assert not any(weight() is not None for weight in weights)
-    assert engine._runner is engine.model is model
-    assert model.packed
+    assert engine.model is model
+    assert (engine.runner.name, engine.dtype) == ("onednn", model.converted.layers)
     got = engine.predict(texts)
     assert torch.equal(got.logits, expected.logits)
     assert torch.equal(got.exit_layers, expected.exit_layers)
-    again = Engine(model, tokenizer, "full", packed=True)
-    assert again._runner is model
+    again = Engine(model, tokenizer, "full", runner="onednn")
+    assert again.runner.parts.layers is model.bert.encoder.layer
     assert again.predict(texts).exit_layers.unique().tolist() == [model.config.num_hidden_layers]
-    model.bert(**tokenizer(texts, padding=True, return_tensors="pt"))
+    given = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        there = make_model(**changes).to(dtype).bert(**given).last_hidden_state
+        got = model.bert(**given).last_hidden_state
+    real = given["attention_mask"].bool()
+    torch.testing.assert_close(got[real], there[real], atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_packed_in_place_is_saved_and_copied_as_it_was(make_model, tokenizer, texts, tmp_path, dtype):
+def test_a_model_converted_in_place_is_saved_and_copied_as_it_was(make_model, tokenizer, texts, tmp_path, dtype):
     model = make_model().to(dtype)
     before = copy.deepcopy(model.state_dict())
-    engine = Engine(model, tokenizer, "threshold:0.7", packed=True, in_place=True)
+    engine = Engine(model, tokenizer, "threshold:0.7", runner=make_runner(model, "onednn", in_place=True))
     model.exit_table = build_exit_table(model, tokenizer, texts[:4], 0.7, progress=False)
-    engine.calibrate(texts[4:] * 9, mean_depth=3.0)
+    calibrate(engine, texts[4:] * 9, mean_depth=3.0)
     expected = engine.predict(texts).logits
     engine.save_pretrained(tmp_path)
     loaded = MultiExitBert.from_pretrained(tmp_path)
@@ -350,15 +371,45 @@ def test_a_model_packed_in_place_is_saved_and_copied_as_it_was(make_model, token
     assert loaded.state_dict().keys() == before.keys()
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, before[name]), name
-    other = Engine.from_pretrained(tmp_path, packed=True, in_place=True, device="cpu")
+    other = Engine.from_pretrained(tmp_path, device="cpu")
+    assert other.runner.name == "onednn"
     assert torch.equal(other.predict(texts).logits, expected)
     for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(Engine(same, tokenizer, engine.policy).predict(texts).logits, expected)
 
 
-def test_what_cannot_be_done_with_a_model_packed_in_place(make_model, tokenizer, texts):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_engine_that_rounded_its_weights_saves_what_it_loaded(make_model, tokenizer, texts, tmp_path, dtype, there):
+    """Over the folder that it was loaded from, and elsewhere; and refuses where that holds other weights by now."""
     model = make_model()
-    before = Engine(model, tokenizer, packed=True, in_place=True).predict(texts).logits
+    Engine(model, tokenizer, "full").save_pretrained(tmp_path / "a")
+    engine = Engine.from_pretrained(tmp_path / "a", dtype=dtype, device="cpu")
+    assert engine.model.converted.dtype == "float32"
+    engine.model.exit_table = build_exit_table(engine.model, tokenizer, texts[:4], 0.7, progress=False)
+    calibrate(engine, texts[4:] * 9, mean_depth=3.0)
+    where = tmp_path / ("a" if there else "b")
+    engine.save_pretrained(where)
+    again = MultiExitBert.from_pretrained(where)
+    assert again.dtype == torch.float32
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    expected = engine.predict(texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(Engine.from_pretrained(where, dtype=dtype, device="cpu").predict(texts).logits, expected.logits)
+    with torch.no_grad():
+        model.heads["1"].classifier.bias += 1
+    model.save_pretrained(tmp_path / "a")
+    if not there:
+        with pytest.raises(ValueError, match="does not hold what they were any more"):
+            engine.save_pretrained(tmp_path / "c")
+        assert not (tmp_path / "c" / "config.json").exists()
+
+
+def test_what_cannot_be_done_with_a_model_converted_in_place(make_model, tokenizer, texts):
+    model = make_model()
+    before = Engine(model, tokenizer, runner=make_runner(model, "onednn", in_place=True)).predict(texts).logits
     for do in (
         model.train,
         lambda: model.load_state_dict(make_model().state_dict()),
@@ -366,33 +417,33 @@ def test_what_cannot_be_done_with_a_model_packed_in_place(make_model, tokenizer,
         lambda: model.to("meta"),
         lambda: Engine(model, tokenizer, dtype="bfloat16"),
         lambda: Engine(model, tokenizer, dtype="int8"),
-        lambda: Engine(model, tokenizer, compile=True),
+        lambda: Engine(model, tokenizer, runner="compiled"),
     ):
-        with pytest.raises(ValueError, match="the model was packed in place.*: load it again"):
+        with pytest.raises(ValueError, match="the model's layers were converted for inference.*; load it again"):
             do()
     assert model.eval() is model
     assert model.to("cpu") is model
     assert torch.equal(Engine(model, tokenizer).predict(texts).logits, before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"dtype": "int8"}, {"packed": True, "dtype": "bfloat16"}, {"dtype": "bfloat16"}])
-def test_in_place_is_for_packed_weights_in_their_own_dtype(make_model, tokenizer, settings):
-    model = make_model()
-    with pytest.raises(ValueError, match="own weights: it needs packed=True, and dtype 'float32' or None"):
-        Engine(model, tokenizer, in_place=True, **settings)
-    with pytest.raises(ValueError, match="packed and graphs do not go together"):
-        Engine(model, tokenizer, packed=True, in_place=True, graphs=True)
-    assert not model.packed
-    model.train()
-
-
-@pytest.mark.parametrize("settings", [{}, {"packed": True}, {"dtype": "int8"}, {"dtype": "bfloat16"}], ids=str)
-def test_an_engine_whose_model_is_packed_under_it_says_so(make_model, tokenizer, texts, settings):
+@pytest.mark.parametrize("settings", [{}, {"runner": "onednn"}, {"dtype": "int8"}, {"dtype": "bfloat16"}], ids=str)
+def test_an_engine_whose_model_is_converted_under_it_says_so(make_model, tokenizer, texts, settings):
     model = make_model()
     engine = Engine(model, tokenizer, "full", **settings)
-    Engine(model, tokenizer, "full", packed=True, in_place=True)
-    with pytest.raises(ValueError, match="since this engine was made, the model was packed in place"):
+    make_runner(model, "onednn", in_place=True)
+    with pytest.raises(ValueError, match="weights have changed since this engine was made"):
         engine.predict(texts)
+
+
+@pytest.mark.parametrize("change", ["hook", "eager"])
+def test_auto_converts_nothing_that_would_be_lost(make_model, change):
+    model = make_model()
+    if change == "hook":
+        model.bert.encoder.layer[0].register_forward_hook(lambda *_: None)
+    else:
+        model.set_attn_implementation("eager")
+    assert make_runner(model, in_place=True).name == "torch"
+    model.train()
 
 
 class Adapted(torch.nn.Linear):
@@ -402,7 +453,7 @@ class Adapted(torch.nn.Linear):
         return super().forward(states) + 1
 
 
-CONVERSIONS = [{"packed": True}, {"packed": True, "in_place": True}, {"dtype": "int8"}]
+CONVERSIONS = [{"name": "onednn"}, {"name": "onednn", "in_place": True}, {"dtype": "int8"}, {"dtype": "int8", "in_place": True}]
 CHANGES = {
     "attention.self.value": (Adapted(32, 32), "Adapted, expected Linear"),
     "output.dropout": (torch.nn.Sequential(torch.nn.Dropout()), "Sequential, expected Dropout"),
@@ -417,8 +468,8 @@ def test_adapters_are_not_lost(make_model, tokenizer, texts, settings, name):
     model, (module, message) = make_model(), CHANGES[name]
     model.bert.encoder.layer[1].set_submodule(name, module)
     with pytest.raises(ValueError, match=f"layer 2, {name} is a {message}.*: merge or remove adapters first"):
-        Engine(model, tokenizer, **settings)
-    assert not model.packed
+        make_runner(model, **settings)
+    assert model.converted is None
     Engine(model, tokenizer).predict(texts)
 
 
@@ -429,11 +480,11 @@ def test_hooks_are_not_lost(make_model, tokenizer, texts, settings, part):
     module = model.bert.encoder.layer[1].get_submodule(part)
     hook = module.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=f"layer 2(, )?{part} has forward hooks, which would be lost"):
-        Engine(model, tokenizer, **settings)
+        make_runner(model, **settings)
     hook.remove()
     module.forward = module.forward  # as accelerate's hooks do
     with pytest.raises(ValueError, match="has forward hooks"):
-        Engine(model, tokenizer, **settings)
+        make_runner(model, **settings)
 
 
 @pytest.mark.parametrize("settings", CONVERSIONS, ids=str)
@@ -441,12 +492,12 @@ def test_what_is_around_a_layer_or_in_a_head_is_not_lost(make_model, tokenizer, 
     model = make_model()
     model.heads["1"].classifier = Adapted(8, 3)
     with pytest.raises(ValueError, match="head 1, classifier is a Adapted"):
-        Engine(model, tokenizer, **settings)
+        make_runner(model, **settings)
     model = make_model()
     model.bert.encoder.layer[0] = torch.nn.Sequential(model.bert.encoder.layer[0])
     model.train()
     with pytest.raises(ValueError, match="layer 1 is a Sequential, expected BertLayer"):
-        Engine(model, tokenizer, **settings)
+        make_runner(model, **settings)
 
 
 @pytest.mark.parametrize("settings", CONVERSIONS, ids=str)
@@ -454,8 +505,8 @@ def test_layers_and_heads_may_be_shared(make_model, tokenizer, texts, settings):
     model = make_model()
     model.bert.encoder.layer[1], model.heads["2"] = model.bert.encoder.layer[0], model.heads["1"]
     expected = Engine(model, tokenizer).exit_logits(texts)[1].softmax(-1)
-    got = Engine(model, tokenizer, **settings).exit_logits(texts)[1].softmax(-1)
-    torch.testing.assert_close(got, expected, atol=0.1 if settings == {"dtype": "int8"} else 1e-5, rtol=0)
+    got = Engine(model, tokenizer, runner=make_runner(model, **settings)).exit_logits(texts)[1].softmax(-1)
+    torch.testing.assert_close(got, expected, atol=0.1 if "dtype" in settings else 1e-5, rtol=0)
 
 
 def counting_backend(graphs: list):
@@ -470,12 +521,12 @@ def counting_backend(graphs: list):
 
 def test_one_graph_serves_all_layers_and_shapes(make_model):
     model, graphs = make_model(num_hidden_layers=10), []
-    other, seconds = compile_layers(model, counting_backend(graphs))
+    other = CompiledRunner(model, backend=counting_backend(graphs))
     known = len(graphs)
     for _ in range(2):  # more than torch compiles for one function
-        compile_layers(make_model(num_hidden_layers=1, hidden_size=16), counting_backend([]))
+        CompiledRunner(make_model(num_hidden_layers=1, hidden_size=16), backend=counting_backend([]))
     assert 2 <= known <= 4  # with a mask and without, for one sample and for many; not one each for ten layers
-    assert seconds > 0
+    assert other.compile_seconds > 0
     with torch.inference_mode():
         for samples, tokens in ((2, 3), (5, 7), (3, 33), (1, 9), (1, 64), (16, 2)):
             hidden = torch.randn(samples, tokens, 32)
@@ -490,12 +541,10 @@ def test_one_graph_serves_all_layers_and_shapes(make_model):
 @pytest.mark.skipif(shutil.which("g++") is None and not torch.cuda.is_available(), reason="torch.compile needs a C++ compiler")
 def test_compiled_engine(model, tokenizer, texts):
     plain = Engine(model, tokenizer, "threshold:0.8", token_budget=40)
-    fast = Engine(model, tokenizer, "threshold:0.8", token_budget=40, compile=True)
-    assert plain.compile_seconds is None
-    assert fast.compile_seconds > 0
+    fast = Engine(model, tokenizer, "threshold:0.8", token_budget=40, runner="compiled")
+    assert fast.runner.compile_seconds > 0
     torch.testing.assert_close(fast.exit_logits(texts)[1], plain.exit_logits(texts)[1], atol=1e-4, rtol=1e-4)
     assert fast.predict(texts).label_ids.tolist() == plain.predict(texts).label_ids.tolist()
-    assert "run_layer" not in vars(model)
 
 
 def test_compile_errors(model, tokenizer):
@@ -503,9 +552,7 @@ def test_compile_errors(model, tokenizer):
         raise OSError("no compiler\nmore")
 
     with pytest.raises(ValueError, match="torch.compile does not work here .*no compiler"):
-        compile_layers(model, broken)
-    with pytest.raises(ValueError, match="int8 layers cannot be compiled"):
-        Engine(model, tokenizer, dtype="int8", compile=True)
+        CompiledRunner(model, backend=broken)
 
 
 @pytest.mark.parametrize(
@@ -524,8 +571,8 @@ def test_compile_errors(model, tokenizer):
 def test_usual_dtype(monkeypatch, device, own, calibrated_in, calibrated, native, expected):
     """Half precision on a GPU, but where a calibration in another is to hold; what has no bfloat16 of its own takes float16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    config = SimpleNamespace(calibration=calibrated_in and {"dtype": calibrated_in})
-    model = SimpleNamespace(device=torch.device(device), dtype=own, config=config)
+    served = SimpleNamespace(calibration=calibrated_in and {"dtype": calibrated_in})
+    model = SimpleNamespace(device=torch.device(device), dtype=own, exit_config=served)
     assert usual_dtype(model, calibrated) == expected
 
 

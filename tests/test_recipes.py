@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,15 +13,18 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
+    SchedulerType,
     TrainerCallback,
     TrainingArguments,
 )
 
 from geep_triton import MultiExitBert, MultiExitTrainer
-from geep_triton.data import Encoder
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.training.curriculum import Curriculum
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import RECIPES, get_recipe
 from geep_triton.training.stages import Batch, Recipe, Stage
+from geep_triton.training.trainer import WANT_METRICS
 from tests.conftest import WORDS
 from tests.test_training import ROWS
 
@@ -27,12 +32,11 @@ LABEL2ID = {"neg": 0, "pos": 1}
 DIFFICULTY = [float(len(row["text"])) for row in ROWS]
 
 
-def build(model, tokenizer, folder, recipe, data=None, difficulty=DIFFICULTY, **changes) -> MultiExitTrainer:
+def build(model, tokenizer, folder, recipe, data=None, curriculum=None, difficulty=DIFFICULTY, **changes) -> MultiExitTrainer:
     """A trainer of a few steps; arguments of the trainer's own are told from TrainingArguments' by name."""
-    recipe = get_recipe(recipe)
     own = {
         name: changes.pop(name)
-        for name in ("teacher", "class_weights", "callbacks", "eval_dataset", "gate_learning_rate")
+        for name in ("teacher", "class_weights", "callbacks", "eval_dataset", "head_learning_rate", "gate_learning_rate")
         if name in changes
     }
     values = {
@@ -45,7 +49,8 @@ def build(model, tokenizer, folder, recipe, data=None, difficulty=DIFFICULTY, **
         train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID) if data is None else data,
         data_collator=DataCollatorWithPadding(tokenizer),
         recipe=recipe,
-        difficulty=None if recipe.curriculum is None else difficulty,
+        curriculum=curriculum,
+        difficulty=None if curriculum is None else difficulty,
         **own,
     )
 
@@ -158,24 +163,25 @@ def test_exits_for_a_fine_tuned_model_leave_its_answers_alone(tokenizer, tmp_pat
 
 
 RESUMED = [
-    ("geep", {}, "random"),
-    ("geep", {}, "group_by_length"),
-    ("fastbert", {}, "random"),
-    ("berxit", {}, "random"),
-    ("elasticbert", {}, "random"),
-    ("curriculum-kd", {"feature": 0.1, "order": "shallow_to_deep", "until": 0.7}, "random"),
-    ("curriculum-kd", {"schedule": "staged"}, "group_by_length"),
+    ("geep", {}, None, "random"),
+    ("geep", {}, None, "group_by_length"),
+    ("fastbert", {}, None, "random"),
+    ("fastbert", {}, Curriculum(), "random"),
+    ("berxit", {}, None, "random"),
+    ("joint", {"gradient_scale": True}, None, "random"),
+    ("distillation", {"feature": 0.1, "order": "shallow_to_deep"}, Curriculum(until=0.7), "random"),
+    ("distillation", {}, Curriculum("staged"), "group_by_length"),
 ]
 
 
-@pytest.mark.parametrize(("name", "settings", "strategy"), RESUMED)
-def test_resume_gives_the_same_weights(make_model, tokenizer, tmp_path, name, settings, strategy):
+@pytest.mark.parametrize(("name", "settings", "curriculum", "strategy"), RESUMED)
+def test_resume_gives_the_same_weights(make_model, tokenizer, tmp_path, name, settings, curriculum, strategy):
     """Bit for bit, dropout included, from the middle of an epoch, of a stage and of a curriculum."""
     changes = {"save_strategy": "steps", "save_steps": 2, "train_sampling_strategy": strategy}
 
     def run(folder, resume=None):
         model = make_model(num_labels=2)
-        trainer = build(model, tokenizer, tmp_path / folder, get_recipe(name, **settings), **changes)
+        trainer = build(model, tokenizer, tmp_path / folder, get_recipe(name, **settings), curriculum=curriculum, **changes)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -190,13 +196,65 @@ def test_resume_by_another_recipe_is_refused(make_model, tokenizer, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     build(make_model(num_labels=2), tokenizer, tmp_path, "fastbert", **changes).train()
     for recipe, message in (
-        (get_recipe("geep"), r"was trained by recipe 'fastbert' with settings {'finetune': 0.5}, now it is 'geep' with {}"),
-        (get_recipe("fastbert", finetune=0.3), r"now it is 'fastbert' with {'finetune': 0.3}"),
+        (get_recipe("geep"), r"by recipe 'fastbert' with settings {'finetune': 0.5}, now it is 'geep' with settings {}:"),
+        (get_recipe("fastbert", finetune=0.3), r"now it is 'fastbert' with settings {'finetune': 0.3}:"),
     ):
         for resume in (True, str(tmp_path / "checkpoint-2")):
             with pytest.raises(ValueError, match=message):
                 build(make_model(num_labels=2), tokenizer, tmp_path, recipe, **changes).train(resume)
     build(make_model(num_labels=2), tokenizer, tmp_path, "fastbert", **changes).train(True)
+
+
+@pytest.mark.parametrize("own", [Curriculum(until=0.7), lambda progress: 1.0], ids=["Curriculum", "function"])
+def test_resume_with_another_curriculum_is_refused(make_model, tokenizer, tmp_path, own):
+    changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    build(make_model(num_labels=2), tokenizer, tmp_path, "joint", curriculum=own, **changes).train()
+    name = r"Curriculum\(.*until=0.7\)" if isinstance(own, Curriculum) else ".*<lambda>"
+    for other, now in ((None, ""), (Curriculum(until=0.6), r" and Curriculum\(.*until=0.6\)")):
+        message = rf"recipe 'joint' with settings {{'gradient_scale': False}} and {name}, now it is 'joint' with .*}}{now}:"
+        with pytest.raises(ValueError, match=message):
+            build(make_model(num_labels=2), tokenizer, tmp_path, "joint", curriculum=other, **changes).train(True)
+    build(make_model(num_labels=2), tokenizer, tmp_path, "joint", curriculum=own, **changes).train(True)
+
+
+def test_a_checkpoint_of_version_0_1_has_no_record_of_a_curriculum(make_model, tokenizer, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    build(make_model(num_labels=2), tokenizer, tmp_path, "geep", **changes).train()
+    path = tmp_path / "checkpoint-2" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["RecipeRecord"]["args"]["curriculum"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="was trained by recipe 'geep' with settings {}, now it is 'geep' with .* and Curr"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "geep", curriculum=Curriculum(), **changes).train(True)
+    build(make_model(num_labels=2), tokenizer, tmp_path, "geep", **changes).train(True)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "inverse_sqrt", "cosine_with_min_lr"])
+def test_each_stage_has_the_learning_rates_of_a_training_of_its_own(make_model, tokenizer, tmp_path, schedule):
+    """In every group of parameters, to the bit; also from a checkpoint on."""
+
+    class Rates(TrainerCallback):
+        def __init__(self):
+            self.seen = []
+
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            self.seen.append([group["lr"] for group in optimizer.param_groups])
+
+    def rates(recipe, steps, resume=None, **changes):
+        callback, model = Rates(), make_model(num_labels=2)
+        trainer = build(
+            model, tokenizer, tmp_path / "run", recipe, max_steps=steps, lr_scheduler_type=schedule, warmup_steps=0.3,
+            callbacks=[callback], head_learning_rate=1e-2,
+            lr_scheduler_kwargs={"min_lr": 1e-5} if schedule == "cosine_with_min_lr" else None, **changes,
+        )  # fmt: skip
+        trainer.train(resume)
+        return callback.seen
+
+    both = rates("fastbert", 12, save_strategy="steps", save_steps=4)
+    first = rates(get_recipe("fastbert", finetune=1.0), 6)
+    assert [max(group) for group in both] == [max(group) for group in first] * 2
+    assert [min(group) for group in both] == [min(group) for group in first] * 2
+    assert rates("fastbert", 12, str(tmp_path / "run" / "checkpoint-4")) == both[4:]
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -214,13 +272,15 @@ def test_every_recipe_trains_every_head_under_autocast(make_model, tokenizer, tm
         assert all(key.startswith(("heads.1", "heads.2", "heads.3")) for key in moved)
 
 
-@pytest.mark.parametrize("name", ["joint", "curriculum-kd", "deebert"])
-def test_accumulation_gives_the_same_step(make_model, tokenizer, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "curriculum"), [("joint", None), ("distillation", Curriculum()), ("deebert", None), ("deebert", Curriculum())]
+)
+def test_accumulation_gives_the_same_step(make_model, tokenizer, tmp_path, name, curriculum):
     results = []
     for batch, accumulate in ((16, 1), (4, 4)):
         model = make_model(num_labels=2, head_dropout=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         trainer = build(
-            model, tokenizer, tmp_path, get_recipe(name), per_device_train_batch_size=batch, max_steps=2,
+            model, tokenizer, tmp_path, name, curriculum=curriculum, per_device_train_batch_size=batch, max_steps=2,
             gradient_accumulation_steps=accumulate, class_weights=[1.0, 3.0],
         )  # fmt: skip
         trainer.train()
@@ -281,7 +341,7 @@ def test_what_a_recipe_does_not_go_with(make_model, tokenizer, tmp_path):
 )
 def test_bad_difficulty(make_model, tokenizer, tmp_path, difficulty, error, message):
     with pytest.raises(error, match=message):
-        build(make_model(num_labels=2), tokenizer, tmp_path, "curriculum", difficulty=difficulty)
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", curriculum=Curriculum(), difficulty=difficulty)
 
 
 def test_a_stream_has_no_curriculum(make_model, tokenizer, tmp_path):
@@ -289,14 +349,14 @@ def test_a_stream_has_no_curriculum(make_model, tokenizer, tmp_path):
         def __iter__(self):
             yield from TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID)
 
-    with pytest.raises(ValueError, match="recipe 'curriculum' chooses its samples: train_dataset must have a length"):
-        build(make_model(num_labels=2), tokenizer, tmp_path, "curriculum", data=Stream(), max_steps=2)
+    with pytest.raises(ValueError, match="a curriculum chooses its samples: train_dataset must have a length"):
+        build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=Stream(), curriculum=Curriculum(), max_steps=2)
 
 
-@pytest.mark.parametrize("name", ["fastbert", "curriculum"])
-def test_going_on_with_another_number_of_steps(make_model, tokenizer, tmp_path, name):
+@pytest.mark.parametrize(("name", "curriculum"), [("fastbert", None), ("joint", Curriculum()), ("berxit", Curriculum())])
+def test_going_on_with_another_number_of_steps(make_model, tokenizer, tmp_path, name, curriculum):
     """Stages and curriculum are shares of the steps: with more of them the training would fall back into an earlier stage."""
-    settings = {"save_strategy": "steps", "save_steps": 2}
+    settings = {"save_strategy": "steps", "save_steps": 2, "curriculum": curriculum}
     build(make_model(num_labels=2), tokenizer, tmp_path, name, num_train_epochs=1, **settings).train()
     more = build(make_model(num_labels=2), tokenizer, tmp_path, name, num_train_epochs=2, **settings)
     with pytest.raises(ValueError, match="stands in a training of 3 steps, now it is to have 6"):
@@ -371,14 +431,14 @@ def test_external_teacher(make_model, tokenizer, tmp_path):
 def test_settings_are_checked():
     assert get_recipe("fastbert", finetune=0.25).settings == {"finetune": 0.25}
     for name, settings, message in (
-        ("magic", {}, "unknown recipe 'magic'; known: berxit, curriculum, curriculum-kd, .*pabee"),
+        ("magic", {}, "unknown recipe 'magic'; known: berxit, deebert, distillation, .*pabee"),
         ("fastbert", {"speed": 1}, "recipe 'fastbert' has no setting 'speed'; known: finetune"),
         ("geep", {"speed": 1}, "recipe 'geep' has no setting 'speed'; known: none"),
         ("fastbert", {"finetune": 1.5}, "finetune must be between 0.0 and 1.0"),
         ("distillation", {"pairing": "first"}, "unknown pairing 'first'; known: deeper, last, next, teacher"),
         ("distillation", {"order": "random"}, "unknown order 'random'"),
         ("distillation", {"temperature": 0.0}, "temperature must be between"),
-        ("curriculum-kd", {"pairing": "teacher", "feature": 1.0}, "feature must be 0 with pairing 'teacher'"),
+        ("distillation", {"pairing": "teacher", "feature": 1.0}, "feature must be 0 with pairing 'teacher'"),
     ):
         with pytest.raises(ValueError, match=message):
             get_recipe(name, **settings)
@@ -403,11 +463,14 @@ def test_what_cannot_be_trained(make_model, tokenizer, tmp_path):
     unlabelled = TextDataset([{"text": row["text"]} for row in ROWS], Encoder(tokenizer, 64), None)
     with pytest.raises(ValueError, match="recipe 'geep' needs labels, but the batch has only input_ids, attention_mask"):
         build(make_model(num_labels=2), tokenizer, tmp_path, "geep", data=Subset(unlabelled, range(4))).train()
-    with pytest.raises(ValueError, match="lr_scheduler_type .* cannot start anew with each of the stages of recipe 'fastbert'"):
-        build(
-            make_model(num_labels=2), tokenizer, tmp_path, "fastbert", lr_scheduler_type="reduce_lr_on_plateau",
-            eval_strategy="epoch", eval_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
-        ).train()  # fmt: skip
+    known = [schedule for schedule in WANT_METRICS if schedule in {str(kind.value) for kind in SchedulerType}]
+    assert "reduce_lr_on_plateau" in known
+    for schedule in known:
+        with pytest.raises(ValueError, match="lr_scheduler_type .* cannot start anew with each of the stages of .* 'fastbert'"):
+            build(
+                make_model(num_labels=2), tokenizer, tmp_path, "fastbert", lr_scheduler_type=schedule,
+                eval_strategy="epoch", eval_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
+            ).train()  # fmt: skip
 
 
 def test_predictions_keep_the_order_of_the_data(make_model, tokenizer, tmp_path):
@@ -419,11 +482,12 @@ def test_predictions_keep_the_order_of_the_data(make_model, tokenizer, tmp_path)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["geep", "fastbert", "curriculum-kd"])
-def test_half_precision_on_a_gpu(make_model, tokenizer, tmp_path, name):
+@pytest.mark.parametrize(("name", "curriculum"), [("geep", None), ("fastbert", None), ("distillation", Curriculum())])
+def test_half_precision_on_a_gpu(make_model, tokenizer, tmp_path, name, curriculum):
     model = make_model(num_labels=2)
     before = copied(model)
-    build(model, tokenizer, tmp_path, name, fp16=True, use_cpu=False, class_weights="balanced").train()
+    changes = {"curriculum": curriculum, "fp16": True, "use_cpu": False, "class_weights": "balanced"}
+    build(model, tokenizer, tmp_path, name, **changes).train()
     after = copied(model.cpu())
     assert all(torch.isfinite(value).all() for value in after.values())
     assert {f"heads.{layer}.classifier.weight" for layer in (1, 2, 3, 4)} <= changed(before, after)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from geep_triton import Engine, MultiExitBert
-from geep_triton.exits.table import ExitTable
 from geep_triton.saving import MANIFEST, WHOLE, reading, replacing
+from geep_triton.table.exit_table import ExitTable
 from tests.saved_pair import FILES, make_engines, which
 
 
@@ -66,14 +66,14 @@ def test_a_table_that_cannot_be_written_leaves_the_old_model(engines, folder, mo
     def full(*arguments, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("geep_triton.exits.table_file.save_file", full)
+    monkeypatch.setattr("geep_triton.table.files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         engines[1].model.save_pretrained(folder)
     assert which(folder, engines) == "AAA"
     assert {path.name for path in folder.iterdir()} == FILES
 
 
-@pytest.mark.parametrize("part", ["config.json", "model.safetensors", "exit_table.safetensors"])
+@pytest.mark.parametrize("part", ["config.json", "exit_config.json", "model.safetensors", "exit_table.safetensors"])
 def test_parts_of_two_models_do_not_load_together(engines, folder, tmp_path, part):
     engines[1].save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / part, folder / part)
@@ -116,11 +116,11 @@ def test_calibrate_on_disk_writes_the_configuration_only(calibrated, tokenizer, 
     loaded = Engine.from_pretrained(tmp_path, "full")
     loaded.save_pretrained(tmp_path)  # transformers may say other things of a tokenizer that was loaded
     before = inodes(tmp_path)
-    loaded.model.config.exit_policy = "constant:2"
+    loaded.model.exit_config.policy = "constant:2"
     loaded.save_pretrained(tmp_path)
     after = inodes(tmp_path)
-    assert {name for name in after if after[name] != before.get(name)} == {"config.json"}
-    assert Engine.from_pretrained(tmp_path).policy.layer == 2
+    assert {name for name in after if after[name] != before.get(name)} == {"config.json", "exit_config.json"}
+    assert Engine.from_pretrained(tmp_path).policy.start.layer == 2
 
 
 def test_weights_that_are_there_but_damaged_are_written_again(engines, folder):
@@ -139,7 +139,7 @@ def test_shards_of_an_older_save_are_taken_away(engines, tmp_path, sizes):
     assert (tmp_path / "model.safetensors").exists() == (sizes[1] == "5GB")
     engines[0].model.save_pretrained(tmp_path)
     assert which(tmp_path, engines) == "AAA"
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "exit_table.safetensors", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_two_variants_of_one_model(engines, folder):
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_is_an_os_error(engines, folder, monkeypatch):
     def full(*arguments, **kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("geep_triton.exits.table_file.save_file", full)
+    monkeypatch.setattr("geep_triton.table.files.save_file", full)
     with pytest.raises(OSError, match="cannot be saved into: I/O error: No space left"):
         engines[1].save_pretrained(folder)
     assert which(folder, engines) == "AAA"
@@ -327,7 +327,7 @@ def test_a_variant_does_not_outlive_what_it_is_a_variant_of(engines, tmp_path):
     first, second = (engine.model for engine in engines)
     first.save_pretrained(tmp_path, variant="fp16")
     first.save_pretrained(tmp_path)
-    second.exit_table, second.config.exit_thresholds = None, first.config.exit_thresholds
+    second.exit_table, second.exit_config.thresholds = None, first.exit_config.thresholds
     first.exit_table = None
     first.save_pretrained(tmp_path, variant="fp16")
     second.save_pretrained(tmp_path)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.backend import VARIABLE, has_triton
-from geep_triton.batching import schedule
+from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
+from geep_triton.engine.batching import schedule
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.families import families_of
-from geep_triton.engine.policies import Allocated, ConstantDepth, FullDepth, Patience, Predicted, Threshold, Verified
+from geep_triton.engine.layers import WindowLayers
 from geep_triton.engine.pools import Pools
-from geep_triton.engine.rules import ExitRule
 from geep_triton.engine.run import WindowRun
-from geep_triton.engine.simulate import simulate
-from geep_triton.engine.skipping import Layers, Skipping
-from geep_triton.exits.paths import choose_paths, common_paths
-from geep_triton.exits.table import ExitTable
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
-from geep_triton.outputs import Tokens
+from geep_triton.ops.backend import VARIABLE, has_triton
+from geep_triton.policies.leave import ExitRule
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.skip import Skip
+from geep_triton.policies.start import LastLayer
+from geep_triton.policies.text import format_policy, parse_policy, saved_policy
+from geep_triton.promises.families import families_of
+from geep_triton.promises.simulate import simulate
+from geep_triton.runners.padded import PaddedRunner
+from geep_triton.table.exit_table import ExitTable
+from geep_triton.table.paths import choose_paths, common_paths
+from geep_triton.tokens.ragged import Tokens
 from tests.conftest import WORDS
 from tests.test_gates import gated
 
@@ -54,7 +60,7 @@ def with_costs(engine, costs=None):
 
 
 @torch.no_grad()
-def one_at_a_time(model, ids, first=1, rule=None, certain=False, path=None):
+def one_at_a_time(model, ids, first=1, rule=None, path=None):
     """(logits, exit layer, skipped layers) as the released code answers one sample: layer by layer, gate by gate.
 
     `first`: the first layer after which it may be answered, and is without a rule. `path`: skipped layers, instead of gates.
@@ -77,7 +83,7 @@ def one_at_a_time(model, ids, first=1, rule=None, certain=False, path=None):
         logits = model.exit_logits(layer, hidden, mask)
         scores = rule.score(layer, logits, previous, streak)
         previous, streak = scores.prediction, scores.streak
-        if bool(scores.leaves) or (certain and layer == first):
+        if bool(scores.leaves):
             return logits[0], layer, skipped
     raise AssertionError
 
@@ -85,50 +91,46 @@ def one_at_a_time(model, ids, first=1, rule=None, certain=False, path=None):
 def check(result, index, expected):
     logits, layer, skipped = expected
     assert int(result.exit_layers[index]) == layer
-    assert set((result.skipped[index].nonzero()[:, 0] + 1).tolist()) == skipped
+    assert (set() if result.skipped is None else set((result.skipped[index].nonzero()[:, 0] + 1).tolist())) == skipped
     assert int(result.layers_run[index]) == layer - len(skipped)
     torch.testing.assert_close(result.logits[index], logits, atol=1e-5, rtol=0)
 
 
 POLICIES = [
-    FullDepth(),
-    ConstantDepth(2),
-    Threshold(0.8, pooling="never"),
-    Threshold(0.8, pooling="always"),
-    Threshold([0.9, 0.7, 0.8]),
-    Threshold([0.6, 0.9], "margin", layers=(1, 3), pooling="always"),
-    Patience(1, pooling="always"),
-    Patience(2, threshold=0.95, pooling="always"),
-    Predicted("mean"),
-    Allocated(0.01),
-    Verified(0.8, "mean", pooling="always"),
-    Verified(0.7, "mean", layers=(1, 3), earlier=0.5, certain=0.7),
+    *("full", "constant:2", "predicted:mean", "allocated:0.01"),
+    *("threshold:0.8,regroup=never", "threshold:0.8,regroup=always", "threshold:0.9/0.7/0.8"),
+    "threshold:0.6/0.9,criterion=margin,layers=1/3,regroup=always",
+    *("patience:1,regroup=always", "patience:2,threshold=0.95,regroup=always"),
+    *("predicted:mean+threshold:0.8,regroup=always", "predicted:mean+threshold:0.7,layers=1/3"),
+    *("predicted+patience:1", "allocated:0.01+threshold:0.8", "constant:2+patience:1,regroup=never"),
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("text", POLICIES)
 @pytest.mark.parametrize(
-    ("mode", "costs"),
-    [("gates", SKIPS), ("gates", BLENDS), ("planned", None), ("planned:-0.5", None)],
-    ids=["gates", "gates blended", "planned", "planned at a price"],
+    ("skip", "costs"),
+    [("", SKIPS), ("+skip:gates", BLENDS), ("+skip:planned", None), ("+skip:planned:-0.5", None), ("+skip:never", None)],
+    ids=["gates", "gates blended", "planned", "planned at a price", "never"],
 )
 @pytest.mark.parametrize("in_flight", [1, 3])
-def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, policy, mode, costs, in_flight):
+def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, text, skip, costs, in_flight):
     inputs = texts * 3
-    table = build_exit_table(skipper, tokenizer, inputs, 0.8, progress=False, learn_skips=True, learn_agreement=True)
+    table = build_exit_table(skipper, tokenizer, inputs, 0.8, progress=False, learn=("skips", "agreement"))
     skipper.exit_table = table
-    engine = Engine(skipper, tokenizer, policy, skipping=mode, window=10, token_budget=40, in_flight=in_flight)
+    policy = parse_policy(f"{text}{skip}")
+    engine = Engine(skipper, tokenizer, policy, window=10, token_budget=40, in_flight=in_flight)
     result = with_costs(engine, costs).predict(inputs)
     for index, text in enumerate(inputs):
         ids = tokenizer(text)["input_ids"]
         tokens = Tokens.from_lists([ids])
-        plan, path = policy.plan(skipper, tokens), None
-        if mode != "gates":
-            chosen = choose_paths(table.predict_skips(tokens), table.paths, Skipping.parse(mode, skipper).price)
-            path = set((table.paths[int(chosen)].nonzero()[:, 0] + 1).tolist())
-        certain = plan.certain is not None and bool(plan.certain)
-        expected = one_at_a_time(skipper, ids, int(plan.stops), policy.rule(skipper), certain, path)
-        check(result, index, expected)
+        path = None
+        if "planned" in skip:
+            paths = table.learned["skips"].paths
+            chosen = choose_paths(table.predict_skips(tokens), paths, policy.skip.price)
+            path = set((paths[int(chosen)].nonzero()[:, 0] + 1).tolist())
+        elif "never" in skip:
+            path = set()
+        check(result, index, one_at_a_time(skipper, ids, int(policy.stops(skipper, tokens)), policy.rule(skipper), path))
 
 
 @pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter: Triton, and no GPU")
@@ -138,8 +140,8 @@ def test_triton_ops_give_the_same(skipper, tokenizer, texts, mode, monkeypatch):
     results = []
     for backend in ("torch", "triton"):
         monkeypatch.setenv(VARIABLE, backend)
-        skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn_skips=True)
-        engine = with_costs(Engine(skipper, tokenizer, "patience:1,threshold=0.8", skipping=mode, token_budget=40))
+        skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn=("skips",))
+        engine = with_costs(Engine(skipper, tokenizer, f"patience:1,threshold=0.8+skip:{mode}", token_budget=40))
         results.append(engine.predict(texts))
     assert torch.equal(results[0].skipped, results[1].skipped)
     assert torch.equal(results[0].exit_layers, results[1].exit_layers)
@@ -176,13 +178,14 @@ def test_any_window(random_skipper, samples, stops, thresholds, bias, patience, 
     for gate in model.gates.values():
         gate.output.bias.fill_(bias)
     rule = ExitRule(dict(zip((1, 2, 3), thresholds, strict=True)), patience=patience)
-    layers = Layers(model, tokens, Skipping("gates"), SKIPS)
+    runner = PaddedRunner(model)
+    layers = WindowLayers(runner, tokens, Skip("gates"), SKIPS)
     if planned:
         layers._gated, layers._paths = False, torch.tensor([[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
         layers.groups = torch.arange(len(samples)) % 3
-    pools = Pools(tokens, token_budget, layers.groups) if pooled else None
+    pools = Pools(runner, tokens, token_budget, layers.groups) if pooled else None
     plan = schedule(torch.tensor(stops[: len(samples)]), tokens.lengths, token_budget, layers.groups)
-    answers = list(WindowRun(model, tokens, rule, pools=pools, layers=layers).answers(plan))
+    answers = list(WindowRun(layers, tokens, rule, pools=pools).answers(plan))
     assert sorted(torch.cat([answer.rows for answer in answers]).tolist()) == list(range(len(samples)))
     for answer in answers:
         for row, logits in zip(answer.rows.tolist(), answer.logits, strict=True):
@@ -196,11 +199,13 @@ def test_any_window(random_skipper, samples, stops, thresholds, bias, patience, 
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("policy", [p for p in POLICIES if not isinstance(p, (Predicted, Allocated, Verified))], ids=str)
+@pytest.mark.parametrize("text", POLICIES)
 @pytest.mark.parametrize("mode", ["gates", "planned", "never"])
-def test_simulation_and_records_are_what_the_engine_does(skipper, tokenizer, texts, policy, mode):
-    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn_skips=True)
-    engine = with_costs(Engine(skipper, tokenizer, policy, skipping=mode, window=3))
+def test_simulation_and_records_are_what_the_engine_does(skipper, tokenizer, texts, text, mode):
+    known = {"learn": ("skips", "agreement")}
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, **known)
+    policy = parse_policy(f"{text}+skip:{mode}")
+    engine = with_costs(Engine(skipper, tokenizer, policy, window=3))
     result, record = engine.predict(texts), engine.every_exit(texts)
     simulated = simulate(skipper, policy, record.tokens, record.logits, record.skipped)
     assert (simulated + 1).tolist() == result.exit_layers.tolist()
@@ -233,7 +238,7 @@ def test_flops_by_hand(skipper, tokenizer, texts):
         assert result.flops.heads == 3 * sum(head_flops(config, number, length) for number in scored)
         assert result.flops.gates == 3 * sum(number <= layer for number in (1, 2, 4)) * gate_flops(config, length)
         assert result.flops.total == result.flops.layers + result.flops.heads + result.flops.gates
-    plain = Engine(skipper, tokenizer, "full", skipping="never").predict([text] * 3)
+    plain = Engine(skipper, tokenizer, "full+skip:never").predict([text] * 3)
     assert plain.flops.layers == 12 * layer_flops(config, length)
     assert plain.flops.gates == 0
 
@@ -251,7 +256,7 @@ def test_histograms(skipper, tokenizer, texts):
     assert result.skip_histogram == {k: int(result.skipped[:, k - 1].sum()) for k in (1, 2, 3, 4)}
     assert sum(result.histogram.values()) == len(texts)
     assert result.mean_layers == pytest.approx(result.mean_exit_layer - sum(result.skip_histogram.values()) / len(texts))
-    plain = Engine(skipper, tokenizer, "full", skipping="never").predict(texts)
+    plain = Engine(skipper, tokenizer, "full+skip:never").predict(texts)
     assert plain.skipped is None
     assert set(plain.skip_histogram.values()) == {0}
 
@@ -261,8 +266,8 @@ def test_nobody_and_everybody_skips(skipper, tokenizer, texts, mode):
     for bias, layers_run in ((-100.0, 4), (100.0, 1)):
         for gate in skipper.gates.values():
             torch.nn.init.constant_(gate.output.bias, bias)
-        skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn_skips=True)
-        result = Engine(skipper, tokenizer, "full", skipping=mode).predict(texts)
+        skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn=("skips",))
+        result = Engine(skipper, tokenizer, f"full+skip:{mode}").predict(texts)
         assert result.layers_run.tolist() == [layers_run] * len(texts)  # layer 3 has no gate
 
 
@@ -279,18 +284,17 @@ def test_all_layers_skipped(tokenizer, texts):
         assert result.flops.layers == 0
 
 
-@pytest.mark.filterwarnings("ignore::geep_triton.engine.policies.OneExitWarning")  # of candidates
+@pytest.mark.filterwarnings("ignore::geep_triton.policies.policy.OneExitWarning")  # of candidates
 def test_audit_and_calibration_of_a_gated_model(skipper, tokenizer, texts):
     many = [" ".join([*text.split(), word]) for text in texts for word in WORDS[5:25]]
     engine = with_costs(Engine(skipper, tokenizer, "threshold:0.9"))
-    audit = engine.audit(rate=1.0)
+    running = audit(engine, rate=1.0)
     result = engine.predict(many)
     record = engine.every_exit(many)
     agreement = float((result.logits.argmax(1) == record.logits[:, -1].argmax(1)).double().mean())
-    assert audit.report().agreement == pytest.approx(agreement)
-    calibration = engine.calibrate(many, mean_depth=2.5, rounds=1, speed_samples=8)
+    assert running.report().agreement == pytest.approx(agreement)
+    calibration = calibrate(engine, many, mean_depth=2.5, rounds=1, speed_samples=8)
     assert calibration.chosen.mean_layers <= 2.5
-    assert skipper.config.skipping == "gates"
     fitted = {family.name for family in families_of(skipper) if family.fitted}  # judged by half of the texts
     unfitted = [candidate for candidate in calibration.candidates if candidate.family not in fitted]
     assert len({candidate.family for candidate in unfitted}) > 2
@@ -301,47 +305,64 @@ def test_audit_and_calibration_of_a_gated_model(skipper, tokenizer, texts):
 
 def test_what_was_calibrated_is_forgotten_whole(skipper, tokenizer, texts):
     many = [" ".join([*text.split(), word]) for text in texts for word in WORDS[5:25]]
-    Engine(skipper, tokenizer, skipping="never").calibrate(many, mean_depth=2.5, rounds=1, speed_samples=8)
-    assert skipper.config.skipping == "never"
+    calibrate(Engine(skipper, tokenizer, "full+skip:never"), many, mean_depth=2.5, rounds=1, speed_samples=8)
+    assert skipper.exit_config.policy.endswith("+skip:never")
+    assert Engine(skipper, tokenizer).policy.skip == Skip("never")
+    assert Engine(skipper, tokenizer).predict(texts).skipped is None
     skipper.forget_calibration()
-    assert skipper.config.skipping is None
-    assert Engine(skipper, tokenizer).skipping.mode == "gates"
+    assert Engine(skipper, tokenizer).policy == Policy(LastLayer())
+    assert Engine(skipper, tokenizer).predict(texts).skipped is not None
 
 
 def test_a_promise_is_of_the_way_of_skipping_that_it_was_made_with(skipper, tokenizer, texts):
     many = [" ".join([*text.split(), word]) for text in texts for word in WORDS[5:25]]
-    Engine(skipper, tokenizer).calibrate(many, agreement=0.6, rounds=1, speed_samples=8)
-    assert Engine(skipper, tokenizer).audit().promised == 0.6
-    with pytest.warns(UserWarning, match="calibrated with skipping gates, now never: its policy is used, but its promise"):
-        assert Engine(skipper, tokenizer, skipping="never").audit().promised is None
+    calibrate(Engine(skipper, tokenizer), many, agreement=0.6, rounds=1, speed_samples=8)
+    assert audit(Engine(skipper, tokenizer)).promised == 0.6
+    named = f"{skipper.exit_config.policy}+skip:never"
+    assert audit(Engine(skipper, tokenizer, named)).promised is None
+    skipper.exit_config.policy = named
+    with pytest.warns(
+        UserWarning, match=r"calibrated with exit_policy .*, now .*\+skip:never: its policy is used, but its promise"
+    ):
+        assert audit(Engine(skipper, tokenizer)).promised is None
 
 
 def test_planned_paths_promise_nothing(skipper, tokenizer, texts):
-    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn_skips=True, progress=False)
-    engine = Engine(skipper, tokenizer, skipping="planned")
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn=("skips",), progress=False)
+    engine = Engine(skipper, tokenizer, "full+skip:planned")
     with pytest.raises(ValueError, match="agreement is promised against the model at full depth"):
-        engine.calibrate([f"{text} again" for text in texts * 5], agreement=0.6)
+        calibrate(engine, [f"{text} again" for text in texts * 5], agreement=0.6)
 
 
 def test_planned_paths_are_saved_and_loaded(skipper, tokenizer, texts, tmp_path):
     skipper.exit_table = build_exit_table(
-        skipper, tokenizer, texts * 3, 0.8, progress=False, learn_skips=True, save_records=True
+        skipper, tokenizer, texts * 3, 0.8, progress=False, learn=("skips",), save_records=True
     )
-    skipper.config.skipping = "planned:0.1"
+    skipper.exit_config.policy = "threshold:0.8+skip:planned:0.1"
     skipper.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    engine = Engine.from_pretrained(tmp_path, "threshold:0.8", device="cpu")
-    assert str(engine.skipping) == "planned:0.1"
-    expected = Engine(skipper, tokenizer, "threshold:0.8", skipping="planned:0.1").predict(texts)
+    engine = Engine.from_pretrained(tmp_path, device="cpu")
+    assert engine.policy.skip == Skip("planned", 0.1)
+    expected = Engine(skipper, tokenizer, "threshold:0.8+skip:planned:0.1").predict(texts)
     result = engine.predict(texts)
     assert torch.equal(result.skipped, expected.skipped)
     torch.testing.assert_close(result.logits, expected.logits)
     table = ExitTable.load(tmp_path)
     assert torch.equal(table.records.skipped, skipper.exit_table.records.skipped)
-    assert table.rebuild(threshold=0.5).skip_values is not None
+    assert set(table.rebuild(threshold=0.5).learned) == {"skips"}
     assert table.merge(table).records.skipped.shape[0] == 2 * len(texts) * 3
-    assert table.merge(table).skip_values is None
-    assert torch.equal(table.without_records().paths, table.paths)
+    assert table.merge(table).learned == {}
+    assert table.without_records().learned["skips"].paths is table.learned["skips"].paths
+
+
+def test_a_way_of_skipping_that_version_0_1_saved_is_kept(skipper, tokenizer, texts, tmp_path):
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, learn=("skips",))
+    skipper.exit_config.policy, skipper.exit_config.skipping = "verified:0.8", "planned:0.1"
+    skipper.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = Engine.from_pretrained(tmp_path, device="cpu")
+    assert format_policy(engine.policy) == "predicted:0.05+threshold:0.8+skip:planned:0.1"
+    assert saved_policy("verified:0.8", "planned:0.1") == engine.policy
 
 
 def test_paths_by_hand():
@@ -360,14 +381,15 @@ def test_planned_learns_what_tokens_tell(skipper, tokenizer):
     """Where one word decides what is skipped, the table finds it."""
     words = {"good": [True, False, True, False], "bad": [False, True, False, False]}
     texts = [f"{word} {' '.join(WORDS[8 + i : 10 + i])}" for i in range(20) for word in words]
-    table = build_exit_table(skipper, tokenizer, texts, 0.8, progress=False, learn_skips=True)
+    table = build_exit_table(skipper, tokenizer, texts, 0.8, progress=False, learn=("skips",))
     records = table.records
     told = torch.tensor([words[text.split()[0]] for text in texts])
     table = ExitTable.from_records(
         type(records)(records.tokens, records.uncertainty, records.agrees, told),
         table.exit_layers, table.settings, table.vocab_size, table.fingerprint, table.special_ids,
-    ).with_skip_values(epochs=200)  # fmt: skip
-    chosen = table.paths[choose_paths(table.predict_skips(records.tokens), table.paths)]
+    ).learn("skips", epochs=200)  # fmt: skip
+    paths = table.learned["skips"].paths
+    chosen = paths[choose_paths(table.predict_skips(records.tokens), paths)]
     assert torch.equal(chosen, told)
 
 
@@ -399,63 +421,66 @@ def test_when_skipping_pays():
 
 def test_skipping_asked_of_a_model_without(model, skipper, tokenizer, texts):
     for mode in ("gates", "planned"):
-        with pytest.raises(ValueError, match=f"skipping='{mode}': this model has no skip gates"):
-            Engine(model, tokenizer, skipping=mode)
-    with pytest.raises(ValueError, match="learn_skips: this model has no skip gates"):
-        build_exit_table(model, tokenizer, texts, 0.8, progress=False, learn_skips=True)
+        with pytest.raises(ValueError, match=f"skip='{mode}': this model has no skip gates"):
+            Engine(model, tokenizer, f"full+skip:{mode}")
+    with pytest.raises(ValueError, match=r"learn=\['skips'\]: this model has no skip gates"):
+        build_exit_table(model, tokenizer, texts, 0.8, progress=False, learn=("skips",))
     with pytest.raises(ValueError, match="needs an exit table that learned them"):
-        Engine(skipper, tokenizer, skipping="planned")
+        Engine(skipper, tokenizer, "full+skip:planned")
     table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False)
     with pytest.raises(ValueError, match="records are of a model without skip gates"):
-        table.with_skip_values()
+        table.learn("skips")
     skipper.exit_table = table
     with pytest.raises(ValueError, match="needs an exit table that learned them"):
-        Engine(skipper, tokenizer, skipping="planned")
+        Engine(skipper, tokenizer, "full+skip:planned")
 
 
 @pytest.mark.parametrize(
-    ("form", "error", "message"),
+    ("settings", "error", "message"),
     [
-        ("sometimes", ValueError, "unknown skipping 'sometimes'; known: gates, never, planned"),
-        ("gates:0.5", ValueError, "takes no price"),
-        ("planned:cheap", ValueError, "skipping 'planned:cheap'"),
-        ("planned:inf", ValueError, "price must be finite, got inf"),
-        ("", ValueError, "unknown skipping ''"),
-        (0.5, TypeError, "skipping must be one of gates, planned, never"),
-        (False, TypeError, "skipping must be one of gates, planned, never"),
+        (("sometimes",), ValueError, "unknown skip 'sometimes'; known: gates, never, planned"),
+        (("gates", 0.5), ValueError, "takes no price"),
+        (("planned", "cheap"), TypeError, "price must be a number, got 'cheap'"),
+        (("planned", math.inf), ValueError, "price must be finite, got inf"),
+        (("",), ValueError, "unknown skip ''"),
+        ((0.5,), ValueError, "unknown skip 0.5"),
+        ((False,), ValueError, "unknown skip False"),
     ],
 )
-def test_bad_forms(skipper, tokenizer, form, error, message):
+def test_bad_ways_of_skipping(skipper, tokenizer, settings, error, message):
     with pytest.raises(error, match=message):
-        Engine(skipper, tokenizer, skipping=form)
-    engine = Engine(skipper, tokenizer, skipping="never")
-    with pytest.raises(error, match=message):
-        engine.skipping = form
-    assert engine.skipping.mode == "never"
+        Skip(*settings)
+    form = ":".join(map(str, settings))
+    with pytest.raises(ValueError, match="policy 'full"):
+        Engine(skipper, tokenizer, f"full+skip:{form}")
+    engine = Engine(skipper, tokenizer, "full+skip:never")
+    with pytest.raises(ValueError, match="policy 'full"):
+        engine.policy = f"full+skip:{form}"
+    assert engine.predict(["good"]).skipped is None
 
 
 def test_another_way_of_skipping_ends_an_audit(skipper, tokenizer, texts):
     engine = Engine(skipper, tokenizer)
-    engine.audit(rate=1.0)
+    audit(engine, rate=1.0)
     with pytest.warns(UserWarning, match="the audit that was running ends here"):
-        engine.skipping = "never"
-    expected = Engine(skipper, tokenizer, skipping="never").predict(texts)
+        engine.policy = "full+skip:never"
+    expected = Engine(skipper, tokenizer, "full+skip:never").predict(texts)
     torch.testing.assert_close(engine.predict(texts).logits, expected.logits)
 
 
 def test_a_plan_is_not_audited_against_itself(skipper, tokenizer, texts):
-    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn_skips=True, progress=False)
-    engine = Engine(skipper, tokenizer, skipping="planned:1000")  # the shortest path for all
-    audit = engine.audit(rate=1.0)
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn=("skips",), progress=False)
+    engine = Engine(skipper, tokenizer, "full+skip:planned:1000")  # the shortest path for all
+    running = audit(engine, rate=1.0)
     planned, gated = engine.predict(texts), Engine(skipper, tokenizer).predict(texts)
     assert not torch.equal(planned.skipped, gated.skipped)
     agreement = float((planned.label_ids == gated.label_ids).double().mean())
-    assert audit.report().agreement == pytest.approx(agreement)
+    assert running.report().agreement == pytest.approx(agreement)
     assert agreement < 1
 
 
 def test_a_table_of_other_gates_is_left_out(skipper, tokenizer, texts, tmp_path, caplog):
-    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn_skips=True, progress=False)
+    skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 4, 0.8, learn=("skips",), progress=False)
     skipper.save_pretrained(tmp_path)
     for changes in ({"skip_threshold": 1.0}, {"skip_layers": [4]}):
         caplog.clear()
@@ -464,4 +489,4 @@ def test_a_table_of_other_gates_is_left_out(skipper, tokenizer, texts, tmp_path,
     assert MultiExitBert.from_pretrained(tmp_path).exit_table is not None
     skipper.config.skip_layers = [4]
     with pytest.raises(ValueError, match=r"paths that skip layers beside skip_layers=\[4\]: build it again"):
-        Engine(skipper, tokenizer, skipping="planned")
+        Engine(skipper, tokenizer, "full+skip:planned")

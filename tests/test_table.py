@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from geep_triton.backend import VARIABLE, has_triton, interprets
-from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
-from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
+from geep_triton.ops.backend import VARIABLE, has_triton, interprets
 from geep_triton.ops.hash_table import lookup
 from geep_triton.ops.predict_exits import ScoreTable
-from geep_triton.outputs import Tokens
+from geep_triton.table.exit_table import ExitTable
+from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tokens.ragged import Tokens
 
 EXITS = (1, 2, 4)
 SAMPLES = [[2, 7, 8, 3], [2, 7, 7, 3], [2, 9, 3, 8, 3], [2, 3], [2, 10, 9, 8, 7, 3]]
@@ -120,7 +121,7 @@ def kernels_run(monkeypatch):
     """Names of the Triton kernels that ran since, all of which may run here; and where they do."""
     if not has_triton() or not (torch.cuda.is_available() or interprets()):
         pytest.skip("needs Triton, and a GPU or its interpreter")
-    from geep_triton.kernels import launching
+    from geep_triton.ops.kernels import launching
 
     names, launch = [], launching.launch
     monkeypatch.setenv(VARIABLE, "triton")
@@ -167,13 +168,14 @@ def test_tables_without_records_predict_and_merge_but_do_not_rebuild():
     assert torch.equal(small.predict(tokens).exits, make().predict(tokens).exits)
     assert small.merge(make()).exit_counts.sum() == 10
     assert small.rebuild(smoothing=3.0).settings.smoothing == 3.0
-    for needs in (lambda: small.rebuild(threshold=0.5), small.with_agreement, small.with_exit_values, small.with_skip_values):
+    learning = [lambda what=what: small.learn(what) for what in ("agreement", "exits", "skips")]
+    for needs in (lambda: small.rebuild(threshold=0.5), *learning):
         with pytest.raises(ValueError, match="without the records of its texts .* save_records=True"):
             needs()
     with pytest.raises(ValueError, match=r"records\.agrees"):
-        make().with_agreement()
+        make().learn("agreement")
     with pytest.raises(ValueError, match=r"records\.skipped"):
-        make().with_skip_values()
+        make().learn("skips")
 
 
 @pytest.mark.parametrize("ngram", [1, 2])
@@ -349,7 +351,7 @@ def test_values_are_learned_whatever_the_caller_does_about_gradients(mode):
 
     def learned():
         table = ExitTable.from_records(records, EXITS, TableSettings(0.3), 40, "f", (0, 2, 3))
-        return table.with_agreement(epochs=2).with_exit_values(epochs=2).digest()
+        return table.learn("agreement", epochs=2).learn("exits", epochs=2).digest()
 
     expected = learned()
     with mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
-from geep_triton.exits.table_file import TABLE_FILE
 from geep_triton.ops.ngrams import ngram_keys
-from geep_triton.outputs import Tokens
+from geep_triton.table.exit_table import ExitTable
+from geep_triton.table.files import TABLE_FILE
+from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tokens.ragged import Tokens
 
+DATA = Path(__file__).parent / "data"
 SEED = 0  # of the places and bits that are flipped
 FLIPS = (250, 60)  # in the header, in the tensors
 
@@ -33,7 +36,7 @@ def table() -> ExitTable:
         torch.rand(60, 4, generator=generator) > 0.5,
     )
     made = ExitTable.from_records(records, (1, 2, 4), TableSettings(0.3), 40, "f", (0, 2, 3))
-    learned = made.with_agreement(epochs=1).with_exit_values(epochs=1).with_skip_values(epochs=1)
+    learned = made.learn("agreement", epochs=1).learn("exits", epochs=1).learn("skips", epochs=1)
     return replace(learned, save_records=True)
 
 
@@ -145,6 +148,21 @@ def test_a_file_of_an_earlier_version_loads(table, tmp_path):
     assert ExitTable.load(tmp_path).digest() == table.digest()
 
 
+def test_a_file_of_version_0_1_loads_and_is_the_same_table(tmp_path):
+    """With the digest that models saved beside it hold, whatever its parts are called now."""
+    table = ExitTable.load(DATA / "exit_table_0_1.safetensors")
+    assert table.digest() == "bfb627d475eddfc8"
+    assert replace(table, learned={}).digest() == "11a0a26f766edb48"
+    assert set(table.learned) == {"agreement", "exits", "skips"}
+    assert [values.weights[0, 0].item() for values in table.learned.values()] == [0.0, 1.0, 2.0]
+    assert table.learned["skips"].weights.shape == (3, 4)
+    assert table.learned["skips"].paths.tolist() == [[False, True, False, False], [False] * 4]
+    assert table.learned["agreement"].paths is None
+    assert table.records.tokens.ids.tolist() == [2, 5, 6, 3, 2, 6, 3]
+    table.save_pretrained(tmp_path)
+    assert ExitTable.load(tmp_path).digest() == table.digest()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -212,16 +230,12 @@ def test_a_git_lfs_pointer(tmp_path):
 
 @pytest.mark.parametrize("policy", ["predicted", "predicted:mean", "predicted:0.9,values=learned", "allocated:0.02"])
 def test_nan_in_a_table_in_memory_sends_no_text_out(model, tokenizer, many, tmp_path, policy):
-    table = build_exit_table(model, tokenizer, many, 0.8, learn_agreement=True, learn_exits=True, progress=False)
-    nan = table.agreement.weights.clone()
+    table = build_exit_table(model, tokenizer, many, 0.8, learn=("agreement", "exits"), progress=False)
+    nan = table.learned["agreement"].weights.clone()
     nan[3] = NAN
     counts = table.exit_counts.double() * NAN
-    broken = replace(table, exit_counts=counts)
-    broken = replace(
-        broken,
-        agreement=replace(table.agreement, weights=nan),
-        exit_values=replace(table.exit_values, weights=nan),
-    )
+    learned = {name: replace(values, weights=nan) for name, values in table.learned.items()}
+    broken = replace(table, exit_counts=counts, learned=learned)
     model.exit_table = broken
     with pytest.raises(ValueError, match="exit_table: its scores .* are NaN or infinite"):
         Engine(model, tokenizer, policy).predict(many[:5])
@@ -242,7 +256,7 @@ def test_a_resized_vocabulary_drops_table_and_calibration(calibrated, tokenizer,
     model.resize_token_embeddings()  # asks only
     assert model.exit_table is not None
     model.resize_token_embeddings(50)
-    assert model.exit_table is model.config.calibration is model.config.exit_policy is None
+    assert model.exit_table is model.exit_config.calibration is model.exit_config.policy is None
     assert "exit table is dropped: it was built for a vocabulary of 42, now the model has 50" in caplog.text
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from geep_triton import Engine, MultiExitBert
-from geep_triton.exits.temperature import TemperatureFit, expected_calibration_error, fit_temperatures
+from geep_triton.exit_config import ExitConfig
+from geep_triton.promises.temperatures import TemperatureFit, best_temperatures, expected_calibration_error, fit_temperatures
 
 
 def sampled(temperatures, count=20_000):
@@ -19,7 +20,7 @@ def sampled(temperatures, count=20_000):
 
 def test_temperatures_are_found():
     logits, labels = sampled([0.5, 1.0, 3.0])
-    assert fit_temperatures(logits, labels) == pytest.approx([0.5, 1.0, 3.0], rel=0.05)
+    assert best_temperatures(logits, labels) == pytest.approx([0.5, 1.0, 3.0], rel=0.05)
 
 
 def test_error_equals_a_loop():
@@ -39,7 +40,7 @@ def test_temperatures_lower_the_error_of_real_exits(real_logits, real_labels):
     logits, labels = real_logits, real_labels
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     fit, test = order[:910], order[910:]
-    temperatures = torch.tensor(fit_temperatures(logits[fit], labels[fit]))
+    temperatures = torch.tensor(best_temperatures(logits[fit], labels[fit]))
     before, after = (
         sum(F.cross_entropy(values[test, layer], labels[test]).item() for layer in range(6))
         for values in (logits, logits / temperatures[:, None])
@@ -52,25 +53,25 @@ def test_temperatures_lower_the_error_of_real_exits(real_logits, real_labels):
 
 def test_an_exit_that_is_always_right_stays_finite():
     logits = torch.tensor([[[5.0, 0.0]], [[0.0, 5.0]]])
-    assert 0 < fit_temperatures(logits, torch.tensor([0, 1]))[0] < 1
+    assert 0 < best_temperatures(logits, torch.tensor([0, 1]))[0] < 1
 
 
 def test_the_model_answers_at_its_temperatures(model, tokenizer, texts, tmp_path):
     engine = Engine(model, tokenizer, "full")
     plain = engine.exit_logits(texts)[1]
-    fitted = engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
+    fitted = fit_temperatures(engine, texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
     found = list(fitted.temperatures)
-    assert model.config.exit_temperatures == found
+    assert model.exit_config.temperatures == tuple(found)
     scaled = plain / torch.tensor(found)[:, None]
     torch.testing.assert_close(engine.exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
     model.save_pretrained(tmp_path)
     again = MultiExitBert.from_pretrained(tmp_path)
     torch.testing.assert_close(Engine(again, tokenizer, "full").exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
     # Fitted once more, they are found from the plain logits again.
-    again = engine.fit_temperatures(texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
+    again = fit_temperatures(engine, texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
     assert list(again.temperatures) == pytest.approx(found, rel=1e-3)
     assert again.error_before == pytest.approx(fitted.error_after, abs=1e-3)
-    assert MultiExitBert.from_pretrained(tmp_path, exit_layers=[2, 4]).config.exit_temperatures is None
+    assert MultiExitBert.from_pretrained(tmp_path, exit_layers=[2, 4]).exit_config.temperatures is None
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_labels_are_checked_before_anything_runs(model, tokenizer, texts, labels
     engine = Engine(model, tokenizer, "full")
     monkeypatch.setattr(engine, "every_exit", lambda inputs: pytest.fail("it ran"))
     with pytest.raises(ValueError, match=message):
-        engine.fit_temperatures(texts, labels)
+        fit_temperatures(engine, texts, labels)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +97,16 @@ def test_labels_are_checked_before_anything_runs(model, tokenizer, texts, labels
 )
 def test_refusals(logits, labels, message):
     with pytest.raises(ValueError, match=message):
-        fit_temperatures(logits, labels)
+        best_temperatures(logits, labels)
 
 
 @pytest.mark.parametrize("temperatures", [[1.0], [1.0, 0.0, 1.0, 1.0], "warm"])
-def test_config_refuses_temperatures(make_model, temperatures):
-    with pytest.raises((ValueError, TypeError), match="exit_temperatures"):
-        make_model(exit_temperatures=temperatures)
+def test_a_model_refuses_temperatures(model, tmp_path, temperatures):
+    model.save_pretrained(tmp_path)
+    with pytest.raises((ValueError, TypeError), match="temperatures"):
+        model.exit_config = ExitConfig(temperatures=temperatures)
+    with pytest.raises((ValueError, TypeError), match="temperatures"):
+        MultiExitBert.from_pretrained(tmp_path, exit_temperatures=temperatures)
 
 
 def test_temperatures_count_what_each_exit_is_judged_by():
@@ -112,6 +116,6 @@ def test_temperatures_count_what_each_exit_is_judged_by():
     labels = torch.multinomial((logits.mean(1) * 2).softmax(-1), 1, generator=generator)[:, 0]
     counted = torch.ones(400, 2, dtype=torch.bool)
     counted[200:, 0] = False
-    found = fit_temperatures(logits, labels, counted)
-    assert found[0] == pytest.approx(fit_temperatures(logits[:200], labels[:200])[0], rel=1e-3)
-    assert found[1] == pytest.approx(fit_temperatures(logits, labels)[1], rel=1e-3)
+    found = best_temperatures(logits, labels, counted)
+    assert found[0] == pytest.approx(best_temperatures(logits[:200], labels[:200])[0], rel=1e-3)
+    assert found[1] == pytest.approx(best_temperatures(logits, labels)[1], rel=1e-3)

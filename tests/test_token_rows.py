@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import encode
-from geep_triton import token_rows
-from geep_triton.data import BadSample, Encoder, iter_samples
+from bench.ops import encode
+from geep_triton.checks import BadSample
+from geep_triton.tokens import rows as token_rows
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.tokens.samples import iter_samples
 
 NAMES = ("input_ids", "token_type_ids", "attention_mask")
 NUMPY_TYPES = (np.int64, np.int32, np.int16, np.uint8, np.uint64, np.dtype(">i4"))

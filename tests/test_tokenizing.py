@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.data import Encoder
-from geep_triton.exits.fingerprint import tokenizer_fingerprint
-from geep_triton.outputs import Tokens
+from geep_triton.table.fingerprint import tokenizer_fingerprint
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.tokens.ragged import Tokens
 from tests.conftest import WORDS
 
 SEED = 0  # of the random texts

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from geep_triton.data import Encoder
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset
 from tests.test_recipes import build

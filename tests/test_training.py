@@ -9,7 +9,7 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from geep_triton import MultiExitTrainer
-from geep_triton.data import Encoder
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.losses import distillation_loss, geep_loss
 from geep_triton.training.recipes import RECIPES, get_recipe
@@ -221,7 +221,7 @@ def test_training_drops_a_table_of_the_old_weights(make_model, tokenizer, texts,
 
     model = make_model(num_labels=2)
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
-    model.config.exit_temperatures = [2.0] * 4
+    model.exit_config.temperatures = [2.0] * 4
     MultiExitTrainer(
         model=model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to=[], max_steps=1, save_strategy="no"),
@@ -229,7 +229,7 @@ def test_training_drops_a_table_of_the_old_weights(make_model, tokenizer, texts,
         data_collator=DataCollatorWithPadding(tokenizer),
     ).train()
     assert model.exit_table is None
-    assert model.config.exit_temperatures is None
+    assert model.exit_config.temperatures is None
     assert "exit table is dropped" in caplog.text
     assert "exit temperatures are dropped" in caplog.text
 

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from geep_triton import Engine
+from geep_triton import Engine, audit, calibrate
 from geep_triton.engine.weight_watch import WeightWatch
+from geep_triton.promises.temperatures import fit_temperatures
 
 CHANGED = "weights have changed since this engine"
-FORMS = [{}, {"packed": True}, {"dtype": "int8"}, {"dtype": "bfloat16"}]
+FORMS = [{}, {"runner": "onednn"}, {"dtype": "int8"}, {"dtype": "bfloat16"}]
 
 
 def train(parameters) -> None:
@@ -107,7 +108,7 @@ def test_a_change_while_a_window_runs(model, tokenizer, many, call):
 
 def test_a_change_while_an_audit_runs(model, tokenizer, texts):
     engine = Engine(model, tokenizer, "constant:1")
-    engine.audit(rate=1.0)
+    audit(engine, rate=1.0)
 
     def change(*_) -> None:
         with torch.no_grad():
@@ -171,8 +172,8 @@ def test_maps_of_labels_that_are_changed_later(model, tokenizer, texts, many):
     model.config.id2label = {0: "LABEL_2", 1: "LABEL_0", 2: "LABEL_1"}
     for call in (
         lambda: engine.predict(texts),
-        lambda: engine.calibrate(many, [0] * len(many), max_accuracy_drop=0.5),
-        lambda: engine.fit_temperatures(many, [0] * len(many)),
+        lambda: calibrate(engine, many, [0] * len(many), max_accuracy_drop=0.5),
+        lambda: fit_temperatures(engine, many, [0] * len(many)),
     ):
         with pytest.raises(ValueError, match="label2id must say of each name what id2label says"):
             call()
@@ -189,7 +190,7 @@ def test_maps_of_labels_that_are_changed_later(model, tokenizer, texts, many):
 def test_nothing_is_answered_in_training_mode(make_model, tokenizer, many, settings):
     model = make_model(hidden_dropout_prob=0.9, head_dropout=0.9)
     engine = Engine(model, tokenizer, "full", **settings)
-    assert not any(module.training for module in engine._runner.modules())
+    assert not any(module.training for module in engine.runner.modules())
     expected = engine.predict(many).logits
     for part in (model, model.heads["2"], model.bert.encoder.layer[1]):
         part.train()

@@ -53,7 +53,7 @@ def test_a_reader_who_stops_leaves_no_thread():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("policy", ["full", "threshold:0.8", "predicted", "verified:0.8"])
+@pytest.mark.parametrize("policy", ["full", "threshold:0.8", "predicted", "predicted:0.05+threshold:0.8"])
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_prefetch_changes_no_answer(model, tokenizer, texts, policy, window):
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)

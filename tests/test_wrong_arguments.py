@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from geep_triton import Engine, MultiExitBertConfig, build_exit_table
-from geep_triton.data import Encoder, read_rows
-from geep_triton.engine.policies import Threshold
-from geep_triton.evaluation import metrics
-from geep_triton.evaluation.predictor import exit_accuracies, predictor_report, spearman
-from geep_triton.exits.temperature import expected_calibration_error
+from geep_triton import Engine, MultiExitBertConfig, audit, build_exit_table
+from geep_triton.data import read_rows
+from geep_triton.exit_config import ExitConfig
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.predict_exits import predict_exits
+from geep_triton.policies.leave import Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.start import FirstExit
+from geep_triton.promises.temperatures import expected_calibration_error, fit_temperatures
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.difficulty import difficulty_column
 from geep_triton.training.recipes import get_recipe
@@ -53,11 +55,18 @@ def test_forward(model, change, error, message):
         (lambda m, t: Engine(m, None), TypeError, "tokenizer must be a PreTrainedTokenizerBase, got None"),
         (lambda m, t: Engine(m, t, dtype=[]), ValueError, r"unknown dtype \[\]"),
         (lambda m, t: Engine(m, t).predict(np.array(3)), TypeError, "inputs must be a text, a list"),
-        (lambda m, t: Engine(m, t).audit(seed="x"), TypeError, "seed must be an int"),
-        (lambda m, t: Engine(m, t).fit_temperatures(["good"], [[0]]), ValueError, "labels must all be names of classes"),
-        (lambda m, t: Engine(m, t, Threshold(0.5, layers="12")), TypeError, "layers must be a list of ints, got '12'"),
+        (lambda m, t: audit(Engine(m, t), seed="x"), TypeError, "seed must be an int"),
+        (lambda m, t: fit_temperatures(Engine(m, t), ["good"], [[0]]), ValueError, "labels must all be names of classes"),
+        (
+            lambda m, t: Engine(m, t, Policy(FirstExit(), Sure(0.5, layers="12"))),
+            TypeError,
+            "layers must be a list of ints, got '12'",
+        ),
         (lambda m, t: build_exit_table(3, t, ["good"], 0.5), TypeError, "model must be a MultiExitBert, got 3"),
-        (lambda m, t: build_exit_table(m, t, ["good"], 0.5, learn_exits=0), TypeError, "learn_exits must be True or False"),
+        (lambda m, t: build_exit_table(m, t, ["good"], 0.5, save_records=0), TypeError, "save_records must be True or False"),
+        (lambda m, t: build_exit_table(m, t, ["good"], 0.5, learn=0), TypeError, "learn must be a list of some of agreement,"),
+        (lambda m, t: build_exit_table(m, t, ["good"], 0.5, learn="exits"), TypeError, "a list of some .*, got 'exits'"),
+        (lambda m, t: build_exit_table(m, t, ["good"], 0.5, learn=["exit"]), ValueError, "unknown learn 'exit'; known: agree"),
         (lambda m, t: setattr(m, "exit_table", 3), TypeError, "exit_table must be a ExitTable, got 3"),
         (lambda m, t: TextDataset(ROWS, None, None), TypeError, "encoder must be a Encoder, got None"),
         (lambda m, t: TextDataset(ROWS, Encoder(t, 9), 3), TypeError, "label2id must be a Mapping, got 3"),
@@ -86,9 +95,9 @@ def test_engines_and_data(model, tokenizer, call, error, message):
     ],
 )
 def test_tables(model, tokenizer, many, change, error, message):
-    table = build_exit_table(model, tokenizer, many[:40], 0.8, learn_agreement=True, progress=False)
+    table = build_exit_table(model, tokenizer, many[:40], 0.8, learn=("agreement",), progress=False)
     with pytest.raises(error, match=message):
-        table.with_exit_values(**change)
+        table.learn("exits", **change)
     with pytest.raises(TypeError, match="mean_depth must be a number, got 'x'"):
         table.price_for("x")
     with pytest.raises(ValueError, match=r"agreement must be between 0\.0 and 1\.0"):
@@ -109,7 +118,12 @@ def test_tables(model, tokenizer, many, change, error, message):
     [
         (lambda: MultiExitBertConfig(hidden_size=0), ValueError, "hidden_size must be between 1 and"),
         (lambda: MultiExitBertConfig(last_head=""), ValueError, "unknown last_head ''"),
-        (lambda: MultiExitBertConfig(exit_policy=3), TypeError, "exit_policy must be a str or None, got 3"),
+        (
+            lambda: MultiExitBertConfig(exit_policy="full"),
+            TypeError,
+            "no field exit_policy: .*model.exit_config.policy, or",
+        ),
+        (lambda: ExitConfig(policy=3), TypeError, "policy must be a str or None, got 3"),
         (lambda: MultiExitBertConfig(pad_token_id=-1), ValueError, "pad_token_id must be between 0 and"),
         (lambda: insert_add(None, KEYS, KEYS), TypeError, "table must be a HashTable"),
         (lambda: insert_add(HashTable.empty(2), KEYS, KEYS, max_capacity=1.5), TypeError, "max_capacity must be an int"),
@@ -120,19 +134,6 @@ def test_tables(model, tokenizer, many, change, error, message):
         (lambda: difficulty_column([]), ValueError, "rows: expected at least one, got none"),
         (lambda: difficulty_column([None]), TypeError, "row 0 must be a Mapping"),
         (lambda: read_rows(""), ValueError, "source must be a file or the id of a data set, got ''"),
-        (lambda: spearman("x", LOGITS[:, 0]), TypeError, r"x must be a torch\.Tensor"),
-        (lambda: spearman(LOGITS[:, 0], LOGITS[:2, 0]), ValueError, "x and y must be of one length, got 4 and 2"),
-        (lambda: metrics.pearson(LOGITS, LOGITS[:, 0]), ValueError, "scores must have 1 dimension"),
-        (lambda: metrics.per_exit("accuracy", EXITS, None), TypeError, r"labels must be a torch\.Tensor"),
-        (lambda: metrics.per_exit([], EXITS, LABELS), ValueError, r"unknown metric \[\]"),
-        (lambda: metrics.ranking(LOGITS[:, 0], LABELS, [[]] * 4), TypeError, r"each of questions must be hashable, got \[\]"),
-        (lambda: metrics.area_over_depth([0.5, 0.6], [2, 1]), ValueError, "exit_layers must be 2, one per exit, ascending"),
-        (lambda: metrics.area_over_depth([0.5, "x"], [1, 2]), TypeError, "each of values must be a number, got 'x'"),
-        (lambda: metrics.paired_bootstrap([1.0], LOGITS[:, 0]), TypeError, "first must be a Tensor"),
-        (lambda: metrics.paired_bootstrap(LOGITS, LOGITS, seed="x"), TypeError, "seed must be an int"),
-        (lambda: exit_accuracies(None, LABELS), TypeError, r"exit_logits must be a torch\.Tensor"),
-        (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, []), ValueError, "exit_layers must be 2, one per exit"),
-        (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, "12"), TypeError, "exit_layers must be a list of ints"),
         (lambda: expected_calibration_error(LOGITS, LABELS[:2]), ValueError, r"labels must be one per sample \(4"),
     ],
 )

@@ -1,6 +1,6 @@
 """Random streams, kills, damaged files and hostile arguments, each of which must end well; bench/FAULTS.md has what came of it.
 
-python -m bench.faults --minutes 20                          # all parts, into bench/results/faults.json; 1 where one failed
+python -m bench.faults --minutes 20                          # all parts, into bench/results/faults.jsonl; 1 where one failed
 python -m bench.faults --only streams --seed 123 --cases 1   # one case again, alone, and no file
 python -m bench.faults --planted --minutes 2                 # a fault is planted in each part: all must see theirs, else 1
 
@@ -10,7 +10,6 @@ A case is what its seed makes of it. What a clock decides is not: in half of the
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -31,6 +30,7 @@ from bench.environment import RESULTS, environment, without_folders
 from bench.faults import inputs, kills, mutations, streams
 from bench.faults.campaign import Part, run_part
 from bench.faults.planted import PLANTS
+from bench.rows import found, rows_of, save
 
 PARTS: dict[str, Part] = {part.name: part for part in (streams.PART, kills.PART, mutations.PART, inputs.PART)}
 
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts")
     parser.add_argument("--planted", action="store_true", help="plant a fault in each part, which ends once it has seen it")
-    parser.add_argument("--output", type=Path, help="for the result (default: bench/results/faults.json, if all ran)")
+    parser.add_argument("--output", type=Path, help="for the result (default: bench/results/faults.jsonl, if all ran)")
     return parser.parse_args()
 
 
@@ -93,15 +93,11 @@ def main() -> None:
     began = time.monotonic()
     parts = run(arguments.only, arguments.seed, arguments.minutes, dict(arguments.cases), arguments.planted)
     whole = arguments.only == list(PARTS) and not arguments.cases and not arguments.planted
-    output = arguments.output or (RESULTS / "faults.json" if whole else None)
+    output = arguments.output or (RESULTS / "faults.jsonl" if whole else None)
     if output is not None:
-        result = {
-            "environment": environment(),
-            "seed": arguments.seed,
-            "minutes": round((time.monotonic() - began) / 60, 1),
-            "parts": without_folders(parts),
-        }
-        output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        minutes = round((time.monotonic() - began) / 60, 1)
+        for name, part in without_folders(parts).items():
+            save(output, rows_of("faults", name, [found("", part, seed=arguments.seed, minutes=minutes)], {}, environment()))
     failed = [bool(part["failures"]) for part in parts.values()]
     sys.exit(not all(failed) if arguments.planted else any(failed))
 

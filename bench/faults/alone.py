@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.engine.policies import Policy
-from geep_triton.engine.rules import ExitRule
-from geep_triton.engine.skipping import Skipping
-from geep_triton.exits.paths import choose_paths
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.outputs import Tokens
+from geep_triton.policies.leave import ExitRule
+from geep_triton.policies.policy import Policy
+from geep_triton.table.paths import choose_paths
+from geep_triton.tokens.ragged import Tokens
 
 
 @dataclass
@@ -32,18 +31,18 @@ class Alone:
 
 
 @torch.inference_mode()
-def answer_alone(model: MultiExitBert, ids: list[int], types: list[int], policy: Policy, skipping: Skipping) -> Alone:
+def answer_alone(model: MultiExitBert, ids: list[int], types: list[int], policy: Policy) -> Alone:
     """By the policy's definition."""
     tokens = Tokens.from_lists([ids], [types] if any(types) else None)
-    plan, rule, path = policy.plan(model, tokens), policy.rule(model), None
-    if skipping.mode == "never":
+    first, rule, skip, path = int(policy.stops(model, tokens)), policy.rule(model), policy.skip_on(model), None
+    if skip.mode == "never":
         path = frozenset()
-    elif skipping.mode == "planned":
+    elif skip.mode == "planned":
         table = model.exit_table
-        chosen = choose_paths(table.predict_skips(tokens), table.paths, skipping.price)
-        path = frozenset((table.paths[int(chosen)].nonzero()[:, 0] + 1).tolist())
-    certain = plan.certain is not None and bool(plan.certain)
-    return _walk(model, ids, types, int(plan.stops), rule, certain, path, policy.answer_head)
+        paths = table.learned["skips"].paths
+        chosen = choose_paths(table.predict_skips(tokens), paths, skip.price)
+        path = frozenset((paths[int(chosen)].nonzero()[:, 0] + 1).tolist())
+    return _walk(model, ids, types, first, rule, path, policy.answer_head)
 
 
 def _walk(
@@ -52,7 +51,6 @@ def _walk(
     types: list[int],
     first: int,
     rule: ExitRule | None,
-    certain: bool,
     path: frozenset[int] | None,
     answer_head: str,
 ) -> Alone:
@@ -74,17 +72,16 @@ def _walk(
             hidden = model.run_layer(layer, hidden, None)
         if layer == last or (rule is None and layer == first):
             logits = model.exit_logits(layer, hidden, mask)
-            if answer_head == "teacher" and layer < last:
+            if answer_head == "shared" and layer < last:
                 logits = model.shared_logits(hidden, mask, None)
             return Alone(logits[0], layer, frozenset(skipped), margin)
         if rule is None or layer not in rule.thresholds or layer < first or skips:
             continue
         logits = model.exit_logits(layer, hidden, mask)
         scores = rule.score(layer, logits, previous, streak)
-        if not (certain and layer == first):
-            margin = min(margin, _margin(rule, layer, logits, float(scores.uncertainty)))
+        margin = min(margin, _margin(rule, layer, logits, float(scores.uncertainty)))
         previous, streak = scores.prediction, scores.streak
-        if bool(scores.leaves) or (certain and layer == first):
+        if bool(scores.leaves):
             return Alone(logits[0], layer, frozenset(skipped), margin)
     raise AssertionError("a sample left nowhere")
 
@@ -106,6 +103,6 @@ def logits_along(
     for number in range(1, layer + 1):
         if number not in skipped:
             hidden = model.run_layer(number, hidden, None)
-    if answer_head == "teacher" and layer < model.config.num_hidden_layers:
+    if answer_head == "shared" and layer < model.config.num_hidden_layers:
         return model.shared_logits(hidden, mask, None)[0]
     return model.exit_logits(layer, hidden, mask)[0]

@@ -8,13 +8,13 @@ from bench.faults import hostile
 from bench.faults.hostile import not_choice, not_int, not_number, not_path, not_tensor
 from bench.faults.target import Target
 from geep_triton import Engine
-from geep_triton.data import Encoder, read_csv, read_json_lines, read_rows
-from geep_triton.evaluation import metrics
-from geep_triton.evaluation.predictor import exit_accuracies, predictor_report, spearman
-from geep_triton.exits.temperature import expected_calibration_error, fit_temperatures
+from geep_triton.data import read_csv, read_json_lines, read_rows
+from geep_triton.promises.temperatures import best_temperatures, expected_calibration_error
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.training.curriculum import Curriculum
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.difficulty import cross_review, difficulty_column, first_right_exit
-from geep_triton.training.recipes import RECIPES, get_recipe
+from geep_triton.training.recipes import get_recipe
 
 I64, F32 = torch.int64, torch.float32
 
@@ -83,14 +83,17 @@ def data_targets(engine: Engine) -> list[Target]:
                     "pairing": not_choice(),
                     "order": not_choice(),
                 },
-                "curriculum": {
-                    "schedule": not_choice(),
-                    "start": not_number(1e-6, 1.0),
-                    "buckets": not_int(),
-                    "until": not_number(1e-6, 1.0),
-                },
             }.items()
-            if name in RECIPES
+        ),
+        Target(
+            "Curriculum",
+            Curriculum,
+            {
+                "schedule": not_choice(),
+                "start": not_number(1e-6, 1.0),
+                "buckets": not_int(),
+                "until": not_number(1e-6, 1.0),
+            },
         ),
     ]
 
@@ -99,85 +102,10 @@ def judging_targets() -> list[Target]:
     """On random tensors."""
     logits, labels, exits = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 2, 3)
     classes = {"logits": not_tensor(2, F32, empty=True), "labels": not_tensor(1, I64, empty=True, low=0, high=2)}
-    pair = {name: not_tensor(1, F32) for name in "xy"}
-    layers = torch.tensor([1, 2, 1, 2, 1, 2])
     return [
-        *(
-            Target(f"metrics.{metric.__name__}", metric, classes, {"logits": logits, "labels": labels})
-            for metric in (metrics.accuracy, metrics.confusion, metrics.f1, metrics.matthews)
-        ),
         Target(
-            "metrics.pearson",
-            metrics.pearson,
-            {"scores": pair["x"], "targets": pair["y"]},
-            {"scores": logits[:, 0], "targets": logits[:, 1]},
-        ),
-        Target("spearman", spearman, pair, {"x": logits[:, 0], "y": logits[:, 1]}),
-        Target(
-            "metrics.ranking",
-            metrics.ranking,
-            {
-                "scores": not_tensor(1, F32),
-                "labels": not_tensor(1, I64, low=0, high=1),
-                "questions": lambda: [None, 3, [], [1], [[]] * 6],
-            },
-            {"scores": logits[:, 0], "labels": labels.clamp(max=1), "questions": list("aabbcc")},
-        ),
-        Target(
-            "metrics.per_exit",
-            metrics.per_exit,
-            {
-                "metric": not_choice(),
-                "exit_logits": not_tensor(3, F32, empty=True),
-                "labels": not_tensor(1, I64, empty=True, low=0, high=2),
-            },
-            {"metric": "accuracy", "exit_logits": exits, "labels": labels},
-        ),
-        Target(
-            "metrics.area_over_depth",
-            metrics.area_over_depth,
-            {
-                "values": lambda: [None, 3, "xy", [], [1.0, 2.0, 3.0], ["x", 1.0], [None, 1.0], {}],
-                "exit_layers": lambda: [None, 3, [], [1], [1, 1], [2, 1], ["x", 1]],
-            },
-            {"values": [0.5, 0.6], "exit_layers": [1, 2]},
-        ),
-        Target(
-            "metrics.paired_bootstrap",
-            metrics.paired_bootstrap,
-            {
-                "first": not_tensor(1, F32, empty=True),
-                "second": not_tensor(1, F32, empty=True),
-                "confidence": not_number(0.0, 1.0),
-                "resamples": not_int(),
-                "seed": lambda: ["x", 1.5, -1, {}],
-            },
-            {"first": logits[:, 0], "second": logits[:, 1], "resamples": 10},
-        ),
-        Target(
-            "exit_accuracies",
-            exit_accuracies,
-            {
-                "exit_logits": not_tensor(3, F32, empty=True),
-                "targets": lambda: [None, 3, "x", [1, 2], torch.tensor(1), torch.zeros(0), torch.zeros(2, 2)],
-            },
-            {"exit_logits": exits, "targets": labels},
-        ),
-        Target(
-            "predictor_report",
-            predictor_report,
-            {
-                "exit_logits": not_tensor(3, F32, empty=True),
-                "targets": not_tensor(1, I64, empty=True),
-                "predicted": not_tensor(1, I64, empty=True, low=1, high=2),
-                "actual": not_tensor(1, I64, empty=True, low=1, high=2),
-                "exit_layers": lambda: [None, 3, [], [1], [1, 2, 3], [2, 1], [1, 1], "x", [1.5, 2.0]],
-            },
-            {"exit_logits": exits, "targets": labels, "predicted": layers, "actual": layers, "exit_layers": [1, 2]},
-        ),
-        Target(
-            "fit_temperatures",
-            fit_temperatures,
+            "best_temperatures",
+            best_temperatures,
             {"logits": not_tensor(3, F32, empty=True), "labels": not_tensor(1, I64, empty=True, low=0, high=2)},
             {"logits": exits, "labels": labels},
         ),

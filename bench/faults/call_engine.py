@@ -8,8 +8,9 @@ from bench.faults import hostile
 from bench.faults.hostile import not_bool, not_choice, not_int, not_number, not_path, not_texts
 from bench.faults.material import make_texts
 from bench.faults.target import Target
-from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.engine.policies import parse_policy
+from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
+from geep_triton.policies.text import parse_policy
+from geep_triton.promises.temperatures import fit_temperatures
 
 I64, F32 = torch.int64, torch.float32
 SAMPLES = 8
@@ -20,23 +21,27 @@ def engine_targets(engine: Engine) -> list[Target]:
     model, tokenizer = engine.model, engine.tokenizer
     texts = make_texts(3, SAMPLES, odd=0.0)
     policies = {
-        "policy": lambda: [*not_choice(optional=True)(), *(f"{name}:x" for name in ("constant", "threshold", "patience"))]
+        "policy": lambda: [
+            *not_choice(optional=True)(),
+            *(f"{name}:x" for name in ("constant", "threshold", "patience", "full+skip")),
+            *(f"full+skip:{skip}" for skip in ("never:1", "planned:x")),
+        ]
     }
+    run = {"policy": lambda: [*policies["policy"](), "full+skip:gates", "full+skip:planned"]}  # by a model without gates
     settings = {
-        "skipping": lambda: [*not_choice(optional=True)()[1:], "gates", "planned", "never:1", "planned:x"],
         "token_budget": not_int(1, optional=True),
         "window": not_int(),
         "dtype": not_choice(optional=True),
-        **dict.fromkeys(
-            ("packed", "in_place", "varlen", "compile", "graphs", "cudnn_attention", "truncation", "progress"), not_bool
-        ),
+        "runner": not_choice(),
+        **dict.fromkeys(("truncation", "progress"), not_bool),
         "in_flight": not_int(1, optional=True),
         "max_length": lambda: [*not_int(3, optional=True)(), 10**6],
         "model": lambda: [None, 3, "x", torch.nn.Linear(2, 2), {}, hostile.Stranger(), MultiExitBert],
         "tokenizer": lambda: [None, 3, "x", {}, hostile.Stranger(), len],
-        **policies,
+        **run,
     }
     reading = {"inputs": not_texts}
+    no_engine = {"engine": lambda: [None, 3, "x", model, tokenizer, hostile.Stranger(), Engine]}
     promises = {
         "agreement": not_number(0.0, 1.0, optional=True),
         "max_accuracy_drop": not_number(0.0, 1.0, optional=True),
@@ -45,7 +50,7 @@ def engine_targets(engine: Engine) -> list[Target]:
     }
     return [
         Target("Engine", Engine, settings, {"model": model, "tokenizer": tokenizer}),
-        Target("Engine.with_policy", engine.with_policy, policies),
+        Target("Engine.with_policy", engine.with_policy, run),
         Target("parse_policy", parse_policy, {"text": lambda: [*policies["policy"](), None]}),
         Target("Engine.predict", engine.predict, reading),
         Target("Engine.predict_windows", lambda inputs: list(engine.predict_windows(inputs)), reading),
@@ -53,33 +58,41 @@ def engine_targets(engine: Engine) -> list[Target]:
         Target("Engine.every_exit", engine.every_exit, reading),
         *(
             Target(
-                f"Engine.calibrate({promise}=)",
-                engine.calibrate,
+                f"calibrate({promise}=)",
+                calibrate,
                 {
                     promise: lambda wrong=wrong: [value for value in wrong() if value is not None],
                     "inputs": not_texts,
                     "labels": hostile.not_labels(SAMPLES) if promise == "max_accuracy_drop" else list,
                     "method": not_choice(),
+                    **no_engine,
                 },
-                {"inputs": texts, promise: 0.5, **({"labels": [0] * SAMPLES} if promise == "max_accuracy_drop" else {})},
+                {
+                    "engine": engine,
+                    "inputs": texts,
+                    promise: 0.5,
+                    **({"labels": [0] * SAMPLES} if promise == "max_accuracy_drop" else {}),
+                },
             )
             for promise, wrong in promises.items()
         ),
         Target(
-            "Engine.fit_temperatures",
-            engine.fit_temperatures,
-            {"inputs": not_texts, "labels": hostile.not_labels(SAMPLES)},
-            {"inputs": texts, "labels": [0, 1] * (SAMPLES // 2)},
+            "fit_temperatures",
+            fit_temperatures,
+            {"inputs": not_texts, "labels": hostile.not_labels(SAMPLES), **no_engine},
+            {"engine": engine, "inputs": texts, "labels": [0, 1] * (SAMPLES // 2)},
         ),
         Target(
-            "Engine.audit",
-            engine.audit,
+            "audit",
+            audit,
             {
                 "rate": lambda: [*not_number(0.0, 1.0)(), 0],
                 "promised": not_number(0.0, 1.0, optional=True),
                 "confidence": not_number(0.5, 0.9999),
                 "seed": lambda: ["x", 1.5, [], {}, b"", hostile.NAN, True],
+                **no_engine,
             },
+            {"engine": engine},
         ),
         Target("Engine.from_pretrained", Engine.from_pretrained, {"pretrained_model_name_or_path": not_path}),
         Target(
@@ -97,7 +110,8 @@ def engine_targets(engine: Engine) -> list[Target]:
                 "smoothing": not_number(0.0),
                 "reduction": not_choice(),
                 "criterion": not_choice(),
-                **dict.fromkeys(("learn_agreement", "learn_exits", "learn_skips", "progress", "save_records"), not_bool),
+                "learn": lambda: ["agreement", "", 3, {}, {1}, b"full", ["nothing"], [None], [["exits"]], ("exits", 1)],
+                **dict.fromkeys(("progress", "save_records"), not_bool),
             },
             {"model": model, "tokenizer": tokenizer, "texts": texts, "threshold": 0.5, "progress": False},
         ),

@@ -11,8 +11,12 @@ from bench.faults import hostile
 from bench.faults.hostile import Values, not_choice, not_int, not_number, not_path, not_tensor
 from bench.faults.target import Target
 from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig
-from geep_triton.engine.policies import Allocated, ConstantDepth, Patience, Predicted, Threshold, Verified
-from geep_triton.outputs import Tokens
+from geep_triton.exit_config import OLD_FIELDS, ExitConfig
+from geep_triton.policies.leave import Patient, Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.skip import Skip
+from geep_triton.policies.start import AtLayer, FirstExit, TableAgreement, TableExit
+from geep_triton.tokens.ragged import Tokens
 
 I64, F32 = torch.int64, torch.float32
 
@@ -33,17 +37,12 @@ def model_targets(engine: Engine, folder: Path) -> list[Target]:
         "head_size": lambda: [*not_int()(), 10**9],
         "head_attention_heads": not_int(),
         "head_dropout": not_number(0.0, 1.0),
-        "exit_thresholds": lambda: [*not_number(0.0, 1.0, optional=True)(), [0.1], [0.1] * count, ["x"] * (count - 1)],
-        "exit_temperatures": lambda: [3, 1.5, "x", [1.0], [0.0] * count, [-1.0] * count, [hostile.NAN] * count, [None] * count],
         "skip_gate": not_choice(optional=True),
         "skip_layers": lambda: [[1], 3, "x"],
         "skip_threshold": not_number(0.0, 1.0),
         "skip_gate_bias": not_number(-1e3, 1e3),
         "skip_gate_size": not_int(),
         "skip_gate_attention_heads": not_int(),
-        "exit_policy": lambda: [3, [], {}, b"full"],
-        "skipping": lambda: [3, [], {}],
-        "calibration": lambda: [3, "x", {"x": 1}],
         "num_labels": lambda: [0, -1, 10**9, 1.5, "3", [], hostile.NAN],
         "id2label": lambda: [{1: "a", 2: "b"}, {0: "a", 1: "a"}, {"x": "a"}, 3, "ab", {0.5: "a"}, {-1: "a"}],
         "label2id": lambda: [{"a": 1}, {"a": 0, "b": 0}, {"a": "x"}, {"a": None}, {"a": 2**70}, 3, {"a": 0.5}],
@@ -53,6 +52,13 @@ def model_targets(engine: Engine, folder: Path) -> list[Target]:
         "vocab_size": not_int(),
         "pad_token_id": lambda: [-1, 10**9, "x", 1.5],
         "is_decoder": lambda: [True, "x"],
+    }
+    served = {
+        "exit_thresholds": lambda: [*not_number(0.0, 1.0, optional=True)(), [0.1], [0.1] * count, ["x"] * (count - 1)],
+        "exit_temperatures": lambda: [3, 1.5, "x", [1.0], [0.0] * count, [-1.0] * count, [hostile.NAN] * count, [None] * count],
+        "exit_policy": lambda: [3, [], {}, b"full"],
+        "skipping": lambda: [3, [], {}],
+        "calibration": lambda: [3, "x", {"x": 1}],
     }
     forward = {
         "input_ids": not_tensor(2, I64, empty=True, low=0, high=size - 1),
@@ -79,6 +85,16 @@ def model_targets(engine: Engine, folder: Path) -> list[Target]:
     }
     return [
         Target("MultiExitBertConfig", MultiExitBertConfig, fields),
+        Target(
+            "MultiExitBert.exit_config =",
+            lambda **values: setattr(model, "exit_config", ExitConfig(**values)),
+            {OLD_FIELDS[name]: values for name, values in served.items()},
+        ),
+        Target(
+            "MultiExitBert.exit_config =",
+            lambda exit_config: setattr(model, "exit_config", exit_config),
+            {"exit_config": lambda: [None, 3, "x", {}, [], hostile.Stranger()]},
+        ),
         Target("MultiExitBert.forward", model.forward, forward, {"input_ids": torch.tensor([[2, 5, 3], [2, 6, 3]])}),
         Target(
             "MultiExitBert.from_pretrained",
@@ -86,6 +102,7 @@ def model_targets(engine: Engine, folder: Path) -> list[Target]:
             {
                 "path": not_path,
                 **{name: fields[name] for name in ("exit_layers", "head", "head_size", "num_labels", "id2label")},
+                **served,
             },
             {"path": folder / "model"},
         ),
@@ -114,9 +131,8 @@ def table_targets(engine: Engine) -> list[Target]:
                 "reduction": not_choice(),
             },
         ),
-        Target("ExitTable.with_agreement", table.with_agreement, training),
-        Target("ExitTable.with_exit_values", table.with_exit_values, training),
-        Target("ExitTable.with_skip_values", table.with_skip_values, {"most_paths": not_int()}),
+        Target("ExitTable.learn", table.learn, {"what": not_choice(), **training}, {"what": "agreement"}),
+        Target("ExitTable.learn('skips')", table.learn, {"most_paths": not_int(optional=True)}, {"what": "skips"}),
         Target("ExitTable.merge", table.merge, {"other": lambda: [None, 3, "x", {}, hostile.Stranger()]}),
         Target(
             "ExitTable.predict",
@@ -145,34 +161,34 @@ def table_targets(engine: Engine) -> list[Target]:
         *(
             Target(policy.__name__, policy, refuses, valid)
             for policy, refuses, valid in (
-                (ConstantDepth, {"layer": not_int(), "answer_head": not_choice()}, {"layer": 1}),
-                (Threshold, {"criterion": not_choice(), "top_k": not_int(2), "pooling": not_choice()}, {"threshold": 0.5}),
-                (Patience, {"patience": not_int(), "pooling": not_choice()}, {"patience": 1}),
-                (Predicted, {"decision": decisions, "values": not_choice(), "answer_head": not_choice()}, {}),
-                (Allocated, {"price": lambda: [v for v in not_number(0.0, 1.0)() if v is not None]}, {}),
+                (AtLayer, {"layer": not_int()}, {"layer": 1}),
+                (TableExit, {"decision": decisions, "values": not_choice()}, {}),
+                (TableAgreement, {"price": lambda: [v for v in not_number(0.0, 1.0)() if v is not None]}, {}),
+                (Sure, {"criterion": not_choice(), "top_k": not_int(2), "regroup": not_choice()}, {"threshold": 0.5}),
+                (Patient, {"patience": not_int(), "regroup": not_choice()}, {"patience": 1}),
+                (Skip, {"mode": not_choice(), "price": not_number()}, {"mode": "planned"}),
                 (
-                    Verified,
+                    Policy,
                     {
-                        "decision": decisions,
-                        "values": not_choice(),
-                        "earlier": not_number(0.0, 1.0),
-                        "certain": not_number(0.0),
-                        "price": not_number(0.0, 1.0, optional=True),
+                        "start": lambda: [None, 3, "full", AtLayer, FirstExit(), hostile.Stranger()],
+                        "leave": lambda: [3, "threshold:0.3", Sure, AtLayer(1), hostile.Stranger()],
+                        "skip": lambda: [3, "never", Skip, hostile.Stranger()],
+                        "answer_head": not_choice(),
                     },
-                    {"threshold": 0.5},
+                    {"start": AtLayer(1)},
                 ),
             )
         ),
         *(
             Target(
-                f"Engine({policy.__name__})",
-                lambda policy=policy, **values: Engine(engine.model, engine.tokenizer, policy(**values)),
+                f"Engine({type(start).__name__}, Sure)",
+                lambda start=start, **values: Engine(engine.model, engine.tokenizer, Policy(start, Sure(**values))),
                 {
                     "threshold": lambda: [*not_number(0.0, 1.0)()[:-1], [0.5], [0.5] * 9, ["x"] * 3, [None] * 3, "x"],
                     "layers": lambda: [(), (9,), (1, 1), (3, 1), (4,), "12", 3, ("x",), (1.5,), ([1],), hostile.Stranger()],
                 },
                 {"threshold": 0.5},
             )
-            for policy in (Threshold, Verified)
+            for start in (FirstExit(), TableExit(0.05))
         ),
     ]

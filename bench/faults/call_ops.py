@@ -6,7 +6,8 @@ import torch
 
 from bench.faults.hostile import not_choice, not_int, not_number, not_tensor
 from bench.faults.target import Target
-from geep_triton import Engine, schedule
+from geep_triton import Engine
+from geep_triton.engine.batching import schedule
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.ngrams import ngram_keys

@@ -21,10 +21,10 @@ from bench.environment import ROOT
 from bench.faults.campaign import Outcome, Part
 from bench.faults.material import make_engine, make_model, make_texts, make_tokenizer
 from bench.faults.processes import run_child, run_killed
-from geep_triton import Engine, MultiExitBert, MultiExitTrainer
+from geep_triton import Engine, MultiExitBert, MultiExitTrainer, calibrate
 from geep_triton.checks import shorten
-from geep_triton.data import Encoder
 from geep_triton.saving import PARTIAL, WHOLE
+from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset
 
@@ -64,9 +64,9 @@ def prepare(folder: Path) -> Made:
         "B": make_engine("plain", 2, make_tokenizer("more"), vocab_size=len(make_tokenizer("more"))),
     }
     for threshold, engine in zip((0.8, 0.6), engines.values(), strict=True):
-        engine.model.config.exit_thresholds = threshold
+        engine.model.exit_config.thresholds = threshold
     engines["C"] = Engine(copy.deepcopy(engines["A"].model), engines["A"].tokenizer)
-    engines["C"].calibrate(texts, agreement=0.8, rounds=1, speed_samples=50)
+    calibrate(engines["C"], texts, agreement=0.8, rounds=1, speed_samples=50)
     for name in "AB":
         engines[name].save_pretrained(folder / name)
     rows = [{"text": text, "label": f"LABEL_{index % 3}"} for index, text in enumerate(texts[:16])]
@@ -86,13 +86,13 @@ def prepare(folder: Path) -> Made:
 
 def whole(folder: Path, engines: dict[str, Engine]) -> str:
     """A, B or C for each part of a folder that tells the engines apart: settings, weights, table, vocabulary, calibration."""
-    engine = Engine.from_pretrained(folder, "full")
+    engine = Engine.from_pretrained(folder, "full", runner="torch")
     parts: tuple[Callable[[Engine], object], ...] = (
-        lambda engine: engine.model.config.exit_thresholds,
+        lambda engine: engine.model.exit_config.thresholds,
         lambda engine: engine.model.heads["2"].classifier.weight.tolist(),
         lambda engine: engine.model.exit_table.digest(),
         lambda engine: engine.tokenizer.get_vocab(),
-        lambda engine: engine.model.config.exit_policy,
+        lambda engine: engine.model.exit_config.policy,
     )
     same = [{name for name, other in engines.items() if part(other) == part(engine)} for part in parts]
     return "".join(sorted(set.intersection(*same))) or f"a mixture ({[''.join(sorted(names)) for names in same]})"
@@ -158,7 +158,7 @@ def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome
 def _predict(made: Made, output: Path) -> None:
     """As `python examples/predict.py`."""
     command = ["--model", made.saved["A"], "--input", made.input, "--output", output]
-    sys.argv = ["predict.py", *map(str, command), "--policy", "threshold:0.8,pooling=always", "--window", "10"]
+    sys.argv = ["predict.py", *map(str, command), "--policy", "threshold:0.8,regroup=always", "--window", "10"]
     made.predict.main()
 
 

@@ -21,12 +21,12 @@ ODD = (
 )  # fmt: skip
 LONGEST = 64  # tokens
 
-# What differs from the usual: every kind of head, pooling, gate, fewer exits, two classes, temperatures.
+# What differs from the usual: every kind of head, pooling, gate, fewer exits, two classes, temperatures (of `exit_config`).
 VARIANTS: dict[str, dict] = {
     "plain": {},
     "two exits": {"exit_layers": [2, 4], "pooling": "cls"},
     "pooler": {"head": "pooler", "num_labels": 2},
-    "linear": {"head": "linear", "exit_temperatures": [0.5, 2.0, 1.5, 1.0]},
+    "linear": {"head": "linear", "temperatures": [0.5, 2.0, 1.5, 1.0]},
     "gates": {"skip_gate": "mean", "skip_gate_size": 8},
     "attention gates": {"skip_gate": "attention", "skip_gate_size": 8, "skip_layers": [1, 2, 4]},
 }
@@ -50,7 +50,7 @@ def make_texts(seed: int, count: int, longest: int = 20, odd: float = 0.1) -> li
     return [make_text(random_, longest, odd) for _ in range(count)]
 
 
-def make_model(seed: int = 1, **changes) -> MultiExitBert:
+def make_model(seed: int = 1, temperatures: list[float] | None = None, **changes) -> MultiExitBert:
     """Four layers of width 32, its answers sharp enough that thresholds send texts to different exits."""
     values = {
         "vocab_size": len(WORDS),
@@ -66,6 +66,7 @@ def make_model(seed: int = 1, **changes) -> MultiExitBert:
     }
     torch.manual_seed(seed)
     model = MultiExitBert(MultiExitBertConfig(**(values | changes))).eval()
+    model.exit_config.temperatures = temperatures
     with torch.no_grad():
         for head in model.heads.values():
             head.classifier.weight.mul_(2)
@@ -90,6 +91,12 @@ def make_engine(variant: str = "plain", seed: int = 1, tokenizer: BertTokenizer 
     if gated:
         open_gates(model, tokenizer, texts)
     model.exit_table = build_exit_table(
-        model, tokenizer, texts, 0.8, learn_agreement=True, learn_exits=True, learn_skips=gated, truncation=True, progress=False
+        model,
+        tokenizer,
+        texts,
+        0.8,
+        learn=("agreement", "exits", "skips") if gated else ("agreement", "exits"),
+        truncation=True,
+        progress=False,
     )
     return Engine(model, tokenizer, "full")

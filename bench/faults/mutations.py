@@ -1,8 +1,8 @@
 """Damage to a file of a saved model: it is refused in words, or without effect, never another answer.
 
 Some of the damage is to bytes anywhere in a file (flipped, zeroed, cut, doubled, removed, put in, the whole file gone, empty
-or another model's), the rest to a value of a JSON file or of a safetensors header. config.json may also be changed on purpose:
-other settings that a model can have are taken, but aloud.
+or another model's), the rest to a value of a JSON file or of a safetensors header. config.json and exit_config.json may also be
+changed on purpose, and the latter taken away: other settings that a model can have are taken, but aloud.
 """
 
 from __future__ import annotations
@@ -24,14 +24,26 @@ from bench.faults.campaign import Outcome, Part
 from bench.faults.material import make_engine, make_texts
 from geep_triton import Engine
 from geep_triton.checks import shorten
-from geep_triton.outputs import Predictions
+from geep_triton.engine.predictions import Predictions
+from geep_triton.exit_config import ExitConfig
 
 HOSTILE = (
     None, True, False, 0, 1, -1, 2, 3, 10**9, 2**63, -(2**63), 10**30, 0.5, -0.5, 1e-12, 1e308, float("nan"), float("inf"), "",
     "x", "nan", "0", "../../etc/passwd", "é\u200b", [], [0], [1, 2, 4], [None], ["x"], [[]], {}, {"0": "x"}, {"x": {}},
     [[[[[1]]]]],
 )  # fmt: skip
-KINDS = {"plain": {}, "sharded": {}, "calibrated": {"policy": "verified:0.8"}, "gates": {"variant": "gates"}}
+CALIBRATION = {
+    "promise": ["agreement", 0.8], "dtype": "float32", "device": "cpu", "max_length": 64, "truncation": False,
+    "exit_temperatures": None, "chosen": {"policy": "predicted:0.05+threshold:0.8", "agreement": 0.9},
+}  # fmt: skip
+# How each kind of model is served.
+KINDS = {
+    "plain": ExitConfig(policy="threshold", thresholds=(0.8, 0.7, 0.8)),
+    "sharded": ExitConfig(policy="predicted", temperatures=(0.5, 2.0, 1.5, 1.0)),
+    "calibrated": ExitConfig(policy="predicted:0.05+threshold:0.8", skipping="never", calibration=CALIBRATION),
+    "gates": ExitConfig(policy="threshold:0.8", skipping="gates"),
+}
+ALOUD = ("config.json was changed since it was saved", "exit_config.json that the model was saved with is not there")
 
 
 @dataclass
@@ -46,9 +58,9 @@ class Saved:
 def prepare(folder: Path) -> Saved:
     """Four models, saved."""
     texts, folders, answers = make_texts(5, 12), {}, {}
-    for seed, (kind, settings) in enumerate(KINDS.items()):
-        engine = make_engine(settings.get("variant", "plain"), seed)
-        engine.model.config.exit_policy = settings.get("policy", "predicted" if kind == "sharded" else "threshold:0.8")
+    for seed, (kind, served) in enumerate(KINDS.items()):
+        engine = make_engine("gates" if kind == "gates" else "plain", seed)
+        engine.model.exit_config = served
         engine.save_pretrained(folder / kind)
         if kind == "sharded":
             engine.model.save_pretrained(folder / kind, max_shard_size="20KB")
@@ -185,7 +197,7 @@ def case(made: Saved, folder: Path, seed: int) -> Outcome:
     # Tensors that no longer begin at whole words are read by other code, which rounds otherwise.
     same = torch.allclose(found.logits, expected.logits, atol=1e-5, rtol=0)
     if not same or (found.labels, found.exit_layers.tolist()) != (expected.labels, expected.exit_layers.tolist()):
-        if any("config.json was changed since it was saved" in words for words in said):
+        if any(words in line for words in ALOUD for line in said):
             outcome.counts["other settings, said aloud"] += 1
         else:
             outcome.faults.append(f"{kind}, {words}: other answers without a word")

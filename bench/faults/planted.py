@@ -48,7 +48,7 @@ def _plant_in_mutations() -> None:
 
 def _plant_in_inputs() -> None:
     """Token ids are not checked."""
-    geep_triton.data.Encoder._check_ids = lambda *_: None
+    geep_triton.tokens.encoder.Encoder._check_ids = lambda *_: None
 
 
 PLANTS = {

@@ -26,8 +26,13 @@ from bench.faults.material import LONGEST, VARIANTS, make_engine, make_text, mak
 from geep_triton import Engine
 from geep_triton.checks import BadSample, shorten
 from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.policies import Allocated, ConstantDepth, FullDepth, Patience, Policy, Predicted, Threshold, Verified
-from geep_triton.outputs import Predictions
+from geep_triton.engine.predictions import Predictions
+from geep_triton.policies.leave import REGROUPS, Patient, Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.skip import MODES, Skip
+from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
+from geep_triton.policies.text import describe
+from geep_triton.table.exit_table import VALUES
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of probabilities, and in float32 of logits
 TIE = {"float32": 1e-4, "bfloat16": 0.1}  # of uncertainties, gates and, for patience, logits
@@ -73,35 +78,30 @@ class Made:
 
 
 def random_policy(random_: random.Random, engine: Engine) -> Policy:
-    """Of any family, with random settings."""
+    """Of any start, leave and way of skipping, with random settings."""
     model = engine.model
     early, gated = model.config.exit_layers[:-1], bool(len(model.gates))
+    skip = random_.choice([None, *(Skip(mode) for mode in MODES), Skip("planned", -0.3)]) if gated else None
+    start = random_.choice([
+        LastLayer(), FirstExit(), AtLayer(random_.choice(early)), TableAgreement(random_.uniform(0.0, 0.2)),
+        *(TableExit(random_.choice(["argmax", "mean", round(random_.uniform(0.3, 1.0), 3)]), values) for values in VALUES),
+    ])  # fmt: skip
+    if isinstance(start, LastLayer):
+        return Policy(start, None, skip)
+    if not isinstance(start, FirstExit) and random_.random() < 0.4:
+        head = "student" if gated else random_.choice(["student", "student", "shared"])
+        return Policy(start, None, skip, head)
     criterion = random_.choice(list(CRITERIA))
-    scored = {"criterion": criterion, "pooling": random_.choice(["auto", "always", "never"])}
+    scored = {"criterion": criterion, "regroup": random_.choice(REGROUPS)}
     if random_.random() < 0.3:
         scored["layers"] = tuple(sorted(random_.sample(early, random_.randint(1, len(early)))))
     chosen = len(scored.get("layers", early))
     threshold = random_.uniform(*CRITERIA[criterion])
     if random_.random() < 0.3:
         threshold = [random_.uniform(*CRITERIA[criterion]) for _ in range(chosen)]
-    head = "student" if gated else random_.choice(["student", "student", "teacher"])
-    certain = {"earlier": random_.random(), "certain": random_.uniform(0.5, 1.0)}
-    planned = {"values": random_.choice(["counts", "learned"])}
-    decision = random_.choice(["argmax", "mean", round(random_.uniform(0.3, 1.0), 3)])
-    make = random_.choice(
-        [
-            FullDepth,
-            lambda: ConstantDepth(random_.choice(early), head),
-            lambda: Threshold(threshold, **scored),
-            lambda: Patience(random_.randint(1, 2), random_.choice([None, threshold]), **scored),
-            lambda: Predicted(decision, answer_head=head, **planned),
-            lambda: Allocated(random_.uniform(0.0, 0.2), answer_head=head),
-            lambda: Verified(threshold, decision, **planned, **scored),
-            lambda: Verified(threshold, decision, **certain, **planned, **scored),
-            lambda: Verified(threshold, price=random_.uniform(0.0, 0.2), **scored),
-        ]
-    )
-    return make()
+    if random_.random() < 0.3:
+        return Policy(start, Patient(random_.randint(1, 2), random_.choice([None, threshold]), **scored), skip)
+    return Policy(start, Sure(threshold, **scored), skip)
 
 
 def random_stream(made: Made, seed: int) -> Stream:
@@ -110,7 +110,6 @@ def random_stream(made: Made, seed: int) -> Stream:
     variant = random_.choice(list(VARIANTS))
     shared = made.of(variant)
     policy = random_policy(random_, shared)
-    skipping = random_.choice(["gates", "planned", "planned:-0.3", "never"]) if len(shared.model.gates) else "never"
     dtype, packed = random_.choice([("float32", False)] * 3 + [("float32", True)] * 2 + [("bfloat16", False), ("int8", False)])
     cuts = random_.random() < 0.5
     longest = random_.choice([None, 8, 20, 40])
@@ -118,13 +117,12 @@ def random_stream(made: Made, seed: int) -> Stream:
         shared.model,
         made.tokenizer,
         policy,
-        skipping=skipping,
         token_budget=random_.choice([1, 16, 40, 100, 300, 2000]),
         window=random_.choice([1, 2, 3, 7, 20, 100]),
         in_flight=random_.choice([1, 1, 2, 3]),
         prefetch=random_.random() < 0.3,
         dtype=dtype,
-        packed=packed,
+        runner="onednn" if packed or dtype == "int8" else "torch",
         truncation=cuts,
         max_length=longest,
     )
@@ -187,7 +185,7 @@ def compare(stream: Stream, result: Predictions, kept: list[int], outcome: Outco
         encoded = engine.tokenizer(text, pair, truncation="longest_first", max_length=engine.max_length)
         ids, types = encoded["input_ids"], encoded["token_type_ids"]
         cut += len(engine.tokenizer(text, pair)["input_ids"]) > engine.max_length
-        expected = answer_alone(engine.model, ids, types, engine.policy, engine.skipping)
+        expected = answer_alone(engine.model, ids, types, engine.policy)
         layer = int(result.exit_layers[at])
         skipped = frozenset() if result.skipped is None else frozenset((result.skipped[at].nonzero()[:, 0] + 1).tolist())
         if layer not in engine.model.config.exit_layers:
@@ -286,8 +284,8 @@ def case(made: Made, folder: Path, seed: int) -> Outcome:
     outcome.counts[f"{engine.dtype}{', packed' if stream.packed else ''}"] += 1
     outcome.counts["refused texts"] += len(stream.bad)
     outcome.counts["in threads"] += threaded
-    setting = f"{type(engine.policy).__name__}, skipping {engine.skipping}, {engine.dtype}"
-    outcome.faults = [f"{words} ({engine.policy!r}; {setting})" for words in outcome.faults]
+    setting = f"{describe(engine.policy)}, {engine.dtype}"
+    outcome.faults = [f"{words} ({setting})" for words in outcome.faults]
     return outcome
 
 

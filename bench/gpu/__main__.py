@@ -27,7 +27,7 @@ from bench.gpu.clock import Deadline, Overrun, limited
 from bench.gpu.machine import Gpu, StandIn
 from bench.gpu.results import Results
 from bench.gpu.setting import REHEARSAL, Cells, Setting, Sizes
-from geep_triton.engine.policies import OneExitWarning
+from geep_triton.policies.policy import OneExitWarning
 
 SECONDS = 500  # 8.3 minutes
 LEAST = 1.0  # seconds left, for another cell to begin

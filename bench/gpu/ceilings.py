@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.gpu.setting import Cells, Setting
-from geep_triton.modeling.attention import attention_kernels
+from geep_triton.runners.attention import attention_kernels
 
 ROUNDS = 10
 LAUNCHES = 2_000

@@ -36,7 +36,7 @@ def cells(setting: Setting) -> Cells:
 
 def compiled_kernels(setting: Setting) -> dict[str, Any]:
     """All kernels for this card, by all cores at once, into Triton's cache, so that no test waits for its compiler."""
-    from bench.kernels import launches
+    from bench.ops.kernels import launches
 
     start = time.perf_counter()
     if setting.machine.rehearsal:
@@ -60,7 +60,7 @@ def _compiles_for_real() -> None:
 
 def _compile(job: tuple[str, Any]) -> str | None:
     """What went wrong."""
-    from bench.kernels import compile_launch
+    from bench.ops.kernels import compile_launch
 
     try:
         compile_launch(job)

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.gpu.setting import WAYS, Cells, Setting
-from bench.rivals_dense import DenseBert
-from bench.rivals_varlen import VarlenBert
-from geep_triton.engine.timing import in_turns
-from geep_triton.evaluation.measure import quiet_garbage_collector
+from bench.gpu.setting import GRAPHED, WAYS, Cells, Setting
+from bench.pipeline.rivals_dense import DenseBert
+from bench.pipeline.rivals_varlen import VarlenBert
+from bench.timing import quiet_garbage_collector
 from geep_triton.modeling.flops import layer_flops
-from geep_triton.modeling.graphed import MOST_TOKENS
-from geep_triton.outputs import to_device
+from geep_triton.timing import in_turns
+from geep_triton.tokens.ragged import to_device
 
 # Mean, of a probability from float32's. A random model's exits are stretched until texts differ, and rounding with them.
 DIFFERENCE = 0.1
@@ -38,7 +37,7 @@ def cells(setting: Setting) -> Cells:
 def prepared(setting: Setting, way: str) -> dict[str, Any]:
     """Seconds to make a way to run layers, most of it compiling."""
     start = time.perf_counter()
-    setting.twin(way)
+    setting.runner(way)
     return {"seconds": time.perf_counter() - start}
 
 
@@ -150,7 +149,7 @@ class Rivals:
 
 def ways(tokens: int) -> list[str]:
     """Those that do something on texts of one length: nothing is padded, and large batches are recorded as the engine does."""
-    return [way for way in WAYS if way != "varlen" and (way != "compiled, graphs" or tokens <= MOST_TOKENS)]
+    return [way for way in WAYS if way != "packed" and (way != "graphs" or tokens <= GRAPHED)]
 
 
 def cause(error: BaseException) -> str:

@@ -13,19 +13,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bench.gpu.setting import Cells, Setting
-from bench.pipeline_cells import PAYS_EXITS
-from bench.replay import drawn, thresholds_for
-from bench.rivals_exits import ShrinkingBatches, normalized_entropy
-from bench.systems import NOBODY
+from bench.pipeline.cells import PAYS_EXITS
+from bench.pipeline.replay import drawn, thresholds_for
+from bench.pipeline.rivals_exits import ShrinkingBatches, normalized_entropy
+from bench.pipeline.systems import NOBODY
+from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert, Predictions
-from geep_triton.engine.policies import Plan, Policy, Threshold, parse_policy
-from geep_triton.engine.rules import ExitRule
-from geep_triton.engine.timing import in_turns
-from geep_triton.evaluation.measure import quiet_garbage_collector
-from geep_triton.outputs import Tokens
+from geep_triton.policies.leave import Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.start import FirstExit
+from geep_triton.policies.text import parse_policy
+from geep_triton.runners.base import States
+from geep_triton.timing import in_turns
+from geep_triton.tokens.ragged import Tokens
 
 DEPTHS = ("3.5", "6.5")  # mean layers of 12; see `PAYS_EXITS`
-WAYS = ("compiled", "lean", "lean, graphs")  # in which all of ours and the rival run their layers
+WAYS = ("compiled", "lean", "graphs")  # in which all of ours and the rival run their layers
 LEAST_TOKENS = 4_096  # of batches
 AT = 1  # the place in a text whose id tells its exit
 MOVED = (
@@ -35,20 +38,14 @@ MOVED = (
 
 @dataclass(frozen=True)
 class Told:
-    """Each text runs to the exit that one of its ids tells: a policy whose predictor is never wrong and costs nothing."""
-
-    answer_head = "student"
-    pooling = "never"
+    """Each text starts at the exit that one of its ids tells: a start whose predictor is never wrong and costs nothing."""
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
         """Every model can."""
 
-    def plan(self, model: MultiExitBert, tokens: Tokens) -> Plan:
+    def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The exits told."""
-        return Plan(tokens.ids[tokens.offsets[:-1] + AT])
-
-    def rule(self, model: MultiExitBert) -> ExitRule | None:
-        """No scoring."""
+        return tokens.ids[tokens.offsets[:-1] + AT]
 
 
 def cells(setting: Setting) -> Cells:
@@ -96,9 +93,9 @@ class Window:
         at = [layer - 1 for layer in used[:-1]]
         self.thresholds: Mapping[int, float] = thresholds_for(normalized_entropy(logits)[:, at], self.exits, used)
 
-    def scored(self, pooling: str = "auto") -> Policy:
+    def scored(self, regroup: str = "auto") -> Policy:
         """Everybody is scored on the way."""
-        return Threshold(tuple(self.thresholds.values()), layers=tuple(self.thresholds), pooling=pooling)
+        return Policy(FirstExit(), Sure(tuple(self.thresholds.values()), layers=tuple(self.thresholds), regroup=regroup))
 
     @cached_property
     def batches(self) -> list[Tokens]:
@@ -117,7 +114,7 @@ def engines(setting: Setting, window: Window) -> dict[str, Engine]:
 
     return {
         "full depth": engine("full"),
-        "planned": engine(Told()),
+        "planned": engine(Policy(Told())),
         "scored, one batch in flight": engine(window.scored(), in_flight=1),
         "scored, three batches in flight": engine(window.scored(), in_flight=3),
         "scored, three in flight, never pooled": engine(window.scored("never"), in_flight=3),
@@ -130,7 +127,7 @@ def replayed(setting: Setting, tokens: int, length: int, depth: str, way: str) -
     window = Window(setting, tokens, length, depth, way)
     ours = engines(setting, window)
     shrinking = ShrinkingBatches(
-        setting.twin(way), setting.tokenizer, window.thresholds, length, batch=max(2, tokens // length)
+        setting.runner(way), setting.tokenizer, window.thresholds, length, batch=max(2, tokens // length)
     )
     calls: dict[str, Callable[[], Any]] = {name: partial(each.predict, window.columns) for name, each in ours.items()}
     calls["rival, batches that shrink"] = lambda: shrinking.answer_all(window.batches)
@@ -175,19 +172,19 @@ def fresh(setting: Setting) -> dict[str, Any]:
     shapes: set[tuple[int, ...]] = set()
 
     def count_shapes(engine: Engine) -> int:
-        twin = engine._twin
-        run_layer = twin.run_layer
+        runner = engine.runner
+        layers = runner.layers
 
-        def watched(layer: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
-            shapes.add(tuple(hidden.shape[:2]))
-            return run_layer(layer, hidden, mask)
+        def watched(first: int, last: int, states: States) -> States:
+            shapes.add((len(states), states.longest))
+            return layers(first, last, states)
 
         shapes.clear()
-        twin.run_layer = watched
+        runner.layers = watched
         try:
             engine.predict(another())
         finally:
-            del twin.run_layer
+            del runner.layers
         return len(shapes)
 
     def another() -> dict[str, list[torch.Tensor]]:
@@ -198,7 +195,7 @@ def fresh(setting: Setting) -> dict[str, Any]:
 
     rows, rounds = [], max(2, sizes.rounds // 3)
     for name, policy in (("full depth", "full"), ("scored, three batches in flight", window.scored())):
-        for way, cudnn in (("plain", False), ("plain", True), ("varlen", False)):
+        for way, cudnn in (("plain", False), ("plain", True), ("packed", False)):
             options = {"in_flight": 3, "cudnn_attention": cudnn, "prefetch": False, "window": 1 << 16}
             engine = setting.engine(policy, way, token_budget=tokens, **options)
             _ = engine.layer_costs

@@ -24,15 +24,17 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, logging
 
-from bench.experiments.data import pretrained_folder
 from bench.gpu.packing import pack, unpack
+from bench.shapes import pretrained_folder
 from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig
-from geep_triton.data import Encoder, Row, iter_samples, read_rows
-from geep_triton.exits.fingerprint import tokenizer_fingerprint, uncounted_ids
-from geep_triton.exits.table import ExitRecords, TableSettings
+from geep_triton.data import Row, read_rows
 from geep_triton.modeling.heads import pool
 from geep_triton.ops.exit_scores import score_exits
-from geep_triton.outputs import Tokens
+from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.tokens.ragged import Tokens
+from geep_triton.tokens.samples import iter_samples
 from geep_triton.training.dataset import TextDataset, label_names
 
 SETS = ("sst2", "ag_news", "yelp_stars")

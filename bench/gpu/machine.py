@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from geep_triton.modeling.graphed import Record, Work, cuda_graphs
+from geep_triton.runners.graphed import Record, Work, cuda_graphs
 
 Call = Callable[[], Any]
 

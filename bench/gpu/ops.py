@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bench.gpu.setting import Cells, Setting
-from bench.ops import MAKERS, Case, all_cases, first_case, measure, rows_of
-from bench.tune import tuned
+from bench.ops.cases import MAKERS, Case, all_cases, first_case, measure, rows_of
+from bench.ops.tune import tuned
 
 ROUNDS = 11
 TUNED = 3  # cases of an op

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bench.rows import Found, Row, rows_of
+
 FILE = "results.jsonl"
 
 
@@ -57,3 +59,28 @@ def card(machine: dict[str, Any]) -> tuple[Any, ...]:
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a results file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+NAMES = ("system", "step", "provider")  # of a record, whichever it has
+SETTINGS = ("config", "op", "roof", "block", "warps")  # of a record: what tells it from others
+
+
+def schema_rows(path: Path) -> list[Row]:
+    """The last line of each part and key as rows of the one schema: case "PART, KEY", a record's name its system."""
+    latest = {(row["part"], row["key"], card(row["machine"])): row for row in read(path)}
+    return [row for line in latest.values() for row in _rows_of_line(line)]
+
+
+def _rows_of_line(line: dict[str, Any]) -> list[Row]:
+    facts, measured = {}, []
+    for name, value in line.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            for one in value:
+                system = next((one[each] for each in NAMES if each in one), name)
+                config = {each: one[each] for each in SETTINGS if each in one}
+                config |= config.pop("config", {})
+                measured.append(Found(system, {key: one[key] for key in one if key not in (*NAMES, *SETTINGS)}, config))
+        elif name not in ("part", "key", "machine"):
+            facts[name] = value
+    case = f"{line['part']}, {line['key']}"
+    return rows_of("gpu", case, [Found("", facts, {}), *measured], {}, line["machine"])

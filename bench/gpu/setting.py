@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -13,19 +14,21 @@ from transformers import BertTokenizer
 
 from bench.gpu.machine import Machine
 from bench.gpu.results import Results
-from bench.replay import spread_heads
+from bench.pipeline.replay import spread_heads
 from bench.shapes import load_model
 from geep_triton import Engine, MultiExitBert
-from geep_triton.engine.policies import Policy
-from geep_triton.modeling.attention import attention_kernels
-from geep_triton.modeling.compiled import compile_layers
-from geep_triton.modeling.graphed import graph_layers
-from geep_triton.modeling.lean import lean, replace_layers
-from geep_triton.modeling.precision import in_dtype
-from geep_triton.modeling.varlen import varlen_layers
+from geep_triton.modeling.model import additive_mask
+from geep_triton.policies.policy import Policy
+from geep_triton.runners.base import Runner
+from geep_triton.runners.compiled import CompiledRunner
+from geep_triton.runners.graphed import GraphsRunner
+from geep_triton.runners.lean import lean, replace_layers
+from geep_triton.runners.packed import PackedRunner
+from geep_triton.runners.padded import PaddedRunner
+from geep_triton.runners.parts import Parts
 
 Cells = Iterator[tuple[str, Callable[[], dict[str, Any]]]]  # a key, and the measurement that gives its values
-WAYS = ("plain", "lean", "compiled", "varlen", "graphs", "lean, graphs", "compiled, graphs")
+WAYS = ("plain", "lean", "compiled", "packed", "graphs")
 GRAPHED = 65_536  # tokens of the largest batch that is replayed: more than the library does unasked, to see whether it should
 WORDS = (1_000, 30_000)  # ids of BERT's words
 SPREAD_ON = 128  # texts on which a random model's heads are made to differ
@@ -80,7 +83,7 @@ class Setting:
     results: Results
     output: Path
     inputs: Path | None = None
-    _twins: dict[str, MultiExitBert] = field(default_factory=dict)
+    _runners: dict[str, Runner] = field(default_factory=dict)
 
     @cached_property
     def tokenizer(self) -> BertTokenizer:
@@ -99,7 +102,7 @@ class Setting:
     @cached_property
     def model(self) -> MultiExitBert:
         """The same in half precision."""
-        return in_dtype(self.reference, "bfloat16")
+        return copy.deepcopy(self.reference).to(torch.bfloat16)
 
     def ids(self, samples: int, length: int, seed: int = 0) -> torch.Tensor:
         """[samples, length] int64 on the host, random words."""
@@ -110,31 +113,27 @@ class Setting:
         """Texts of a window: several batches, and enough tokens that starting it does not count."""
         return max(self.sizes.batches * tokens, self.sizes.window_tokens) // length
 
-    def twin(self, way: str) -> MultiExitBert:
-        """The model whose layers run in one of `WAYS`; made once, since compiling takes long."""
-        if way not in self._twins:
-            self._twins[way] = self._made(way)
-        return self._twins[way]
+    def runner(self, way: str, cudnn_attention: bool = False) -> Runner:
+        """What runs the model's layers in one of `WAYS`; made once, since compiling takes long."""
+        key = f"{way}, cuDNN" if cudnn_attention else way
+        if key not in self._runners:
+            self._runners[key] = self._made(way)
+            self._runners[key].cudnn_attention = cudnn_attention
+        return self._runners[key]
 
-    def _made(self, way: str) -> MultiExitBert:
-        machine = self.machine
+    def _made(self, way: str) -> Runner:
         if way == "plain":
-            return self.model
-        if way == "lean":
-            made = in_dtype(self.reference, "bfloat16")  # layers of its own, which are rebuilt
-            replace_layers(made, partial(lean, fuse=True))
-            return made
-        if way == "varlen":
-            return varlen_layers(self.model)
+            return PaddedRunner(self.model)
         if way == "compiled":
-            with attention_kernels(cudnn=False):
-                return compile_layers(self.model, machine.compiler)[0]
-        under = way.removesuffix("graphs").removesuffix(", ") or "plain"
-        return graph_layers(self.twin(under), machine.recorder(), GRAPHED)
+            return CompiledRunner(self.model, backend=self.machine.compiler)
+        parts = Parts.copied(self.model)
+        if way == "packed":
+            return PackedRunner(self.model, parts, "bfloat16")
+        if way == "graphs":
+            return GraphsRunner(self.model, parts, record=self.machine.recorder(), most_tokens=GRAPHED)
+        replace_layers(parts.layers, partial(lean, fuse=True))
+        return PaddedRunner(self.model, parts, name="lean", make_mask=additive_mask)
 
-    def engine(self, policy: str | Policy, way: str = "plain", **options: Any) -> Engine:
+    def engine(self, policy: str | Policy, way: str = "plain", cudnn_attention: bool = False, **options: Any) -> Engine:
         """An engine of the model, whose layers run in this way."""
-        engine = Engine(self.model, self.tokenizer, policy, **options)
-        engine._twin = self.twin(way)
-        engine._twins_modules = tuple(engine._twin.modules())
-        return engine
+        return Engine(self.model, self.tokenizer, policy, runner=self.runner(way, cudnn_attention), **options)

@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from bench.gpu.setting import Cells, Setting
 from geep_triton.engine.flight import Copying
-from geep_triton.modeling.attention import attention_kernels
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.partition import partition
+from geep_triton.runners.attention import attention_kernels
+from geep_triton.runners.packed import Offsets, PackedStates
 
 CALLS = 30  # of a step in a row: far fewer launches than a device's queue holds, or the host would wait for it
 REPLAYS = 20  # milliseconds
 LAYER = 1
-WAYS = ("plain", "lean", "compiled", "varlen")
+WAYS = ("plain", "lean", "compiled", "packed")
 FLOAT8 = torch.float8_e4m3fn
 Step = Callable[[], Any]
 
@@ -30,7 +31,7 @@ def cells(setting: Setting) -> Cells:
     length = setting.sizes.lengths[0]
     least = min(setting.sizes.tokens)
     for way in WAYS:
-        setting.twin(way)  # here, since what is made in inference mode could not be copied later
+        setting.runner(way)  # here, since what is made in inference mode could not be copied later
     yield "host", partial(asked, setting, least, length)
     for tokens in sorted(setting.sizes.tokens):
         yield f"device, {tokens} tokens", partial(done, setting, tokens, length)
@@ -59,20 +60,22 @@ class Batch:
     def layers(self) -> dict[str, Step]:
         """A whole layer in every way that runs without a recording."""
         mask = self.setting.model.layer_mask(self.hidden, self.attention_mask)
-        offsets = self.setting.twin("varlen").layer_mask(self.hidden, self.attention_mask)
-        run = {way: self.setting.twin(way).run_layer for way in WAYS}
+        run = {way: self.setting.runner(way).run_layer for way in WAYS if way != "packed"}
+        lengths = self.attention_mask.sum(1).cpu()
+        states = PackedStates(self.hidden[self.attention_mask.bool()], Offsets(lengths, self.hidden.device))
+        packed = self.setting.runner("packed")
         return {
             "layer, plain, no mask": lambda: run["plain"](LAYER, self.hidden, None),
             "layer, plain": lambda: run["plain"](LAYER, self.hidden, mask),
             "layer, lean, no mask": lambda: run["lean"](LAYER, self.hidden, None),
             "layer, lean": lambda: run["lean"](LAYER, self.hidden, mask),
-            "layer, varlen": lambda: run["varlen"](LAYER, self.hidden, offsets),
+            "layer, packed": lambda: packed.layers(LAYER, LAYER, states),
             "layer, compiled": lambda: run["compiled"](LAYER, self.hidden, mask),
         }
 
     def parts(self) -> dict[str, Step]:
         """What a layer calls."""
-        layer = self.setting.twin("lean").bert.encoder.layer[LAYER - 1]
+        layer = self.setting.runner("lean").parts.layers[LAYER - 1]
         attention, expand, reduce = layer.attention.self, layer.intermediate.dense, layer.output
         heads = self.setting.model.config.num_attention_heads
         states = [each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in attention.qkv(self.hidden).chunk(3, -1)]
@@ -91,7 +94,7 @@ class Batch:
 
     def float8(self) -> dict[str, Step]:
         """The product that widens, its rows scaled: with what it costs to make the states 8-bit, and alone."""
-        weight = self.setting.twin("lean").bert.encoder.layer[LAYER - 1].intermediate.dense.weight
+        weight = self.setting.runner("lean").parts.layers[LAYER - 1].intermediate.dense.weight
         right, right_scale = _float8(weight)
         left, left_scale = _float8(self.hidden.flatten(0, 1))
         product = partial(torch._scaled_mm, out_dtype=torch.bfloat16, use_fast_accum=True)

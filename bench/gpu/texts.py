@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 from functools import partial
 from typing import Any
@@ -10,11 +11,10 @@ import torch
 
 from bench.gpu.inputs import OPTIONS, GivenModel, load_inputs
 from bench.gpu.setting import Cells, Setting
-from bench.rivals_dense import DenseBert, DenseRival
+from bench.pipeline.rivals_dense import DenseBert, DenseRival
+from bench.timing import quiet_garbage_collector
 from geep_triton import Engine
-from geep_triton.engine.timing import in_turns
-from geep_triton.evaluation.measure import quiet_garbage_collector
-from geep_triton.modeling.precision import in_dtype
+from geep_triton.timing import in_turns
 
 RIVAL = "huggingface, length-sorted"
 POLICIES = ("full", "threshold:0.3", "predicted:mean", "verified:0.3")
@@ -42,7 +42,7 @@ def answered(setting: Setting, given: GivenModel) -> dict[str, Any]:
             name = f"ours, {policy}, windows of {window}"
             systems[name] = Engine(model, given.tokenizer, policy, window=window, dtype="bfloat16", **OPTIONS).predict
             texts[name] = every[: WINDOWS * window]
-    half = in_dtype(model, "bfloat16")
+    half = copy.deepcopy(model).to(torch.bfloat16)
     depth = model.config.num_hidden_layers
     rival = DenseRival(DenseBert(half, depth), half, given.tokenizer, depth, TOKENS, OPTIONS["max_length"])
     systems[RIVAL], texts[RIVAL] = rival.predict, every

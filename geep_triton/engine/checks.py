@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from geep_triton.checks import shorten
-from geep_triton.data import check_no_bare_pair
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.modeling.precision import dtype_name
-from geep_triton.token_rows import to_list
+from geep_triton.runners.make import dtype_name
+from geep_triton.tokens.rows import to_list
+from geep_triton.tokens.samples import check_no_bare_pair
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -52,24 +52,9 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     )
 
 
-def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
-    """The dtype that a model runs in where none is named.
-
-    Its own; but on a GPU, where float32 takes many times as long, half precision. If its calibration shall hold, the dtype of
-    that on a GPU.
-    """
-    own = dtype_name(model)
-    if model.device.type != "cuda":
-        return own
-    if calibrated and model.config.calibration is not None:
-        return model.config.calibration.get("dtype", own)
-    half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return half if own == "float32" else own
-
-
 def check_calibrated(model: MultiExitBert, dtype: str) -> None:
     """ValueError where the model was calibrated in another dtype than it shall run in, or below float32 on another device."""
-    calibration = model.config.calibration
+    calibration = model.exit_config.calibration
     if calibration is None:
         return
     device = model.device.type
@@ -82,7 +67,7 @@ def check_calibrated(model: MultiExitBert, dtype: str) -> None:
         return
     raise ValueError(
         f"the model was calibrated in {made}, and what that promises does not hold {here}: calibrate again "
-        f"(Engine(..., policy='full', dtype={dtype!r}).calibrate(...)), or name the policy"
+        f"(calibrate(Engine(..., policy='full', dtype={dtype!r}), ...)), or name the policy"
     )
 
 

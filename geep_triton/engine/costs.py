@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from geep_triton.engine.flight import Copying
-from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.partition import partition
+from geep_triton.runners.base import Runner
+from geep_triton.tokens.ragged import Tokens
 
 SAMPLE_LENGTH = 32
 
@@ -68,43 +70,42 @@ class LayerCosts:
         return self.layer(tokens) - self.layer(active) > self.move * (tokens + active)
 
     @classmethod
-    def measure(cls, model: MultiExitBert, token_budget: int, rounds: int = 5) -> LayerCosts:
-        """Time the model's first layer and exit where it is, up to batches of `token_budget` tokens."""
-        length = min(SAMPLE_LENGTH, token_budget, model.config.max_position_embeddings)
+    def measure(cls, runner: Runner, token_budget: int, rounds: int = 5) -> LayerCosts:
+        """Time a runner's first layer and exit where it is, up to batches of `token_budget` tokens.
+
+        Runs within the inference mode of its caller.
+        """
+        config, device = runner.model.config, runner.model.device
+        length = min(SAMPLE_LENGTH, token_budget, config.max_position_embeddings)
         full = max(1, token_budget // length)
         # Down to one sample: on a CPU small batches may be as good as full ones, which only a measurement can tell.
         sizes = sorted({full, *(1 << power for power in range(full.bit_length()))})
-        points, exit_layer, device = [], model.config.exit_layers[0], model.device
-        generator = torch.Generator(device).manual_seed(0)
-        shape = (full, length, model.config.hidden_size)
-        with torch.inference_mode():  # a compiled layer would compile again for other tensors
-            # Not zeros, on which a GPU's matrix units are faster than on any real states.
-            every = torch.randn(shape, generator=generator, device=device).to(model.dtype)
-            mask = torch.ones(shape[:2], dtype=torch.int64, device=device)
-
-        def head(samples: int) -> torch.Tensor:
-            return model.exit_logits(exit_layer, every[:samples], mask[:samples])
+        # Not zeros, on which a GPU's matrix units are faster than on any real states.
+        ids = torch.randint(config.vocab_size, (full * length,), generator=torch.Generator().manual_seed(0))
+        tokens = Tokens(ids, torch.arange(0, full * length + 1, length)).to(device)
+        order, lengths = torch.arange(full, device=device), torch.full((full,), length)
+        every = runner.embed(tokens, order, lengths)
+        batches = {size: runner.take(every, slice(size), lengths[:size]) for size in sizes}
+        exit_layer, one = config.exit_layers[0], batches[1]
 
         def stop() -> None:
-            logits = head(1)
+            logits = runner.logits(exit_layer, one)
             leaves = score_exits(logits, 0.0).leaves
             Copying(leaves).get()
-            order, _ = partition(leaves)
-            logits.index_select(0, order)
-            every[:1].index_select(0, order)
-            mask[:1].index_select(0, order)
+            staying, _ = partition(leaves)
+            logits.index_select(0, staying)
+            runner.take(one, staying, one.lengths)
 
-        with torch.inference_mode():
-            for size in sizes:
-                points.append((size * length, _seconds(lambda s=every[:size]: model.run_layer(1, s, None), device, rounds)))
-            score = _seconds(lambda: head(full), device, rounds)
-            order = torch.arange(full, device=device)
-            move = _seconds(lambda: every.index_select(0, order).clone(), device, rounds)
-            besides = 0.0
-            if model.config.num_labels > 1:  # exits of others are never scored
-                besides = _seconds(stop, device, rounds) - _seconds(lambda: head(1), device, rounds)
-        tokens, layer = points[-1]
-        return cls(tuple(points), move / tokens, score / layer, max(besides, 0.0))
+        points = [
+            (size * length, _seconds(partial(runner.layers, 1, 1, batch), device, rounds)) for size, batch in batches.items()
+        ]
+        score = _seconds(partial(runner.logits, exit_layer, every), device, rounds)
+        move = _seconds(lambda: runner.join([runner.take(every, order, lengths), one]), device, rounds)
+        besides = 0.0
+        if config.num_labels > 1:  # exits of others are never scored
+            besides = _seconds(stop, device, rounds) - _seconds(partial(runner.logits, exit_layer, one), device, rounds)
+        most, layer = points[-1]
+        return cls(tuple(points), move / most, score / layer, max(besides, 0.0))
 
 
 def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> float:

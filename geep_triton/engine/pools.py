@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from geep_triton.batching import BATCH_COST, dense_count
-from geep_triton.outputs import Tokens
+from geep_triton.engine.batching import BATCH_COST, dense_count
+from geep_triton.runners.base import Runner, States
+from geep_triton.tokens.ragged import Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,51 +17,34 @@ class Batch:
     """Samples that stand after the same layer.
 
     Attributes:
-        rows: [B] int64 on the host, which samples.
-        hidden: [B, S, H].
-        attention_mask: [B, S] int64.
+        rows: [B] int64 on the host, which samples of the window.
+        states: theirs, which only the runner looks into.
         prediction, streak: [B], what patience needs to know of the exit before; None at first.
     """
 
     rows: torch.Tensor
-    hidden: torch.Tensor
-    attention_mask: torch.Tensor
+    states: States
     prediction: torch.Tensor | None = None
     streak: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.rows.numel()
 
-    @property
-    def tokens(self) -> int:
-        """Tokens held, padding included."""
-        return self.attention_mask.numel()
-
-    def part(self, begin: int, end: int, copy: bool = False) -> Batch:
-        """Samples begin..end-1; a copy does not keep the memory of the whole batch."""
-        values = (self.rows, self.hidden, self.attention_mask, self.prediction, self.streak)
-        parts = (None if value is None else value[begin:end] for value in values)
-        return Batch(*(part.clone() if copy and part is not None else part for part in parts))
+    def take(self, runner: Runner, chosen: torch.Tensor | slice, order: torch.Tensor | slice) -> Batch:
+        """Some of the samples: `chosen` says which on the host, `order` [K] int64 on the device; or the same slice twice."""
+        states = runner.take(self.states, order, self.states.lengths[chosen])
+        memory = (None if value is None else value[order] for value in (self.prediction, self.streak))
+        return Batch(self.rows[chosen], states, *memory)
 
     @classmethod
-    def concatenate(cls, parts: list[Batch], longest: int) -> Batch:
-        """All samples, padded or cut to `longest` tokens, which none of them exceeds."""
-        if len(parts) == 1 and parts[0].hidden.shape[1] == longest:
-            return parts[0]
-        first, total = parts[0], sum(map(len, parts))
-        hidden = first.hidden.new_zeros(total, longest, first.hidden.shape[2])
-        mask = first.attention_mask.new_zeros(total, longest)
-        begin = 0
-        for part in parts:
-            end, width = begin + len(part), min(longest, part.hidden.shape[1])
-            hidden[begin:end, :width] = part.hidden[:, :width]
-            mask[begin:end, :width] = part.attention_mask[:, :width]
-            begin = end
-        known = first.streak is not None
+    def join(cls, runner: Runner, parts: list[Batch]) -> Batch:
+        """All samples of several batches."""
+        if len(parts) == 1:
+            return replace(parts[0], states=runner.join([parts[0].states]))
+        known = parts[0].streak is not None
         return cls(
             torch.cat([part.rows for part in parts]),
-            hidden,
-            mask,
+            runner.join([part.states for part in parts]),
             torch.cat([part.prediction for part in parts]) if known else None,
             torch.cat([part.streak for part in parts]) if known else None,
         )
@@ -73,18 +57,25 @@ class Pools:
     bounded by twice the budget (or the longest sample, where that is more) for every layer and group of samples that wait.
 
     Args:
+        runner: of the samples' layers.
         tokens: the window's samples.
         token_budget: tokens of a dense batch, padding included.
         groups: [N] int64, which samples may run together; None: all.
-        batch_cost: see `geep_triton.batching.schedule`.
+        batch_cost: see `geep_triton.engine.batching.schedule`.
 
     Attributes:
         most_held: most tokens that waited at a time.
     """
 
     def __init__(
-        self, tokens: Tokens, token_budget: int, groups: torch.Tensor | None = None, batch_cost: int = BATCH_COST
+        self,
+        runner: Runner,
+        tokens: Tokens,
+        token_budget: int,
+        groups: torch.Tensor | None = None,
+        batch_cost: int = BATCH_COST,
     ) -> None:
+        self._runner = runner
         self.token_budget = token_budget
         self.batch_cost = batch_cost
         self.most_held = 0
@@ -98,17 +89,17 @@ class Pools:
     def put(self, layer: int, batch: Batch) -> None:
         """Let a batch wait after `layer`."""
         self._pools.setdefault(self._key(layer, batch), deque()).append(batch)
-        self.most_held = max(self.most_held, sum(batch.tokens for pool in self._pools.values() for batch in pool))
+        self.most_held = max(self.most_held, sum(batch.states.tokens for pool in self._pools.values() for batch in pool))
 
     def padded(self, layer: int, batch: Batch) -> int:
         """Tokens of `batch` once it is padded to the longest sample that waits after `layer`."""
         waiting = self._pools.get(self._key(layer, batch), ())
-        return len(batch) * max([batch.hidden.shape[1], *(other.hidden.shape[1] for other in waiting)])
+        return len(batch) * max([batch.states.longest, *(other.states.longest for other in waiting)])
 
     def take_full(self) -> tuple[int, Batch] | None:
         """A dense batch of the deepest layer whose pool fills one, or None. Deepest first: those are nearest to done."""
         for key in sorted(self._pools, reverse=True):
-            if sum(batch.tokens for batch in self._pools[key]) >= self.token_budget:
+            if sum(batch.states.tokens for batch in self._pools[key]) >= self.token_budget:
                 return key[0], self._take(key)
         return None
 
@@ -122,12 +113,15 @@ class Pools:
         pool = self._pools[key]
         lengths = self._lengths[torch.cat([batch.rows for batch in pool])]
         count = dense_count(lengths.numpy(), self.token_budget, self.batch_cost)
-        longest, parts = int(lengths[:count].max()), []
+        parts: list[Batch] = []
         while count:
             batch = pool.popleft()
             taken = min(count, len(batch))
-            parts.append(batch.part(0, taken))
             if taken < len(batch):
-                pool.appendleft(batch.part(taken, len(batch), copy=True))
+                # A copy of those who stay does not keep the memory of the whole batch.
+                order = torch.arange(taken, len(batch), device=self._runner.model.device)
+                pool.appendleft(batch.take(self._runner, slice(taken, None), order))
+                batch = batch.take(self._runner, slice(taken), slice(taken))
+            parts.append(batch)
             count -= taken
-        return Batch.concatenate(parts, longest)
+        return Batch.join(self._runner, parts)

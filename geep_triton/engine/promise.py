@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geep_triton.engine.calibrate import PROMISES_ON_ANSWERS
-from geep_triton.engine.skipping import Skipping
-from geep_triton.exits.table import ExitTable
+from geep_triton.exit_config import PROMISES_ON_ANSWERS
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.table.exit_table import ExitTable
 from geep_triton.warn import warn
 
 
@@ -23,29 +22,29 @@ class Promise:
 
     agreement: float
     table: ExitTable | None
-    temperatures: list[float] | None
+    temperatures: tuple[float, ...] | None
 
     @classmethod
     def made(cls, model: MultiExitBert, agreement: float) -> Promise:
         """With what the model has now."""
-        return cls(agreement, model.exit_table, model.config.exit_temperatures)
+        return cls(agreement, model.exit_table, model.exit_config.temperatures)
 
     @classmethod
-    def saved(cls, model: MultiExitBert, skipping: Skipping, max_length: int, truncation: bool) -> Promise | None:
+    def saved(cls, model: MultiExitBert, max_length: int, truncation: bool) -> Promise | None:
         """The agreement that the model's saved calibration promised; None where it promised none.
 
         Also None, with a warning, where an engine with these settings differs from the one that was calibrated.
         """
-        calibration, config = model.config.calibration, model.config
+        served, calibration = model.exit_config, model.exit_config.calibration
         if calibration is None or calibration["promise"][0] not in PROMISES_ON_ANSWERS:
             return None
         now = {
-            "skipping": str(skipping), "max_length": max_length, "truncation": truncation,
+            "max_length": max_length, "truncation": truncation,
             "exit_table": None if model.exit_table is None else model.exit_table.digest(),
-            "exit_temperatures": config.exit_temperatures, "exit_policy": config.exit_policy,
+            "exit_temperatures": served.temperatures and list(served.temperatures), "exit_policy": served.policy,
         }  # fmt: skip
-        then = {name: calibration.get(name, value) for name, value in now.items()} | {"skipping": config.skipping}
-        then["exit_policy"] = calibration.get("chosen", {}).get("policy", config.exit_policy)
+        then = {name: calibration.get(name, value) for name, value in now.items()}
+        then["exit_policy"] = calibration.get("chosen", {}).get("policy", served.policy)
         changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
         if changed:
             warn(f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here")
@@ -56,4 +55,4 @@ class Promise:
         """Whether the model's table, with its records or without, and temperatures are still those."""
         table = model.exit_table
         same = table is self.table or (table is not None and self.table is not None and table.predicts_as(self.table))
-        return same and self.temperatures == model.config.exit_temperatures
+        return same and self.temperatures == model.exit_config.temperatures

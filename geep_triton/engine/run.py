@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
+from geep_triton.engine.batching import Schedule
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.flight import Copying, Run, fly
+from geep_triton.engine.layers import Ran, WindowLayers
 from geep_triton.engine.pools import Batch, Pools
-from geep_triton.engine.rules import ExitRule
-from geep_triton.engine.skipping import Layers, Ran
-from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.partition import partition
-from geep_triton.outputs import Schedule, Tokens, to_device
+from geep_triton.policies.leave import ExitRule
+from geep_triton.tokens.ragged import Tokens, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +36,10 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _First:
-    """A planned batch before its first layer: its first stop, and who [B] bool is certain to leave there (None: nobody)."""
+    """A planned batch before its first layer, and its first stop."""
 
     stop: int
     batch: Batch
-    certain: torch.Tensor | None
 
 
 class WindowRun:
@@ -51,44 +49,40 @@ class WindowRun:
     most the schedule's token budget (or one longer sample), besides what waits in pools.
 
     Args:
-        model: in evaluation mode.
+        layers: run the window's layers.
         tokens: the window's samples.
         rule: who may leave at a stop; None: everybody.
-        certain: [N] bool, samples that leave at their first stop unscored; None: nobody.
         answer_head: which head answers; see `MultiExitBert.forward`.
         pools: where survivors wait for others; None: they go on in the batch that shrinks.
         costs: whether waiting pays is decided by them; None: survivors always wait.
-        layers: run the window's layers; None: all of them on every sample.
         in_flight: batches that run by turns.
     """
 
     def __init__(
         self,
-        model: MultiExitBert,
+        layers: WindowLayers,
         tokens: Tokens,
         rule: ExitRule | None = None,
-        certain: torch.Tensor | None = None,
         answer_head: str = "student",
         pools: Pools | None = None,
         costs: LayerCosts | None = None,
-        layers: Layers | None = None,
         in_flight: int = 1,
     ) -> None:
-        self.model = model
+        self.layers = layers
+        self.runner = layers.runner
         self.tokens = tokens
         self.rule = rule
-        self.certain = certain
         self.answer_head = answer_head
         self.pools = pools
         self.costs = costs
-        self.layers = layers or Layers(model, tokens)
         self.in_flight = in_flight
-        self.last = model.config.num_hidden_layers
+        self.config = layers.runner.model.config
+        self.last = self.config.num_hidden_layers
         self._counts: list[tuple[int, torch.Tensor]] = []
 
     def answers(self, plan: Schedule) -> Iterator[Answer]:
         """Every sample of the window in exactly one answer; batches as planned, pools as they fill, the rest at the end."""
-        planned = (self._run(0, first.stop, first.batch, first.certain) for first in self._embedded(plan))
+        planned = (self._run(0, first.stop, first.batch) for first in self._embedded(plan))
 
         def start(alone: bool) -> Run[Answer] | None:
             """A full pool's batch, else a planned one, and of what is left over once nothing else could still join it."""
@@ -106,66 +100,54 @@ class WindowRun:
         return fly(lambda alone: next(planned, None), self.in_flight)
 
     def _every_exit(self, batch: Batch) -> Run[tuple[torch.Tensor, torch.Tensor]]:
-        rows, hidden, attention_mask = batch.rows, batch.hidden, batch.attention_mask
-        mask, logits = self.layers.mask(rows, hidden, attention_mask), []
+        logits = []
         for number in range(1, self.last + 1):
-            if number == self.last or number not in self.model.config.exit_layers:
-                hidden, _ = yield from self.layers.run(number, rows, hidden, attention_mask, mask)
+            if number == self.last or number not in self.config.exit_layers:
+                batch, _ = yield from self.layers.run(number, batch)
                 continue
-            output, hidden = yield from self.layers.run_and_go_on(number, rows, hidden, attention_mask, mask)
-            logits.append(self.layers.exit_logits(number, output, attention_mask))
-        logits.append(self.layers.exit_logits(self.last, hidden, attention_mask))
-        yield rows, torch.stack(logits, dim=1)
+            output, batch = yield from self.layers.run_for_all_then_choose(number, batch)
+            logits.append(self.layers.exit_logits(number, output))
+        logits.append(self.layers.exit_logits(self.last, batch.states))
+        yield batch.rows, torch.stack(logits, dim=1)
 
     def _embedded(self, plan: Schedule) -> Iterator[_First]:
         """Each batch as planned, before its first layer.
 
         A GPU is sent the window as a whole, once, and makes the batches itself: the host never waits for it here.
         """
-        device, pad_id = self.model.device, self.model.config.pad_token_id or 0
+        device = self.runner.model.device
         tokens, order = self.tokens.to(device), to_device(plan.order, device)
-        certain = None if self.certain is None else to_device(self.certain, device)
         for (rows, stop), there in zip(plan.batches(), order.tensor_split(plan.bounds[1:-1]), strict=True):
-            longest = int(self.tokens.lengths[rows].max())
-            input_ids, attention_mask, type_ids = tokens.padded(there, pad_id, longest)
-            batch = Batch(rows, self.model.embed(input_ids, type_ids), attention_mask, *self._no_memory(rows))
-            yield _First(stop, batch, None if certain is None else certain[there])
+            states = self.runner.embed(tokens, there, self.tokens.lengths[rows])
+            yield _First(stop, Batch(rows, states, *self._no_memory(rows)))
 
     def _no_memory(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """Prediction and streak of samples that were not scored yet, where the rule asks for them."""
         if self.rule is None or not self.rule.remembers:
             return None, None
-        prediction = torch.full((rows.numel(),), -1, device=self.model.device)
+        prediction = torch.full((rows.numel(),), -1, device=self.runner.model.device)
         return prediction, torch.zeros_like(prediction, dtype=torch.int32)
 
     def _resume(self, layer: int, batch: Batch) -> Run[Answer]:
-        return self._run(layer, self.rule.next_stop(layer, self.last), batch, None)
+        return self._run(layer, self.rule.next_stop(layer, self.last), batch)
 
-    def _run(self, layer: int, stop: int, batch: Batch, certain: torch.Tensor | None) -> Run[Answer]:
-        """Take a batch that stands after `layer` to `stop`, and those who stay on from there or into a pool.
-
-        `certain` [B] bool, where the states are: who leaves at `stop` unscored.
-        """
+    def _run(self, layer: int, stop: int, batch: Batch) -> Run[Answer]:
+        """Take a batch that stands after `layer` to `stop`, and those who stay on from there or into a pool."""
         while True:
-            mask = self.layers.mask(batch.rows, batch.hidden, batch.attention_mask)
             unchecked = self.rule is None or stop == self.last
             everybody = unchecked and stop < self.last and self.answer_head == "student"
-            last = stop - 1 if everybody else stop
-            hidden, ran = yield from self.layers.run_through(
-                layer + 1, last, batch.rows, batch.hidden, batch.attention_mask, mask
-            )
+            batch, ran = yield from self.layers.run_through(layer + 1, stop - 1 if everybody else stop, batch)
             if everybody:
-                hidden = self.layers.run_on_all(stop, hidden, mask)
-            batch = replace(batch, hidden=hidden)
+                batch = replace(batch, states=self.layers.run_on_all(stop, batch.states))
             if unchecked:
-                yield self._answer(batch, mask, stop)
+                yield self._answer(batch, stop)
                 return
-            answer, batch = yield from self._leave(stop, batch, certain, ran)
+            answer, batch = yield from self._leave(stop, batch, ran)
             if answer is not None:
                 yield answer
             if batch is None:
                 return
-            layer, stop, certain = stop, self.rule.next_stop(stop, self.last), None
+            layer, stop = stop, self.rule.next_stop(stop, self.last)
             if self._waits(layer, stop, batch):
                 self.pools.put(layer, batch)
                 return
@@ -174,56 +156,48 @@ class WindowRun:
         """Whether a batch of survivors after `layer`, scored next at `stop`, waits for others."""
         if self.pools is None or self.costs is None:
             return self.pools is not None
-        return self.costs.regrouping_pays(batch.tokens, self.pools.padded(layer, batch), stop - layer)
+        return self.costs.regrouping_pays(batch.states.tokens, self.pools.padded(layer, batch), stop - layer)
 
-    def _leave(
-        self, stop: int, batch: Batch, certain: torch.Tensor | None, ran: Ran | None
-    ) -> Generator[Copying, None, tuple[Answer | None, Batch | None]]:
+    def _leave(self, stop: int, batch: Batch, ran: Ran | None) -> Generator[Copying, None, tuple[Answer | None, Batch | None]]:
         """Score a batch at `stop`: the answer of those who leave, and the batch of those who stay.
 
         Who skipped the layer stays: its head never learned to answer for them.
         """
         if ran is not None and ran.index.numel() == 0:
             return None, batch
-        logits, on_device, memory = self._score(stop, batch, certain, ran)
+        logits, on_device, batch = self._score(stop, batch, ran)
         # The host must know who is left to go on with them alone.
         copying = Copying(on_device)
         yield copying
         leaves = copying.get()
         leaving = int(leaves.sum())
         if leaving == 0:
-            return None, Batch(batch.rows, batch.hidden, batch.attention_mask, *memory)
+            return None, batch
         order, _ = partition(on_device)
         answer = Answer(batch.rows[leaves], logits.index_select(0, order[:leaving]), stop, stop)
         if leaving == len(batch):
             return answer, None
-        rows, staying = batch.rows[~leaves], order[leaving:]
-        # Those who stay may all be shorter than the longest who left.
-        longest = int(self.tokens.lengths[rows].max())
-        values = (batch.hidden[:, :longest], batch.attention_mask[:, :longest], *memory)
-        return answer, Batch(rows, *(None if value is None else value.index_select(0, staying) for value in values))
+        return answer, batch.take(self.runner, ~leaves, order[leaving:])
 
-    def _score(
-        self, stop: int, batch: Batch, certain: torch.Tensor | None, ran: Ran | None
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None]]:
-        """Answers [B, C], who may leave [B] bool, and what the rule remembers; 0, nobody and as before for who did not run."""
-        values = (batch.hidden, batch.attention_mask, batch.prediction, batch.streak, certain)
+    def _score(self, stop: int, batch: Batch, ran: Ran | None) -> tuple[torch.Tensor, torch.Tensor, Batch]:
+        """Answers [B, C], who may leave [B] bool, and the batch with what the rule remembers.
+
+        0, nobody and as before for those who did not run.
+        """
+        states, prediction, streak = batch.states, batch.prediction, batch.streak
         if ran is not None:
-            values = tuple(None if value is None else value.index_select(0, ran.index) for value in values)
-        hidden, attention_mask, prediction, streak, certain = values
-        logits = self.layers.exit_logits(stop, hidden, attention_mask)
+            states = self.runner.take(states, ran.index, states.lengths[ran.flags])
+            prediction, streak = (None if v is None else v.index_select(0, ran.index) for v in (prediction, streak))
+        logits = self.layers.exit_logits(stop, states)
         scores = self.rule.score(stop, logits, prediction, streak)
         self._counts.append((stop, scores.counts))
-        leaves = scores.leaves if certain is None else scores.leaves | certain
-        after = (scores.prediction, scores.streak) if self.rule.remembers else (None, None)
-        if ran is None:
-            return logits, leaves, after
-        spread = logits.new_zeros(len(batch), logits.shape[1]).index_copy(0, ran.index, logits)
-        leaves = leaves.new_zeros(len(batch)).index_copy(0, ran.index, leaves)
-        if self.rule.remembers:
-            known = (batch.prediction, batch.streak)
-            after = tuple(old.index_copy(0, ran.index, new) for old, new in zip(known, after, strict=True))
-        return spread, leaves, after
+        leaves = scores.leaves
+        memory = {"prediction": scores.prediction, "streak": scores.streak} if self.rule.remembers else {}
+        if ran is not None:
+            logits = logits.new_zeros(len(batch), logits.shape[1]).index_copy(0, ran.index, logits)
+            leaves = leaves.new_zeros(len(batch)).index_copy(0, ran.index, leaves)
+            memory = {name: getattr(batch, name).index_copy(0, ran.index, new) for name, new in memory.items()}
+        return logits, leaves, replace(batch, **memory)
 
     def check_scores(self, first: int) -> None:
         """ValueError where samples of this window, which begins at sample `first`, got scores that are not numbers.
@@ -240,7 +214,7 @@ class WindowRun:
                     f"{count} of the samples {first} to {last} got logits that are NaN or infinite at the exit of layer {stop}"
                 )
 
-    def _answer(self, batch: Batch, mask: Any, stop: int) -> Answer:
-        if self.answer_head == "teacher" and stop < self.last:
-            return Answer(batch.rows, self.layers.shared_logits(batch.hidden, batch.attention_mask, mask), stop, stop + 1)
-        return Answer(batch.rows, self.layers.exit_logits(stop, batch.hidden, batch.attention_mask), stop, stop)
+    def _answer(self, batch: Batch, stop: int) -> Answer:
+        if self.answer_head == "shared" and stop < self.last:
+            return Answer(batch.rows, self.layers.shared_logits(batch.states), stop, stop + 1)
+        return Answer(batch.rows, self.layers.exit_logits(stop, batch.states), stop, stop)

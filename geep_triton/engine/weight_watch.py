@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim import Optimizer
 
+from geep_triton.compat import register_optimizer_step_post_hook
 from geep_triton.modeling.model import MultiExitBert
 
 VERSION = attrgetter("_version")

@@ -6,9 +6,32 @@ is usual. `tests/test_flops.py` holds them to what PyTorch counts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from geep_triton.config import MultiExitBertConfig
+
+
+@dataclass
+class Flops:
+    """Floating-point operations, by what they were for; see `geep_triton.modeling.flops`.
+
+    Attributes:
+        layers, heads, gates: padding included.
+    """
+
+    layers: int = 0
+    heads: int = 0
+    gates: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.heads + self.gates
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.layers + other.layers, self.heads + other.heads, self.gates + other.gates)
 
 
 def layer_flops(config: MultiExitBertConfig, tokens: int | torch.Tensor) -> int | torch.Tensor:

@@ -36,6 +36,11 @@ class LinearHead(nn.Module):
         """[B, S, H], [B, S] -> [B, C]."""
         return self.classifier(self.dropout(pool(hidden_states, attention_mask, self.pooling)))
 
+    @property
+    def first_token_only(self) -> bool:
+        """Whether nothing but the first token's states is read."""
+        return self.pooling == "cls"
+
 
 class PoolerHead(nn.Module):
     """BERT's own: pool, Linear(H -> H), tanh, dropout, Linear(H -> C), as in BertForSequenceClassification."""
@@ -52,6 +57,11 @@ class PoolerHead(nn.Module):
         """[B, S, H], [B, S] -> [B, C]."""
         pooled = torch.tanh(self.dense(pool(hidden_states, attention_mask, self.pooling)))
         return self.classifier(self.dropout(pooled))
+
+    @property
+    def first_token_only(self) -> bool:
+        """Whether nothing but the first token's states is read."""
+        return self.pooling == "cls"
 
 
 class XavierLinear(nn.Linear):
@@ -91,6 +101,7 @@ class AttentionHead(nn.Module):
     """
 
     token_layers = ("reduce", "query", "key_value")
+    first_token_only = False
 
     def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
         super().__init__()

@@ -16,10 +16,10 @@ from transformers import AutoConfig, BertConfig, PretrainedConfig
 from transformers.utils import cached_file, logging
 
 from geep_triton.checks import shorten
-from geep_triton.config import MultiExitBertConfig, resolve_exit_layers
-from geep_triton.exits.table import OTHER_WEIGHTS, ExitTable
-from geep_triton.exits.table_file import TABLE_FILE
+from geep_triton.config import MultiExitBertConfig
+from geep_triton.exit_config import EXIT_CONFIG_FILE, OLD_FIELDS
 from geep_triton.labels import label_maps
+from geep_triton.modeling.served import changed_since, served_as
 from geep_triton.modeling.weights import (
     CONFIG_DIGEST,
     TABLE_DIGEST,
@@ -32,6 +32,8 @@ from geep_triton.modeling.weights import (
     weights_digest_name,
 )
 from geep_triton.saving import digests_of, reading, saved_config
+from geep_triton.table.exit_table import OTHER_WEIGHTS, ExitTable
+from geep_triton.table.files import TABLE_FILE
 from geep_triton.tensor_files import refuse_pointer, tensors_digest
 
 if TYPE_CHECKING:
@@ -43,8 +45,6 @@ logger = logging.get_logger(__name__)
 HEAD_FIELDS = ("head", "pooling", "last_head", "last_pooling", "head_size", "head_attention_heads")
 # What a trained gate's weights depend on, beside its layer.
 GATE_FIELDS = ("skip_gate", "skip_gate_size", "skip_gate_attention_heads")
-GATING_FIELDS = ("skip_layers", "skip_threshold", "skipping")
-TABLE_FIELDS = ("exit_layers", "skip_gate", "skip_layers", "skip_threshold")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 MODEL_TYPES = {"bert": BertConfig, "multi_exit_bert": MultiExitBertConfig}
 LABEL_FIELDS = ("id2label", "label2id")
@@ -64,6 +64,7 @@ def _load(
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
     overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
+    chosen = {name: kwargs.pop(old) for old, name in OLD_FIELDS.items() if old in kwargs}
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(f"{source}: MultiExitBert runs no code from a checkpoint: leave trust_remote_code out")
 
@@ -97,7 +98,8 @@ def _load(
         _check_trained(source, original, overrides, HEAD_FIELDS, "exit heads")
     if _trained_gates(original, names):
         _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
-    config = _exit_config(source, original, overrides, classifier)
+    config = _new_config(source, original, overrides, classifier)
+    served = served_as(source, find(EXIT_CONFIG_FILE), there, _saved_shape(source, original, given, there), config, chosen)
     keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
     if keeps_shapes and files is not None:
         check_sizes(source, files, config)
@@ -124,6 +126,7 @@ def _load(
     gated -= {layer for layer in gated if any(name.startswith(f"gates.{layer}.") for name in reset)}
     _check_missing(source, info["missing_keys"], config, trained, gated)
     check_digest(source, digests, variant, files)
+    model.exit_config = served
     _attach_table(source, model, find(TABLE_FILE), original, digests, variant)
     return (model, info) if want_info else model
 
@@ -189,37 +192,28 @@ def _config_arguments() -> set[str]:
     return (fields | {"num_labels"}) - {"dtype", "transformers_version", "architectures"}
 
 
-def _exit_config(
+def _saved_shape(source: str | os.PathLike, original: BertConfig, given: Any, there: dict[str, Any]) -> BertConfig:
+    """The configuration that lies there, also where the caller gave another one."""
+    if given is None or there.get("model_type") != MultiExitBertConfig.model_type:
+        return original
+    with _in_words(source, TypeError, RuntimeError):
+        return MultiExitBertConfig.from_dict(there)
+
+
+def _new_config(
     source: str | os.PathLike, original: BertConfig, overrides: dict[str, Any], classifier: bool
 ) -> MultiExitBertConfig:
     """The checkpoint's configuration with the caller's choices; validated by its constructor."""
     values = copy.deepcopy(original.to_dict())
-    values.pop("model_type", None)
-    values.pop("architectures", None)
-    values.pop("digests", None)  # of the weights as they were saved
-    values.pop("auto_map", None)
+    # Digests are of the weights as they were saved; what has the name of an old field is not meant as one in a BERT's.
+    for name in ("model_type", "architectures", "digests", "auto_map", *OLD_FIELDS):
+        values.pop(name, None)
     if classifier:
         values.update(last_head="pooler", last_pooling="cls")
     num_labels = overrides.get("num_labels")
     if num_labels not in (None, original.num_labels) or any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)
     values |= overrides
-    layers = resolve_exit_layers(values.get("exit_layers"), values["num_hidden_layers"])
-    own = getattr(original, "exit_thresholds", None)
-    if isinstance(own, list) and "exit_thresholds" not in overrides and layers != original.exit_layers:
-        logger.warning("exit_thresholds are left out: they are one per exit, and the exits are others now.")
-        values.pop("exit_thresholds")
-    if getattr(original, "exit_temperatures", None) is not None and layers != original.exit_layers:
-        logger.warning("exit_temperatures are left out: they are one per exit, and the exits are others now.")
-        values.pop("exit_temperatures")
-    others = layers != getattr(original, "exit_layers", layers) or any(
-        overrides.get(name, value) != value for name in GATING_FIELDS if (value := getattr(original, name, None)) is not None
-    )
-    if getattr(original, "calibration", None) is not None and others:
-        logger.warning("The calibration is left out: the exits or the gates are others now; calibrate again.")
-        for name in ("exit_policy", "skipping", "calibration"):
-            if name not in overrides:
-                values.pop(name, None)
     with _in_words(source):
         config = MultiExitBertConfig(**values)
     config._attn_implementation = original._attn_implementation
@@ -260,10 +254,7 @@ def _attach_table(
         logger.warning(f"{path}: {OTHER_WEIGHTS}")
     elif table.weights is not None and original.dtype != model.dtype:
         table = dataclasses.replace(table, weights=tensors_digest(model.state_dict()))  # the same, in another dtype
-    changed = []
-    if isinstance(original, MultiExitBertConfig):
-        changed = [name for name in TABLE_FIELDS if getattr(model.config, name) != getattr(original, name)]
-    if changed:
+    if changed := changed_since(original, model.config):
         then = ", ".join(f"{name}={getattr(original, name)!r}" for name in changed)
         logger.warning("The exit table is left out: it was built with %s.", then)
     else:

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import BertModel
-from transformers.loss.loss_utils import ForSequenceClassificationLoss
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.bert.modeling_bert import BertPreTrainedModel
 from transformers.utils import logging
 
 from geep_triton.checks import check_choice, check_int, check_kind, shorten
+from geep_triton.compat import (
+    BertPreTrainedModel,
+    ForSequenceClassificationLoss,
+    attention_implementation,
+    create_bidirectional_mask,
+)
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.exits.table import OTHER_WEIGHTS, ExitTable
+from geep_triton.exit_config import ExitConfig, write_exit_config
 from geep_triton.labels import check_targets
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
+from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.modeling.storing import write_model
 from geep_triton.ops.skip_gate import SkipGate
-from geep_triton.outputs import MultiExitBertOutput
 from geep_triton.saving import Replacement, replacing
+from geep_triton.table.exit_table import OTHER_WEIGHTS, ExitTable
 from geep_triton.tensor_files import tensors_digest
 
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
 
 ID_DTYPES = (torch.int64, torch.int32)  # what torch's embeddings take
-ANSWER_HEADS = ("student", "teacher")
+ANSWER_HEADS = ("student", "shared")
 GATINGS = ("soft", "hard", "none")
 MASK_ALIGNMENT = 16  # values at which the rows of a mask begin
 NO_GATES = "this model has no skip gates: load it with skip_gate='attention' or 'mean' and train it by recipe 'smartbert'"
@@ -42,15 +47,40 @@ PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", 
 logger = logging.get_logger(__name__)
 
 
+def additive_mask(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Attention mask [B, S] -> what SDPA adds to the scores, [B, 1, 1, S] in the states' dtype: 0, or -inf on padding.
+
+    It is what transformers would make, but not spread over the queries, and without its wait for a GPU. SDPA would make the
+    same of a bool mask in every layer, and again of one whose rows do not begin at whole 16 values.
+    """
+    samples, length = attention_mask.shape
+    added = hidden_states.new_zeros(samples, 1, 1, -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT)[..., :length]
+    return added.masked_fill_(attention_mask[:, None, None, :] == 0, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What an engine that owns a model did to it in place.
+
+    Attributes:
+        layers: dtype in which its layers were laid out for inference, such as "float32" or "int8"; the model is then for
+            inference only, where it is. None: they are as they were.
+        digest: of the weights before they were rounded, by which they are known; None: they were not rounded.
+        dtype: of the weights before.
+    """
+
+    layers: str | None
+    digest: str | None
+    dtype: str
+
+
 class MultiExitBert(BertPreTrainedModel):
     """A BERT classifier that can answer after any of `config.exit_layers`.
 
     The backbone is `transformers.BertModel` without its pooler: its own embeddings and layers, called one by one.
     `heads[str(k)]` answers after layer k (counted from 1). `gates[str(k)]`, where `config.skip_layers` names layer k, decides
-    which samples skip it (SmartBERT, Hu et al. 2023). An optional `exit_table` predicts exits from tokens.
-
-    Attributes:
-        packed: whether an engine laid the weights out for oneDNN in place; the model is then for inference only, where it is.
+    which samples skip it (SmartBERT, Hu et al. 2023). An optional `exit_table` predicts exits from tokens. `config` says what
+    shape the model has, `exit_config` how it is served.
 
     Shapes: B samples, S tokens, H hidden size, C labels, L layers.
     """
@@ -68,8 +98,9 @@ class MultiExitBert(BertPreTrainedModel):
         self.heads = build_heads(config)
         self.gates = build_gates(config)
         self.auxiliary: nn.Module | None = None  # what a recipe trains along; see `geep_triton.training.stages.Recipe`
-        self.packed = False
+        self.converted: Converted | None = None
         self._exit_table: ExitTable | None = None
+        self._exit_config = ExitConfig()
         self.post_init()
 
     @classmethod
@@ -80,8 +111,9 @@ class MultiExitBert(BertPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: hub id or folder with config.json and safetensors weights.
-            **kwargs: any field of `MultiExitBertConfig` (num_labels, exit_layers, head, pooling, ...) and any argument of
-                `transformers.PreTrainedModel.from_pretrained` (dtype, device_map, revision, attn_implementation, ...).
+            **kwargs: any field of `MultiExitBertConfig` (num_labels, exit_layers, head, pooling, ...), what `exit_config` shall
+                have in place of what was saved (exit_policy, skipping, exit_thresholds, exit_temperatures, calibration) and any
+                argument of `transformers.PreTrainedModel.from_pretrained` (dtype, device_map, revision, ...).
                 A checkpoint that only has a pickle is refused unless use_safetensors=False.
 
         A BertForSequenceClassification keeps its pooler and classifier as the last exit: its full-depth logits do not
@@ -89,15 +121,16 @@ class MultiExitBert(BertPreTrainedModel):
 
         Raises:
             ValueError: for a checkpoint of another architecture, without safetensors, damaged, or with missing or
-                wrong-shaped tensors; for another kind of head than a saved MultiExitBert was trained with; for an exit table
-                that does not fit the model.
+                wrong-shaped tensors; for another kind of head than a saved MultiExitBert was trained with; for an exit table or
+                an exit_config.json that does not fit the model.
+            TypeError: for a value of another type.
         """
         return load_pretrained(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write config.json, the weights and, where there is one, the exit table, all as safetensors.
+        """Write config.json, exit_config.json, the weights and, where there is one, the exit table; tensors as safetensors.
 
         All or nothing: where it fails or is killed, the folder holds what it held before, or all of this. Weights that are
         there already are not written again. config.json has digests of the parts, by which `from_pretrained` tells that they
@@ -113,7 +146,8 @@ class MultiExitBert(BertPreTrainedModel):
             **kwargs: of `transformers.PreTrainedModel.save_pretrained` and `push_to_hub`.
 
         Raises:
-            ValueError: a configuration that was changed to other classes or another vocabulary than the weights have.
+            ValueError: a configuration that was changed to other classes or another vocabulary than the weights have, or an
+                `exit_config` that does not fit the exits.
             OSError: what writing raises.
         """
         hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
@@ -124,6 +158,8 @@ class MultiExitBert(BertPreTrainedModel):
                 self.save_into(new, **kwargs)
         else:  # it writes nothing, or its part of what all processes write
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+            if is_main_process:
+                write_exit_config(self.exit_config, save_directory, None)
         if push_to_hub and is_main_process:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
@@ -141,31 +177,58 @@ class MultiExitBert(BertPreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @property
+    def _rounded(self) -> Converted | None:
+        return None if self.converted is None or self.converted.digest is None else self.converted
+
     def train(self, mode: bool = True) -> MultiExitBert:
-        """As torch's. ValueError for a model that was packed in place."""
-        if mode and self.packed:
-            raise ValueError("the model was packed in place and cannot be trained: load it again")
+        """As torch's. ValueError for a model whose layers an engine converted."""
+        if mode:
+            self._refuse_converted("cannot be trained")
         return super().train(mode)
 
     def load_state_dict(self, *arguments: Any, **kwargs: Any) -> Any:
-        """As torch's. ValueError for a model that was packed in place."""
-        if self.packed:
-            raise ValueError("the model was packed in place and takes no other weights: load it again")
+        """As torch's. ValueError for a model whose layers an engine converted."""
+        self._refuse_converted("takes no other weights")
         return super().load_state_dict(*arguments, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MultiExitBert:
-        if self.packed:
-            now = next(self.parameters()).detach()[:0]
-            then = fn(now)
-            if (then.device, then.dtype) != (now.device, now.dtype):
-                raise ValueError(
-                    f"the model was packed in place and stays in {now.dtype} on {now.device}, got {then.dtype} on "
-                    f"{then.device}: load it again"
-                )
+        now = next(self.parameters()).detach()[:0]
+        then = fn(now)
+        if (then.device, then.dtype) != (now.device, now.dtype):
+            self._refuse_converted(f"stays in {now.dtype} on {now.device}, got {then.dtype} on {then.device}")
         return super()._apply(fn, recurse)
 
+    def _refuse_converted(self, what: str) -> None:
+        if self.converted is not None and self.converted.layers is not None:
+            raise ValueError(f"the model's layers were converted for inference: it {what}; load it again")
+
+    def weights_digest(self) -> str:
+        """Digest of the weights, or of those that they were before an engine rounded them in place."""
+        return tensors_digest(self.state_dict()) if self._rounded is None else self._rounded.digest
+
+    def original_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights before an engine rounded them in place, loaded again; None where none did.
+
+        Raises:
+            ValueError: they are not there any more.
+        """
+        if self._rounded is None:
+            return None
+        source = self.config.name_or_path
+        state = type(self).from_pretrained(source, dtype=self._rounded.dtype).state_dict()
+        if tensors_digest(state) != self._rounded.digest:
+            raise ValueError(
+                f"an engine rounded this model's weights for inference, and {source} does not hold what they were any more: "
+                "load the model by MultiExitBert.from_pretrained and save that"
+            )
+        return state
+
     def check_config(self) -> None:
-        """Raise ValueError where the configuration was changed to what this model is not: other classes, layers or tokens."""
+        """Raise ValueError where the configuration was changed to what this model is not: other classes, layers or tokens.
+
+        Also where `exit_config` has another number of thresholds or temperatures than the exits need.
+        """
         config = self.config
         config.check_labels()
         found = {
@@ -180,6 +243,7 @@ class MultiExitBert(BertPreTrainedModel):
                     f"config.{name} must be {value}, as the weights have it, got {getattr(config, name)}"
                     f"{f' (id2label={shorten(config.id2label)})' if name == 'num_labels' else ''}"
                 )
+        self.exit_config.check_fits(len(config.exit_layers))
 
     def resize_token_embeddings(self, *arguments: Any, **kwargs: Any) -> nn.Embedding:
         """As transformers'; with another vocabulary the exit table and the calibration are dropped, aloud."""
@@ -200,9 +264,25 @@ class MultiExitBert(BertPreTrainedModel):
 
     def forget_calibration(self) -> None:
         """Drop the calibrated policy and its promise, which hold for these weights, exits, temperatures and table only."""
-        if self.config.calibration is not None:
+        served = self.exit_config
+        if served.calibration is not None:
             logger.warning("The model's calibration is dropped, since what it was made for has changed: calibrate again.")
-        self.config.exit_policy = self.config.skipping = self.config.calibration = None
+        served.policy = served.skipping = served.calibration = None
+
+    @property
+    def exit_config(self) -> ExitConfig:
+        """How the model is served; saved and loaded with the model, as exit_config.json.
+
+        Setting one takes over its values, which are checked: ValueError where they do not fit the exits. So this stays one and
+        the same object, which an engine's copies of the model share.
+        """
+        return self._exit_config
+
+    @exit_config.setter
+    def exit_config(self, exit_config: ExitConfig) -> None:
+        check_kind("exit_config", exit_config, ExitConfig)
+        exit_config.check_fits(len(self.config.exit_layers))
+        self._exit_config.take_over(exit_config)
 
     @property
     def exit_table(self) -> ExitTable | None:
@@ -217,7 +297,7 @@ class MultiExitBert(BertPreTrainedModel):
         if table is not None:
             check_kind("exit_table", table, ExitTable)
             before = None if self._exit_table is None else self._exit_table.weights
-            if table.weights not in (None, before, tensors_digest(self.state_dict())):
+            if table.weights not in (None, before, self.weights_digest()):
                 logger.warning(OTHER_WEIGHTS)
         self.attach_table(table)
 
@@ -236,14 +316,10 @@ class MultiExitBert(BertPreTrainedModel):
     def layer_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | BlockMask | None:
         """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked).
 
-        For SDPA it is what is added to the scores, [B, 1, 1, S] in the states' dtype: 0, or -inf on padding.
+        For SDPA it is that of `additive_mask`.
         """
-        if self.config._attn_implementation == "sdpa":
-            # What transformers would make, but not spread over the queries, and without its wait for a GPU. SDPA would make the
-            # same of a bool mask in every layer, and again of one whose rows do not begin at whole 16 values.
-            samples, length = attention_mask.shape
-            added = hidden_states.new_zeros(samples, 1, 1, -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT)[..., :length]
-            return added.masked_fill_(attention_mask[:, None, None, :] == 0, -torch.inf)
+        if attention_implementation(self.config) == "sdpa":
+            return additive_mask(hidden_states, attention_mask)
         return create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
     def run_layer(self, layer: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
@@ -264,10 +340,13 @@ class MultiExitBert(BertPreTrainedModel):
 
     def exit_logits(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """h_layer [B, S, H] -> logits [B, C] of the head at `layer`, at its temperature."""
-        logits = self.heads[str(layer)](hidden_states, attention_mask)
-        if self.config.exit_temperatures is None:
+        return self.at_temperature(layer, self.heads[str(layer)](hidden_states, attention_mask))
+
+    def at_temperature(self, layer: int, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C] of the head at `layer`, divided by the temperature of that exit."""
+        if self.exit_config.temperatures is None:
             return logits
-        return logits / self.config.exit_temperatures[self.config.exit_layers.index(layer)]
+        return logits / self.exit_config.temperatures[self.config.exit_layers.index(layer)]
 
     def shared_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, layer_mask: Any) -> torch.Tensor:
         """h_k [B, S, H] -> logits [B, C] of the last head on the last layer, ungated, on h_k (GEEP's sub-network k)."""
@@ -304,7 +383,7 @@ class MultiExitBert(BertPreTrainedModel):
                 `exit_layer` is given, else the mean over all exits, so that any training loop trains every head.
             exit_layer: an exit to stop at; None: the last.
             answer_head: what answers at an early `exit_layer`: its own head ("student"), or the last layer and last head on
-                top of it ("teacher"; one layer more, trained by the GEEP recipe).
+                top of it ("shared"; one layer more, trained by the GEEP recipe).
             output_exit_logits: also return the logits of every exit up to the depth.
             output_shared_logits: also return GEEP's sub-networks' logits; full depth only.
             output_hidden_states: also return h_0 and every layer's output.
@@ -354,7 +433,7 @@ class MultiExitBert(BertPreTrainedModel):
                 if output_shared_logits and layer < last - 1:
                     shared.append(self.shared_logits(hidden, attention_mask, mask))
         logits = exits[depth]
-        if answer_head == "teacher" and depth < last:
+        if answer_head == "shared" and depth < last:
             logits = self.shared_logits(hidden, attention_mask, mask)
 
         loss = None

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from geep_triton.exits.table import OTHER_WEIGHTS, save_table
+from geep_triton.exit_config import write_exit_config
 from geep_triton.modeling.weights import (
     CONFIG_DIGEST,
+    EXIT_CONFIG_DIGEST,
     TABLE_DIGEST,
     index_name,
     settings_digest,
@@ -22,7 +23,9 @@ from geep_triton.modeling.weights import (
     weights_name,
 )
 from geep_triton.saving import Replacement, saved_config, saved_digests
-from geep_triton.tensor_files import files_digest, tensors_digest
+from geep_triton.table.exit_table import OTHER_WEIGHTS
+from geep_triton.table.files import save_table
+from geep_triton.tensor_files import files_digest
 
 if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
@@ -44,7 +47,8 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     before = saved_config(new.folder)
     known = saved_digests(new.folder)
     same = kwargs.keys() == {"save_original_format"} and _same_weights(model, new.folder, known.get(weights))
-    save(new.path, **(kwargs | {"state_dict": {}} if same else kwargs))
+    weights_now = {} if same else model.original_weights()
+    save(new.path, **(kwargs if weights_now is None else kwargs | {"state_dict": weights_now}))
     config_file, table = new.path / "config.json", model.exit_table
     if not config_file.is_file():  # adapters alone
         save_table(table, new)
@@ -56,9 +60,14 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
         table = replace(table, weights=table.weights or digests[weights])
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
+    write_exit_config(model.exit_config, new.path, digests[weights])
+    digests[EXIT_CONFIG_DIGEST] = model.exit_config.digest()
     config = json.loads(config_file.read_text(encoding="utf-8"))
+    if model.converted is not None:  # transformers writes what they are now
+        config["dtype"] = model.converted.dtype
     digests[CONFIG_DIGEST] = settings_digest(config)
-    fits = settings_digest(before) == digests[CONFIG_DIGEST] and known.get(TABLE_DIGEST) == digests.get(TABLE_DIGEST)
+    shared = (TABLE_DIGEST, EXIT_CONFIG_DIGEST)
+    fits = settings_digest(before) == digests[CONFIG_DIGEST] and all(known.get(name) == digests.get(name) for name in shared)
     if fits and (same or variant is not None):
         digests = known | digests  # the other's weights; those of a variant may not outlive what they are a variant of
     _write_config(config_file, config | {"digests": digests})
@@ -82,7 +91,7 @@ def _write_config(path: Path, config: dict[str, Any]) -> None:
 
 def _same_weights(model: MultiExitBert, folder: Path, digest: str | None) -> bool:
     """Whether the folder holds the model's weights, whole."""
-    if digest is None or getattr(model, "_hf_peft_config_loaded", False) or tensors_digest(model.state_dict()) != digest:
+    if digest is None or getattr(model, "_hf_peft_config_loaded", False) or model.weights_digest() != digest:
         return False
     try:
         return files_digest(weight_files(folder, _finder(folder), None)) == digest

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from geep_triton.checks import shorten
 from geep_triton.tensor_files import files_digest, open_tensors, refuse_pointer
 
@@ -19,6 +21,7 @@ TABLE_DIGEST = "exit_table"
 FLOATS = ("F64", "F32", "F16", "BF16")
 NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
 CONFIG_DIGEST = "config"
+EXIT_CONFIG_DIGEST = "exit_config"
 TOKENIZER_DIGEST = "tokenizer"
 # What may differ between the configurations of two variants of one model.
 OF_A_VARIANT = ("digests", "dtype", "transformers_version")
@@ -138,7 +141,7 @@ def settings_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: Any) -> None:
+def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: PreTrainedConfig) -> None:
     """Raise ValueError where a configuration's sizes are not the weights', before memory is taken for them.
 
     Args:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from geep_triton.backend import choose_backend
+from geep_triton.ops.backend import choose_backend
 
 
 def implementation(op: str, device: torch.device, backend: str | None) -> ModuleType:
@@ -19,4 +19,4 @@ def implementation(op: str, device: torch.device, backend: str | None) -> Module
 
 @functools.cache
 def _load(room: str, op: str) -> ModuleType:
-    return importlib.import_module(f"geep_triton.{room}.{op}")
+    return importlib.import_module(f"geep_triton.ops.{room}.{op}")

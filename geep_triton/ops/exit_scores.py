@@ -8,7 +8,7 @@ import torch
 
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
 from geep_triton.ops.dispatch import implementation
-from geep_triton.reference.exit_scores import CRITERIA as REFERENCE_CRITERIA
+from geep_triton.ops.reference.exit_scores import CRITERIA as REFERENCE_CRITERIA
 
 CRITERIA = tuple(REFERENCE_CRITERIA)
 UNBOUNDED = ("entropy", "energy")  # their thresholds are not shares
@@ -61,7 +61,7 @@ def score_exits(
             "agreement" (the answer is that of the exit before; PABEE, Zhou et al. 2020; the threshold plays no part).
         patience: a sample leaves once its streak is that long; 1 with "confidence" is the plain threshold.
         previous, streak: [N], prediction and streak of the same rows at the exit before; None at the first exit.
-        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Raises:
         ValueError: fewer than two classes (regression has no such criterion), unknown criterion or rule, threshold out of

@@ -8,7 +8,7 @@ import torch
 
 from geep_triton.checks import check_int, check_kind, check_tensor
 from geep_triton.ops.dispatch import implementation
-from geep_triton.reference.ngrams import EMPTY
+from geep_triton.ops.reference.ngrams import EMPTY
 
 # Buckets tried for a key before the table counts as full: as it may grow, it is better grown than searched from end to end.
 MAX_PROBES, MAX_PROBES_OF_LARGEST = 32, 1024
@@ -75,7 +75,7 @@ def insert_add(
         exits: [M] int64, index of the exit (0..E-1).
         weights: [M] int64, how often each pair counts, at least once; None: once.
         max_capacity: most slots the table may grow to.
-        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
         The new table. Its counts per key are exact; where a key stands may differ from run to run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from geep_triton.checks import check_int, check_tensor
-from geep_triton.reference import ngrams as reference
+from geep_triton.ops.reference import ngrams as reference
 
 
 def ngram_keys(

@@ -13,7 +13,7 @@ def partition(flags: torch.Tensor, *, backend: str | None = None) -> tuple[torch
 
     Args:
         flags: [N] bool.
-        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
         order [N] int64, row indices; count [1] int32, how many flags are set. In Triton neither waits for the device.

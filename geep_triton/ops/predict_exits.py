@@ -9,7 +9,7 @@ import torch
 from geep_triton.checks import check_choice, check_kind, check_number, check_tensor, shorten
 from geep_triton.ops.dispatch import implementation
 from geep_triton.ops.hash_table import MAX_LOAD, HashTable, insert_add, lookup
-from geep_triton.reference.predict_exits import decide
+from geep_triton.ops.reference.predict_exits import decide
 
 REDUCTIONS = ("mean", "naive_bayes")
 DECISIONS = ("argmax", "mean")
@@ -124,7 +124,7 @@ def predict_exits(
             on a GPU, where the check would wait for the device.
         decision: "argmax" (the shallowest of the most probable), "mean" (the first exit at or beyond the expected layer), or
             a quantile q in (0, 1] (the first exit by which a share q of the probability has left).
-        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Raises:
         ValueError, TypeError: for shapes, dtypes or a decision that do not fit.

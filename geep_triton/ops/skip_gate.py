@@ -41,7 +41,7 @@ def skip_gate(
         states: [N] gate logits; or [N, H] pooled states, with `weight` [H] and `bias` [1] of the gate.
         weight, bias: None for gate logits.
         threshold: 0..1.
-        backend: "torch", "triton", "auto" or None; see `geep_triton.backend.choose_backend`.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
         The gates. A gate that is NaN runs the layer, and its NaN shows in `soft`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -14,8 +14,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from geep_triton.exit_config import EXIT_CONFIG_FILE, read_exit_config
 from geep_triton.modeling.weights import check_digest, index_name, weight_files, weights_name
 from geep_triton.saving import saved_config, saved_digests
+from geep_triton.training.curriculum import Curriculum
 from geep_triton.training.stages import Recipe
 
 logger = logging.get_logger(__name__)
@@ -26,26 +28,46 @@ OTHER_WEIGHTS = ("adapter_model*", "pytorch_model*", "global_step*", "*.distcp")
 
 
 class RecipeRecord(TrainerCallback, ExportableState):
-    """Has each checkpoint's trainer_state.json say which recipe, with which settings, it was trained by."""
+    """Makes each checkpoint's trainer_state.json say by which recipe, settings and curriculum it was trained.
 
-    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+    Args:
+        name, settings: of the recipe.
+        curriculum: its text, or None; checkpoints of version 0.1 do not have it.
+    """
+
+    def __init__(self, name: str, settings: Mapping[str, Any], curriculum: str | None = None) -> None:
         self.name = name
         self.settings = settings
+        self.curriculum = curriculum
+
+    @classmethod
+    def of(cls, recipe: Recipe, curriculum: Callable[[float], float] | None) -> RecipeRecord:
+        """The record of a training."""
+        if curriculum is None or isinstance(curriculum, Curriculum):
+            text = None if curriculum is None else repr(curriculum)
+        else:
+            text = getattr(curriculum, "__qualname__", type(curriculum).__qualname__)
+        return cls(recipe.name, dict(recipe.settings), text)
 
     def state(self) -> dict[str, Any]:
         """What transformers writes."""
-        return {"args": {"name": self.name, "settings": self.settings}, "attributes": {}}
+        return {"args": dict(vars(self)), "attributes": {}}
+
+    def __str__(self) -> str:
+        return f"{self.name!r} with settings {self.settings}" + (f" and {self.curriculum}" if self.curriculum else "")
 
 
-def check_same_steps(recipe: Recipe, checkpoint: Path, max_steps: int) -> None:
+def check_same_steps(recipe: Recipe, curriculum: Callable[[float], float] | None, checkpoint: Path, max_steps: int) -> None:
     """Raise ValueError where the training to go on with was `checkpoint`'s of another number of steps, and the recipe's stages
-    or curriculum are shares of them.
+    or the curriculum are shares of them.
     """
     before = (_read_state(checkpoint) or {}).get("max_steps", max_steps)
-    if before != max_steps and (len(recipe.stages) > 1 or recipe.curriculum is not None) and not recipe.alternating:
+    moves = curriculum is not None or (len(recipe.stages) > 1 and not recipe.alternating)
+    if before != max_steps and moves:
         raise ValueError(
-            f"{checkpoint} stands in a training of {before} steps, now it is to have {max_steps}: stages and curriculum of "
-            f"recipe {recipe.name!r} would move. Go on with the same epochs and batches, or start anew from the saved model"
+            f"{checkpoint} stands in a training of {before} steps, now it is to have {max_steps}: the stages of recipe "
+            f"{recipe.name!r}, or its curriculum, would move. Go on with the same epochs and batches, or start anew from the "
+            "saved model"
         )
 
 
@@ -70,19 +92,18 @@ def checkpoint_of(resume_from_checkpoint: str | bool | None, output_dir: str | o
     return Path(found)
 
 
-def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
-    """Raise ValueError where the checkpoint was trained by another recipe, or with other settings; one without a record
-    passes.
+def check_same_recipe(record: RecipeRecord, checkpoint: Path) -> None:
+    """Raise ValueError where the checkpoint was trained by another recipe, or with other settings or another curriculum; one
+    without a record passes.
     """
-    record = (_read_state(checkpoint) or {}).get("stateful_callbacks", {}).get(RecipeRecord.__name__)
-    if record is None:
+    found = (_read_state(checkpoint) or {}).get("stateful_callbacks", {}).get(RecipeRecord.__name__)
+    if found is None:
         return
-    before = record["args"]
-    now = json.loads(json.dumps({"name": recipe.name, "settings": dict(recipe.settings)}))
-    if before != now:
+    before, now = RecipeRecord(**found["args"]), RecipeRecord(**json.loads(json.dumps(record.state()["args"])))
+    if vars(before) != vars(now):
         raise ValueError(
-            f"{checkpoint} was trained by recipe {before['name']!r} with settings {before['settings']}, now it is "
-            f"{now['name']!r} with {now['settings']}: go on with the same, or start anew in another folder"
+            f"{checkpoint} was trained by recipe {before}, now it is {now}: go on with the same, or start anew in another "
+            "folder"
         )
 
 
@@ -116,6 +137,8 @@ def damage_of(checkpoint: Path) -> str | None:
         if missing and not any(list(checkpoint.glob(pattern)) for pattern in OTHER_WEIGHTS):
             return f"{missing[0]} is missing, without which the training would not go on as it was"
     try:
+        if EXIT_CONFIG_FILE in files:
+            read_exit_config(files[EXIT_CONFIG_FILE])
         if find(weights_name(None)) or find(index_name(None)):
             check_digest(checkpoint, saved_digests(checkpoint), None, weight_files(checkpoint, find, None))
         elif not any(path for pattern in OTHER_WEIGHTS for path in checkpoint.glob(pattern)):

@@ -68,7 +68,7 @@ class TrainSampler(Sampler[int]):
         seed: of all draws.
         epoch: gives the number of the epoch, from 0, at its start.
         difficulty: [N], higher is harder; ties are broken at random. None: no curriculum.
-        curriculum: see `Recipe.curriculum`.
+        curriculum: see `MultiExitTrainer`; None: all samples from the start.
         total: samples that the training draws in all.
         lengths: [N] tokens; None: batches of mixed lengths.
         batch_size: over all processes and accumulation steps; for grouping by length.

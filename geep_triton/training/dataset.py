@@ -9,8 +9,10 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from geep_triton.checks import check_int, check_kind, shorten
-from geep_triton.data import Encoder, Row, check_columns, check_rows, iter_samples
-from geep_triton.outputs import Tokens
+from geep_triton.data import Row
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.tokens.ragged import Tokens
+from geep_triton.tokens.samples import check_columns, check_rows, iter_samples
 from geep_triton.warn import warn
 
 

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
 from geep_triton.checks import check_int, check_kind, check_tensor, shorten
-from geep_triton.data import Row, check_rows
+from geep_triton.data import Row
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.tokens.samples import check_rows
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.trainer import MultiExitTrainer

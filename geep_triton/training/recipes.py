@@ -1,4 +1,4 @@
-"""The recipes by name: settings of stages, losses and curriculum."""
+"""The recipes by name: settings of stages and losses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from geep_triton.checks import check_choice, check_number
-from geep_triton.outputs import MultiExitBertOutput
-from geep_triton.training.curriculum import Curriculum
+from geep_triton.checks import check_bool, check_choice, check_number
+from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.training.distillation import ORDERS, PAIRINGS, feature_loss, layerwise_distillation_loss
 from geep_triton.training.losses import cross_entropy, geep_loss, joint_loss, self_distillation_loss
 from geep_triton.training.smartbert import smartbert
@@ -42,9 +41,14 @@ def geep() -> Recipe:
     return Recipe("geep", (Stage(_geep_loss, {**EXITS, "output_shared_logits": True}),))
 
 
-def joint() -> Recipe:
-    """The sum of every exit's cross entropy, all trained together."""
-    return Recipe("joint", (Stage(_joint_loss, EXITS),))
+def joint(gradient_scale: bool = False) -> Recipe:
+    """The sum of every exit's cross entropy, all trained together.
+
+    Args:
+        gradient_scale: scale the backbone's gradients by `gradient_equilibrium`, as ElasticBERT does (Liu et al. 2022).
+    """
+    check_bool("gradient_scale", gradient_scale)
+    return Recipe("joint", (Stage(_joint_loss, EXITS),), gradient_scale=gradient_equilibrium if gradient_scale else None)
 
 
 def pabee() -> Recipe:
@@ -55,11 +59,6 @@ def pabee() -> Recipe:
         return joint_loss(output.exit_logits, batch.labels, weights, batch.class_weights)
 
     return Recipe("pabee", (Stage(loss, EXITS),))
-
-
-def elasticbert() -> Recipe:
-    """The sum of every exit's cross entropy, with gradient equilibrium (ElasticBERT, Liu et al. 2022; Li et al. 2019)."""
-    return Recipe("elasticbert", (Stage(_joint_loss, EXITS),), gradient_scale=gradient_equilibrium)
 
 
 def gradient_equilibrium(name: str, exit_layers: Sequence[int]) -> float:
@@ -129,6 +128,8 @@ def distillation(
 ) -> Recipe:
     """Every exit's cross entropy, and layer-wise distillation between exits (Gu et al. 2023; see `training.distillation`).
 
+    With `MultiExitTrainer(curriculum=...)` beside it, it is our reconstruction of all of Gu et al., IJSEKE 33(3):395-413.
+
     Args:
         alpha: weight of the distillation between answers.
         temperature: of that distillation.
@@ -136,35 +137,6 @@ def distillation(
         feature: weight of the distillation between hidden states.
         order: "together", or "shallow_to_deep": one exit more learns from its teacher in each equal part of the training.
     """
-    return Recipe("distillation", (_distillation_stage(alpha, temperature, pairing, feature, order),))
-
-
-def curriculum(schedule: str = "competence", start: float = 0.1, buckets: int = 4, until: float = 0.5) -> Recipe:
-    """Every exit's cross entropy, easy samples first; the trainer needs the samples' `difficulty`.
-
-    Args:
-        schedule, start, buckets, until: see `Curriculum`.
-    """
-    return Recipe("curriculum", joint().stages, curriculum=Curriculum(schedule, start, buckets, until))
-
-
-def curriculum_kd(
-    alpha: float = 1.0,
-    temperature: float = 2.0,
-    pairing: str = "next",
-    feature: float = 0.0,
-    order: str = "together",
-    schedule: str = "competence",
-    start: float = 0.1,
-    buckets: int = 4,
-    until: float = 0.5,
-) -> Recipe:
-    """`curriculum` and `distillation` together (Gu et al., IJSEKE 33(3):395-413, 2023, our reconstruction)."""
-    stage = _distillation_stage(alpha, temperature, pairing, feature, order)
-    return Recipe("curriculum-kd", (stage,), curriculum=Curriculum(schedule, start, buckets, until))
-
-
-def _distillation_stage(alpha: float, temperature: float, pairing: str, feature: float, order: str) -> Stage:
     check_number("alpha", alpha, 0.0)
     check_number("temperature", temperature, 1e-3)
     check_choice("pairing", pairing, PAIRINGS)
@@ -186,16 +158,13 @@ def _distillation_stage(alpha: float, temperature: float, pairing: str, feature:
         return total
 
     forward = {**EXITS, "output_hidden_states": True} if feature else EXITS
-    return Stage(loss, forward, needs_teacher=pairing == "teacher")
+    return Recipe("distillation", (Stage(loss, forward, needs_teacher=pairing == "teacher"),))
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "berxit": berxit,
-    "curriculum": curriculum,
-    "curriculum-kd": curriculum_kd,
     "deebert": deebert,
     "distillation": distillation,
-    "elasticbert": elasticbert,
     "fastbert": fastbert,
     "frozen": frozen,
     "geep": geep,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -49,31 +49,43 @@ def check_gates(recipe: Recipe, model: MultiExitBert) -> None:
         logger.warning(
             f"The model has skip gates, for which recipe {recipe.name!r} is not made: they learn nothing of what layers cost, "
             "or nothing at all, and Engine skips by them as they are. Recipe 'smartbert' trains them; "
-            "Engine(..., skipping='never') runs every layer."
+            "Engine(..., 'full+skip:never') runs every layer."
         )
 
 
+def check_curriculum(curriculum: Callable[[float], float] | None) -> Callable[[float], float] | None:
+    """The curriculum; TypeError where it cannot be called."""
+    if curriculum is not None and not callable(curriculum):
+        raise TypeError(
+            f"curriculum must be a Curriculum, or a function from the share of the training that is over to that of the "
+            f"training set to draw from, got {shorten(curriculum)}"
+        )
+    return curriculum
+
+
 def check_difficulty(
-    difficulty: Sequence[float] | torch.Tensor | None, recipe: Recipe, dataset: Dataset | None
+    difficulty: Sequence[float] | torch.Tensor | None,
+    curriculum: Callable[[float], float] | None,
+    dataset: Dataset | None,
 ) -> torch.Tensor | None:
-    """[N] float32 for a recipe with a curriculum, else None.
+    """[N] float32 for a training with a curriculum, else None.
 
     Raises:
         ValueError: missing, useless, of another length than the training set, or with gaps; a training set that streams, from
             which no sample can be chosen.
         TypeError: something that is no number.
     """
-    if recipe.curriculum is None:
+    if curriculum is None:
         if difficulty is not None:
-            raise ValueError(f"difficulty would be ignored: recipe {recipe.name!r} has no curriculum")
+            raise ValueError("difficulty would be ignored: the training has no curriculum")
         return None
     if dataset is None:
         return None
     if isinstance(dataset, IterableDataset) or not has_length(dataset):
-        raise ValueError(f"recipe {recipe.name!r} chooses its samples: train_dataset must have a length and take an index")
+        raise ValueError("a curriculum chooses its samples: train_dataset must have a length and take an index")
     if difficulty is None:
         raise ValueError(
-            f"recipe {recipe.name!r} needs the difficulty of each training sample: from geep_triton.training.difficulty take "
+            "a curriculum needs the difficulty of each training sample: from geep_triton.training.difficulty take "
             "cross_review, first_right_exit or difficulty_column"
         )
     if not isinstance(difficulty, torch.Tensor):

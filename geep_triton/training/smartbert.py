@@ -14,7 +14,7 @@ from geep_triton.checks import check_number
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
-from geep_triton.outputs import MultiExitBertOutput
+from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.training.losses import cross_entropy, joint_loss
 from geep_triton.training.skip_losses import flops_budget_loss, inverse_gate_sum, skip_rate_loss, token_contrast
 from geep_triton.training.stages import Batch, Recipe, Stage

@@ -12,7 +12,7 @@ from torch import nn
 
 from geep_triton.checks import check_choice, check_number
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.outputs import MultiExitBertOutput
+from geep_triton.modeling.outputs import MultiExitBertOutput
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +101,6 @@ class Recipe:
         stages: run one after another, each with a learning-rate schedule of its own.
         alternating: the stages take turns step by step instead (BERxiT).
         gradient_scale: (name of a parameter, exit layers) -> factor of its gradient; None: 1 for all.
-        curriculum: share of the training that is over, 0..1 -> share of the training set, easiest samples first, to draw from;
-            None: all data from the start.
         modules: configuration -> a module of the recipe's own, which trains with the model as `model.auxiliary`, is in its
             checkpoints and leaves it when the training is over. In each training step it is called with the model, its output
             and the attention mask [B, S], and makes `output.auxiliary`. None: none.
@@ -117,7 +115,6 @@ class Recipe:
     stages: tuple[Stage, ...]
     alternating: bool = False
     gradient_scale: Callable[[str, tuple[int, ...]], float] | None = None
-    curriculum: Callable[[float], float] | None = None
     modules: Callable[[MultiExitBertConfig], nn.Module] | None = None
     gates: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import SequentialLR
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from torch.utils.hooks import RemovableHandle
 from transformers import EvalPrediction, PreTrainedModel, Trainer
@@ -26,6 +26,7 @@ from geep_triton.training.curriculum import TrainSampler
 from geep_triton.training.freezing import StageParameters, scale_gradients
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.requirements import (
+    check_curriculum,
     check_difficulty,
     check_gates,
     check_labels,
@@ -35,10 +36,11 @@ from geep_triton.training.requirements import (
     resolve_class_weights,
     teacher_logits,
 )
-from geep_triton.training.schedule import one_after_another
 from geep_triton.training.stages import Batch, Recipe
 
 logger = logging.get_logger(__name__)
+
+WANT_METRICS = ("reduce_lr_on_plateau", "greedy")  # schedules that follow evaluations, not steps
 
 
 class MultiExitTrainer(Trainer):
@@ -58,18 +60,19 @@ class MultiExitTrainer(Trainer):
         gate_learning_rate: of the skip gates, where it differs from the backbone's.
         recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, as
             `get_recipe(name, **settings)` makes it.
-        difficulty: of each training sample, higher is harder, for recipes with a curriculum; see
-            `geep_triton.training.difficulty`.
+        curriculum: share of the training that is over, 0..1 -> share of the training set, easiest samples first, to draw
+            from: a `geep_triton.training.curriculum.Curriculum`, or a function of your own. None: all samples from the start.
+        difficulty: of each training sample, higher is harder, for a curriculum; see `geep_triton.training.difficulty`.
         teacher: a classifier of the same classes and token ids, for recipes that learn from one.
         class_weights: one factor per class of the cross entropies, or "balanced": N / (C * samples of the class).
 
     Raises:
         ValueError: unknown recipe, a regression model, no rows, labels that are no classes (those of a data set whose labels
             cannot be looked at before: while training), or arguments that would replace the recipe's loss; a difficulty,
-            teacher or class weights that the recipe lacks, has no use for, or that do not fit. While training: a stage with
+            teacher or class weights that the training lacks, has no use for, or that do not fit. While training: a stage with
             nothing to train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping
             with several stages.
-        TypeError: another kind of model.
+        TypeError: another kind of model, or a curriculum that cannot be called.
     """
 
     # A recipe's loss is a mean over the batch: the Trainer divides it by the accumulation steps.
@@ -78,15 +81,17 @@ class MultiExitTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        recipe: str | Recipe = "geep",
+        recipe: str | Recipe = "joint",
         head_learning_rate: float | None = None,
         gate_learning_rate: float | None = None,
+        curriculum: Callable[[float], float] | None = None,
         difficulty: Sequence[float] | torch.Tensor | None = None,
         teacher: PreTrainedModel | None = None,
         class_weights: Sequence[float] | str | None = None,
         **kwargs: Any,
     ) -> None:
         self.recipe = get_recipe(recipe)
+        self.curriculum = check_curriculum(curriculum)
         self._learning_rates = {"heads": head_learning_rate, "auxiliary": head_learning_rate, "gates": gate_learning_rate}
         for name, rate in (("head_learning_rate", head_learning_rate), ("gate_learning_rate", gate_learning_rate)):
             if rate is not None:
@@ -118,8 +123,8 @@ class MultiExitTrainer(Trainer):
         self._labels_are_checked = self._check_labels()
         self.teacher = check_teacher(teacher, self.model, self.recipe)
         self.class_weights = resolve_class_weights(class_weights, self.model, self.recipe, self.train_dataset)
-        self.difficulty = check_difficulty(difficulty, self.recipe, self.train_dataset)
-        self.add_callback(RecipeRecord(self.recipe.name, dict(self.recipe.settings)))
+        self.difficulty = check_difficulty(difficulty, self.curriculum, self.train_dataset)
+        self.add_callback(RecipeRecord.of(self.recipe, self.curriculum))
         self._stages: list[StageParameters] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []  # as the user set them
         self._hooks: list[RemovableHandle] = []
@@ -155,16 +160,16 @@ class MultiExitTrainer(Trainer):
         """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
         self._resumes_from = checkpoint_of(resume_from_checkpoint, self.args.output_dir)
         if self._resumes_from is not None:
-            check_same_recipe(self.recipe, self._resumes_from)
+            check_same_recipe(RecipeRecord.of(self.recipe, self.curriculum), self._resumes_from)
         check_stopping(self.recipe, self.callback_handler.callbacks, self.args.load_best_model_at_end)
         check_gates(self.recipe, self.model)
         if self.model.exit_table is not None:
             logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
-        if self.model.config.exit_temperatures is not None:
+        if self.model.exit_config.temperatures is not None:
             logger.warning("The model's exit temperatures are dropped, the last exit's too: fit them again afterwards.")
-            self.model.config.exit_temperatures = None
+            self.model.exit_config.temperatures = None
         self._attach_modules(self.model)
         try:
             return super().train(resume_from_checkpoint, **kwargs)
@@ -208,36 +213,36 @@ class MultiExitTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """transformers' schedule, one for each stage: warm-up included, it starts anew with each."""
+        """transformers' schedule, one for each stage: it starts anew with each, warm-up included."""
         if self._resumes_from is not None:
-            check_same_steps(self.recipe, self._resumes_from, num_training_steps)
+            check_same_steps(self.recipe, self.curriculum, self._resumes_from, num_training_steps)
         bounds = self.recipe.bounds(num_training_steps)
         if self.lr_scheduler is not None or len(bounds) == 2:
             return super().create_scheduler(num_training_steps, optimizer)
+        if self.args.lr_scheduler_type in WANT_METRICS:
+            raise ValueError(
+                f"lr_scheduler_type {self.args.lr_scheduler_type!s} cannot start anew with each of the stages of recipe "
+                f"{self.recipe.name!r}: it follows evaluations. linear, cosine, constant_with_warmup and their like can"
+            )
         schedules = []
         for first, end in pairwise(bounds):
             self.lr_scheduler = None
             schedules.append(super().create_scheduler(end - first, optimizer))
-        if not all(isinstance(schedule, LambdaLR) for schedule in schedules):
-            raise ValueError(
-                f"lr_scheduler_type {self.args.lr_scheduler_type!s} cannot start anew with each of the stages of recipe "
-                f"{self.recipe.name!r}; linear, cosine, constant_with_warmup and their like can"
-            )
-        self.lr_scheduler = one_after_another(self.optimizer if optimizer is None else optimizer, schedules, bounds)
+        self.lr_scheduler = SequentialLR(self.optimizer if optimizer is None else optimizer, schedules, bounds[1:-1])
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """transformers' sampler; for a curriculum and for batches of like length our own, which resumes within an epoch."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
-        if self.recipe.curriculum is None and not grouped:
+        if self.curriculum is None and not grouped:
             return super()._get_train_sampler(train_dataset)
         if not has_length(dataset):
             raise ValueError("a curriculum and group_by_length need a training set with a length")
         if not grouped and self.args.train_sampling_strategy != "random":
             raise ValueError(
-                f"recipe {self.recipe.name!r} chooses its samples by their difficulty: train_sampling_strategy must be random "
-                f"or group_by_length, got {self.args.train_sampling_strategy!r}"
+                "a curriculum chooses its samples by their difficulty: train_sampling_strategy must be random or "
+                f"group_by_length, got {self.args.train_sampling_strategy!r}"
             )
         batch_size = self.get_total_train_batch_size(self.args)
         steps = self.args.max_steps
@@ -246,7 +251,7 @@ class MultiExitTrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
             difficulty=self.difficulty,
-            curriculum=self.recipe.curriculum,
+            curriculum=self.curriculum,
             total=steps * batch_size if steps > 0 else math.ceil(self.args.num_train_epochs * len(dataset)),
             lengths=[len(sample["input_ids"]) for sample in dataset] if grouped else None,
             batch_size=batch_size,

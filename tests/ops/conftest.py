@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from geep_triton.backend import BACKENDS, has_triton
+from geep_triton.ops.backend import BACKENDS, has_triton
 
 # A launch in the interpreter takes milliseconds.
 settings.register_profile("ops", deadline=None, max_examples=25)
@@ -55,7 +55,7 @@ def _guard_zones():
     if not has_triton():
         yield
         return
-    from geep_triton.kernels import launching
+    from geep_triton.ops.kernels import launching
 
     launch = launching.launch
 

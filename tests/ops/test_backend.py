@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from geep_triton import backend
-from geep_triton.backend import choose_backend
+from geep_triton.ops import backend
+from geep_triton.ops.backend import choose_backend
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -51,6 +51,6 @@ def test_refusals(monkeypatch):
 def test_ops_on_a_cpu_import_no_kernels():
     code = (
         "import sys, torch; from geep_triton.ops.exit_scores import score_exits; score_exits(torch.zeros(2, 2), .5); "
-        "assert not [name for name in sys.modules if name.startswith('geep_triton.kernels')]"
+        "assert not [name for name in sys.modules if name.startswith('geep_triton.ops.kernels')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.barriers import unordered_barriers
-from geep_triton.backend import has_triton
+from bench.ops.barriers import unordered_barriers
+from bench.rows import read, records
+from geep_triton.ops.backend import has_triton
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.skipif(not has_triton(), reason="needs the package triton")
@@ -20,18 +20,18 @@ pytestmark = pytest.mark.skipif(not has_triton(), reason="needs the package trit
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory) -> list[dict]:
     """Compiled in another process: in this one Triton may be in its interpreter."""
-    output = tmp_path_factory.mktemp("kernels") / "kernels.json"
+    output = tmp_path_factory.mktemp("kernels") / "kernels.jsonl"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.kernels", "--output", output]
+    command = [sys.executable, "-m", "bench.ops.kernels", "--output", output]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(output.read_text())["kernels"]
+    return [one | {"kernel": one["system"], "architecture": one["case"]} for one in records(read(output)) if one["system"]]
 
 
 def test_every_kernel_is_compiled_for_every_architecture(kernels):
     jitted = {
         line.split("(")[0].removeprefix("def ")
-        for path in (ROOT / "geep_triton" / "kernels").glob("*.py")
+        for path in (ROOT / "geep_triton" / "ops" / "kernels").glob("*.py")
         for line in path.read_text().splitlines()
         if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from geep_triton.exits.table import ExitRecords, ExitTable, TableSettings
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
 from geep_triton.ops.skip_gate import skip_gate
-from geep_triton.outputs import Tokens
+from geep_triton.table.exit_table import ExitTable
+from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tokens.ragged import Tokens
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from geep_triton.ops import hash_table
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
-from geep_triton.reference import hash_table as reference
-from geep_triton.reference.ngrams import EMPTY, mix64
+from geep_triton.ops.reference import hash_table as reference
+from geep_triton.ops.reference.ngrams import EMPTY, mix64
 
 KEYS = st.lists(st.sampled_from([-(2**63) + 1, -1, 0, 1, 7, 2**40, 2**63 - 1]), max_size=40)
 ONCE = settings.get_profile("ops")
@@ -165,7 +165,8 @@ def test_a_table_that_may_grow_is_not_searched_from_end_to_end(target, monkeypat
     tried = []
 
     def spied(*arguments):
-        module = importlib.import_module(f"geep_triton.{'kernels' if target.backend == 'triton' else 'reference'}.hash_table")
+        room = "kernels" if target.backend == "triton" else "reference"
+        module = importlib.import_module(f"geep_triton.ops.{room}.hash_table")
         return SimpleNamespace(insert_add=lambda *given: tried.append(given[-1]) or module.insert_add(*given))
 
     monkeypatch.setattr(hash_table, "implementation", spied)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geep_triton.ops.ngrams import ngram_keys
-from geep_triton.outputs import Tokens
-from geep_triton.reference.ngrams import mix64
+from geep_triton.ops.reference.ngrams import mix64
+from geep_triton.tokens.ragged import Tokens
 
 SPECIAL = {0, 2, 3}
 RAGGED = st.lists(st.lists(st.integers(0, 12), max_size=9), max_size=8)

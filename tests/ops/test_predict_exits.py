@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
-from geep_triton.outputs import Tokens
-from geep_triton.reference.predict_exits import decide
+from geep_triton.ops.reference.predict_exits import decide
+from geep_triton.tokens.ragged import Tokens
 from tests.ops.conftest import Target
 from tests.ops.tolerances import TOLERANCE
 

@@ -1,0 +1,1 @@
+"""The claims of the papers: recipes, skipping, promises, policies, predictors and depth."""

@@ -1,0 +1,243 @@
+"""Metrics of answers, per exit and over depth: scikit-learn's and scipy's, of logits; rankings and intervals of our own.
+
+A ranking gains nothing from ties, which scikit-learn's average precision does; an interval draws runs as well as samples, which
+scipy's bootstrap does not.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from geep_triton.checks import check_choice, check_int, check_kind, check_number, check_tensor, shorten
+
+Metric = Callable[[torch.Tensor, torch.Tensor], float]
+
+
+def _answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[N] int64. Raises TypeError or ValueError unless logits are [N, C] and labels int64 [N] of those classes, N above 0."""
+    check_tensor("logits", logits, 2)
+    check_tensor("labels", labels, 1, torch.int64)
+    _check_as_many("labels", labels, logits)
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise ValueError(f"labels must be 0..{logits.shape[1] - 1}, got {int(labels.min())}..{int(labels.max())}")
+    return logits.argmax(-1)
+
+
+def _check_as_many(name: str, values: torch.Tensor, samples: torch.Tensor) -> None:
+    if not len(samples) or len(samples) != len(values):
+        raise ValueError(f"{name} must be as many as samples, at least one, got {len(values)} for {len(samples)}")
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of right answers: logits [N, C], labels [N] int64."""
+    return float((_answers(logits, labels) == labels).double().mean())
+
+
+def f1(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """F1 of class 1 where there are two classes, else the mean over the classes that occur (macro); 0 where undefined."""
+    average = "binary" if logits.shape[-1] == 2 else "macro"
+    return float(f1_score(labels, _answers(logits, labels), average=average, zero_division=0.0))
+
+
+def matthews(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Matthews' correlation of answers and labels, -1..1; 0 where either is constant."""
+    answers = _answers(logits, labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A single label was found")
+        return float(matthews_corrcoef(labels, answers))
+
+
+def pearson(scores: torch.Tensor, targets: torch.Tensor) -> float:
+    """Pearson's correlation of [N] scores and [N] targets; NaN where either is constant."""
+    return _correlation(stats.pearsonr, "scores", scores, "targets", targets)
+
+
+def spearman(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Spearman's rank correlation of two [N] tensors, ties at their mean rank; NaN where either is constant."""
+    return _correlation(stats.spearmanr, "x", x, "y", y)
+
+
+def _correlation(of: Callable, first_name: str, first: torch.Tensor, second_name: str, second: torch.Tensor) -> float:
+    for name, value in ((first_name, first), (second_name, second)):
+        check_tensor(name, value, 1)
+        if value.is_complex():
+            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+    if len(first) != len(second):
+        raise ValueError(f"{first_name} and {second_name} must be of one length, got {len(first)} and {len(second)}")
+    if len(first) < 2 or (first == first[0]).all() or (second == second[0]).all():
+        return math.nan
+    return float(of(first.double().numpy(), second.double().numpy()).statistic)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Answer selection, judged per question; those with no right answer at all are left out, as TREC's evaluation does.
+
+    Attributes:
+        average_precisions: of each question, in the order in which they first come.
+        reciprocal_ranks: likewise.
+    """
+
+    average_precisions: tuple[float, ...]
+    reciprocal_ranks: tuple[float, ...]
+
+    @property
+    def mean_average_precision(self) -> float:
+        """MAP."""
+        return sum(self.average_precisions) / len(self.average_precisions)
+
+    @property
+    def mean_reciprocal_rank(self) -> float:
+        """MRR."""
+        return sum(self.reciprocal_ranks) / len(self.reciprocal_ranks)
+
+
+def ranking(scores: torch.Tensor, labels: torch.Tensor, questions: Sequence[Hashable]) -> Ranking:
+    """MAP and MRR of candidates ranked by score within their question.
+
+    Args:
+        scores: [N], higher first; candidates of equal score count as if the wrong ones came first.
+        labels: [N] int64, 1 for a right answer, 0 for a wrong one.
+        questions: [N], what a candidate is an answer to, in any order.
+
+    Raises:
+        ValueError: lengths that differ, labels other than 0 and 1, or no question with a right answer.
+    """
+    check_tensor("scores", scores, 1)
+    check_tensor("labels", labels, 1, torch.int64)
+    for question in questions:
+        if not isinstance(question, Hashable):
+            raise TypeError(f"each of questions must be hashable, got {shorten(question)}")
+    if not len(scores) == len(labels) == len(questions):
+        raise ValueError(f"scores, labels and questions must be as many, got {len(scores)}, {len(labels)}, {len(questions)}")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {sorted(set(labels.tolist()))}")
+    candidates: dict[Hashable, list[tuple[float, int]]] = {}
+    for question, score, label in zip(questions, scores.tolist(), labels.tolist(), strict=True):
+        candidates.setdefault(question, []).append((-score, label))
+    precisions, reciprocals = [], []
+    for found in candidates.values():
+        ranks = [rank for rank, (_, label) in enumerate(sorted(found), start=1) if label]
+        if ranks:
+            precisions.append(sum(right / rank for right, rank in enumerate(ranks, start=1)) / len(ranks))
+            reciprocals.append(1 / ranks[0])
+    if not precisions:
+        raise ValueError("no question has a right answer")
+    return Ranking(tuple(precisions), tuple(reciprocals))
+
+
+# Of classes: logits [N, C], labels [N] int64 -> number, higher is better.
+CLASS_METRICS: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
+# Of numbers: scores [N], targets [N] -> number.
+SCORE_METRICS: dict[str, Metric] = {"pearson": pearson, "spearman": spearman}
+
+
+def per_exit(metric: str, exit_logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """A metric at each exit.
+
+    Args:
+        metric: of `CLASS_METRICS`, or of `SCORE_METRICS` for regression (C = 1).
+        exit_logits: [N, E, C].
+        labels: [N] int64 classes, or numbers.
+
+    Raises:
+        ValueError: an unknown metric, no samples, lengths that differ, or a metric of classes for a regression and the reverse.
+    """
+    check_choice("metric", metric, CLASS_METRICS | SCORE_METRICS)
+    check_tensor("exit_logits", exit_logits, 3)
+    check_tensor("labels", labels, 1)
+    _check_as_many("labels", labels, exit_logits)
+    if (exit_logits.shape[-1] == 1) != (metric in SCORE_METRICS):
+        raise ValueError(f"metric {metric!r} does not go with {exit_logits.shape[-1]} logit(s) a sample")
+    if metric in SCORE_METRICS:
+        return [SCORE_METRICS[metric](logits[:, 0], labels) for logits in exit_logits.unbind(1)]
+    return [CLASS_METRICS[metric](logits, labels) for logits in exit_logits.unbind(1)]
+
+
+def ascending_layers(exit_layers: Sequence[int], exits: int) -> list[int]:
+    """The exits' layers as a list. Raise TypeError unless they are ints, ValueError unless ascending, one per exit."""
+    if not isinstance(exit_layers, (list, tuple)):
+        raise TypeError(f"exit_layers must be a list of ints, got {shorten(exit_layers)} of type {type(exit_layers).__name__}")
+    for layer in exit_layers:
+        check_int("each of exit_layers", layer, 1)
+    if len(exit_layers) != exits or list(exit_layers) != sorted(set(exit_layers)):
+        raise ValueError(f"exit_layers must be {exits}, one per exit, ascending, got {list(exit_layers)}")
+    return list(exit_layers)
+
+
+def area_over_depth(values: Sequence[float], exit_layers: Sequence[int]) -> float:
+    """The mean of a metric from first to last exit, by the trapezoid rule; of a single exit, the value itself.
+
+    Args:
+        values: one per exit.
+        exit_layers: the exits' layers, ascending.
+
+    Raises:
+        ValueError: lengths that differ, or none.
+    """
+    for value in values:
+        check_number("each of values", value)
+    exit_layers = ascending_layers(exit_layers, len(exit_layers))
+    if not values or len(values) != len(exit_layers):
+        raise ValueError(f"values must be one per exit, at least one, got {len(values)} for {len(exit_layers)} exits")
+    if len(values) == 1:
+        return float(values[0])
+    return float(np.trapezoid(values, exit_layers) / (exit_layers[-1] - exit_layers[0]))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    first: torch.Tensor, second: torch.Tensor, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of `first - second` on the same samples, with its percentile bootstrap interval.
+
+    Args:
+        first, second: [N] scores of two systems on the same samples, such as right or wrong; or one per question. Or [R, N] of
+            R runs of each system, run r of both from the same seed: then runs are drawn as well as samples.
+        confidence: of the interval, 0..1.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no samples, shapes that differ, settings out of range.
+    """
+    for name, value in (("first", first), ("second", second)):
+        check_kind(name, value, torch.Tensor)
+        if value.is_complex():
+            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+    check_int("seed", seed, 0)
+    if first.ndim not in (1, 2) or first.shape != second.shape or not first.numel():
+        raise ValueError(
+            f"first and second must be of one shape, [N] or [R, N] and not empty, got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
+        )
+    check_number("confidence", confidence, 0.0, 1.0)
+    check_int("resamples", resamples, 1)
+    differences = torch.atleast_2d(first.double() - second.double()).numpy()
+    # A resample's mean depends only on how often each column was drawn, and right and wrong give but a few different ones.
+    columns, counts = np.unique(differences, axis=1, return_counts=True)
+    random, (runs, samples) = np.random.default_rng(seed), differences.shape
+    at_once = max(1, 2**22 // len(counts))  # tens of megabytes
+    means = []
+    for done in range(0, resamples, at_once):
+        size = min(at_once, resamples - done)
+        of_runs = random.multinomial(samples, counts / samples, size) @ columns.T / samples
+        means.append((of_runs * random.multinomial(runs, [1 / runs] * runs, size) / runs).sum(1))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return Interval(float(differences.mean()), low, high)

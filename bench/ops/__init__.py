@@ -1,0 +1,1 @@
+"""Each op beside its rivals, and what each compiled kernel takes."""

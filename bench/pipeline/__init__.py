@@ -1,0 +1,1 @@
+"""The whole pipeline beside every rival, cell by cell."""

@@ -1,0 +1,420 @@
+"""The measurements of the pipeline benchmark, a function for each kind of cell."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.pipeline.arrivals import waiting_times
+from bench.pipeline.peak_memory import forget_peak, peak_memory, resident
+from bench.pipeline.replay import DISTRIBUTIONS, drawn
+from bench.pipeline.skips import CHECKED, skip_rates
+from bench.pipeline.stages import stages
+from bench.pipeline.systems import NOBODY, WAYS, WINDOW, System, Workbench
+from bench.rows import Found, Range, found
+from bench.shapes import load_model, load_tokenizer
+from bench.timing import quiet_garbage_collector, rate
+from geep_triton import Engine
+from geep_triton.config import HEADS
+from geep_triton.data import read_rows
+from geep_triton.modeling.flops import layer_flops
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.text import parse_policy
+from geep_triton.promises.simulate import simulate
+from geep_triton.runners.graphed import MOST_TOKENS
+from geep_triton.timing import in_turns
+
+RECORDED = 0.3  # threshold whose exits on the trained model are replayed on random ones
+LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
+BATCHES = 8  # of a window in the matrix
+CUDA_CALLS = {
+    "kernels": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
+    "graphs": ("cudaGraphLaunch",),
+    "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+}
+LEFT_OUT = ("deebert", "huggingface, random")  # of the matrix: too slow, and all samples are of one length
+ARRIVALS = 256
+STAGE_ROUNDS = 3
+DISTINCT = 4_096  # samples; more are streamed by repeating them
+PAYS_TOKENS = (1, 256, 1_024, 4_096)  # of a batch; 1: one sample
+# Exits of 12 layers that leave samples at so many mean layers, every exit used: a share leaves evenly over the first ones.
+PAYS_EXITS = {
+    "3.5": dict.fromkeys(range(1, 7), 1 / 6),
+    "6.5": dict.fromkeys(range(1, 13), 1 / 12),
+    "9.2": dict.fromkeys(range(1, 12), 0.5 / 12) | {12: 6.5 / 12},
+    "10.9": dict.fromkeys(range(1, 12), 0.2 / 12) | {12: 9.8 / 12},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells share.
+
+    Attributes:
+        device: "cpu" or "cuda", whose cells these are.
+        models: data set -> folder of a model trained on it.
+        texts: data set -> file of rows.
+        rounds: interleaved; seconds: no round of a comparison is begun after so many; None: all are.
+        samples: texts of a cell by shape; those of other shapes as many as of "base".
+        token_budget: of a batch; max_length: of a text.
+        compile: whether compiled systems take part.
+        dry: every size as small as it can be.
+    """
+
+    device: str
+    models: dict[str, str]
+    texts: dict[str, str]
+    rounds: int
+    seconds: float | None
+    samples: dict[str, int]
+    token_budget: int
+    max_length: int
+    compile: bool
+    dry: bool
+
+    def rows(self, data: str, shape: str) -> list[dict[str, Any]]:
+        """Texts spread evenly over the file, so that they are as long as the file's."""
+        rows = read_rows(self.texts[data])
+        wanted = self.samples.get(shape, self.samples["base"])
+        return rows[:: max(1, len(rows) // wanted)][:wanted]
+
+    @property
+    def place(self) -> str:
+        """Where they run: a dry run of a GPU's cells, in the ways that a CPU has, where there is no GPU."""
+        return "cpu" if self.dry and not torch.cuda.is_available() else self.device
+
+    def shape(self, shape: str) -> str:
+        """The shape to build: the tiny one in a dry run."""
+        return "tiny" if self.dry else shape
+
+    def way(self, dtype: str) -> str:
+        """How ours runs its layers, where one way is shown: laid out for oneDNN where that can be."""
+        return "onednn" if self.place == "cpu" and dtype != "int8" else "plain"
+
+
+def workbench(shape: str, data: str, settings: Settings) -> Workbench:
+    """MiniLM with its trained exits, or random weights of a shape with exits replayed: the trained model's, else drawn ones."""
+    folder, rows = settings.models.get(data), settings.rows(data, shape)
+    tokenizer = load_tokenizer(folder)
+    if shape == "minilm" and folder is not None:
+        model = load_model(shape, folder).to(settings.place)
+        policies = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
+        return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies)
+    model = load_model(settings.shape(shape)).to(settings.place)
+    depth, predicted = model.config.num_hidden_layers, None
+    if folder is None:
+        recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
+    else:
+        trained = load_model("minilm", folder)
+        tokens, logits = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True).exit_logits(rows)
+        layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
+        recorded = layers[simulate(trained, parse_policy(f"threshold:{RECORDED}"), tokens, logits)]
+        if trained.exit_table is not None:
+            stops = parse_policy(f"predicted:0.05+threshold:{RECORDED}").stops(trained, tokens)
+            predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
+    exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
+    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
+
+
+def compared(bench: Workbench, systems: list[System], dtype: str, settings: Settings) -> list[Found]:
+    """Every system checked, then timed in turns: samples a second, and shares of what the saved layers allow.
+
+    `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the fastest rival that runs
+    all layers; both also by a token's mean layers, which is the honest bound where long texts stay longer.
+    """
+    checked = {system: bench.checked(system, dtype) for system in systems}
+    with quiet_garbage_collector():
+        seconds = in_turns(bench.calls(systems), settings.rounds, limit=settings.seconds)
+    speed = {name: rate(len(bench.rows), values) for name, values in seconds.items()}
+    full = {system.name: speed[f"ours, full{system.suffix}"].value for system in systems}
+    rivals = [speed[system.name].value for system in systems if system.kind == "full"]
+    ours, rival = speed["ours, full"].value, max(rivals, default=speed["ours, full"].value)
+    for system, row in checked.items():
+        name, value = system.name, speed[system.name].value
+        row |= {"seconds": seconds[name], "samples_per_second": speed[name], "speed_up": value / ours}
+        for layers, suffix in ((row["mean_layers"], ""), (row["mean_layers_of_a_token"], "_of_a_token")):
+            bound = bench.depth / layers
+            row[f"share_of_bound{suffix}"] = value / full[name] / bound
+            row[f"share_of_rival_bound{suffix}"] = value / rival / bound
+    return [found(system.name, row, kind=system.kind) for system, row in checked.items()]
+
+
+def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Ours and every rival of one precision on one data set."""
+    bench = workbench(shape, data, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
+        ours, compile_seconds = bench.ours(dtype), None
+        if settings.way(dtype) == "onednn":
+            ours += bench.ours(dtype, "onednn")
+        if settings.compile and dtype != "int8":
+            several = bench.ours(dtype, "compiled")
+            compile_seconds = several[0].predict.__self__.runner.compile_seconds
+            ours += several
+            if settings.place == "cuda":
+                ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
+                ours += bench.ours(dtype, "packed") if dtype == "bfloat16" else []
+        rows = compared(bench, rivals + ours, dtype, settings)
+    lengths = bench.tokens.lengths.double()
+    way = settings.way(dtype)
+    facts = {
+        "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
+        "layers": bench.depth,
+        "width": bench.model.config.hidden_size,
+        "compile_seconds": compile_seconds,
+        "way": way,
+    }
+    policies = {"full": "full", bench.main: bench.policies[bench.main]}
+    taken = _stages(bench.engine("full", dtype, way), policies, bench.rows)
+    return [
+        found("", facts),
+        *rows,
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *(found(name, {"stages": seconds}) for name, seconds in taken.items()),
+    ]
+
+
+def _stages(engine: Engine, policies: dict[str, str | Policy], rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Policy -> stage -> seconds, the median of rounds in turns."""
+    rounds = [
+        {name: stages(engine.with_policy(policy), rows) for name, policy in policies.items()} for _ in range(STAGE_ROUNDS)
+    ]
+    return {
+        name: {stage: statistics.median(one[name][stage] for one in rounds) for stage in rounds[0][name]} for name in policies
+    }
+
+
+def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Median and 99th percentile of the time to an answer under random arrivals, at several loads."""
+    bench = workbench(shape, data, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        rivals, _ = bench.rivals(dtype, False, Path(folder))
+    chosen = [system for system in rivals if system.name.endswith(", length-sorted") and system.kind == "full"]
+    chosen += [system for system in rivals if system.kind == "exits"]
+    ways = dict.fromkeys(["plain", settings.way(dtype)] + ["graphs"] * (settings.place == "cuda"))
+    ours = [system for way in ways for system in bench.ours(dtype, way)]
+    chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
+    for system in chosen:
+        bench.checked(system, dtype)
+    began = time.perf_counter()
+    full = in_turns({"full": partial(chosen[0].predict, bench.rows)}, settings.rounds, limit=settings.seconds)["full"]
+    capacity = len(bench.rows) / statistics.median(full)
+    arriving, rows = bench.rows * (1 if settings.dry else -(-ARRIVALS // len(bench.rows))), []
+    for load in LOADS:
+        waits: dict[str, list[list[float]]] = {system.name: [] for system in chosen}
+        # The first round is not counted: it makes the kernels of the batches that arrive. Each begins with another system.
+        for number in range(settings.rounds + 1):
+            if number > 1 and settings.seconds is not None and time.perf_counter() - began > settings.seconds:
+                break
+            for system in chosen[number % len(chosen) :] + chosen[: number % len(chosen)]:
+                waited = torch.tensor(waiting_times(system.predict, arriving, load * capacity, number), dtype=torch.float64)
+                waits[system.name].append(waited.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist())
+        for name, several in waits.items():
+            p50, p99 = (statistics.median(values) for values in zip(*several[1:], strict=True))
+            rows.append(found(name, {"p50": p50, "p99": p99}, load=load))
+    return [found("", {"rate_of_load_1": capacity, "samples": len(arriving)}), *rows]
+
+
+def overhead(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """What scoring at every exit costs where nobody leaves, by kind of head: time over full depth, beside the heads' FLOPs."""
+    rows, tokenizer, heads = settings.rows(data, shape), load_tokenizer(), []
+    way = WAYS[settings.way(dtype)]
+    limits = {"token_budget": settings.token_budget, "max_length": settings.max_length, "truncation": True}
+    for head in HEADS:
+        model = load_model(settings.shape(shape), head=head).to(settings.place)
+        full = Engine(model, tokenizer, "full", dtype=dtype, **way, **limits)
+        nobody = full.with_policy(NOBODY)
+        answers, scored = full.predict(rows), nobody.predict(rows)
+        if scored.mean_layers != model.config.num_hidden_layers or not torch.equal(scored.logits, answers.logits):
+            raise ValueError(f"{head} heads: scored samples left early or were answered otherwise")
+        calls = {"full": partial(full.predict, rows), "nobody": partial(nobody.predict, rows)}
+        seconds = in_turns(calls, settings.rounds, limit=settings.seconds)
+        ratios = [scored / alone for scored, alone in zip(seconds["nobody"], seconds["full"], strict=True)]
+        flops = scored.flops.total / answers.flops.total - 1
+        heads.append(found(head, {"overhead": statistics.median(ratios) - 1, "flops": flops, "ratios": ratios}))
+    return [found("", {"samples": len(rows)}), *heads]
+
+
+def pays(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Speed of scored exits over full depth, by tokens of a batch and mean layers: where exits begin to pay.
+
+    Random weights, exits replayed, every exit scored until a sample leaves.
+    """
+    rows, tokenizer, points = settings.rows(data, shape), load_tokenizer(), []
+    for tokens in PAYS_TOKENS:
+        model = load_model(settings.shape(shape)).to(settings.place)
+        recorded = {name: drawn(shares, len(rows), model.config.num_hidden_layers) for name, shares in PAYS_EXITS.items()}
+        bench = Workbench(model, tokenizer, rows, tokens, settings.max_length, recorded)
+        engine = bench.engine("full", dtype, settings.way(dtype))
+        policies = {name: bench.policies[f"threshold, {name}"] for name in PAYS_EXITS} | {"nobody leaves": NOBODY}
+        engines = {"full": engine} | {name: engine.with_policy(policy) for name, policy in policies.items()}
+        layers = {}
+        for name, one in engines.items():
+            exits = bench.exits_of(parse_policy(policies.get(name, "full")))
+            layers[name] = bench.checked(System(f"ours, {name}", "ours", one.predict, exits), dtype)["mean_layers"]
+        calls = {name: partial(one.predict, rows) for name, one in engines.items()}
+        seconds = in_turns(calls, settings.rounds, limit=settings.seconds)
+        for name in policies:
+            ratios = [alone / early for alone, early in zip(seconds["full"], seconds[name], strict=True)]
+            share = layers[name] / model.config.num_hidden_layers
+            speed_up = Range(statistics.median(ratios), min(ratios), max(ratios))
+            points.append(found(name, {"share": share, "speed_up": speed_up}, tokens=tokens))
+    return [found("", {"samples": len(rows), "way": settings.way(dtype)}), *points]
+
+
+def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Peak megabytes, each system in a process of its own; a trained model's folder where there is one for MiniLM.
+
+    Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it.
+    """
+    folder = settings.models.get(data) if shape == "minilm" else None
+    spec = {
+        "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
+        "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
+        "max_length": settings.max_length, "threads": torch.get_num_threads(),
+        "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
+    }  # fmt: skip
+    early = "threshold:0.3" if folder else "threshold:0.99"
+    peaks = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
+    for policy in ("full", early):
+        peaks[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
+        if settings.way(dtype) == "onednn":
+            peaks[f"ours, {policy}, onednn"] = peak_memory(system="engine", policy=policy, runner="onednn", **spec)
+            alone = peak_memory(system="engine", policy=policy, runner="onednn", in_place=True, **spec)
+            peaks[f"ours, {policy}, onednn in place"] = alone
+        if dtype == "bfloat16":
+            peaks[f"ours, {policy}, from float32"] = peak_memory(system="engine", policy=policy, **spec | {"loaded": "float32"})
+    return [found(system, megabytes) for system, megabytes in peaks.items()]
+
+
+def scaling(axis: str, settings: Settings) -> list[Found]:
+    """Seconds, and peak memory over what was there before, as one size grows: of "samples" streamed, "length", "classes" or
+    "window".
+    """
+    sizes = {
+        "samples": (1_000, 10_000, 100_000, 1_000_000),
+        "length": (16, 32, 64, 128, 256, 512),
+        "classes": (2, 10, 100, 1_000),
+        "window": (64, 256, 1_024, 4_096, 16_384),
+    }[axis]
+    if settings.dry:
+        sizes = sizes[:2]
+    return [found("ours", _scaled(axis, size, settings), axis=axis, size=size) for size in sizes]
+
+
+def _scaled(axis: str, size: int, settings: Settings) -> dict[str, Any]:
+    tokenizer, length, samples = load_tokenizer(), 16, 256 if axis != "window" else 16_384
+    if axis == "length":
+        length = size
+    if axis == "samples":
+        samples = size
+    if settings.dry:
+        samples = min(samples, 64)
+    # What grows with the number of samples is the pipeline around the layers, so those are small there.
+    shape = "tiny" if axis in ("samples", "window") or settings.dry else "minilm"
+    model = load_model(shape, labels=size if axis == "classes" else 4).to(settings.place)
+    window = size if axis == "window" else 4_096
+    engine = Engine(model, tokenizer, "threshold:0.9", token_budget=settings.token_budget, window=window)
+    rows = list(_synthetic(min(samples, DISTINCT), length))
+    list(engine.predict_windows(rows[:16]))  # measures layers, too
+    forget_peak()
+    answered, before, start = 0, resident("VmRSS"), time.perf_counter()
+    for part in engine.predict_windows(islice(cycle(rows), samples)):
+        answered += len(part)
+    seconds = time.perf_counter() - start
+    return {"samples": answered, "seconds": seconds, "megabytes_grown": resident("VmHWM") - before}
+
+
+def _synthetic(samples: int, length: int) -> Iterator[dict[str, Any]]:
+    """Random token ids between [CLS] and [SEP], always the same."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(samples):
+        middle = torch.randint(1_000, 30_000, (length - 2,), generator=generator)
+        yield {"input_ids": [101, *middle.tolist(), 102]}
+
+
+def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings) -> list[Found]:
+    """Full depth and replayed exits over windows of some batches of so many tokens, all samples of one length.
+
+    Besides rivals, the ceilings of the machine in the same run: a matrix product's rate and a copy's.
+    """
+    device, samples = torch.device(settings.place), max(2, BATCHES * tokens // length)
+    if settings.dry:
+        samples = 4
+    tokenizer, texts = load_tokenizer(), list(_synthetic(samples, length))
+    model = load_model(settings.shape(shape)).to(device)
+    depth = model.config.num_hidden_layers
+    recorded = {name: drawn(shares, samples, depth) for name, shares in DISTRIBUTIONS.items() if name != "all-12"}
+    bench = Workbench(model, tokenizer, texts, tokens, length, recorded)
+    rivals, missing = bench.rivals(dtype, settings.compile, None, batch=max(1, tokens // length), one_shape=True)
+    ways = ["plain"] + ["compiled"] * settings.compile
+    if device.type == "cuda" and settings.compile and samples > WINDOW:
+        ways.append("compiled, windows, prefetch")
+    if device.type == "cuda" and dtype == "bfloat16":
+        ways.append("packed")
+    if device.type == "cuda" and tokens <= MOST_TOKENS:
+        ways.append("graphs")
+    ours = [system for way in ways for system in bench.ours(dtype, way)]
+    systems = [system for system in rivals if not system.name.startswith(LEFT_OUT)] + ours
+    rows = compared(bench, systems, dtype, settings)
+    flops = samples * depth * layer_flops(model.config, length)
+    fastest, copied = ceilings(device, getattr(torch, dtype), 512 if settings.dry or device.type == "cpu" else 8192)
+    reached = {
+        row.system: flops / statistics.median(row.metrics["seconds"]) / fastest
+        for row in rows
+        if row.metrics["mean_layers"] == depth
+    }
+    return [
+        found("", {"samples": samples, "ceilings": {"flops_per_second": fastest, "copied_bytes_per_second": copied}}),
+        *rows,
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *(found(system.name, {"launches": launches(system, texts)}) for system in ours if device.type == "cuda"),
+        *(found(name, {"share_of_gemm_rate": share}) for name, share in reached.items()),
+    ]
+
+
+def skips(shape: str, length: int, tokens: int, dtype: str, settings: Settings) -> list[Found]:
+    """Layers that are known to be skipped, at several rates, over windows as in the matrix."""
+    samples = CHECKED if settings.dry else max(CHECKED, BATCHES * tokens // length)
+    rows = list(_synthetic(samples, length))
+    return skip_rates(settings.shape(shape), rows, tokens, length, dtype, settings.place, settings.rounds)
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """Operations a second of a square matrix product, and bytes read and written a second by a copy: the best of several."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    big = torch.empty(64 * size * size, dtype=torch.uint8, device=device)
+    other = torch.empty_like(big)
+    return 2 * size**3 / best(lambda: a @ b, device), 2 * big.numel() / best(lambda: other.copy_(big), device)
+
+
+def best(call: Callable[[], object], device: torch.device, rounds: int = 10) -> float:
+    """Seconds of the fastest of several calls."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def launches(system: System, rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Kernels and graphs that the host launches, and its waits for the GPU, in one call on all rows."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        system.predict(rows)
+    names = Counter(event.name for event in profiled.events())
+    return {kind: sum(names[name] for name in several) for kind, several in CUDA_CALLS.items()}

@@ -1,0 +1,233 @@
+"""Every system of the pipeline benchmark over the same texts, and what each must answer."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bench.pipeline.replay import replay, spread_heads, thresholds_for
+from bench.pipeline.rivals_dense import BATCH, DenseBert, DenseRival, OnnxBert, compiled, frozen, missing_onnx, torch_int8
+from bench.pipeline.rivals_exits import ShrinkingBatches, normalized_entropy
+from bench.pipeline.rivals_varlen import VarlenRival
+from geep_triton import Engine, MultiExitBert, Predictions
+from geep_triton.policies.leave import Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.start import FirstExit
+from geep_triton.policies.text import parse_policy
+from geep_triton.promises.simulate import simulate
+from geep_triton.runners.make import make_runner
+
+# Mean difference of a probability from float32's at the same exit, and share of samples that leave elsewhere.
+DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.08}
+MOVED = 0.02  # in float32; in less a sample near a threshold may well cross it
+NOBODY = "threshold:0,pooling=never"
+WINDOW = 1024  # samples, so that the texts of a cell on a GPU make several
+WAYS = {  # of running the layers: arguments of `Engine`
+    "plain": {},
+    "onednn": {"runner": "onednn"},
+    "compiled": {"runner": "compiled"},
+    "packed": {"runner": "packed"},
+    "graphs": {"runner": "graphs"},
+    "compiled, windows": {"runner": "compiled", "window": WINDOW},
+    "compiled, windows, prefetch": {"runner": "compiled", "window": WINDOW, "prefetch": True},
+}
+
+
+def targets(rows: Sequence[dict[str, Any]], label2id: Mapping[str, int]) -> torch.Tensor:
+    """[N] int64 classes of labelled rows."""
+    return torch.tensor([label2id[str(row["label"])] for row in rows])
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that answers texts.
+
+    Attributes:
+        name: shown in tables.
+        kind: "ours", "full" (a rival that runs all layers), "truncated" or "exits" (rivals that run fewer).
+        predict: rows -> predictions.
+        exits: [N] layers at which it must answer; None: wherever it did.
+        suffix: of the name of ours at full depth that it is to be held against.
+    """
+
+    name: str
+    kind: str
+    predict: Any
+    exits: torch.Tensor | None = None
+    suffix: str = ""
+
+
+class Workbench:
+    """A model, texts, and the float32 answers of every exit to them.
+
+    Args:
+        model: in float32, where it shall run.
+        tokenizer: its own.
+        rows: texts, or rows of token ids.
+        token_budget, max_length: as for `Engine`.
+        recorded: name -> [N] layers of exits to replay on a random model, whose heads are then spread; None: a trained model.
+        predicted: name -> [N] layers that a table predicted of them, from which samples are scored on.
+        policies: that a trained model runs; the first is the one whose thresholds and mean depth rivals take.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitBert,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[dict[str, Any]],
+        token_budget: int,
+        max_length: int,
+        recorded: Mapping[str, torch.Tensor] | None = None,
+        policies: Sequence[str] = ("threshold:0.3",),
+        predicted: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.rows = model, tokenizer, list(rows)
+        self.settings = {"token_budget": token_budget, "max_length": max_length, "truncation": True}
+        self.layers, self.depth = model.config.exit_layers, model.config.num_hidden_layers
+        full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)
+        if recorded is not None:
+            spread_heads(model, full.exit_logits(self.rows)[1])
+            full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)  # the other answered with other heads
+        self.tokens, self.logits = full.exit_logits(self.rows)
+        self.policies: dict[str, Policy] = {}
+        if recorded is None:
+            self.policies |= {name: parse_policy(name) for name in policies}
+        for name, exits in (recorded or {}).items():
+            thresholds = self.policies[f"threshold, {name}"] = self._replayed(exits)
+            if predicted is not None:
+                self.policies[f"verified, {name}"] = replay(self.tokens, predicted[name], thresholds.leave)
+            self.policies[f"oracle, {name}"] = replay(self.tokens, exits)
+        self.main = next(iter(self.policies))
+        self.truth = None
+        if recorded is None and all("label" in row for row in self.rows):
+            self.truth = targets(self.rows, model.config.label2id)
+
+    def _replayed(self, recorded: torch.Tensor) -> Policy:
+        """Thresholds at which as many samples leave at each exit as were recorded there."""
+        early = recorded[recorded < self.depth]
+        deepest = int(early.max()) if len(early) else 0  # nobody leaves beyond, so nobody is scored there
+        used = [layer for layer in self.layers if layer <= deepest or layer == self.depth]
+        at = [self.layers.index(layer) for layer in used[:-1]]
+        if not at:
+            return Policy(FirstExit(), Sure(0.0))
+        found = thresholds_for(normalized_entropy(self.logits)[:, at], recorded, used)
+        return Policy(FirstExit(), Sure(tuple(found.values()), layers=tuple(found)))
+
+    def exits_of(self, policy: Policy) -> torch.Tensor:
+        """[N] layers at which each sample is answered in float32."""
+        return torch.tensor(self.layers)[simulate(self.model, policy, self.tokens, self.logits)]
+
+    def engine(self, policy: str | Policy, dtype: str, way: str = "plain") -> Engine:
+        """Ours, one of `WAYS` to run layers, with what it measures of them measured."""
+        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, **WAYS[way], **self.settings)
+        _ = engine.layer_costs
+        return engine
+
+    def ours(self, dtype: str, way: str = "plain") -> list[System]:
+        """Full depth, nobody leaving though all are scored, and every policy."""
+        engine, suffix = self.engine("full", dtype, way), "" if way == "plain" else f", {way}"
+        policies = {"full": parse_policy("full"), NOBODY: parse_policy(NOBODY)} | self.policies
+        return [
+            System(f"ours, {name}{suffix}", "ours", engine.with_policy(policy).predict, self.exits_of(policy), suffix)
+            for name, policy in policies.items()
+        ]
+
+    def rivals(
+        self, dtype: str, compile: bool, folder: Path | None, batch: int = BATCH, one_shape: bool = False
+    ) -> tuple[list[System], dict[str, str]]:
+        """Those of this precision, and why others are missing.
+
+        Args:
+            dtype, compile: whether compiled ones take part.
+            folder: for ONNX files; None: without ONNX Runtime.
+            batch: samples of a batch that shrinks.
+            one_shape: all batches are of one shape, for which a GPU's rival may be compiled to a CUDA graph.
+        """
+        model = self.model if dtype in ("float32", "int8") else copy.deepcopy(self.model).to(getattr(torch, dtype))
+        quantize = torch_int8 if dtype == "int8" else lambda module: module
+        full = DenseBert(model, self.depth)
+        call, found, missing = quantize(full), [], {}
+        name = "torch dynamic int8" if dtype == "int8" else "huggingface"
+        budget = self.settings["token_budget"]
+        found.append(System(f"{name}, random batches", "full", self._dense(call, self.depth, None)))
+        found.append(System(f"{name}, length-sorted", "full", self._dense(call, self.depth, budget)))
+        if dtype == "int8":
+            missing["compiled"] = "torch's int8 layers cannot be compiled"
+        elif compile:
+            found.append(System(f"{name}, compiled, length-sorted", "full", self._dense(compiled(full), self.depth, budget)))
+            if self.model.device.type == "cpu":
+                packed = self._dense(frozen(full), self.depth, budget)
+                found.append(System(f"{name}, compiled and frozen, length-sorted", "full", packed))
+            if one_shape and self.model.device.type == "cuda":
+                graphed = torch.compile(full, mode="reduce-overhead", dynamic=False)
+                found.append(System(f"{name}, compiled to CUDA graphs", "full", self._dense(graphed, self.depth, budget)))
+        else:
+            missing["compiled"] = "left out (--no-compile)"
+        reason = missing_onnx() if folder is not None and self.model.device.type == "cpu" else "measured on texts on a CPU only"
+        if dtype == "bfloat16":
+            reason = "no bfloat16 on a CPU"
+        if reason is None:
+            session = OnnxBert(full, folder, dtype == "int8", torch.get_num_threads())
+            found.append(System("onnxruntime, length-sorted", "full", self._dense(session, self.depth, budget)))
+        else:
+            missing["onnxruntime"] = reason
+        if self.model.device.type == "cuda" and dtype == "bfloat16":
+            packed = VarlenRival(model, self.tokenizer, budget, self.settings["max_length"], compile)
+            found.append(System(f"{name}, packed tokens", "full", packed.predict))
+        else:
+            missing["packed tokens"] = "torch's variable-length attention needs a GPU and half precision"
+        mean_depth = float(self.exits_of(self.policies[self.main]).double().mean())
+        layers = min(self.layers, key=lambda layer: abs(layer - mean_depth))
+        short = quantize(DenseBert(model, layers))
+        found.append(System(f"{name}, {layers} layers, length-sorted", "truncated", self._dense(short, layers, budget)))
+        runner = make_runner(self.model, dtype=dtype)
+        for policy_name, policy in self.policies.items():
+            if not (isinstance(policy.start, FirstExit) and isinstance(policy.leave, Sure)):
+                continue
+            thresholds, exits = policy.rule(self.model).thresholds, self.exits_of(policy)
+            for title, size in (("deebert, one at a time", 1), ("fastbert, shrinking batches", batch)):
+                rival = ShrinkingBatches(runner, self.tokenizer, thresholds, self.settings["max_length"], size)
+                found.append(System(f"{title}, {policy_name}", "exits", rival.predict, exits))
+        return found, missing
+
+    def _dense(self, call: Any, layers: int, budget: int | None) -> Any:
+        return DenseRival(call, self.model, self.tokenizer, layers, budget, self.settings["max_length"]).predict
+
+    def checked(self, system: System, dtype: str) -> dict[str, Any]:
+        """What one run shows of a system's answers.
+
+        Raises:
+            ValueError: they are not those of its exits, or it left where it should not have.
+        """
+        start = time.perf_counter()
+        got: Predictions = system.predict(self.rows)
+        seconds = time.perf_counter() - start
+        at = torch.searchsorted(torch.tensor(self.layers), got.exit_layers)
+        expected = self.logits[torch.arange(len(got)), at]
+        difference = float((got.logits.softmax(-1) - expected.softmax(-1)).abs().mean())
+        moved = 0.0 if system.exits is None else float((got.exit_layers != system.exits).double().mean())
+        if not difference <= DIFFERENCE[dtype] or (dtype == "float32" and moved > MOVED):
+            raise ValueError(f"{system.name}, {dtype}: probabilities differ by {difference}, {moved:.1%} left elsewhere")
+        lengths = self.tokens.lengths
+        return {
+            "first_seconds": seconds,
+            "difference": difference,
+            "moved": moved,
+            "agreement": float((got.label_ids == self.logits[:, -1].argmax(-1)).double().mean()),
+            "accuracy": None if self.truth is None else float((got.label_ids == self.truth).double().mean()),
+            "mean_layers": got.mean_layers,
+            "mean_layers_of_a_token": float((got.layers_run * lengths).sum() / lengths.sum()),
+            "padding": got.padding,
+        }
+
+    def calls(self, systems: Sequence[System]) -> dict[str, Any]:
+        """Name -> a call that answers all texts."""
+        return {system.name: partial(system.predict, self.rows) for system in systems}

@@ -1,0 +1,254 @@
+"""The page on the whole pipeline: a row a cell, ours beside the fastest rival; where exits pay, waiting, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+
+import pandas as pd
+
+from bench.environment import RESULTS
+from bench.pipeline.__main__ import VERSION, slug
+from bench.pipeline.systems import NOBODY
+from bench.report.tables import machine, markdown, short
+from bench.rows import read, table
+
+INTRODUCTION = """# The pipeline, measured
+
+Made by `python -m bench.report` from [results/pipeline](results/pipeline), which `python -m bench.pipeline` writes: every
+system, round and stage stands there. Answers are checked before anything is timed, systems of a cell run in turns, figures
+are medians. *Share of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours
+in the same way, and the fastest rival of the same precision that runs all layers. *Replayed* exits are those of the six-layer
+MiniLM with their layers doubled, on BERT-base's shape with random weights: they say how fast, not how right. Ours runs its
+layers by the runner `onednn` where a cell has that. An early exit is **bold** where it beats our own full depth and every
+rival beside it.
+Cells marked * were measured by an older benchmark: before int8 took in the heads and rivals their last improvements."""
+COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
+LOAD = 0.6  # of the waiting times shown
+
+
+def results(folder: Path = RESULTS) -> pd.DataFrame:
+    """A line for each case, system and configuration, with the kind of its cell, what it is of, and its machine."""
+    found = table(read(folder / "pipeline")) if (folder / "pipeline").exists() else pd.DataFrame()
+    if found.empty:
+        return found
+    names = found["case"].str.split(".", n=2, expand=True)
+    current = found["declaration"].map(lambda declared: declared.get("version") == VERSION)
+    what = names[2].str.replace(".", ", ") + current.map({True: "", False: " *"})
+    return found.assign(cell=names[0], device=names[1], what=what, current=current, machine=found["environment"].map(machine))
+
+
+def machines(found: pd.DataFrame) -> list[str]:
+    """First the machine with the most cells by today's benchmark, then by any."""
+    cells = found.drop_duplicates(["machine", "case"]).groupby("machine")["current"].agg(["sum", "size"])
+    return cells.sort_values(["sum", "size"], ascending=False).index.tolist()
+
+
+def throughput(found: pd.DataFrame) -> pd.DataFrame:
+    """A line for each throughput cell of one machine: ours beside rivals, in texts a second."""
+    lines = []
+    for case, cell in found[found["cell"] == "throughput"].groupby("case", sort=False):
+        systems = cell[cell["samples_per_second"].notna()].set_index("system")
+        speed, kind = systems["samples_per_second"], systems["kind"]
+        full, alone = speed[kind == "full"], speed[(kind == "exits") & speed.index.str.contains("one at a time")]
+        by_length = next(name for name in full.index if name.endswith("length-sorted") and "onnx" not in name)
+        way = ", onednn" if "ours, full, onednn" in speed else ""
+        names = [f"ours, {policy}{way}" for policy in ("threshold:0.3", "threshold, replayed")]
+        early = systems.loc[next(name for name in names if name in systems.index)]
+        nobody, everyone = (systems.loc[f"ours, {policy}{way}", "seconds"] for policy in (NOBODY, "full"))
+        replayed = ".minilm." not in case
+        lines.append({
+            "case": case, "what": cell["what"].iloc[0], "replayed": replayed,
+            "huggingface": speed[by_length], "rival": full.idxmax(), "fastest": full.max(), "alone": alone.max(),
+            "full": speed[f"ours, full{way}"], "exits": early["samples_per_second"],
+            "pays": early["samples_per_second"] > max(speed[f"ours, full{way}"], full.max(), alone.max()),
+            "mean_layers": early["mean_layers"], "layers": systems["mean_layers"].max(),
+            "agreement": None if replayed else early["agreement"],
+            "share": early["share_of_bound"], "rival_share": early["share_of_rival_bound"],
+            "nobody": statistics.median(a / b for a, b in zip(nobody, everyone, strict=True)) - 1,
+            "threads": cell["environment"].iloc[0]["threads"], "rounds": len(everyone),
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def faster(line: pd.Series) -> str:
+    """The speed of exits, bold where they pay."""
+    return f"**{short(line['exits'])}**" if line["pays"] else short(line["exits"])
+
+
+def throughput_section(found: pd.DataFrame) -> str:
+    each = throughput(found)
+    shown = pd.DataFrame({
+        "model, texts, precision": each["what"] + each["replayed"].map({True: ", replayed", False: ""}),
+        "Hugging Face, length-sorted": each["huggingface"].map(short),
+        "fastest rival, all layers": each["fastest"].map(short) + " (" + each["rival"].str.partition(",")[0] + ")",
+        "best, one at a time": each["alone"].map(short),
+        "ours, all layers": each["full"].map(short),
+        "ours, exits": each.apply(faster, axis=1),
+        "over the rival": (each["exits"] / each["fastest"]).map("{:.2f}x".format),
+        "mean layers": each["mean_layers"].map("{:.1f}".format) + " of " + each["layers"].map("{:.0f}".format),
+        "same answer": each["agreement"].map(lambda one: "-" if one is None or one != one else f"{one:.1%}"),
+        "of the bound": each["share"].map("{:.0%}".format),
+        "of the rival's": each["rival_share"].map("{:.0%}".format),
+        "scored, nobody leaves": each["nobody"].map("{:+.1%}".format),
+        "rounds": each["rounds"],
+    })  # fmt: skip
+    return f"{markdown(shown)}\n\n![texts a second over accuracy, each cell](results/{plot_name(found)})"
+
+
+def latency_section(found: pd.DataFrame) -> str:
+    waits = found[(found["cell"] == "latency") & (found["load"] == LOAD)]
+    lines = []
+    for what, cell in waits.groupby("what", sort=False):
+        times = {row["system"]: f"{1000 * row['p50']:.0f}, {1000 * row['p99']:.0f}" for _, row in cell.iterrows()}
+        lines.append({"cell": what, "rival, length-sorted": next(iter(times.values())), **ways(times)})
+    return (
+        f"Median and 99th percentile in milliseconds at a load of {LOAD:g} of what the rival can take at full depth; other "
+        f"loads and rivals are in the files.\n\n{markdown(pd.DataFrame(lines))}"
+    )
+
+
+def ways(of: dict[str, str]) -> dict[str, str]:
+    """Ours at full depth and with exits, in the last way of running its layers that was measured."""
+    names = [name for name in of if name.startswith("ours, ")]
+    full, early = ([name for name in names if name.startswith("ours, full") == is_full] for is_full in (True, False))
+    early = [name for name in early if "threshold" in name and "graphs" not in name]
+    return {"ours, all layers": of[full[-1]], "ours, exits": of[early[-1]] if early else "-"}
+
+
+def pays_section(found: pd.DataFrame) -> str:
+    points = found[(found["cell"] == "pays") & found["speed_up"].notna()]
+    lines = []
+    for what, cell in points.groupby("what", sort=False):
+        line = {"cell": what}
+        for tokens, batch in cell.groupby("tokens", sort=False):
+            nobody = batch[batch["system"] == "nobody leaves"]["speed_up"].iloc[0]
+            line["one sample" if tokens == 1 else f"{tokens:,.0f} tokens"] = f"{pays_up_to(batch):.0%} ({nobody:.2f}x)"
+        lines.append(line)
+    return (
+        "Up to which share of the layers that samples run scored exits are faster than full depth, by tokens of a batch; in "
+        "brackets their speed where all are scored and nobody leaves. Random weights, exits replayed, every exit scored.\n\n"
+        + markdown(pd.DataFrame(lines))
+    )
+
+
+def pays_up_to(points: pd.DataFrame) -> float:
+    """The largest share of the layers at which, and below which, exits are faster than full depth; 0: at none."""
+    ordered = points.sort_values("share")[["share", "speed_up"]].itertuples(index=False)
+    return max((share for share, _ in takewhile(lambda point: point[1] > 1, ordered)), default=0.0)
+
+
+def memory_section(found: pd.DataFrame) -> str:
+    lines = []
+    for what, cell in found[found["cell"] == "memory"].groupby("what", sort=False):
+        own = {row["system"]: row["peak"] - row["before"] for _, row in cell.iterrows() if row["peak"] == row["peak"]}
+        rival = own["huggingface, length-sorted"]
+        shown = {name: f"{value:,.0f} ({value / rival:.2f}x)" for name, value in own.items()}
+        line = {"cell": what, "Hugging Face": f"{rival:,.0f}"}
+        line |= {form: shown.get(f"ours, {form}", "-") for form in ("full", "full, onednn", "full, onednn in place")}
+        line["exits"] = next((shown[name] for name in shown if name.startswith("ours, threshold")), "-")
+        lines.append(line)
+    return f"Peak megabytes over an empty process, each system in one of its own.\n\n{markdown(pd.DataFrame(lines))}"
+
+
+def scaling_section(found: pd.DataFrame) -> str:
+    points = found[(found["cell"] == "scaling") & found["size"].notna()]
+    ends = pd.concat([each.iloc[[0, -1]] for _, each in points.groupby("axis", sort=False)])
+    shown = pd.DataFrame({
+        "grows": ends["axis"], "to": ends["size"].map("{:,.0f}".format), "samples": ends["samples"].map("{:,.0f}".format),
+        "samples/s": (ends["samples"] / ends["seconds"]).map("{:.0f}".format),
+        "MB grown": ends["megabytes_grown"].map("{:.0f}".format),
+    })  # fmt: skip
+    return markdown(shown)
+
+
+def skips_section(found: pd.DataFrame) -> str:
+    rates = found[(found["cell"] == "skips") & found["rate"].notna()]
+    shown = pd.DataFrame({
+        "layers skipped": rates["rate"].map("{:.0%}".format), "mean layers": rates["mean_layers"].map("{:.1f}".format),
+        "samples/s": rates["samples_per_second"].map(short), "speed-up": rates["speed_up"].map("{:.2f}x".format),
+        "of what they save": rates["share_of_bound"].map("{:.0%}".format),
+    })  # fmt: skip
+    return f"Paths that are known beforehand, answers checked one by one.\n\n{markdown(shown)}"
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[pd.DataFrame], str]], ...] = (
+    ("Throughput, texts a second", "throughput", throughput_section),
+    ("Waiting times under random arrivals", "latency", latency_section),
+    ("Where exits pay", "pays", pays_section),
+    ("Peak memory", "memory", memory_section),
+    ("As work grows", "scaling", scaling_section),
+    ("Skipped layers", "skips", skips_section),
+)
+ELSEWHERE = ("throughput", "skips")  # sections of other machines than the first
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The whole page, in Markdown."""
+    found, parts = results(folder), [INTRODUCTION]
+    if found.empty or not (found["device"] == "cuda").any():
+        parts.append(f"Not yet measured on a GPU: `{COMMAND} --device cuda --only matrix --budget-minutes 6 --cell-minutes 2`.")
+    if found.empty:
+        return "\n\n".join([*parts, f"Not yet measured on a CPU: `{COMMAND}`."]) + "\n"
+    for number, name in enumerate(machines(found)):
+        of_machine = found[found["machine"] == name]
+        parts.append(f"## {name}")
+        for title, kind, section in SECTIONS:
+            if (number == 0 or kind in ELSEWHERE) and (of_machine["cell"] == kind).any():
+                parts += [f"### {title}", section(of_machine)]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_table(folder: Path = RESULTS) -> str:
+    """README's: ours beside rivals on the CPU with the most cells, a line for each data set and shape measured there."""
+    found = results(folder)
+    if found.empty or not ((found["cell"] == "throughput") & (found["device"] == "cpu")).any():
+        return "Not measured yet."
+    cells = found[(found["cell"] == "throughput") & (found["device"] == "cpu")]
+    name = machines(cells)[0]
+    each = throughput(cells[cells["machine"] == name])
+    shape, data, dtype = (each["case"].str.split(".").str[at] for at in (2, 3, 4))
+    model = (shape == "minilm").map({True: "MiniLM, ", False: "BERT-base shape, exits of MiniLM doubled, "}) + data
+    threads = each["threads"].map(lambda one: "1 thread" if one == 1 else f"{one} threads")
+    shown = pd.DataFrame({
+        "CPU, texts, precision": model + ", " + dtype + ", " + threads,
+        "Hugging Face, length-sorted": each["huggingface"].map(short),
+        "fastest rival that runs all layers": each["fastest"].map(short) + " (" + each["rival"].str.partition(",")[0] + ")",
+        "one text at a time": each["alone"].map(short),
+        "ours, all layers": each["full"].map(short),
+        "ours, exits": each.apply(faster, axis=1),
+        "mean layers": each["mean_layers"].map("{:.1f}".format) + " of " + each["layers"].map("{:.0f}".format),
+        "answers as of all layers": each["agreement"].map(lambda one: "-" if one is None or one != one else f"{one:.1%}"),
+    })  # fmt: skip
+    note = (
+        f"Texts a second, in turns, answers checked first; ours by the runner `onednn`; {name}. Bold where exits "
+        f"beat our own full depth and every rival beside them, which they do not in {(~each['pays']).sum()} of {len(each)} "
+        "rows. Exits doubled are those of the six-layer MiniLM, replayed on random weights of 12 layers. Every rival, and "
+        "other machines: [bench/PIPELINE.md](bench/PIPELINE.md)."
+    )
+    return f"{markdown(shown)}\n\n{note}"
+
+
+def plot_name(found: pd.DataFrame) -> str:
+    """File name of the plot of one machine's cells."""
+    return f"pipeline_{slug(found['environment'].iloc[0])}.png"
+
+
+def plot(found: pd.DataFrame, path: Path) -> None:
+    """Texts a second over agreement with the full model, a panel for each throughput cell of a machine. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    cells = dict(list(found[(found["cell"] == "throughput") & found["kind"].notna()].groupby("case", sort=False)))
+    figure = Figure(figsize=(6, 4 * len(cells)), layout="constrained")
+    panels = figure.subplots(len(cells), squeeze=False)[:, 0]
+    for axes, (case, cell) in zip(panels, cells.items(), strict=True):
+        judged = "accuracy" in cell and cell["accuracy"].notna().all()
+        for kind in ("ours", "full", "truncated", "exits"):
+            rows = cell[cell["kind"] == kind]
+            axes.scatter(rows["accuracy" if judged else "agreement"], rows["samples_per_second"], label=kind, s=16)
+        what = "accuracy" if judged else "same answer as all layers, float32"
+        axes.set(title=case, xlabel=what, ylabel="samples/s", ylim=(0, None))
+        axes.legend()
+    figure.savefig(path, dpi=100)

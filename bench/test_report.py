@@ -1,0 +1,124 @@
+"""README's figures are the result files'."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.environment import ROOT
+from bench.report import MOST_LINES, pages, pipeline, with_tables
+from bench.report.tables import lines, spread
+from bench.rows import found, rows_of, save
+
+
+def test_pages_show_the_result_files():
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m bench.report"
+        if path.name != "README.md":
+            assert len(text.splitlines()) <= MOST_LINES, path.name
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_spread():
+    assert spread([0.5, 0.5]) == "0.500"
+    assert spread([1.0, 2.0, 3.0], 1) == "2.0 (1.0-3.0)"
+
+
+def test_what_is_missing_is_a_dash():
+    assert lines(["a", "b"], [[1, None], ["x", float("nan")]]) == "| a | b |\n|---|---|\n| 1 | - |\n| x | - |"
+
+
+def test_markers_are_required():
+    with pytest.raises(ValueError, match="must hold the lines"):
+        with_tables("# nothing", "tables")
+
+
+def test_constraints_satisfy_the_project():
+    pinned = dict(
+        re.match(r"([\w-]+)==([\d.]+)$", line).groups()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    for requirement in importlib.metadata.requires("geep-triton"):
+        name, minimum = re.match(r"([\w-]+)(?:\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
+        if minimum is None:
+            continue
+        numbers = [tuple(map(int, version.split("."))) for version in (pinned[name], minimum)]
+        assert numbers[0] >= numbers[1], requirement
+
+
+def test_ci_runs_the_readmes_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = next(line for line in readme.splitlines() if "-m pytest" in line)
+    assert first.startswith("python3 -m venv")
+    assert first in readme.split("```bash")[2]
+    assert Path(ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
+    shares = ("share_of_bound", "share_of_bound_of_a_token", "share_of_rival_bound", "share_of_rival_bound_of_a_token")
+    row = dict.fromkeys(shares, 0.5) | {
+        "mean_layers": 6.0,
+        "agreement": 1.0,
+        "accuracy": 0.9,
+        "speed_up": 1.0,
+        "seconds": [0.4] * 3,
+    }
+    slow, fast = row | {"samples_per_second": 10.0}, row | {"samples_per_second": 20.0}
+    cells = {
+        "throughput.cpu.minilm.sst2.float32": [
+            found("", {"texts": {"samples": 4}, "layers": 6, "width": 384, "compile_seconds": 12.0}),
+            found("ours, full", slow, kind="ours"),
+            found("huggingface, length-sorted", fast, kind="full"),
+            found("deebert, one at a time, threshold:0.3", slow, kind="exits"),
+            found("ours, threshold:0.3", slow | {"mean_layers": 3.0, "samples_per_second": 19.0}, kind="ours"),
+            found("ours, threshold:0,pooling=never", slow | {"seconds": [0.5, 0.404, 0.4]}, kind="ours"),
+            found("onnxruntime", {"missing": "not installed"}),
+        ],
+        "latency.cpu.base.sst2.int8": [
+            found("torch dynamic int8, length-sorted", {"p50": 0.2, "p99": 0.4}, load=0.6),
+            found("ours, full", {"p50": 0.1, "p99": 0.3}, load=0.6),
+            found("ours, threshold, replayed", {"p50": 0.05, "p99": 0.3}, load=0.6),
+        ],
+        "memory.cpu.base.sst2.int8": [
+            found("huggingface, length-sorted", {"before": 100.0, "peak": 200.0}),
+            found("ours, full", {"before": 100.0, "peak": 350.0}),
+        ],
+        "pays.cpu.base.sst2.int8": [
+            found("6.5", {"share": 0.5, "speed_up": 1.2}, tokens=1),
+            found("nobody leaves", {"share": 1.0, "speed_up": 0.9}, tokens=1),
+        ],
+        "scaling.cpu.length": [found("ours", {"samples": 8, "seconds": 2.0, "megabytes_grown": 3.0}, axis="length", size=16)],
+        "skips.cpu.base.32.1024.float32": [
+            found(
+                "ours, planned",
+                {"mean_layers": 6.0, "samples_per_second": 20.0, "speed_up": 1.9, "share_of_bound": 0.95},
+                rate=0.5,
+            )
+        ],
+    }
+    environment = {"gpu": None, "cpu": "a CPU", "threads": 2, "torch": "2.13", "date": "2026-01-01"}
+    for name, measured in cells.items():
+        save(tmp_path / "pipeline" / "a.jsonl", rows_of("pipeline", name, measured, {"rounds": 5}, environment))
+    page = pipeline.page(tmp_path)
+    for text in (
+        "## a CPU, 2 threads, torch 2.13",
+        "Not yet measured on a GPU",
+        "| minilm, sst2, float32 * | 20 | 20 (huggingface) | 10 | 10 | 19 | 0.95x | 3.0 of 6 | 100.0% | 50% | 50% | +1.0% |",
+        "](results/pipeline_a_cpu.png)",
+        "| base, sst2, int8 * | 200, 400 | 100, 300 | 50, 300 |",
+        "| base, sst2, int8 * | 50% (0.90x) |",
+        "| base, sst2, int8 * | 100 | 250 (2.50x) | - | - | - |",
+        "| length | 16 | 8 | 4 | 3 |",
+        "| 50% | 6.0 | 20 | 1.90x | 95% |",
+    ):
+        assert text in page, text
+    assert "| 10 | 19 | " in pipeline.readme_table(tmp_path)
+    assert "they do not in 1 of 1 rows" in pipeline.readme_table(tmp_path)
+    pipeline.plot(pipeline.results(tmp_path), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+    assert "Not yet measured on a CPU" in pipeline.page(tmp_path / "nothing")

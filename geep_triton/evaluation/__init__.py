@@ -1,1 +1,0 @@
-"""Metrics of exits, policies and predictors."""

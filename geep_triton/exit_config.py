@@ -1,0 +1,174 @@
+"""How a model is served: policy, thresholds, temperatures and calibration, in exit_config.json beside config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from geep_triton.checks import check_choice, check_number, shorten
+from geep_triton.tensor_files import refuse_pointer
+
+EXIT_CONFIG_FILE = "exit_config.json"
+WEIGHTS = "weights"  # under which the file has the digest of the weights that it was saved with
+# Version 0.1 kept these in config.json: their names there -> their names here.
+OLD_FIELDS = {
+    "exit_policy": "policy", "skipping": "skipping", "exit_thresholds": "thresholds", "exit_temperatures": "temperatures",
+    "calibration": "calibration",
+}  # fmt: skip
+PROMISES = {"agreement": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6}  # and their highest values
+PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")  # the others are on costs
+
+
+@dataclass
+class ExitConfig:
+    """How a model is served. Each field is checked when it is set; lists of numbers become tuples.
+
+    Attributes:
+        policy: short form of the policy that `Engine` uses unless told otherwise, e.g. "threshold:0.2"; `calibrate` sets it.
+        skipping: what version 0.1 saved of how samples skip layers, e.g. "planned"; it counts where the policy names nothing.
+        thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number in [0, 1] for every
+            exit, or one per exit but the last.
+        temperatures: one number above 0 per exit, by which its logits are divided; `fit_temperatures` sets them. None: 1 for
+            all.
+        calibration: what `calibrate` found, as `Calibration.to_dict` gives it.
+
+    Raises:
+        TypeError, ValueError: a value of another type or out of range. AttributeError: no such field.
+    """
+
+    policy: str | None = None
+    skipping: str | None = None
+    thresholds: float | tuple[float, ...] | None = None
+    temperatures: tuple[float, ...] | None = None
+    calibration: dict[str, Any] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("thresholds", "temperatures") and isinstance(value, list):
+            value = tuple(value)  # nobody would check an element that is set later
+        if name in ("policy", "skipping"):
+            _check_type(name, value, str)
+        elif name == "thresholds":
+            _check_thresholds(value)
+        elif name == "temperatures":
+            _check_temperatures(value)
+        elif name == "calibration":
+            _check_calibration(value)
+        else:
+            known = ", ".join(field.name for field in fields(self))
+            raise AttributeError(f"an ExitConfig has no field {name!r}; it has {known}")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExitConfig:
+        """From its fields by name; those that are missing have their defaults.
+
+        Raises:
+            ValueError: a field that it does not have, or a value out of range. TypeError: a value of another type.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown field {shorten(name)}; known: {', '.join(known)}")
+        return cls(**values)
+
+    @classmethod
+    def from_old_config(cls, values: Mapping[str, Any]) -> ExitConfig:
+        """From a config.json of version 0.1, which had these fields under other names.
+
+        Raises:
+            ValueError, TypeError: a value that does not fit.
+        """
+        return cls(**{name: values[old] for old, name in OLD_FIELDS.items() if old in values})
+
+    def take_over(self, other: ExitConfig) -> None:
+        """Have the values of another one, copied."""
+        for name, value in asdict(other).items():
+            setattr(self, name, value)
+
+    def check_fits(self, num_exits: int) -> None:
+        """Raise ValueError unless thresholds and temperatures are as many as a model with `num_exits` exits needs."""
+        if isinstance(self.thresholds, tuple) and len(self.thresholds) != num_exits - 1:
+            raise ValueError(
+                f"thresholds must be one number, or one per exit but the last ({num_exits - 1}), got {len(self.thresholds)}"
+            )
+        if self.temperatures is not None and len(self.temperatures) != num_exits:
+            raise ValueError(f"temperatures must be one per exit ({num_exits}), got {len(self.temperatures)}")
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over all fields; a file that was read has the digest of what was written."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def write_exit_config(exit_config: ExitConfig, folder: str | os.PathLike, weights: str | None) -> None:
+    """Write `exit_config.json` into a folder.
+
+    Args:
+        exit_config: to be written.
+        folder: which is there.
+        weights: digest of the model's weights; None: not known.
+    """
+    text = json.dumps(asdict(exit_config) | {WEIGHTS: weights}, indent=2)
+    Path(folder, EXIT_CONFIG_FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def read_exit_config(path: str | os.PathLike) -> tuple[ExitConfig, str | None]:
+    """What an `exit_config.json` says, and the digest of the weights that it was saved with (None: it does not say).
+
+    Raises:
+        ValueError: the file is a git LFS pointer, holds no JSON object, an unknown field, or a value that does not fit.
+    """
+    refuse_pointer(path)
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged file, expected JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: damaged file, expected a JSON object, got {shorten(values)}")
+    weights = values.pop(WEIGHTS, None)
+    try:
+        _check_type(WEIGHTS, weights, str)
+        return ExitConfig.from_dict(values), weights
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind | None):
+        raise TypeError(f"{name} must be a {kind.__name__} or None, got {shorten(value)}")
+
+
+def _check_thresholds(thresholds: Any) -> None:
+    """Raise unless `thresholds` is None, one number in [0, 1], or some of them."""
+    if thresholds is None:
+        return
+    for value in thresholds if isinstance(thresholds, tuple) else (thresholds,):
+        check_number("each of thresholds", value, 0.0, 1.0)
+
+
+def _check_temperatures(temperatures: Any) -> None:
+    """Raise unless `temperatures` is None or a tuple of numbers above 0."""
+    if temperatures is None:
+        return
+    if not isinstance(temperatures, tuple):
+        raise TypeError(f"temperatures must be a list of numbers, got {shorten(temperatures)}")
+    for value in temperatures:
+        check_number("each of temperatures", value, 1e-6, 1e6)
+
+
+def _check_calibration(calibration: Any) -> None:
+    """Raise unless `calibration` is None or what `calibrate` may have found, as far as an engine reads it."""
+    _check_type("calibration", calibration, dict)
+    if calibration is None:
+        return
+    promise, chosen = calibration.get("promise"), calibration.get("chosen", {})
+    if not isinstance(promise, (list, tuple)) or len(promise) != 2 or not isinstance(chosen, dict):
+        raise ValueError(
+            f"calibration must be what `calibrate` found, with a promise [name, number], got {shorten(calibration)}"
+        )
+    check_choice("promise of calibration", promise[0], PROMISES)
+    check_number(f"{promise[0]} that calibration promises", promise[1], 0.0, PROMISES[promise[0]])

@@ -1,1 +1,0 @@
-"""When a sample may leave: criteria, and the exit table that predicts it from tokens."""

@@ -1,0 +1,37 @@
+"""What the model gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class MultiExitBertOutput(ModelOutput):
+    """What `MultiExitBert.forward` returns; absent fields are None.
+
+    Attributes:
+        loss: scalar; see `MultiExitBert.forward`.
+        logits: [B, C], of the exit that answers (the last one, or `exit_layer`).
+        exit_logits: one [B, C] per exit, shallow to deep, ending with the last exit.
+        shared_logits: one [B, C] per early exit k below layer L-1: the last head on the last layer on h_k (GEEP's
+            sub-networks; k = L-1 is `logits` itself).
+        hidden_states: h_0 (embeddings) .. h_k, each [B, S, H].
+        gates: one [B] float32 per gated layer up to the depth: the soft gate, the share of the layer that is skipped.
+        skips: one [B] bool per gated layer up to the depth: whether the sample skips it.
+        layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: what each layer gives before a gate mixes it with its input.
+        auxiliary: in training, what the recipe's own modules make of the rest, by name.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    exit_logits: tuple[torch.Tensor, ...] | None = None
+    shared_logits: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    gates: tuple[torch.Tensor, ...] | None = None
+    skips: tuple[torch.Tensor, ...] | None = None
+    layer_outputs: tuple[torch.Tensor, ...] | None = None
+    auxiliary: dict[str, Any] | None = None

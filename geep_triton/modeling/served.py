@@ -1,0 +1,93 @@
+"""How a loaded model is served: what its exit_config.json says, as far as that still holds, and the caller's choices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import BertConfig
+from transformers.utils import logging
+
+from geep_triton.config import MultiExitBertConfig
+from geep_triton.exit_config import EXIT_CONFIG_FILE, ExitConfig, read_exit_config
+from geep_triton.modeling.weights import EXIT_CONFIG_DIGEST
+from geep_triton.saving import digests_of
+
+logger = logging.get_logger(__name__)
+
+# What a table and a calibration were made for.
+MADE_FOR = ("exit_layers", "skip_gate", "skip_layers", "skip_threshold")
+
+
+def served_as(
+    source: str | os.PathLike,
+    path: str | None,
+    there: Mapping[str, Any],
+    then: BertConfig,
+    now: MultiExitBertConfig,
+    chosen: Mapping[str, Any],
+) -> ExitConfig:
+    """How the model of a checkpoint shall be served.
+
+    Args:
+        source: named in errors and warnings.
+        path: of the checkpoint's exit_config.json; None: it has none.
+        there: what its config.json says, which in version 0.1 had the same under other names.
+        then: the configuration that it was saved with.
+        now: the configuration that the model gets.
+        chosen: by the caller, fields of `ExitConfig`.
+
+    Raises:
+        ValueError: a damaged file, one that was saved with other weights, values that do not fit the model's exits.
+        TypeError: the caller chose a value of another type.
+    """
+    saved = _saved(source, path, there)
+    changed = changed_since(then, now)
+    values = vars(saved) | chosen
+    if "exit_layers" in changed:
+        for name in ("thresholds", "temperatures"):
+            if isinstance(getattr(saved, name), tuple) and name not in chosen:
+                logger.warning(f"The {name} are left out: they are one per exit, and the exits are others now.")
+                values[name] = None
+    if saved.calibration is not None and (changed or chosen.get("skipping", saved.skipping) != saved.skipping):
+        logger.warning("The calibration is left out: the exits or the gates are others now; calibrate again.")
+        values |= {name: chosen.get(name) for name in ("policy", "skipping", "calibration")}
+    served = ExitConfig(**values)
+    try:
+        served.check_fits(len(now.exit_layers))
+    except ValueError as error:
+        raise ValueError(f"{source if path is None else path}: {error}") from error
+    return served
+
+
+def changed_since(then: BertConfig, now: MultiExitBertConfig) -> list[str]:
+    """Names of what tables and calibrations are made for, where it is not what it was; none where it was a BERT's."""
+    if not isinstance(then, MultiExitBertConfig):
+        return []
+    return [name for name in MADE_FOR if getattr(then, name) != getattr(now, name)]
+
+
+def _saved(source: str | os.PathLike, path: str | None, there: Mapping[str, Any]) -> ExitConfig:
+    """What was saved with the model; the defaults where nothing was."""
+    digests = digests_of(there)
+    expected = digests.get(EXIT_CONFIG_DIGEST)
+    if path is None:
+        if expected is not None:
+            logger.warning(f"{source}: the {EXIT_CONFIG_FILE} that the model was saved with is not there: defaults are used.")
+        if there.get("model_type") != MultiExitBertConfig.model_type:
+            return ExitConfig()
+        try:
+            return ExitConfig.from_old_config(there)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{Path(source, 'config.json')}: {error}") from error
+    saved, weights = read_exit_config(path)
+    if digests and weights is not None and weights not in digests.values():
+        raise ValueError(
+            f"{path} was saved with other weights than the model's: files of two models or saves are mixed up. Take the file "
+            "away to load the model without it"
+        )
+    if expected not in (None, saved.digest()):
+        logger.warning(f"{path} was changed since it was saved with these weights; it is taken as it is now.")
+    return saved

@@ -1,0 +1,64 @@
+"""Launch configurations: a table per op and architecture, chosen by size. Nothing is searched at run time."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from geep_triton.ops.backend import interprets
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is launched.
+
+    Attributes:
+        block: items a program handles.
+        warps: warps (AMD: wavefronts) a program runs on.
+    """
+
+    block: int
+    warps: int
+
+
+# op -> architecture -> (largest size, configuration), ascending. "default" serves every architecture without a row of its
+# own. `python -m bench.gpu` measures the candidates in bench/ops/tune.py.
+TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
+    "insert_add": {"default": ((math.inf, Config(256, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},
+    "lookup": {"default": ((math.inf, Config(128, 2)),), "interpreter": ((math.inf, Config(1024, 4)),)},
+    # The size is tokens a sample on average; a program is a sample.
+    "predict_exits": {"default": ((math.inf, Config(32, 1)),), "interpreter": ((math.inf, Config(128, 1)),)},
+    # The block is elements of a tile of rows by classes; a tile is one row at least.
+    "score_exits": {
+        "default": ((256, Config(1024, 4)), (2048, Config(4096, 8)), (math.inf, Config(16384, 16))),
+        "interpreter": ((math.inf, Config(4096, 4)),),
+    },
+    # The block is rows.
+    "gate_logits": {"default": ((math.inf, Config(16, 4)),)},
+    "skip_gate": {"default": ((math.inf, Config(1024, 4)),)},
+    "partition": {"default": ((math.inf, Config(1024, 4)),)},
+}
+
+
+def architecture(device: torch.device) -> str:
+    """ "sm_90" and the like, "gfx942" and the like, or "interpreter"."""
+    if interprets():
+        return "interpreter"
+    return _architecture(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _architecture(device: int) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def choose(op: str, size: int, device: torch.device) -> Config:
+    """The configuration of `op` for a problem of `size`."""
+    rows = TABLE[op].get(architecture(device), TABLE[op]["default"])
+    return next(config for largest, config in rows if size <= largest)

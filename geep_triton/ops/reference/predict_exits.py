@@ -1,0 +1,74 @@
+"""Exits of samples from the scores of their tokens and n-grams."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from geep_triton.ops.reference.hash_table import lookup
+from geep_triton.ops.reference.ngrams import ngram_windows
+
+
+def predict_exits(
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    uncounted: torch.Tensor,
+    unigrams: torch.Tensor,
+    slots: torch.Tensor,
+    ngrams: torch.Tensor,
+    prior: torch.Tensor,
+    probes: int,
+    layers: torch.Tensor,
+    ngram: int,
+    log_space: bool,
+    decision: str | float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `geep_triton.ops.predict_exits.predict_exits`; the table taken apart.
+
+    Args:
+        ids: [T] int64; offsets: [N + 1] int64.
+        uncounted: [V] bool, ids that never count.
+        unigrams: [V + 1, W] float32, scores of each id, directly indexed, the last row of an unseen one; W >= E columns.
+        slots: [capacity] int64, keys of longer n-grams; ngrams: [capacity + 1, W] float32, the last row of an unseen one.
+        prior: [W] float32.
+        probes: longest search in `slots`, in buckets.
+        layers: [E] int64, the exits' layers.
+        ngram: highest order that counts.
+        log_space: scores are logarithms (naive Bayes) instead of probabilities.
+        decision: "argmax", "mean" or a quantile.
+    """
+    num_exits, vocab_size = layers.numel(), uncounted.numel()
+    known = (ids >= 0) & (ids < vocab_size)
+    special = known & uncounted[torch.where(known, ids, 0)]
+    total, keys_found = 0.0, 0
+    for last, (keys, whole) in enumerate(ngram_windows(ids, offsets, special, ngram)):
+        counts = torch.zeros_like(special)
+        counts[last:] = whole
+        if last == 0:
+            rows, scores = torch.where(known, keys, vocab_size), unigrams
+        else:
+            rows, scores = torch.zeros_like(ids), ngrams
+            rows[counts] = lookup(slots, probes, keys[whole])
+        total = total + F.embedding_bag(rows, scores, offsets[:-1], mode="sum", per_sample_weights=counts.to(scores.dtype))
+        counted = F.pad(counts.cumsum(0), (1, 0))
+        keys_found = keys_found + (counted[offsets[1:]] - counted[offsets[:-1]])[:, None]
+    if log_space:
+        probabilities = (total + prior)[:, :num_exits].softmax(-1)
+    else:
+        probabilities = torch.where(keys_found > 0, total / keys_found.clamp(min=1), prior)[:, :num_exits]
+    index = decide(probabilities, layers, decision)
+    return probabilities, layers[index], torch.bincount(index, minlength=num_exits).int()
+
+
+def decide(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float) -> torch.Tensor:
+    """Index of the exit [N] int64 from P(e|x) [N, E] and the exits' layers [E]; see `geep_triton.ops.predict_exits`."""
+    # Sums of float32 shares miss the exact bound by rounding; half a millionth of a layer is no reason to go one deeper.
+    slack = 5e-7 * layers.numel()
+    if decision == "argmax":
+        return probabilities.argmax(-1)
+    if decision == "mean":
+        expected = (probabilities * layers).sum(-1)
+        index = (layers < expected[:, None] - slack).sum(-1)
+    else:
+        index = (probabilities.cumsum(-1) < decision - slack).sum(-1)
+    return index.clamp(max=layers.numel() - 1)

@@ -1,0 +1,184 @@
+"""The short form of policies: START+LEAVE+skip:MODE, each part with its settings behind commas."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from typing import Any
+
+from geep_triton.checks import shorten
+from geep_triton.policies.leave import Patient, Sure
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.skip import Skip
+from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
+
+# A part's name in the short form -> what it makes, and the field that the value behind the colon is for.
+STARTS: dict[str, tuple[type, str | None]] = {
+    "full": (LastLayer, None),
+    "constant": (AtLayer, "layer"),
+    "predicted": (TableExit, "decision"),
+    "allocated": (TableAgreement, "price"),
+}
+LEAVES: dict[str, tuple[type, str | None]] = {"threshold": (Sure, "threshold"), "patience": (Patient, "patience")}
+KNOWN = (
+    "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, predicted, predicted:mean, predicted:Q, "
+    "allocated:PRICE; a start and a leave, as in predicted:0.05+threshold:0.3; +skip:gates, +skip:planned, "
+    "+skip:planned:PRICE or +skip:never at the end; further settings behind commas, as in "
+    "threshold:0.2,criterion=margin,layers=2/4"
+)
+# Version 0.1 wrote these into saved models.
+OLD_NAMES = {"pooling": "regroup"}
+OLD_VALUES = {("answer_head", "teacher"): "shared"}
+OLD_DECISION = 0.05  # of "verified" where it named none
+
+
+def parse_policy(text: str | Policy) -> Policy:
+    """A policy from its short form; or as it is.
+
+    "full", "constant:3", "predicted:0.9" and "allocated:0.02" are starts, "threshold:0.3" and "patience:2" leaves. A start
+    alone answers everybody there, a leave alone scores samples from the first exit on, and both together are as in
+    "predicted:0.05+threshold:0.3". "+skip:planned:2.5" may follow either. The setting `answer_head` stands with the start.
+
+    Forms of version 0.1 still parse: "verified:T" is "predicted:0.05+threshold:T" (at a price "allocated:PRICE+threshold:T"),
+    `pooling` is `regroup`, and the answer head "teacher" is "shared".
+
+    Raises:
+        ValueError: not such a form; the error lists the known ones. TypeError: neither a text nor a policy.
+    """
+    if not isinstance(text, str):
+        if not isinstance(text, Policy):
+            raise TypeError(f"policy must be a policy or its short form, got {shorten(text)}; known: {KNOWN}")
+        return text
+    parts = re.split(r"\+(?=[a-z])", text)  # not in the middle of 1e+16
+    names = [re.split("[:,]", part)[0] for part in parts]
+    if names[0] not in STARTS | LEAVES | {"verified": None}:
+        raise ValueError(f"unknown policy {shorten(text)}; known: {KNOWN}")
+    made: dict[str, Any] = {"start": FirstExit()}
+    try:
+        for index, (name, part) in enumerate(zip(names, parts, strict=True)):
+            if name == "verified" and index == 0:
+                made |= _read_verified(part)
+            elif name in STARTS and index == 0:
+                made["start"], head = _read_start(part)
+                made |= head
+            elif name in LEAVES and not made.keys() & {"leave", "skip"}:
+                made["leave"] = _read_part(part, LEAVES)
+            elif name == "skip" and "skip" not in made:
+                made["skip"] = read_skip(part.partition(":")[2])
+            else:
+                raise ValueError(f"{shorten(part)} has no place there")
+        return Policy(**made)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"policy {shorten(text)}: {error}; known: {KNOWN}") from error
+
+
+def format_policy(policy: Policy) -> str:
+    """The short form of a policy, from which `parse_policy` makes an equal one. TypeError where it has none."""
+    head = {} if policy.answer_head == "student" else {"answer_head": policy.answer_head}
+    parts = [] if policy.start == FirstExit() else [_write_part(policy.start, STARTS, head)]
+    if policy.leave is not None:
+        parts.append(_write_part(policy.leave, LEAVES, {}))
+    if policy.skip is not None:
+        parts.append(f"skip:{policy.skip.mode}" + (f":{policy.skip.price!r}" if policy.skip.price else ""))
+    return "+".join(parts)
+
+
+def describe(policy: Policy) -> str:
+    """The short form of a policy; of one that has none, what Python shows of it."""
+    try:
+        return format_policy(policy)
+    except TypeError:
+        return repr(policy)
+
+
+def saved_policy(policy: str | None, skipping: str | None) -> Policy:
+    """What a model was saved to be served under: its policy's short form, None being "full".
+
+    Version 0.1 saved the way of skipping apart, as `skipping`, which counts where the policy names none.
+    """
+    found = parse_policy(policy or "full")
+    if found.skip is None and skipping is not None:
+        found = dataclasses.replace(found, skip=read_skip(skipping))
+    return found
+
+
+def read_skip(text: str) -> Skip:
+    """From "gates", "never", "planned" or "planned:PRICE". ValueError where it is none of these."""
+    mode, colon, price = text.partition(":")
+    return Skip(mode, _read(price, float)) if colon else Skip(mode)
+
+
+def _read_start(text: str) -> tuple[Any, dict[str, str]]:
+    """A start, and the policy's answer head where it is named."""
+    settings = text.split(",")
+    heads = [setting for setting in settings if setting.startswith("answer_head=")]
+    start = _read_part(",".join(setting for setting in settings if setting not in heads), STARTS)
+    return start, {name: OLD_VALUES.get((name, value), value) for name, _, value in (head.partition("=") for head in heads)}
+
+
+def _read_verified(text: str) -> dict[str, Any]:
+    """What version 0.1 called verified: a table's exit to start from, and a threshold from there on."""
+    first, *settings = text.split(",")
+    of_table = [setting for setting in settings if setting.split("=")[0] in ("decision", "values", "price")]
+    of_leave = [setting for setting in settings if setting not in of_table]
+    name = "allocated" if any(setting.startswith("price=") for setting in of_table) else "predicted"
+    if name == "predicted" and not any(setting.startswith("decision=") for setting in of_table):
+        of_table.insert(0, f"decision={OLD_DECISION}")
+    return {
+        "start": _read_part(",".join([name, *of_table]), STARTS),
+        "leave": _read_part(",".join([first.replace("verified", "threshold"), *of_leave]), LEAVES),
+    }
+
+
+def _read_part(text: str, known: dict[str, tuple[type, str | None]]) -> Any:
+    head, *settings = text.split(",")
+    name, _, value = head.partition(":")
+    kind, main_field = known[name]
+    pairs = [setting.partition("=")[::2] for setting in settings]
+    pairs = [(OLD_NAMES.get(key, key), content) for key, content in pairs]
+    if value:
+        pairs.insert(0, (main_field, value))
+    types = typing.get_type_hints(kind)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for key, _ in pairs:
+        if key not in fields:
+            raise ValueError(f"{name} has no setting {key!r}" if key else f"{name} takes no value")
+    missing = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING] if not pairs else []
+    if missing:
+        raise ValueError(f"{name} is missing its {missing[0]}, as in {name}:2")
+    return kind(**{key: _read(content, types[key]) for key, content in pairs})
+
+
+def _write_part(part: Any, known: dict[str, tuple[type, str | None]], further: dict[str, str]) -> str:
+    names = [name for name, (kind, _) in known.items() if type(part) is kind]
+    if not names:
+        raise TypeError(f"{shorten(part)} has no short form; those that have: {', '.join(STARTS | LEAVES)}")
+    name, main_field = names[0], known[names[0]][1]
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    defaults = {field.name: field.default for field in dataclasses.fields(part)}
+    changed = {key: _write(key, value) for key, value in values.items() if value != defaults[key]} | further
+    head = f"{name}:{changed.pop(main_field)}" if main_field in changed else name
+    return ",".join([head, *(f"{key}={value}" for key, value in changed.items())])
+
+
+def _write(key: str, value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        text = "/".join(repr(float(item) if isinstance(item, float) else int(item)) for item in value)
+        return f"{text}/" if key == "threshold" and len(value) == 1 else text  # one of a list is no number for all exits
+    return str(value)
+
+
+def _read(text: str, kind: Any) -> Any:
+    """A setting's value from its text: numbers, several of them with slashes between, else a word."""
+    choices = typing.get_args(kind) or (kind,)
+    if tuple[int, ...] in choices:
+        return tuple(int(layer) for layer in text.split("/"))
+    if kind is int:
+        return int(text)
+    try:
+        return tuple(map(float, text.removesuffix("/").split("/"))) if "/" in text else float(text)
+    except ValueError:
+        if str in choices:
+            return text
+        raise ValueError(f"{text!r} is no number") from None

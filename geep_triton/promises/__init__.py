@@ -1,0 +1,1 @@
+"""Promises about answers, made and checked above the engine."""

@@ -1,0 +1,53 @@
+"""Policies simulated on recorded answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from geep_triton.engine.predictions import EveryExit
+from geep_triton.modeling.model import MultiExitBert
+from geep_triton.policies.policy import Policy
+from geep_triton.policies.text import format_policy
+from geep_triton.promises.calibration import Candidate
+from geep_triton.promises.simulate import simulate
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One policy on the calibration samples, in the judge's random order.
+
+    Attributes:
+        candidate: its figures.
+        disagrees: [N] bool.
+        drop: [N] int64, whether the last exit is right less whether this answer is; None without labels.
+    """
+
+    candidate: Candidate
+    disagrees: torch.Tensor
+    drop: torch.Tensor | None
+
+
+class Judge:
+    """Simulates policies on recorded answers."""
+
+    def __init__(self, model: MultiExitBert, record: EveryExit, truth: torch.Tensor | None, order: torch.Tensor) -> None:
+        self.model, self.record = model, record
+        self.truth, self.order = truth, order
+        self.answers = record.logits.argmax(-1)
+
+    def __call__(self, policy: Policy, family: str, rows: slice = slice(None)) -> Verdict:
+        """How the policy answers the calibration samples; its candidate tells of `rows` in the judge's order."""
+        exits = simulate(self.model, policy, self.record.tokens, self.record.logits, self.record.skipped)
+        given = self.answers.gather(1, exits[:, None])[:, 0]
+        disagrees, drop, accuracy = given != self.answers[:, -1], None, None
+        if self.truth is not None:
+            right = given == self.truth
+            drop = ((self.answers[:, -1] == self.truth).long() - right.long())[self.order]
+            accuracy = float(right[self.order[rows]].double().mean())
+        agreement = 1 - float(disagrees[self.order[rows]].double().mean())
+        layers_run = self.record.layers_run(self.model.config.exit_layers, exits)
+        mean_layers = float(layers_run[self.order[rows]].double().mean())
+        candidate = Candidate(format_policy(policy), family, agreement, accuracy, mean_layers)
+        return Verdict(candidate, disagrees[self.order], drop)

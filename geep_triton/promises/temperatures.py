@@ -1,0 +1,139 @@
+"""Temperatures that make an exit's probabilities mean what they say (Guo et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from geep_triton.checks import check_int, check_kind, check_tensor
+from geep_triton.engine.checks import as_list, label_ids
+from geep_triton.engine.engine import Engine
+from geep_triton.warn import warn
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """What `fit_temperatures` found, an entry for each exit.
+
+    Attributes:
+        temperatures: above 1 for an exit that is too sure of itself.
+        error_before, error_after: expected calibration error on the given texts, at the temperatures before and now.
+    """
+
+    temperatures: tuple[float, ...]
+    error_before: tuple[float, ...]
+    error_after: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, logits: torch.Tensor, labels: torch.Tensor, before: Sequence[float] | None, counted: torch.Tensor | None
+    ) -> TemperatureFit:
+        """From logits [N, E, C] without any temperature; see `best_temperatures`."""
+        found = best_temperatures(logits, labels, counted)
+
+        def errors(temperatures: Sequence[float]) -> tuple[float, ...]:
+            exits = zip(logits.unbind(1), temperatures, strict=True)
+            rows = [slice(None)] * len(temperatures) if counted is None else counted.unbind(1)
+            return tuple(
+                expected_calibration_error(exit_[row] / temperature, labels[row])
+                for (exit_, temperature), row in zip(exits, rows, strict=True)
+            )
+
+        return cls(tuple(found), errors(before or [1.0] * len(found)), errors(found))
+
+
+def fit_temperatures(engine: Engine, inputs: Any, labels: Sequence[str | int]) -> TemperatureFit:
+    """Fit a temperature to each exit, so that its probabilities mean what they say; answers stay the same.
+
+    Thresholds, an exit table and a calibration made before then mean something else, so do this first.
+
+    Args:
+        engine: of the model that keeps them.
+        inputs: what `calibrate` takes; texts that were not trained on.
+        labels: names or ids, one per text.
+
+    Returns:
+        One temperature per exit, kept in `model.exit_config.temperatures` and saved with the model; and the expected
+        calibration error of each exit before and after.
+
+    Raises:
+        ValueError: labels that do not fit, before anything runs, and all that `predict` raises.
+        TypeError: no engine, or inputs of another type.
+    """
+    check_kind("engine", engine, Engine)
+    model, inputs = engine.model, as_list(inputs)
+    served = model.exit_config
+    truth = label_ids(labels, len(inputs), model.config.label2id)
+    record = engine.every_exit(inputs)
+    logits, counted = record.logits, None
+    if served.temperatures is not None:
+        logits = logits * torch.tensor(served.temperatures)[:, None]
+    if record.skipped is not None:  # early exits score only who runs their layer
+        counted = record.scored(model.config.exit_layers)
+    found = TemperatureFit.of(logits, truth, served.temperatures, counted)
+    stale = [name for name, value in (("calibration", served.calibration), ("exit table", model.exit_table)) if value]
+    if stale:
+        warn(f"the model's {' and '.join(stale)} were made with other temperatures: make them again")
+    model.forget_calibration()
+    engine.forget_promise()
+    served.temperatures = found.temperatures
+    return found
+
+
+def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None) -> list[float]:
+    """The temperature of each exit at which its probabilities fit the labels best (least cross entropy).
+
+    Args:
+        logits: [N, E, C] of labelled texts that were not trained on.
+        labels: [N] int64.
+        counted: [N, E] bool, which samples each exit is judged by; None: all.
+
+    Returns:
+        E temperatures; above 1 for an exit that is too sure of itself.
+
+    Raises:
+        ValueError: no samples, or shapes that differ.
+    """
+    check_tensor("logits", logits, 3)
+    check_tensor("labels", labels, 1, torch.int64)
+    if not len(labels) or len(labels) != len(logits):
+        raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
+    logits = logits.double()
+    targets = labels[:, None].expand(logits.shape[:2])
+    # Cross entropy is convex in the inverse temperature; its logarithm keeps that positive.
+    log_inverse = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        scaled = logits * log_inverse.exp()[:, None]
+        losses = F.cross_entropy(scaled.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        loss = (losses if counted is None else losses * counted).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # Exits that are always right would grow without end.
+    return (-log_inverse.detach()).clamp(-5.0, 5.0).exp().tolist()
+
+
+def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over equal bins of confidence, weighted by samples (Naeini et al. 2015).
+
+    Args:
+        logits: [N, C]; labels: [N] int64.
+        bins: of the highest probability, 0..1.
+    """
+    check_tensor("logits", logits, 2)
+    check_tensor("labels", labels, 1, torch.int64)
+    check_int("bins", bins, 1)
+    if not len(labels) or len(labels) != len(logits) or not logits.shape[1]:
+        raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
+    confidence, prediction = logits.double().softmax(-1).max(-1)
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    excess = confidence - (prediction == labels).double()
+    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, index, excess).abs().sum() / len(labels))

@@ -1,0 +1,407 @@
+"""The exit table: tokens -> where samples with them left, learned from unlabelled text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from geep_triton.checks import check_choice, check_kind
+from geep_triton.ops.exit_scores import CRITERIA
+from geep_triton.ops.hash_table import HashTable, insert_add
+from geep_triton.ops.ngrams import ngram_keys
+from geep_triton.ops.predict_exits import PredictedExits, ScoreTable, choose_exits, predict_exits
+from geep_triton.saving import reading, replacing, saved_digests
+from geep_triton.table.allocate import DEFAULT_AGREEMENT, allocate, price_for
+from geep_triton.table.files import learned_tensors, read_table, save_table
+from geep_triton.table.learned import LearnedValues, learn, length_bucket
+from geep_triton.table.records import ExitRecords, TableSettings, first_sure_exit
+from geep_triton.tokens.ragged import Tokens, to_device
+
+VALUES = ("counts", "learned")
+OTHER_WEIGHTS = (
+    "The exit table was built with other weights than the model's, or in another dtype: build it again if they were trained "
+    "since."
+)
+COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
+
+
+@dataclass(frozen=True, eq=False)
+class ExitTable:
+    """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
+
+    The paper says that exits are predicted from the distribution of tokens over exit layers, in a hash table. How the counts
+    are smoothed, averaged and decided by is our reconstruction; the learned values are our own addition.
+
+    Made by `geep_triton.build_exit_table`, or `ExitTable.from_records`. Immutable: `rebuild` and `merge` return new tables.
+
+    Attributes:
+        keys: [S] int64, distinct and ascending: token ids, and hashes of longer n-grams.
+        counts: [S, E] int64, how many samples' tokens with this key left at each exit.
+        exit_counts: [E] int64, how many samples left at each exit.
+        exit_layers: the E exits' layers, ascending.
+        settings: threshold, n-gram order, smoothing, reduction.
+        criterion: what the threshold is compared with.
+        vocab_size: of the model.
+        fingerprint: of the tokenizer.
+        special_ids: ids that never count.
+        text_hashes: [N] int64, ascending: `Tokens.hashes` of the texts it was built from; None: not known.
+        records: the samples behind the counts, or None where they were dropped or not saved.
+        save_records: whether its file holds the records, token ids among them; of a table that was loaded, whether it did.
+        learned: what was learned beside the counts (`learn`), by name: "agreement", "exits", "skips".
+        weights: digest of the model's weights that it was built or saved with; None: not known.
+    """
+
+    keys: torch.Tensor
+    counts: torch.Tensor
+    exit_counts: torch.Tensor
+    exit_layers: tuple[int, ...]
+    settings: TableSettings
+    criterion: str
+    vocab_size: int
+    fingerprint: str
+    special_ids: tuple[int, ...]
+    text_hashes: torch.Tensor | None = None
+    records: ExitRecords | None = None
+    save_records: bool = False
+    learned: Mapping[str, LearnedValues] = field(default_factory=dict)
+    weights: str | None = None
+
+    @classmethod
+    def from_records(
+        cls,
+        records: ExitRecords,
+        exit_layers: Sequence[int],
+        settings: TableSettings,
+        vocab_size: int,
+        fingerprint: str,
+        special_ids: Sequence[int],
+        criterion: str = "normalized_entropy",
+        device: str | torch.device = "cpu",
+    ) -> ExitTable:
+        """Count where each sample leaves: at the first exit that is sure enough, else at the last.
+
+        N-grams are counted on `device`; the table itself stays on the host.
+
+        Raises:
+            ValueError: no samples, NaN among the uncertainties, ids outside the vocabulary, or shapes that do not fit.
+        """
+        check_choice("criterion", criterion, CRITERIA)
+        records.check(len(exit_layers))
+        for name, values in (("records.tokens", records.tokens.ids), ("special_ids", torch.tensor(special_ids))):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < vocab_size:
+                raise ValueError(
+                    f"{name} must be ids between 0 and {vocab_size - 1}, got {int(values.min())}..{int(values.max())}"
+                )
+        exits = first_sure_exit(records.uncertainty, settings.threshold)
+        ids, offsets = records.tokens.ids.to(device), records.tokens.offsets.to(device)
+        special = torch.isin(ids, torch.tensor(special_ids, dtype=torch.int64, device=device))
+        keys, samples = ngram_keys(ids, offsets, special, settings.ngram)
+        # Most keys come once: a table for all of them, up to a size, need not grow.
+        capacity = 1 << min(max(keys.numel().bit_length(), 10), 20)
+        table = insert_add(HashTable.empty(len(exit_layers), capacity, device), keys, exits.to(device)[samples])
+        table_keys, counts = table.items()
+        return cls(
+            keys=table_keys.cpu(),
+            counts=counts.cpu(),
+            exit_counts=torch.bincount(exits, minlength=len(exit_layers)),
+            exit_layers=tuple(exit_layers),
+            settings=settings,
+            criterion=criterion,
+            vocab_size=vocab_size,
+            fingerprint=fingerprint,
+            special_ids=tuple(special_ids),
+            text_hashes=records.tokens.hashes().sort().values,
+            records=records,
+        )
+
+    def rebuild(self, *, device: str | torch.device = "cpu", **settings: float | int | str) -> ExitTable:
+        """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
+
+        Learned values are kept, except for another `ngram`, and those of "exits" also for another `threshold`. N-grams are
+        counted on `device`.
+
+        Raises:
+            ValueError: the table is without its records and the new settings need them (threshold, ngram).
+        """
+        changed = replace(self.settings, **settings)
+        if (changed.threshold, changed.ngram) == (self.settings.threshold, self.settings.ngram):
+            return replace(self, settings=changed)
+        records = self.need_records()
+        rebuilt = ExitTable.from_records(
+            records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion, device
+        )
+        # Only the exits depend on the threshold, and the keys are the same unless the order of n-grams changes.
+        kept = {name: values for name, values in self.learned.items() if name != "exits"}
+        kept = kept if changed.ngram == self.settings.ngram else {}
+        return replace(rebuilt, weights=self.weights, save_records=self.save_records, learned=kept)
+
+    def learn(self, what: str, **training: Any) -> ExitTable:
+        """The table with learned values beside its counts.
+
+        Args:
+            what: "agreement": how likely each exit already gives the last exit's answer. "exits": which exit the threshold
+                takes. "skips": which layers a text skips, and the commonest paths.
+            **training: epochs, learning_rate, batch_size, seed; of "skips" also most_paths. See
+                `geep_triton.table.learned.learn`.
+
+        Raises:
+            ValueError: an unknown name; the table is without its records, or they hold nothing of it; fewer than 20 texts.
+        """
+        return replace(self, learned={**self.learned, what: learn(self, what, **training)})
+
+    def need_records(self) -> ExitRecords:
+        """The records; ValueError where the table is without them."""
+        if self.records is None:
+            raise ValueError(
+                "records: this table is without the records of its texts (a file holds them only where the table was built "
+                "with save_records=True); build it again from texts"
+            )
+        return self.records
+
+    def without_records(self) -> ExitTable:
+        """A smaller table that predicts the same but cannot be rebuilt."""
+        return replace(self, records=None, save_records=False)
+
+    def predicts_as(self, other: ExitTable) -> bool:
+        """Whether this is the same table, with its records or without them."""
+        return all(getattr(self, name) is getattr(other, name) for name in PREDICT)
+
+    def digest(self) -> str:
+        """A hash of all that predicts: the same for this table saved and loaded, with its records or without them."""
+        found = hashlib.sha256()
+        # Named as in the file, so that the digests that saved models hold stay right.
+        parts = {name: getattr(self, name) for name in PREDICT if name != "learned"} | {"paths": None}
+        parts |= learned_tensors(self.learned)
+        for name, value in parts.items():
+            found.update(name.encode())
+            found.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+        return found.hexdigest()[:16]
+
+    def merge(self, other: ExitTable) -> ExitTable:
+        """One table of both corpora, equal to one built from both at once; learned values are to be learned again.
+
+        Raises:
+            ValueError: the tables differ in settings, exits, criterion, vocabulary or tokenizer.
+        """
+        check_kind("other", other, ExitTable)
+        for name in COMPATIBLE:
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"tables to merge must have the same {name}, got {getattr(self, name)!r} and {getattr(other, name)!r}"
+                )
+        keys, rows = torch.unique(torch.cat([self.keys, other.keys]), return_inverse=True)
+        counts = torch.zeros(keys.numel(), len(self.exit_layers), dtype=torch.int64)
+        counts.index_add_(0, rows, torch.cat([self.counts, other.counts]))
+        text_hashes = records = None
+        if self.text_hashes is not None and other.text_hashes is not None:
+            text_hashes = torch.cat([self.text_hashes, other.text_hashes]).sort().values
+        if self.records is not None and other.records is not None:
+            records = ExitRecords(
+                Tokens.concatenate([self.records.tokens, other.records.tokens]),
+                torch.cat([self.records.uncertainty, other.records.uncertainty]),
+                *(
+                    None if None in (parts := (getattr(self.records, name), getattr(other.records, name))) else torch.cat(parts)
+                    for name in ("agrees", "skipped")
+                ),
+            )
+        return replace(
+            self,
+            keys=keys,
+            counts=counts,
+            exit_counts=self.exit_counts + other.exit_counts,
+            text_hashes=text_hashes,
+            records=records,
+            save_records=self.save_records and other.save_records,
+            learned={},
+            weights=self.weights if self.weights == other.weights else None,
+        )
+
+    @cached_property
+    def scores(self) -> torch.Tensor:
+        """[S + 1, E] float32: P(e|key) smoothed towards the prior; the last row is the prior, for unseen keys."""
+        prior = self.exit_counts.double() / self.exit_counts.sum()
+        weight = self.settings.smoothing
+        counts = self.counts.double()
+        smoothed = (counts + weight * prior) / (counts.sum(1, keepdim=True) + weight)
+        return torch.cat([smoothed, prior[None]]).float()
+
+    def score_table(self, device: str | torch.device = "cpu") -> ScoreTable:
+        """The scores laid out for lookup on `device`; made once per device."""
+        return self._laid_out("counts", self.scores, self.settings.reduction, torch.device(device))
+
+    def _laid_out(self, name: str, scores: torch.Tensor, reduction: str, device: torch.device) -> ScoreTable:
+        if (name, device) not in self._score_tables:
+            if not scores.isfinite().all():
+                # In a comparison NaN loses or wins without a word: every text would go to one exit.
+                raise ValueError(f"exit_table: its scores ({name}) are NaN or infinite: build it again")
+            # Of learned values only the scores are read: their columns may be layers that have no exit.
+            layers = self.exit_layers if name == "counts" else tuple(range(1, scores.shape[1] + 1))
+            self._score_tables[name, device] = ScoreTable.build(
+                self.keys, scores, layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction, device
+            )
+        return self._score_tables[name, device]
+
+    @cached_property
+    def _score_tables(self) -> dict[tuple[str, torch.device], ScoreTable]:
+        return {}
+
+    def predict(
+        self,
+        tokens: Tokens,
+        decision: str | float = "argmax",
+        device: str | torch.device = "cpu",
+        values: str = "counts",
+    ) -> PredictedExits:
+        """P(e|x) and the exit layer of each sample; see `geep_triton.ops.predict_exits.predict_exits`.
+
+        Args:
+            tokens: on the host.
+            decision: "argmax", "mean", or a quantile in (0, 1].
+            device: where to look up; the result is there.
+            values: "counts", or "learned" where the table has learned the "exits" (`learn`).
+
+        Raises:
+            ValueError: the table has no learned values.
+        """
+        check_choice("values", values, VALUES)
+        if values == "counts":
+            return predict_exits(self.score_table(device), *_ids_on(device, tokens), decision)
+        probabilities = self._learned_scores("exits", tokens, device).softmax(-1)
+        return choose_exits(probabilities, torch.tensor(self.exit_layers, device=device), decision)
+
+    def predict_agreement(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
+        """[N, E] float32 on the host: how likely each exit gives the last exit's answer, which itself surely does.
+
+        Raises:
+            ValueError: the table has no learned values.
+        """
+        return _as_agreement(self._learned_scores("agreement", tokens, device).cpu())
+
+    def predict_skips(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
+        """[N, L] float32 on the host: how likely each sample skips each layer.
+
+        Raises:
+            ValueError: the table has no learned values.
+        """
+        return self._learned_scores("skips", tokens, device).sigmoid().cpu()
+
+    @property
+    def decides_by(self) -> str:
+        """What `decide` goes by: "agreement" where the table has learned it, else "counts"."""
+        return "agreement" if "agreement" in self.learned else "counts"
+
+    def decide(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
+        """[N] int64 on the host: the layer at which each sample leaves where nothing else is asked for.
+
+        A table with learned agreement allocates by it, at the price at which 98 % of the texts held out from the learning got
+        the last exit's answer: observed on them, not promised. Another table takes the likeliest exit by its counts.
+
+        Args:
+            tokens: on the host.
+            device: where to look up.
+        """
+        if self.decides_by == "counts":
+            return self.predict(tokens, device=device).exits.cpu()
+        return allocate(self.predict_agreement(tokens, device), self.exit_layers, self._default_price)
+
+    @cached_property
+    def _default_price(self) -> float:
+        return self.price_for(agreement=DEFAULT_AGREEMENT)
+
+    def price_for(self, mean_depth: float | None = None, agreement: float | None = None) -> float:
+        """The price of a layer that keeps a budget on the texts held out when "agreement" was learned; see `allocate`.
+
+        Args:
+            mean_depth: layers that a text may take on average.
+            agreement: share of texts that shall get the last exit's answer. It is observed on the held-out texts, not
+                promised: `geep_triton.calibrate` promises.
+
+        Raises:
+            ValueError: the table has no learned values, or not exactly one budget.
+        """
+        values = self._values("agreement")
+        probabilities = _as_agreement(values.held_out)
+        return price_for(probabilities, values.held_out_targets, self.exit_layers, mean_depth, agreement)
+
+    def _values(self, name: str) -> LearnedValues:
+        if name not in self.learned:
+            raise ValueError(f"exit_table has no learned values of {name!r}: {self.how_to_learn(name)}")
+        return self.learned[name]
+
+    def how_to_learn(self, name: str) -> str:
+        """What a user writes to have the learned values `name`: from the records, where there are some."""
+        if self.records is None:
+            return f"model.exit_table = build_exit_table(model, ..., learn={(*self.learned, name)!r})"
+        return f"model.exit_table = model.exit_table.learn({name!r})"
+
+    def _learned_scores(self, name: str, tokens: Tokens, device: str | torch.device) -> torch.Tensor:
+        values = self._values(name)
+        table = self._laid_out(name, values.weights, "mean", torch.device(device))
+        evidence = predict_exits(table, *_ids_on(device, tokens)).probabilities
+        return evidence + to_device(values.length_bias[length_bucket(tokens.lengths)], torch.device(device))
+
+    def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
+        """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
+        if self.vocab_size != vocab_size:
+            raise ValueError(
+                f"exit_table was built for a vocabulary of {self.vocab_size}, the model has {vocab_size}: build it again"
+            )
+        if self.exit_layers != tuple(exit_layers):
+            raise ValueError(
+                f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}: build it again"
+            )
+        if fingerprint is not None and self.fingerprint != fingerprint:
+            raise ValueError("exit_table was built with another tokenizer; build it again with this one")
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write `exit_table.safetensors` into a folder, replacing one that is there only once it is whole.
+
+        The records, which hold the token ids of texts, are left out unless `save_records`.
+
+        Raises:
+            ValueError: the folder holds a model, of other weights than this table was built with; values that are NaN,
+                infinite or of other shapes than those of a table that was built.
+        """
+        digests = saved_digests(directory)
+        if digests and self.digest() != digests.get("exit_table") and self.weights not in digests.values():
+            raise ValueError(
+                f"{directory} holds a model of other weights than this exit table was built with: to save them together "
+                "all the same, load the model, set model.exit_table and save the model"
+            )
+        with replacing(directory) as new:
+            save_table(self, new)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ExitTable:
+        """Read a table from its file or the folder that holds it.
+
+        Raises:
+            ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
+        """
+        with reading(path):
+            return cls(**read_table(path))
+
+
+# All that decides what a table predicts.
+ORIGIN = ("text_hashes", "records", "save_records", "weights")
+PREDICT = tuple(field.name for field in fields(ExitTable) if field.name not in ORIGIN)
+
+
+def _ids_on(device: str | torch.device, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and offsets on a device, without the host waiting for it."""
+    check_kind("tokens", tokens, Tokens)
+    device = torch.device(device)
+    return to_device(tokens.ids, device), to_device(tokens.offsets, device)
+
+
+def _as_agreement(scores: torch.Tensor) -> torch.Tensor:
+    """[N, E] scores to probabilities; the last exit surely agrees with itself."""
+    result = scores.sigmoid()
+    result[:, -1] = 1.0
+    return result

@@ -1,0 +1,285 @@
+"""The exit table's file: written with a digest, and read as what may be damaged or made up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from geep_triton.checks import check_choice, check_int, shorten
+from geep_triton.ops.exit_scores import CRITERIA
+from geep_triton.ops.reference.ngrams import EMPTY
+from geep_triton.saving import Replacement
+from geep_triton.table.learned import LENGTH_BUCKETS, LearnedValues
+from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tensor_files import open_tensors, tensors_digest
+from geep_triton.tokens.ragged import Tokens
+
+if TYPE_CHECKING:
+    from geep_triton.table.exit_table import ExitTable
+
+TABLE_FILE = "exit_table.safetensors"
+FORMAT = "geep_triton.exit_table.1"
+# The file's names of learned values are older than the keys of `ExitTable.learned`.
+LEARNED_NAMES = {"agreement": "agreement", "exits": "exit_values", "skips": "skip_values"}
+LEARNED_PARTS = ("weights", "length_bias", "held_out", "held_out_targets")
+FIELDS = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
+SETTINGS = ("threshold", "ngram", "smoothing", "reduction")
+REQUIRED = ("keys", "counts", "exit_counts")
+RECORDS = ("ids", "offsets", "uncertainty", "type_ids", "agrees", "skipped")
+MAX_LAYERS, MAX_VOCAB, MAX_COUNT = 1 << 10, 1 << 26, 1 << 48
+MAX_SCORE = 1e6  # of learned values: sums of larger ones could overflow, and NaN would send every text out at layer 1
+
+
+def save_table(table: ExitTable | None, new: Replacement) -> None:
+    """Make a folder hold this table; None removes one that an earlier model left there.
+
+    Raises:
+        ValueError: contents that `read_table` would refuse.
+    """
+    if table is None:
+        new.remove.add(TABLE_FILE)
+        return
+    header, tensors = json.loads(json.dumps(_header(table))), _tensors(table)
+    digest = _contents_digest(header, tensors)
+    if _digest_there(new.folder) == digest:
+        return
+    _check(header, tensors)
+    metadata = {"format": FORMAT, "table": json.dumps(header), "digest": digest}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, new.path / TABLE_FILE, metadata=metadata)
+
+
+def read_table(path: str | os.PathLike) -> dict[str, Any]:
+    """The fields of the `ExitTable` in a file, or in the folder that holds it, all of them checked.
+
+    Raises:
+        ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
+    """
+    header, tensors = _read(path)
+    records, text_hashes = _read_records(tensors), tensors.get("text_hashes")
+    if records is not None and text_hashes is None:  # a file of an earlier version
+        text_hashes = records.tokens.hashes().sort().values
+    return {
+        **{name: tensors[name] for name in REQUIRED},
+        "exit_layers": tuple(header["exit_layers"]),
+        "settings": TableSettings(**header["settings"]),
+        "criterion": header["criterion"],
+        "vocab_size": header["vocab_size"],
+        "fingerprint": header["fingerprint"],
+        "special_ids": tuple(header["special_ids"]),
+        "text_hashes": text_hashes,
+        "records": records,
+        "save_records": records is not None,
+        "learned": _read_learned(tensors),
+        "weights": header.get("weights"),
+    }
+
+
+def learned_tensors(learned: Mapping[str, LearnedValues]) -> dict[str, torch.Tensor]:
+    """Learned values as tensors, under the names that the file has for them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for key in sorted(learned):
+        tensors |= {f"{LEARNED_NAMES[key]}.{part}": getattr(learned[key], part) for part in LEARNED_PARTS}
+        tensors |= {} if learned[key].paths is None else {"paths": learned[key].paths}
+    return tensors
+
+
+def _header(table: ExitTable) -> dict[str, Any]:
+    header = {name: getattr(table, name) for name in FIELDS} | {"settings": vars(table.settings)}
+    return header if table.weights is None else header | {"weights": table.weights}
+
+
+def _tensors(table: ExitTable) -> dict[str, torch.Tensor]:
+    tensors = {name: getattr(table, name) for name in REQUIRED} | learned_tensors(table.learned)
+    if table.text_hashes is not None:
+        tensors["text_hashes"] = table.text_hashes
+    if table.save_records and table.records is not None:
+        tokens = table.records.tokens
+        records = {
+            "ids": tokens.ids.int(),
+            "offsets": tokens.offsets,
+            "uncertainty": table.records.uncertainty.float(),
+            "type_ids": None if tokens.type_ids is None else tokens.type_ids.to(torch.int8),
+            "agrees": table.records.agrees,
+            "skipped": table.records.skipped,
+        }
+        tensors |= {f"records.{name}": tensor for name, tensor in records.items() if tensor is not None}
+    return tensors
+
+
+def _read_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
+    if "records.ids" not in tensors:
+        return None
+    type_ids = tensors.get("records.type_ids")
+    tokens = Tokens(tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long())
+    return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"), tensors.get("records.skipped"))
+
+
+def _read_learned(tensors: dict[str, torch.Tensor]) -> dict[str, LearnedValues]:
+    learned = {}
+    for key, name in LEARNED_NAMES.items():
+        if f"{name}.weights" in tensors:
+            parts = {part: tensors[f"{name}.{part}"] for part in LEARNED_PARTS}
+            learned[key] = LearnedValues(**parts, paths=tensors["paths"] if key == "skips" else None)
+    return learned
+
+
+def _digest_there(directory: str | os.PathLike) -> str | None:
+    """Digest of the contents of a folder's table; None where there is none that is whole."""
+    try:
+        return _contents_digest(*_read(directory))
+    except (OSError, ValueError):
+        return None
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors, checked."""
+    path = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such exit table: {path}")
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+    try:
+        header = json.loads(metadata.get("table", ""))
+        _check(header, tensors)
+        # Files of earlier versions have no digest.
+        if "digest" in metadata and metadata["digest"] != _contents_digest(header, tensors):
+            raise ValueError("its contents are not those that were saved, by their digest")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged exit table: {error}") from error
+    return header, tensors
+
+
+def _contents_digest(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    contents = f"{json.dumps(header, sort_keys=True)}\n{tensors_digest(tensors)}"
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+
+def _check(header: Any, tensors: dict[str, torch.Tensor]) -> None:
+    _check_header(header)
+    _check_counts(header, tensors)
+    _check_records(header, tensors)
+    _check_learned(header, tensors)
+
+
+def _check_header(header: Any) -> None:
+    if not isinstance(header, dict) or header.keys() - {"weights"} != set(FIELDS):
+        raise ValueError(f"its header must have the fields {', '.join(FIELDS)}, got {shorten(header)}")
+    settings, layers, special = header["settings"], header["exit_layers"], header["special_ids"]
+    if not isinstance(settings, dict) or settings.keys() != set(SETTINGS):
+        raise ValueError(f"settings must be {', '.join(SETTINGS)}, got {shorten(settings)}")
+    TableSettings(**settings)
+    for name, values in (("exit_layers", layers), ("special_ids", special)):
+        if not isinstance(values, list):
+            raise TypeError(f"{name} must be a list of ints, got {shorten(values)}")
+    for layer in layers:
+        check_int("each of exit_layers", layer, 1, MAX_LAYERS)
+    if not layers or layers != sorted(set(layers)):
+        raise ValueError(f"exit_layers must be distinct and ascending, at least one, got {shorten(layers)}")
+    check_int("vocab_size", header["vocab_size"], 1, MAX_VOCAB)
+    for index in special:
+        check_int("each of special_ids", index, 0, header["vocab_size"] - 1)
+    for name in ("fingerprint", "criterion", "weights"):
+        if not isinstance(header.get(name, ""), str):
+            raise TypeError(f"{name} must be a string, got {shorten(header[name])}")
+    check_choice("criterion", header["criterion"], CRITERIA)
+
+
+def _check_counts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    missing = [name for name in REQUIRED if name not in tensors]
+    if missing:
+        raise ValueError(f"missing tensors {', '.join(missing)}")
+    num_exits, size = len(header["exit_layers"]), tensors["keys"].numel()
+    _check_tensor("keys", tensors, torch.int64, (size,))
+    _check_tensor("counts", tensors, torch.int64, (size, num_exits), 0, MAX_COUNT)
+    _check_tensor("exit_counts", tensors, torch.int64, (num_exits,), 0, MAX_COUNT)
+    keys, counts = tensors["keys"], tensors["counts"]
+    if not (keys[1:] > keys[:-1]).all():
+        raise ValueError("keys must be distinct and ascending")
+    if size and (int(keys[-1]) >= header["vocab_size"] or int(keys[0]) == EMPTY):
+        raise ValueError(f"keys must be ids below {header['vocab_size']} or hashes, got {int(keys[0])}..{int(keys[-1])}")
+    if not counts.sum(1).all() or not tensors["exit_counts"].sum():
+        raise ValueError("counts and exit_counts must be above 0 for some exit: no key and no table without samples")
+
+
+def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    num_exits, samples = len(header["exit_layers"]), int(tensors["exit_counts"].sum())
+    if "text_hashes" in tensors:
+        _check_tensor("text_hashes", tensors, torch.int64, (samples,))
+        if _falls(tensors["text_hashes"]):
+            raise ValueError("text_hashes must ascend")
+    if not any(name.startswith("records.") for name in tensors):
+        return
+    missing = [name for name in ("records.ids", "records.offsets", "records.uncertainty") if name not in tensors]
+    if missing:
+        raise ValueError(f"missing tensors {', '.join(missing)}")
+    tokens = tensors["records.ids"].numel()
+    _check_tensor("records.ids", tensors, torch.int32, (tokens,), 0, header["vocab_size"] - 1)
+    _check_tensor("records.offsets", tensors, torch.int64, (samples + 1,))
+    offsets = tensors["records.offsets"]
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or _falls(offsets):
+        raise ValueError(f"records.offsets must ascend from 0 to the number of ids ({tokens})")
+    _check_tensor("records.uncertainty", tensors, torch.float32, (samples, num_exits))
+    if (tensors["records.uncertainty"].isnan() | tensors["records.uncertainty"].isneginf()).any():
+        raise ValueError("records.uncertainty must not be NaN or -infinity")
+    if "records.type_ids" in tensors:
+        _check_tensor("records.type_ids", tensors, torch.int8, (tokens,), 0)
+    if "records.agrees" in tensors:
+        _check_tensor("records.agrees", tensors, torch.bool, (samples, num_exits))
+    if "records.skipped" in tensors:
+        _check_tensor("records.skipped", tensors, torch.bool, (samples, header["exit_layers"][-1]))
+
+
+def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    known = {*REQUIRED, "paths", "text_hashes", *(f"records.{name}" for name in RECORDS)}
+    size = tensors["keys"].numel()
+    for name in LEARNED_NAMES.values():
+        if not any(found.startswith(f"{name}.") for found in tensors):
+            continue
+        columns = header["exit_layers"][-1] if name == "skip_values" else len(header["exit_layers"])
+        held_out = tensors.get(f"{name}.held_out", torch.empty(0, columns))
+        rows = held_out.shape[0] if held_out.ndim else 0
+        for part, count in (("weights", size + 1), ("length_bias", LENGTH_BUCKETS), ("held_out", rows)):
+            _check_tensor(f"{name}.{part}", tensors, torch.float32, (count, columns), -MAX_SCORE, MAX_SCORE)
+        _check_tensor(f"{name}.held_out_targets", tensors, torch.bool, (rows, columns))
+        known |= {f"{name}.{part}" for part in LEARNED_PARTS}
+    if ("paths" in tensors) != ("skip_values.weights" in tensors):
+        raise ValueError("skip_values and paths go together")
+    if "paths" in tensors:
+        paths = tensors["paths"]
+        _check_tensor("paths", tensors, torch.bool, (max(1, paths.shape[0] if paths.ndim else 0), header["exit_layers"][-1]))
+    if unknown := sorted(tensors.keys() - known):
+        raise ValueError(f"unknown tensors {shorten(unknown)}")
+
+
+def _falls(values: torch.Tensor) -> bool:
+    """Whether a value is below the one before it; their difference could be beyond int64."""
+    return bool((values[1:] < values[:-1]).any())
+
+
+def _check_tensor(
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Raise ValueError unless there is a tensor of this dtype and shape, and, where there is a bound, all within it."""
+    found = tensors.get(name)
+    if found is None or found.dtype != dtype or tuple(found.shape) != shape:
+        got = "none" if found is None else f"{found.dtype} of {tuple(found.shape)}"
+        raise ValueError(f"{name} must be {str(dtype).removeprefix('torch.')} of shape {shape}, got {got}")
+    # Written so that NaN is outside.
+    if (low is not None and not (found >= low).all()) or (high is not None and not (found <= high).all()):
+        raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'between {low:g} and {high:g}'} and no NaN")

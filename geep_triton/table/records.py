@@ -1,0 +1,75 @@
+"""What an exit table is made of: recorded exits of texts, and settings."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from geep_triton.checks import check_choice, check_int, check_number, check_tensor
+from geep_triton.ops.predict_exits import REDUCTIONS
+from geep_triton.ops.reference.ngrams import MAX_NGRAM
+from geep_triton.tokens.ragged import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class ExitRecords:
+    """What one run of every exit over a corpus leaves behind: enough to rebuild a table for any threshold.
+
+    Attributes:
+        tokens: the samples.
+        uncertainty: [N, E] float32, the criterion's value at each exit; low is sure.
+        agrees: [N, E] bool, whether each exit gives the last exit's answer; None where that was not recorded.
+        skipped: [N, L] bool, the layers each sample skipped; None of a model without skip gates.
+    """
+
+    tokens: Tokens
+    uncertainty: torch.Tensor
+    agrees: torch.Tensor | None = None
+    skipped: torch.Tensor | None = None
+
+    def check(self, num_exits: int) -> None:
+        """Raise ValueError unless there are samples, each with a value of each exit and none of them NaN or -infinity."""
+        check_tensor("records.uncertainty", self.uncertainty, 2)
+        if not len(self.tokens):
+            raise ValueError("records: an exit table needs at least one sample")
+        if self.uncertainty.shape != (len(self.tokens), num_exits):
+            raise ValueError(
+                f"records.uncertainty must have shape {(len(self.tokens), num_exits)}, got {tuple(self.uncertainty.shape)}"
+            )
+        if self.agrees is not None and self.agrees.shape != self.uncertainty.shape:
+            raise ValueError(f"records.agrees must have shape {tuple(self.uncertainty.shape)}, got {tuple(self.agrees.shape)}")
+        if (self.uncertainty.isnan() | self.uncertainty.isneginf()).any():
+            raise ValueError("records.uncertainty holds NaN or -infinity: the model that made it gives NaN logits")
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """How a table is made of records, and how it predicts.
+
+    Attributes:
+        threshold: uncertainty at or under which a sample leaves, 0..1.
+        ngram: highest order of the n-grams counted, up to 16; 1 counts tokens only, 2 also pairs of neighbours.
+        smoothing: pseudo-count a of the prior: P(e|v) = (count[v,e] + a prior[e]) / (sum_e count[v,e] + a).
+        reduction: how keys make a sample's distribution: "mean" or "naive_bayes".
+    """
+
+    threshold: float
+    ngram: int = 2
+    smoothing: float = 1.0
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0.0, 1.0)
+        check_int("ngram", self.ngram, 1)
+        check_int("ngram", self.ngram, 1, MAX_NGRAM)
+        check_number("smoothing", self.smoothing, 0.0, sys.float_info.max)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+
+
+def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor:
+    """[N, E] -> [N] int64, index of the first exit whose uncertainty is at or under `threshold`, else of the last."""
+    sure = uncertainty <= threshold
+    sure[:, -1] = True
+    return sure.int().argmax(-1)

@@ -1,0 +1,1 @@
+"""Whatever a user has, to token ids."""

@@ -1,0 +1,163 @@
+"""Samples to token ids, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from geep_triton.checks import BadSample as BadSample
+from geep_triton.checks import refuse_samples, shorten
+from geep_triton.tokens.ragged import Tokens
+from geep_triton.tokens.rows import Row, tokens_from_lists, tokens_of, too_long
+from geep_triton.tokens.samples import Sample
+from geep_triton.tokens.tokenizing import Encoded, text_tokenizer
+
+
+class Encoder:
+    """Turns samples into `Tokens` with a tokenizer; truncates only when asked.
+
+    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. Once a
+    tokenizer has other tokens, or another truncation side, the encoders made of it before refuse to go on.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; None where all samples are token ids.
+        max_length: most tokens a sample may have, special tokens included.
+        truncation: cut longer samples (longest of a pair first, on the tokenizer's truncation side) instead of raising;
+            `Tokens.cut` says which.
+        vocab_size: ids must be below it; None: not checked.
+        type_vocab_size: segment ids must be below it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        max_length: int,
+        truncation: bool = False,
+        vocab_size: int | None = None,
+        type_vocab_size: int = 2,
+    ) -> None:
+        self.max_length = max_length
+        self.truncation = truncation
+        self.vocab_size = vocab_size
+        self.type_vocab_size = type_vocab_size
+        self._encode = None if tokenizer is None else text_tokenizer(tokenizer)
+        self._pad_id = None if tokenizer is None else _padding_only(tokenizer)
+        self._knows_words = tokenizer is not None and len(tokenizer) > len(set(tokenizer.all_special_ids))
+
+    def __call__(self, samples: Sequence[Sample | Row], first: int = 0) -> Tokens:
+        """Encode a window of samples; texts and pairs may be mixed.
+
+        Args:
+            samples: texts with or without a pair, or rows of input_ids.
+            first: index of samples[0] in the user's input, for errors.
+
+        Raises:
+            BadSample: a text that is empty, no string or no valid Unicode; a sample longer than max_length; ids or segment
+                ids that are no integers, of another length or out of range.
+            ValueError: a mix of texts and tokenized rows; a max_length that special tokens alone exceed.
+        """
+        tokenized = [isinstance(sample, Mapping) for sample in samples]
+        if any(tokenized) and not all(tokenized):
+            raise ValueError(f"samples {first}..{first + len(samples) - 1} mix texts and rows of input_ids")
+        tokens = (
+            tokens_of(samples, first, self.max_length, self.type_vocab_size) if tokenized[0] else self._texts(samples, first)
+        )
+        if self.vocab_size is not None:
+            self._check_ids(tokens, first)
+        return tokens
+
+    def padding_of(self, samples: Sequence[Sample | Row], tokens: Tokens, first: int = 0) -> str | None:
+        """What to warn of where rows of input_ids are padded and no attention mask tells that; None: of nothing.
+
+        Args:
+            samples: a window of them.
+            tokens: what they were encoded to.
+            first: index of samples[0] in the user's input.
+        """
+        if self._pad_id is None or not isinstance(samples[0], Mapping):
+            return None
+        padded = (tokens.ids[tokens.offsets[1:] - 1] == self._pad_id) | (tokens.ids[tokens.offsets[:-1]] == self._pad_id)
+        unmasked = [index for index in padded.nonzero()[:, 0].tolist() if "attention_mask" not in samples[index]]
+        if not unmasked:
+            return None
+        return (
+            f"sample {first + unmasked[0]} has input_ids that begin or end with the padding token ({self._pad_id}), and no "
+            "attention_mask: its padding is read as text, which changes answers; pass the column attention_mask, or ids "
+            "without padding"
+        )
+
+    def _texts(self, samples: Sequence[Sample], first: int) -> Tokens:
+        if not self._knows_words:  # transformers makes a tokenizer of special tokens where there is no vocabulary
+            raise ValueError("the tokenizer knows no words, only special tokens: the file of its vocabulary is missing")
+        refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
+        encoded = self._tokenize(samples)
+        special = self._encode.special
+        empty = {
+            index: "has a text without any token"
+            for index, ((_, pair), row) in enumerate(zip(samples, encoded, strict=True))
+            if row.length <= special[pair is not None]
+        }
+        refuse_samples(empty, first)
+        longer = [index for index, row in enumerate(encoded) if row.length > self.max_length]
+        if longer and not self.truncation:
+            refuse_samples({index: too_long(encoded[index].length, self.max_length) for index in longer}, first)
+        tokens = tokens_from_lists([row.ids for row in encoded], [row.type_ids for row in encoded], longer)
+        self._check_segments(tokens, first)
+        return tokens
+
+    def _tokenize(self, samples: Sequence[Sample]) -> list[Encoded]:
+        """Each sample encoded, single texts apart from pairs."""
+        encoded: list[Encoded] = [Encoded([], [], 0)] * len(samples)
+        for has_pair in (False, True):
+            rows = [index for index, (_, pair) in enumerate(samples) if (pair is not None) == has_pair]
+            if not rows:
+                continue
+            texts = [samples[index] if has_pair else samples[index][0] for index in rows]
+            found = self._encode(texts, has_pair, self.max_length if self.truncation else None)
+            for index, row in zip(rows, found, strict=True):
+                encoded[index] = row
+        return encoded
+
+    def _check_ids(self, tokens: Tokens, first: int) -> None:
+        found = _named(tokens, tokens.ids, (tokens.ids < 0) | (tokens.ids >= self.vocab_size))
+        known = f"outside the model's vocabulary of {self.vocab_size}: is this the model's own tokenizer?"
+        refuse_samples({index: f"has token id {number}, {known}" for index, number in found.items()}, first)
+
+    def _check_segments(self, tokens: Tokens, first: int) -> None:
+        if tokens.type_ids is None:
+            return
+        found = _named(tokens, tokens.type_ids, tokens.type_ids >= self.type_vocab_size)
+        known = f"outside the model's {self.type_vocab_size}: is this the model's own tokenizer?"
+        refuse_samples({index: f"has segment id {number}, {known}" for index, number in found.items()}, first)
+
+
+def _padding_only(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of the token that pads; None where there is none, or where texts begin or end with it, too."""
+    around = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id)
+    return None if tokenizer.pad_token_id in around else tokenizer.pad_token_id
+
+
+def _named(tokens: Tokens, values: torch.Tensor, wrong: torch.Tensor) -> dict[int, int]:
+    """The first wrong value [T] of each sample that has one, by the sample."""
+    if not wrong.any():
+        return {}
+    samples = torch.repeat_interleave(tokens.lengths)
+    return {int(samples[position]): int(values[position]) for position in wrong.nonzero()[:, 0].flip(0)}
+
+
+def _text_error(text: Any, pair: Any) -> str | None:
+    for name, value in (("text", text), ("text_pair", pair)):
+        if value is None and name == "text_pair":
+            continue
+        if not isinstance(value, str):
+            return f"has a {name} that is no string: {shorten(value)}"
+        if not value.strip():
+            return f"has an empty {name}"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"has a {name} that is no valid Unicode: {shorten(value)}"
+    return None
