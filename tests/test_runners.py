@@ -47,30 +47,30 @@ def test_every_form_of_the_table_is_tested():
     assert {name for name, _ in FORMS} == set(RUNNERS)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("name", "dtype"), FORMS)
 @pytest.mark.parametrize("skipping", ["never", "gates", "planned"])
-def test_answers_are_those_of_torch_in_float32(make_model, tokenizer, texts, name, dtype, policy, skipping):
-    """Where rounding moves an exit or a gate the answer is another's: those samples are few, and compared at their exit."""
+def test_answers_are_those_of_torch_in_float32(make_model, tokenizer, texts, name, dtype, skipping):
+    """Under each policy. Where rounding moves an exit or a gate the answer is another's: those samples are few, and compared at
+    their exit."""
     model = make_model(**({} if skipping == "never" else {"skip_gate": "mean", "skip_gate_bias": 0.0}))
-    learn = {"learn": ["skips"]} if skipping == "planned" else {}
-    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, **learn)
-    policy = f"{policy}+skip:{skipping}"
-    plain = Engine(model, tokenizer, policy, token_budget=40)
-    expected = plain.predict(texts)
-    other = Engine(model, tokenizer, policy, runner=make(model, name, dtype), token_budget=40)
+    learn = ["skips"] if skipping == "planned" else []
+    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, learn=learn)
+    plain = Engine(model, tokenizer, f"full+skip:{skipping}", token_budget=40)
+    other = Engine(model, tokenizer, plain.policy, runner=make(model, name, dtype), token_budget=40)
     assert (other.runner.name, other.dtype) == (name, dtype)
-    got = other.predict(texts)
-    moved = got.exit_layers != expected.exit_layers
-    if expected.skipped is not None:
-        moved |= (got.skipped != expected.skipped).any(1)
-    assert int(moved.sum()) <= (0 if dtype == "float32" else len(texts) // 2)
-    torch.testing.assert_close(got.probabilities[~moved], expected.probabilities[~moved], atol=TOLERANCES[dtype], rtol=0)
     record = other.every_exit(texts)
-    at = torch.searchsorted(torch.tensor(model.config.exit_layers), got.exit_layers)
-    if skipping != "planned":
-        own = record.logits[torch.arange(len(texts)), at].softmax(-1)
-        torch.testing.assert_close(got.probabilities, own, atol=TOLERANCES[dtype], rtol=0)
+    for policy in POLICIES:
+        expected, got = (engine.with_policy(f"{policy}+skip:{skipping}").predict(texts) for engine in (plain, other))
+        moved = got.exit_layers != expected.exit_layers
+        if expected.skipped is not None:
+            moved |= (got.skipped != expected.skipped).any(1)
+        assert int(moved.sum()) <= (0 if dtype == "float32" else len(texts) // 2), policy
+        kept = got.probabilities[~moved], expected.probabilities[~moved]
+        torch.testing.assert_close(*kept, atol=TOLERANCES[dtype], rtol=0)
+        if skipping != "planned":
+            at = torch.searchsorted(torch.tensor(model.config.exit_layers), got.exit_layers)
+            own = record.logits[torch.arange(len(texts)), at].softmax(-1)
+            torch.testing.assert_close(got.probabilities, own, atol=TOLERANCES[dtype], rtol=0)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
