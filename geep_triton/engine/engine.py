@@ -251,8 +251,8 @@ class Engine:
             windows = one_ahead(windows)
         with closing(windows):
             for window in windows:
-                if window.padding is not None:
-                    warn(window.padding)
+                if window.encoded.padding is not None:
+                    warn(window.encoded.padding)
                 result = self._predict_window(window)
                 if self.policy.chooses:
                     self._exits.add(result.histogram)
@@ -280,17 +280,15 @@ class Engine:
             tokens = part.tokens
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
-            plan = self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
             with self._watch.running():
                 run = WindowRun(layers, tokens, in_flight=self.in_flight)
-                rows, answers = zip(*run.every_exit(plan), strict=True)
+                rows, answers = zip(*run.every_exit(self._to_the_end(layers, tokens)), strict=True)
                 logits[torch.cat(rows)] = torch.cat(answers).float().cpu()
             check_finite(logits.flatten(1), part.first)
             yield EveryExit(tokens, logits, layers.skipped)
 
     def _encoded_windows(self, inputs: Any) -> Iterator[Encoded]:
-        columns = self.text_column, self.pair_column
-        return encoded_windows(inputs, self._encoder, self.window, columns, self.progress)
+        return encoded_windows(inputs, self._encoder, self.window, (self.text_column, self.pair_column), self.progress)
 
     def _planned_windows(self, inputs: Any) -> Iterator[Window]:
         """The inputs' windows, ready to run."""
@@ -303,11 +301,10 @@ class Engine:
                 stops = self.policy.stops(self.model, tokens)
                 layers = self._layers(tokens)
             batches = self._schedule(stops, layers, tokens)
-            seconds = {"tokenize": part.seconds, "plan": time.perf_counter() - start}
-            yield Window(tokens, part.first, layers, batches, seconds, part.padding)
+            yield Window(part, layers, batches, time.perf_counter() - start)
 
     def _predict_window(self, window: Window) -> Predictions:
-        config, layers = self.model.config, window.layers
+        config, layers, part = self.model.config, window.layers, window.encoded
         start = time.perf_counter()
         with self._watch.running():
             run = self._window_run(window)
@@ -321,9 +318,9 @@ class Engine:
         if layers.skipped is not None:
             layers_run = layers_run - layers.skipped.sum(1)
         logits = logits[back]
-        check_finite(logits, window.first)
-        run.check_scores(window.first)
-        observed = self._observe(window.tokens, logits)
+        check_finite(logits, part.first)
+        run.check_scores(part.first)
+        observed = self._observe(part.tokens, logits)
         return Predictions(
             logits=logits,
             exit_layers=exits,
@@ -331,12 +328,13 @@ class Engine:
             id2label=dict(config.id2label),
             num_layers=config.num_hidden_layers,
             timings={
-                **window.seconds,
+                "tokenize": part.seconds,
+                "plan": window.plan_seconds,
                 "run": ran - start,
                 "gather": time.perf_counter() - ran - sum(observed.values()),
                 **observed,
             },
-            truncated=window.tokens.truncated,
+            truncated=part.tokens.truncated,
             tokens=window.batches.tokens,
             padding=window.batches.padding,
             flops=layers.flops,
@@ -357,11 +355,10 @@ class Engine:
         A model with skip gates skips by them, also where the policy plans paths: a plan is not held to itself.
         """
         layers = self._layers(tokens, Skip("gates") if self._skip.mode == "planned" else self._skip)
-        exits = torch.full((len(tokens),), self.model.config.num_hidden_layers)
         logits = torch.empty(len(tokens), self.model.config.num_labels)
         with self._watch.running():
             run = WindowRun(layers, tokens, in_flight=self.in_flight)
-            for answer in list(run.answers(self._schedule(exits, layers, tokens))):
+            for answer in list(run.answers(self._to_the_end(layers, tokens))):
                 logits[answer.rows] = answer.logits.float().cpu()
         return logits
 
@@ -373,18 +370,18 @@ class Engine:
 
     def _layers(self, tokens: Tokens, skip: Skip | None = None) -> WindowLayers:
         skip = skip or self._skip
-        costs = self.layer_costs if skip.mode == "gates" else None
-        return WindowLayers(self.runner, tokens, skip, costs)
+        return WindowLayers(self.runner, tokens, skip, self.layer_costs if skip.mode == "gates" else None)
 
     def _window_run(self, window: Window) -> WindowRun:
         rule = self.policy.rule(self.model)
-        waits = rule is not None and self.policy.regroup != "never" and len(window.tokens) > 1
+        tokens = window.encoded.tokens
+        waits = rule is not None and self.policy.regroup != "never" and len(tokens) > 1
         return WindowRun(
             window.layers,
-            window.tokens,
+            tokens,
             rule,
             self.policy.answer_head,
-            Pools(self.runner, window.tokens, self.token_budget, window.layers.groups, self._batch_cost) if waits else None,
+            Pools(self.runner, tokens, self.token_budget, window.layers.groups, self._batch_cost) if waits else None,
             self.layer_costs if waits and self.policy.regroup == "auto" else None,
             self.in_flight,
         )
@@ -394,6 +391,9 @@ class Engine:
         """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
         with self._watch.running():
             return LayerCosts.measure(self.runner, self.token_budget)
+
+    def _to_the_end(self, layers: WindowLayers, tokens: Tokens) -> Schedule:
+        return self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
 
     def _schedule(self, exits: torch.Tensor, layers: WindowLayers, tokens: Tokens) -> Schedule:
         return schedule(exits, tokens.lengths, self.token_budget, layers.groups, self._batch_cost)

@@ -34,14 +34,6 @@ class Answer:
     layers_run: int
 
 
-@dataclass(frozen=True, eq=False)
-class _First:
-    """A planned batch before its first layer, and its first stop."""
-
-    stop: int
-    batch: Batch
-
-
 class WindowRun:
     """Runs a window's batches to their first stop, and the samples that are not sure there on to the next one.
 
@@ -82,7 +74,7 @@ class WindowRun:
 
     def answers(self, plan: Schedule) -> Iterator[Answer]:
         """Every sample of the window in exactly one answer; batches as planned, pools as they fill, the rest at the end."""
-        planned = (self._run(0, first.stop, first.batch) for first in self._embedded(plan))
+        planned = (self._run(0, stop, batch) for stop, batch in self._embedded(plan))
 
         def start(alone: bool) -> Run[Answer] | None:
             """A full pool's batch, else a planned one, and of what is left over once nothing else could still join it."""
@@ -96,7 +88,7 @@ class WindowRun:
 
     def every_exit(self, plan: Schedule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits of every exit, all batches to the last layer: rows [B] and [B, E, C]."""
-        planned = (self._every_exit(first.batch) for first in self._embedded(plan))
+        planned = (self._every_exit(batch) for _, batch in self._embedded(plan))
         return fly(lambda alone: next(planned, None), self.in_flight)
 
     def _every_exit(self, batch: Batch) -> Run[tuple[torch.Tensor, torch.Tensor]]:
@@ -110,8 +102,8 @@ class WindowRun:
         logits.append(self.layers.exit_logits(self.last, batch.states))
         yield batch.rows, torch.stack(logits, dim=1)
 
-    def _embedded(self, plan: Schedule) -> Iterator[_First]:
-        """Each batch as planned, before its first layer.
+    def _embedded(self, plan: Schedule) -> Iterator[tuple[int, Batch]]:
+        """Each batch as planned, before its first layer; with its first stop.
 
         A GPU is sent the window as a whole, once, and makes the batches itself: the host never waits for it here.
         """
@@ -119,7 +111,7 @@ class WindowRun:
         tokens, order = self.tokens.to(device), to_device(plan.order, device)
         for (rows, stop), there in zip(plan.batches(), order.tensor_split(plan.bounds[1:-1]), strict=True):
             states = self.runner.embed(tokens, there, self.tokens.lengths[rows])
-            yield _First(stop, Batch(rows, states, *self._no_memory(rows)))
+            yield stop, Batch(rows, states, *self._no_memory(rows))
 
     def _no_memory(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """Prediction and streak of samples that were not scored yet, where the rule asks for them."""

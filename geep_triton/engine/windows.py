@@ -75,20 +75,16 @@ class Window:
     """Samples that are planned and sorted together.
 
     Attributes:
-        tokens: of the samples.
-        first: index of the first one among all inputs.
+        encoded: its samples.
         layers: run its layers.
         batches: in running order.
-        seconds: taken for each step so far.
-        padding: to warn of it; see `geep_triton.tokens.encoder.Encoder.padding_of`.
+        plan_seconds: taken to plan it.
     """
 
-    tokens: Tokens
-    first: int
+    encoded: Encoded
     layers: WindowLayers
     batches: Schedule
-    seconds: dict[str, float]
-    padding: str | None
+    plan_seconds: float
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

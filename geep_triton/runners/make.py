@@ -96,11 +96,11 @@ def make_runner(
         return PackedRunner(model, _copied(model, dtype), dtype)
     if name == "graphs":
         return GraphsRunner(model, _copied(model, dtype), dtype)
-    parts = Parts.of(model) if dtype == dtype_name(model) else _copied(model, dtype)
+    few_row_counts = name == "torch" and dtype in HALF and model.device.type == "cpu"
+    parts = _copied(model, dtype) if few_row_counts or dtype != dtype_name(model) else Parts.of(model)
     if name == "compiled":
         return CompiledRunner(model, parts, dtype)
-    if dtype in HALF and model.device.type == "cpu":
-        parts = Parts.copied(model) if dtype == dtype_name(model) else parts
+    if few_row_counts:
         for part in (parts.layers, parts.heads):
             convert_linear(part, lambda linear: PaddedLinear.of(linear) if is_plain(linear) else linear)
     return PaddedRunner(model, parts, dtype)
@@ -132,12 +132,10 @@ def _copied(model: MultiExitBert, dtype: str) -> Parts:
 
 
 def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> PaddedRunner:
-    if dtype == "int8":
-        parts = Parts.of(model) if in_place else Parts.copied(model)
-        quantize(parts)
-    else:
-        parts = Parts.of(model) if in_place else _copied(model, dtype)
-        lay_out(parts)
+    of_int8 = dtype == "int8"
+    parts = Parts.of(model) if in_place else Parts.copied(model) if of_int8 else _copied(model, dtype)
+    convert = quantize if of_int8 else lay_out
+    convert(parts)
     return PaddedRunner(model, parts, dtype, "onednn", _lean_mask(model))
 
 
