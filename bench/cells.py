@@ -1,4 +1,7 @@
-"""Runs declared cells that have no result yet, one after another: resumable, safe to kill, several processes at once."""
+"""Runs the declared cells that have no result yet, one after another.
+
+A run can be killed and started again, and several processes can share the work.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from bench.rows import Found, read, rows_of, save
 
 
 class OutOfTime(Exception):
-    """The budget is spent; what is done is kept, and another run goes on from there."""
+    """The budget is spent. What is done is kept, and another run goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class Cell:
     """A measurement whose rows stand or fall together.
 
     Attributes:
-        name: its case.
-        declaration: all that its result follows from; a result of another declaration counts as missing.
-        run: deadline of `time.monotonic()` -> what was measured; raises OutOfTime where it stops at the deadline.
+        name: the case of its rows.
+        declaration: all that its result follows from. A result of another declaration counts as missing.
+        run: takes a deadline of `time.monotonic()` and returns what was measured, or raises OutOfTime at the deadline. It may
+            return the metric "error", which is kept until another run measures the cell again.
     """
 
     name: str
@@ -38,19 +42,20 @@ class Cell:
 
 
 def file_of(output: Path, name: str) -> Path:
-    """Where a cell's rows lie: in `output`, if that is a file's name (.jsonl), else in a file of its own in that folder."""
+    """The file of a cell's rows: `output`, if that is the name of a file (.jsonl), else a file of its own in that folder."""
     return output if output.suffix == ".jsonl" else output / f"{name}.jsonl"
 
 
 def has_result(output: Path, name: str, declaration: Mapping[str, Any]) -> bool:
-    """Whether there is a result of this very declaration."""
-    path, wanted = file_of(output, name), json.loads(json.dumps(declaration))
-    return path.is_file() and any(row.case == name and row.config.get("declaration", {}) == wanted for row in read(path))
+    """Whether there is a result of this very declaration, and no error."""
+    wanted = json.loads(json.dumps(declaration))
+    found = [row for row in read(file_of(output, name)) if row.case == name and row.config.get("declaration", {}) == wanted]
+    return bool(found) and all(row.metric != "error" for row in found)
 
 
 @contextmanager
 def locked(name: str, wait: bool = True) -> Iterator[bool]:
-    """Whether this process alone holds the lock of this name, on this machine; it falls open when its holder is killed."""
+    """Hold the lock of this name on this machine, and tell whether this process got it. A killed holder releases it."""
     folder = Path(tempfile.gettempdir()) / "geep_triton_bench"
     folder.mkdir(exist_ok=True)
     with (folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock").open("w") as file:
@@ -63,21 +68,27 @@ def locked(name: str, wait: bool = True) -> Iterator[bool]:
 
 
 def run_missing(
-    suite: str, wanted: Sequence[Cell], output: Path, minutes: float = float("inf"), show_only: bool = False
+    suite: str,
+    wanted: Sequence[Cell],
+    output: Path,
+    minutes: float = float("inf"),
+    show_only: bool = False,
+    again: bool = False,
 ) -> None:
     """Run the cells that lack a result of their declaration, each behind a lock that other processes respect.
 
     Args:
-        suite: of their rows.
-        wanted: cells, in order.
+        suite: the suite of their rows.
+        wanted: the cells, in order.
         output: see `file_of`.
-        minutes: no cell is begun after so many.
-        show_only: whether to name them and run none.
+        minutes: no cell begins after so many minutes.
+        show_only: only print the names of the cells.
+        again: also run the cells that have a result.
 
     Raises:
-        SystemExit: a cell failed: the others were run.
+        SystemExit: a cell failed. The others were run.
     """
-    start, failed = time.monotonic(), []
+    start, where, failed = time.monotonic(), environment(), []
     deadline = start + 60 * minutes
     for number, cell in enumerate(wanted, start=1):
         label = f"{number}/{len(wanted)} {cell.name}"
@@ -85,7 +96,8 @@ def run_missing(
             if not mine:
                 print(f"{label}: another run is at it", flush=True)
                 continue
-            if (done := has_result(output, cell.name, cell.declaration)) or show_only:
+            done = not again and has_result(output, cell.name, cell.declaration)
+            if done or show_only:
                 print(f"{label}{' (done)' if done else ''}", flush=True)
                 continue
             began = time.monotonic()
@@ -102,7 +114,7 @@ def run_missing(
                 failed.append(cell.name)
                 continue
             took = time.monotonic() - began
-            rows = rows_of(suite, cell.name, [*measured, Found("", {"took": took}, {})], cell.declaration, environment())
+            rows = rows_of(suite, cell.name, [*measured, Found("", {"took": took}, {})], cell.declaration, where)
             with locked(str(file_of(output, cell.name).resolve())):
                 save(file_of(output, cell.name), rows)
             print(f"{label}: {took:.0f} s", flush=True)
@@ -113,19 +125,17 @@ def run_missing(
 
 
 def declared(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a script was told, but for where to write: the declaration of what it measures."""
+    """The arguments of a script without the place of its output: the declaration of what it measures."""
     return without_folders({name: value for name, value in vars(arguments).items() if name != "output"})
 
 
-def add_arguments(parser: argparse.ArgumentParser, output: Path, cache: Path) -> None:
-    """What every run of cells that train can be told."""
+def parse_training(parser: argparse.ArgumentParser, output: Path, cache: Path) -> argparse.Namespace:
+    """The arguments of a run of cells that train: those of the parser, and what all such runs can be told."""
     parser.add_argument("--budget-minutes", type=float, default=float("inf"))
     parser.add_argument("--limit-samples", type=int, help="at most as many of each data set, to try it out")
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--cache", type=Path, default=cache, help="folder for checkpoints and trained models")
-
-
-def check_trial(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """A trial must not write among the results."""
-    if arguments.limit_samples is not None and arguments.output == parser.get_default("output"):
+    arguments = parser.parse_args()
+    if arguments.limit_samples is not None and arguments.output == output:
         parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
+    return arguments

@@ -1,4 +1,4 @@
-"""The tiny model, its tokenizer and texts are those of the library's own tests."""
+"""Fixtures: the tiny model, its tokenizer and the texts of the library's own tests."""
 
 from tests.conftest import _seed, make_model, many, minilm_path, model, texts, tokenizer
 

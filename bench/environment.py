@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""Describes the machine and the packages that a result was measured with."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""One schema for every result: a row says what one metric of one system was, in which case, under what configuration, where.
+"""The one schema of all results: a row says what one metric of one system was, in which case, how it was set, and where.
 
-Results lie in JSON lines, a line a row. What many rows share (an environment, a declaration) stands once in its file, in a line
-`{"shared": "#digest", "is": {...}}` above the first row that names it.
+A file of results has a line for each case, with what its rows share (declaration, environment), and below it a line for each
+system and configuration, with its metrics.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Found(NamedTuple):
         system: its name; "" for what the whole case has in common.
         metrics: name -> a number, text, flag, `Range` or None, a list of such (rounds, exits), or a mapping of further metrics,
             whose names are joined by dots.
-        config: sizes and settings that tell these metrics from the same system's others in this case.
+        config: the sizes and settings that tell these metrics from others of the system in this case.
     """
 
     system: str
@@ -41,7 +42,7 @@ class Found(NamedTuple):
 
 
 def found(system: str, metrics: Mapping[str, Any], **config: Any) -> Found:
-    """A `Found` whose configuration is given by name."""
+    """A `Found` whose configuration is given by keywords."""
     return Found(system, metrics, config)
 
 
@@ -50,10 +51,10 @@ class Row:
     """One metric of one system.
 
     Attributes:
-        suite, case: of which benchmark, and which of its measurements.
+        suite, case: the benchmark and its measurement.
         system, metric, value: see `Found`.
-        low, high: of a `Range`.
-        config: the system's sizes and settings; under "declaration" all that the case's results follow from.
+        low, high: the ends of a `Range`.
+        config: the sizes and settings of the system, and under "declaration" all that the results of the case follow from.
         environment: machine, versions, date and commit.
     """
 
@@ -89,56 +90,67 @@ def _leaves(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def save(path: Path, rows: Iterable[Row]) -> None:
-    """Put rows into a file in the place of its rows of the same suite and case: all or nothing, a kill leaves the old file."""
+    """Write rows to a file, where they replace its rows of the same suite and case.
+
+    The new file is on the disk before it replaces the old one, so a kill leaves either the old or the new.
+    """
     rows = list(rows)
     new = {(row.suite, row.case) for row in rows}
-    kept = [row for row in read(path) if (row.suite, row.case) not in new] if path.is_file() else []
+    kept = [row for row in read(path) if (row.suite, row.case) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text("".join(_lines([*kept, *rows])), encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines([*kept, *rows]))
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 
-def _lines(rows: Iterable[Row]) -> Iterator[str]:
-    known: set[str] = set()
-    for row in rows:
-        above: dict[str, Any] = {}
+def _lines(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    for (suite, case, declaration, environment), members in groupby(rows, _shared):
+        systems: list[dict[str, Any]] = []
+        for row in members:
+            config = {name: value for name, value in row.config.items() if name != "declaration"}
+            last = systems[-1] if systems else {}
+            if last.get("system") != row.system or last["config"] != config or row.metric in last["metrics"]:
+                systems.append({"system": row.system, "config": config, "metrics": {}})
+            alone = row.low is None and row.high is None
+            systems[-1]["metrics"][row.metric] = row.value if alone else Range(row.value, row.low, row.high)._asdict()
+        head = {"suite": suite, "case": case, "systems": len(systems)}
+        yield {**head, "declaration": declaration, "environment": environment}
+        yield from systems
 
-        def share(value: Any, above: dict[str, Any] = above) -> Any:
-            if not isinstance(value, Mapping) or not value:
-                return value
-            name = "#" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-            above[name] = value
-            return name
 
-        config = {name: share(value) for name, value in row.config.items()}
-        line = {**vars(row), "config": config, "environment": share(row.environment)}
-        for name, value in above.items():
-            if name not in known:
-                known.add(name)
-                yield json.dumps({"shared": name, "is": value}, ensure_ascii=False) + "\n"
-        yield json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False) + "\n"
+def _shared(row: Row) -> tuple[Any, ...]:
+    """What a row has in common with the others of its case."""
+    return row.suite, row.case, row.config.get("declaration", {}), row.environment
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, or of all files of a folder, ordered by name."""
+    """The rows of a file, or of all files of a folder, ordered by name.
+
+    A file that does not exist has no rows. A case at the end of a file that was cut off is left out.
+    """
     if path.is_dir():
         return [row for file in sorted(path.rglob("*.jsonl")) for row in read(file)]
-    shared: dict[str, Any] = {}
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        value = json.loads(line)
-        if "shared" in value:
-            shared[value["shared"]] = value["is"]
-            continue
-        config = {name: shared.get(one, one) if isinstance(one, str) else one for name, one in value["config"].items()}
-        where = shared[value["environment"]] if value["environment"] else {}
-        rows.append(Row(**{"value": None} | value | {"config": config, "environment": where}))
+    if not path.is_file():
+        return []
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1])  # what has no end was cut off
+    rows: list[Row] = []
+    for head in lines:
+        systems = list(islice(lines, head["systems"]))
+        if len(systems) == head["systems"]:
+            measured = [Found(**{**one, "metrics": _ranges(one["metrics"])}) for one in systems]
+            rows += rows_of(head["suite"], head["case"], measured, head["declaration"], head["environment"])
     return rows
 
 
+def _ranges(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: Range(**value) if isinstance(value, Mapping) else value for name, value in metrics.items()}
+
+
 def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """A mapping for each case, system and configuration: settings and metrics, a range's ends as "NAME.low" and "NAME.high"."""
+    """Settings and metrics of each case, system and configuration. The ends of a range are "NAME.low" and "NAME.high"."""
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:
         key = json.dumps([row.suite, row.case, row.system, row.config, row.environment], sort_keys=True)
@@ -149,7 +161,7 @@ def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """A line for each of `records`."""
+    """A table with a line for each of `records`."""
     import pandas as pd
 
     return pd.DataFrame(records(rows))

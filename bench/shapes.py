@@ -1,4 +1,4 @@
-"""Models of the sizes that are measured: a trained one from its folder, or random weights of a shape."""
+"""The measured models: a trained one from its folder, or random weights of a given shape."""
 
 from __future__ import annotations
 

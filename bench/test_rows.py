@@ -1,4 +1,4 @@
-"""The one schema: what is written is read, cells take their own place, and no value of the first results was lost."""
+"""The row schema: written rows can be read, each cell replaces its own rows, and no value of the first results is lost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from bench.cells import Cell, OutOfTime, declared, run_missing
 from bench.environment import RESULTS
-from bench.rows import Range, found, read, records, rows_of, save
+from bench.rows import Range, Row, found, read, records, rows_of, save
 
 # Values in the nested files that these results were converted from, a list's one by one.
 CONVERTED = {
-    "depth": 590, "experiments": 1566, "faults": 101, "kernels": 1430, "ops": 352, "pipeline": 17336, "policies": 810,
-    "predictors": 758, "promises": 43127, "skipping": 25776,
+    "depth": 590, "experiments": 1566, "faults": 101, "gpu": 4323, "kernels": 1430, "ops": 352, "pipeline": 17336,
+    "policies": 810, "predictors": 758, "promises": 43127, "skipping": 25776,
 }  # fmt: skip
 HERE, THERE = {"cpu": "a", "threads": 1}, {"cpu": "b", "threads": 2}
 
@@ -29,7 +29,7 @@ def size(value: Any) -> int:
 
 def test_no_value_of_the_results_is_lost():
     counts = Counter()
-    for row in (row for path in RESULTS.rglob("*.jsonl") if "gpu" not in path.parts for row in read(path)):
+    for row in read(RESULTS):
         counts[row.suite] += size(row.value)
     assert {suite: counts[suite] for suite in CONVERTED if counts[suite] < CONVERTED[suite]} == {}
 
@@ -53,10 +53,39 @@ def test_what_is_written_is_read(tmp_path):
     again = read(tmp_path / "a.jsonl")
     assert again[:5] == rows
     assert [row.environment for row in again] == [HERE] * 5 + [THERE] * 5
-    assert (tmp_path / "a.jsonl").read_text().count('"shared"') == 4  # what rows share stands once
+    text = (tmp_path / "a.jsonl").read_text()
+    assert len(text.splitlines()) == 6  # a line for each case and for each of its systems
+    assert text.count('"cpu"') == 2  # what rows share stands once
     ours, facts = records(rows)
     assert (ours["load"], ours["speed"], ours["speed.high"], ours["stages.layers"]) == (0.3, 2.0, 3.0, 0.5)
     assert facts["seed"] == 7
+
+
+def test_nothing_is_lost_where_rows_repeat_a_metric_or_hold_odd_values(tmp_path):
+    config = {"declaration": {"rounds": 3}, "load": 0.3}
+    rows = [
+        Row("suite", "case", "ours", "a", float("inf"), config=config),
+        Row("suite", "case", "ours", "a", "a line\u2028and\x85another\n", config=config),
+        Row("suite", "case", "theirs", "a", [1, {"b": None}], config=config),
+        Row("suite", "case", "ours", "b", None, low=1.0, config=config),
+    ]
+    save(tmp_path / "a.jsonl", rows)
+    assert read(tmp_path / "a.jsonl") == rows
+
+
+def test_a_case_that_was_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert read(path) == []
+    measured = [found("ours", {"value": 1}), found("theirs", {"value": Range(2.0, 1.0, 3.0)})]
+    for case in ("a", "b"):
+        save(path, rows_of("suite", case, measured, {}, HERE))
+    whole, expected = path.read_bytes(), read(path)
+    half = len(whole) // 2
+    for end in range(half, len(whole)):
+        path.write_bytes(whole[:end])
+        assert read(path) == expected[:2]
+    save(path, expected[2:])
+    assert path.read_bytes() == whole
 
 
 def test_a_case_takes_the_place_of_its_rows_and_no_others(tmp_path):
@@ -96,6 +125,18 @@ def test_cells_run_once_and_one_that_fails_leaves_the_others_be(tmp_path, capsys
     run_missing("suite", [cell("d")], output, show_only=True)
     assert ran[-1] == "late"
     assert records(read(output))[0]["declaration"] == {"rounds": 2} or name == "one.jsonl"
+
+
+def test_a_cell_with_an_error_is_run_again(tmp_path):
+    results = [[found("", {"error": "no memory"})], [found("", {"value": 1})], [found("", {"value": 2})]]
+    wanted = [Cell("a", {}, lambda deadline: results.pop(0))]
+    run_missing("suite", wanted, tmp_path)
+    assert read(tmp_path)[0].value == "no memory"
+    for _ in range(2):
+        run_missing("suite", wanted, tmp_path)
+        assert [(row.metric, row.value) for row in read(tmp_path)][:-1] == [("value", 1)]
+    run_missing("suite", wanted, tmp_path, again=True)
+    assert read(tmp_path)[0].value == 2
 
 
 def test_a_declaration_is_all_that_was_said_but_for_where_to_write():

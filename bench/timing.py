@@ -1,4 +1,4 @@
-"""Timing that no garbage collection falls on by chance, and what comes of it."""
+"""Timing without garbage collection at random moments, and summaries of the times."""
 
 from __future__ import annotations
 

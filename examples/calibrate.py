@@ -1,10 +1,11 @@
-"""Find the fastest policy that keeps a promise on your own texts, or the most faithful within a budget; save it with the model.
+"""Find the fastest policy that keeps a promise on your own texts, or the most faithful one within a budget. Save it with the
+model.
 
     python examples/calibrate.py --model runs/mine --texts calibration.jsonl --agreement 0.98
     python examples/calibrate.py --model runs/mine --texts calibration.jsonl --max-accuracy-drop 0.01 --output runs/calibrated
 
-The texts must be new to the model: neither trained on nor given to the exit table. Agreement with all layers needs no labels.
-`examples/predict.py` and `Engine` use the saved policy unless told otherwise.
+The texts must be new to the model: not used for training and not for the exit table. Agreement with all layers needs no labels.
+`examples/predict.py` and `Engine` use the saved policy by default.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ def parse_arguments() -> argparse.Namespace:
         "--texts", required=True, help="JSON lines, CSV or hub id, with text, maybe text_pair; label for --max-accuracy-drop"
     )
     promise = parser.add_mutually_exclusive_group(required=True)
-    promise.add_argument("--agreement", type=float, help="share of texts that must get the answer of all layers, e.g. 0.98")
-    promise.add_argument("--max-accuracy-drop", type=float, help="below the accuracy of all layers, e.g. 0.01; needs labels")
-    promise.add_argument("--mean-depth", type=float, help="layers that a text may take, on average")
-    promise.add_argument("--speedup", type=float, help="over all layers, measured on this machine")
+    promise.add_argument("--agreement", type=float, help="least share of texts that get the answer of all layers, e.g. 0.98")
+    promise.add_argument(
+        "--max-accuracy-drop", type=float, help="greatest loss of accuracy against all layers, e.g. 0.01; needs labels"
+    )
+    promise.add_argument("--mean-depth", type=float, help="greatest mean number of layers per text")
+    promise.add_argument("--speedup", type=float, help="least speed-up over all layers, measured on this machine")
     parser.add_argument("--method", default=METHODS[0], choices=METHODS)
-    parser.add_argument("--confidence", type=float, help="of the promise by learn-then-test (default: 0.95)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="of the layers (default: the model's)")
+    parser.add_argument("--confidence", type=float, help="confidence of a promise by learn-then-test (default: 0.95)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="dtype of the layers (default: the model's)")
     parser.add_argument("--runner", default="auto", choices=["auto", *RUNNERS], help="how layers run (default: auto)")
-    parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long for the model")
     parser.add_argument("--output", type=Path, help="folder for model and policy (default: --model)")
     parser.add_argument("--plot", type=Path, help="PNG of the chosen family's curve; needs matplotlib")
     return parser.parse_args()
@@ -51,14 +54,14 @@ def line(candidate: Candidate, chosen: bool) -> str:
 
 
 def report(found: Calibration) -> str:
-    """What was tried, and what was chosen."""
+    """A table of the candidates and the choice."""
     accuracy = "" if found.chosen.accuracy is None else f"{'accuracy':>10}"
     lines = [f"{'family':<24}{'layers':>7}{'agreement':>11}{accuracy}{'samples/s':>12}{'speed-up':>10}"]
     lines += [line(candidate, candidate == found.chosen) for candidate in found.candidates]
     if found.chosen not in found.candidates:
         lines.append(line(found.chosen, True))
     if found.unsafe:
-        lines.append(f"no setting was shown to keep it: {', '.join(found.unsafe)}")
+        lines.append(f"families without a setting that keeps the promise: {', '.join(found.unsafe)}")
     return "\n".join(lines)
 
 
@@ -66,7 +69,7 @@ def main() -> None:
     arguments = parse_arguments()
     output = arguments.output or Path(arguments.model)
     if arguments.output is None and not output.is_dir():
-        raise SystemExit(f"--model {arguments.model} is no folder: --output must say where to save the policy")
+        raise SystemExit(f"--model {arguments.model} is not a folder: --output must say where to save the policy")
     promise = {name: value for name in PROMISES if (value := getattr(arguments, name)) is not None}
     try:
         labelled = "max_accuracy_drop" in promise
@@ -78,7 +81,7 @@ def main() -> None:
             device=arguments.device,
             dtype=arguments.dtype,
             runner=arguments.runner,
-            truncation=arguments.truncate,
+            truncation=arguments.truncate or None,
             progress=True,
         )
         found = calibrate(engine, rows, labels, method=arguments.method, confidence=arguments.confidence, **promise)

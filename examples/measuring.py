@@ -1,4 +1,4 @@
-"""Measures policies on labelled rows, accuracy and wall clock, and draws what comes of it (matplotlib, extra "plots")."""
+"""Measures the accuracy and speed of policies on labelled rows, and plots them (matplotlib, extra "plots")."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Measurement:
     Attributes:
         policy: its short form, e.g. "threshold:0.3".
         accuracy: 0..1.
-        mean_layers: layers run per sample, on average.
-        samples_per_second: wall clock.
+        mean_layers: mean number of layers run per sample.
+        samples_per_second: samples per second of wall-clock time.
     """
 
     policy: str
@@ -36,20 +36,20 @@ class Measurement:
 def measure(
     engines: dict[str, Engine], rows: Sequence[Row], rounds: int, report: Callable[[str], None] | None = None
 ) -> tuple[list[Measurement], dict[str, Predictions]]:
-    """Run every engine over the rows, interleaved, after one unmeasured warm-up batch each.
+    """Run every engine over the rows, interleaved, after one warm-up batch each that is not measured.
 
     Args:
-        engines: by the name of their policy.
-        rows: with text, label (names of classes, or numbers) and optionally text_pair.
-        rounds: how often each engine answers all rows; speed is the median round's.
+        engines: engines by the name of their policy.
+        rows: rows with text, label (class names, or numbers) and optionally text_pair.
+        rounds: number of times that each engine answers all rows. Speed is that of the median round.
         report: called with the name of each finished run.
 
     Returns:
-        A measurement per engine, and its last predictions.
+        One measurement per engine, and its last predictions.
 
     Raises:
-        ValueError: no rows, a row without a label, or a label that an engine's model does not know. TypeError: something else
-            than rows.
+        ValueError: there are no rows, a row has no label, or an engine's model does not know a label.
+        TypeError: `rows` are not rows.
     """
     check_rows(rows)
     for index, row in enumerate(rows):
@@ -80,7 +80,7 @@ def measure(
 
 
 def plot_exit_histogram(histograms: Mapping[str, Mapping[int, int]], path: str | os.PathLike) -> None:
-    """Bars of how many samples left after each layer, one panel per policy, as PNG."""
+    """Plot the number of samples that left after each layer, with one panel per policy, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(histograms), 3), layout="constrained")
@@ -96,7 +96,7 @@ def plot_exit_histogram(histograms: Mapping[str, Mapping[int, int]], path: str |
 
 
 def plot_accuracy_speed(measurements: Sequence[Measurement], path: str | os.PathLike) -> None:
-    """Accuracy against samples per second, one line per family of policies ("threshold", "constant", ...), as PNG."""
+    """Plot accuracy against samples per second, with one line per family of policies ("threshold", "constant", ...), as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,12 +1,12 @@
-"""Classify a JSON lines file: one line out per line in, in the same order, with label, score and exit layer.
+"""Classify a JSON lines file. Each input line gives one output line with label, score and exit layer, in the same order.
 
     python examples/predict.py --model runs/mine --input in.jsonl --output out.jsonl --policy threshold:0.3
 
-The output appears only when it is whole; a run that was killed goes on where it stood when it is started again with the same
-arguments, input and model. A second run for one output is refused while the first lives, and so is an output that is no regular
-file, or what is read. An input that changes while it is read stops the run. A bad line (no JSON object, no text, empty or too
-long a text) stops it, too, with its number; with --skip-bad-lines it is reported and becomes a line {"error": ...} of the
-output.
+The output appears only when it is complete. A run that was killed continues when it is started again with the same arguments,
+input and model. A second run with the same output is refused while the first one lives. An output that is an input or no
+regular file is refused too. The run stops if the input changes while it is read. It also stops at a bad line (no JSON object,
+no text, an empty text or one that is too long) and prints its number. With --skip-bad-lines a bad line is reported and becomes
+a line {"error": ...} of the output.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def parse_arguments() -> argparse.Namespace:
         "--policy",
         help="full, constant:3, threshold:0.3, predicted:0.9, ... (default: as calibrated, else full)",
     )
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="of the layers (default: the model's)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], help="dtype of the layers (default: the model's)")
     parser.add_argument("--runner", default="auto", choices=["auto", *RUNNERS], help="how layers run (default: auto)")
-    parser.add_argument("--truncate", action="store_true", help="cut texts longer than the model can take")
-    parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and go on")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long for the model")
+    parser.add_argument("--skip-bad-lines", action="store_true", help="report bad lines and continue")
     parser.add_argument("--window", type=int, default=4096, help="lines read and sorted together")
     return parser.parse_args()
 
 
 def model_files(arguments: argparse.Namespace) -> list[Path]:
-    """What a model and its tokenizer are loaded from, whatever else lies beside it; nothing of a hub id."""
+    """The files that a model and its tokenizer are loaded from. Empty for a hub id."""
     files = (path for pattern in MODEL_FILES for path in Path(arguments.model).glob(pattern))
     return sorted(path for path in files if path.is_file())
 
 
 def made_of(arguments: argparse.Namespace, source: InputFile, engine: Engine) -> dict[str, Any]:
-    """All that answers depend on: lines of two runs come into one file only where it is the same."""
+    """Everything that answers depend on. Two runs may write to the same file only if this is the same."""
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in model_files(arguments)]
     run = {name: str(value) for name, value in vars(arguments).items()}
     return run | {"input_sha256": source.digest, "model_files": stats, "runs_on": f"{engine.model.device}, {engine.dtype}"}
 
 
 def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, skip: bool) -> tuple[list[dict], int]:
-    """One result per row of a window, and how many were truncated; bad rows become errors, or stop the run."""
+    """One result per row of a window, and the number of truncated texts. Bad rows become errors or stop the run."""
     errors = {index: row["error"] for index, row in enumerate(rows) if isinstance(row.get("error"), BadLine)}
     results: Predictions | None = None
     good: list[int] = []
@@ -89,7 +89,7 @@ def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, 
 
 
 def describe(results: Predictions) -> list[dict]:
-    """label (a regression has none), score and exit_layer of each sample."""
+    """The label (not for a regression), score and exit_layer of each sample."""
     exits = results.exit_layers.tolist()
     if results.is_regression:
         return [{"score": s, "exit_layer": e} for s, e in zip(results.logits[:, 0].tolist(), exits, strict=True)]
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def answer_file(arguments: argparse.Namespace, output: ResumableFile) -> None:
-    """Answer what is not answered yet, and report."""
+    """Answer the remaining lines, and report."""
     source = InputFile(arguments.input)
     engine = Engine.from_pretrained(
         arguments.model,
@@ -119,13 +119,13 @@ def answer_file(arguments: argparse.Namespace, output: ResumableFile) -> None:
         device=arguments.device,
         dtype=arguments.dtype,
         runner=arguments.runner,
-        truncation=arguments.truncate,
+        truncation=arguments.truncate or None,
         window=arguments.window,
     )
     if (unused := output.resume(made_of(arguments, source, engine))) is not None:
         print(unused, file=sys.stderr)
     if output.lines:
-        print(f"going on after line {output.lines}")
+        print(f"continuing after line {output.lines}")
     on_bad_line = (lambda error: {"error": error}) if arguments.skip_bad_lines else None
     rows = islice(read_json_lines(arguments.input, ("text",), on_bad_line), output.lines, None)
     counts = Counter(output.counts)
@@ -143,7 +143,7 @@ def answer_file(arguments: argparse.Namespace, output: ResumableFile) -> None:
         output.forget()
         raise
     except KeyboardInterrupt:
-        raise SystemExit(f"stopped after line {output.lines}; the same command goes on from there") from None
+        raise SystemExit(f"stopped after line {output.lines}; the same command continues there") from None
     if not output.lines:
         output.forget()
         raise ValueError(f"{arguments.input} has no lines")

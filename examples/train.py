@@ -1,13 +1,13 @@
-"""Give a BERT exits and train them by a recipe; evaluate every exit each epoch; build the exit table.
+"""Give a BERT exits and train them by a recipe. Evaluate every exit in each epoch, then build the exit table.
 
     python examples/train.py --model google-bert/bert-base-uncased --train train.jsonl --dev dev.jsonl --output runs/mine
     python examples/train.py ... --recipe distillation --recipe-settings temperature=2 pairing=next
     python examples/train.py ... --curriculum competence --difficulty cross-review:5    # easy samples first
-    python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # its answers stay as they are; no labels
+    python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # keeps its answers; needs no labels
     accelerate launch examples/train.py ...                                    # several processes; or torchrun
 
-The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. A run that was
-killed goes on where it stood, cross review included, when it is started again with the same --output.
+The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. A run that was killed
+continues when it is started again with the same --output, including cross review.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformers import (
 
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
 from geep_triton.data import Row, read_rows
+from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.curriculum import SCHEDULES, Curriculum
@@ -48,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dev", required=True, help="the same, for evaluation; a hub id's split 'validation'")
     parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
     parser.add_argument("--recipe", default="joint", choices=sorted(RECIPES))
-    parser.add_argument("--recipe-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="of the recipe")
+    parser.add_argument(
+        "--recipe-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="settings of the recipe"
+    )
     parser.add_argument(
         "--labels",
         nargs="+",
@@ -63,22 +66,26 @@ def parse_arguments() -> argparse.Namespace:
         type=difficulty_source,
         help="for --curriculum: cross-review:FOLDS, or a column of --train; default: cross-review:5",
     )
-    parser.add_argument("--class-weights", choices=["balanced"], help="rare classes count more; default: all count alike")
-    parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, the last included (default: all)")
+    parser.add_argument("--class-weights", choices=["balanced"], help="give rare classes more weight; default: equal weights")
+    parser.add_argument("--exit-layers", type=int, nargs="+", help="layers with an exit, including the last (default: all)")
     parser.add_argument("--head", choices=["attention", "pooler", "linear"], help="default: attention")
-    parser.add_argument("--head-size", type=int, help="width of an attention head's inside; default: 128")
+    parser.add_argument("--head-size", type=int, help="inner width of an attention head; default: 128")
     parser.add_argument("--pooling", choices=["cls", "mean"], help="default: cls; mean for sentence-transformers models")
     parser.add_argument("--skip-gate", choices=["attention", "mean"], help="gates that skip layers, for --recipe smartbert")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="layers that may be skipped (default: all)")
-    parser.add_argument("--gate-learning-rate", type=float, help="of the skip gates; default: that of the backbone")
+    parser.add_argument(
+        "--gate-learning-rate", type=float, help="learning rate of the skip gates; default: that of the backbone"
+    )
     parser.add_argument("--head-dropout", type=float, help="default: 0.5")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
-    parser.add_argument("--head-learning-rate", type=float, default=1e-3, help="of the exit heads, which are new")
-    parser.add_argument("--max-length", type=int, default=128, help="most tokens a sample may have")
+    parser.add_argument("--head-learning-rate", type=float, default=1e-3, help="learning rate of the exit heads, which are new")
+    parser.add_argument("--max-length", type=int, default=128, help="maximum number of tokens of a sample")
     parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
-    parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which the exit table lets go, 0..1")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="uncertainty at which a sample leaves, for the exit table, 0..1"
+    )
     parser.add_argument("--ngram", type=int, default=2, help="highest order of the exit table's n-grams")
     parser.add_argument(
         "--save-records", action="store_true", help="save the texts' token ids with the table, so that it can be rebuilt"
@@ -87,24 +94,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keep-best",
         action="store_true",
-        help="evaluate at each save and keep the weights that are best on --dev: in the accuracy of the last exit, or in the "
-        "loss of all where only the early ones train at the end",
+        help="evaluate at each save and keep the weights that are best on --dev by the accuracy of the last exit, or by the "
+        "loss of all exits if only early exits train at the end",
     )
-    parser.add_argument("--patience", type=int, help="with --keep-best: stop after as many evaluations without a better one")
+    parser.add_argument("--patience", type=int, help="with --keep-best: stop after this many evaluations without improvement")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--fp16", action="store_true", help="mixed precision, on a GPU")
     arguments = parser.parse_args()
     if arguments.patience is not None and not arguments.keep_best:
-        parser.error("--patience goes with --keep-best")
+        parser.error("--patience needs --keep-best")
     arguments.recipe_settings = dict(arguments.recipe_settings)
     arguments.curriculum_settings = dict(arguments.curriculum_settings)
     return arguments
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """name=value; the value as JSON where it is, else as text."""
+    """Parse name=value. The value is read as JSON if possible, else as text."""
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)
@@ -113,7 +120,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def difficulty_source(text: str) -> str | int:
-    """Name of a column, or number of folds."""
+    """The name of a column, or a number of folds."""
     kind, _, folds = text.partition(":")
     if kind != "cross-review":
         return text
@@ -122,13 +129,8 @@ def difficulty_source(text: str) -> str | int:
     return int(folds)
 
 
-def is_fine_tuned(config: PretrainedConfig) -> bool:
-    """Whether the checkpoint has classes of its own."""
-    return any(name.endswith("ForSequenceClassification") or name == "MultiExitBert" for name in config.architectures or ())
-
-
 def class_names(arguments: argparse.Namespace, config: PretrainedConfig, rows: list[Row]) -> list[str] | None:
-    """Names of the classes by number; None: the checkpoint's own, which are never renumbered."""
+    """Names of the classes by number. None: the checkpoint's own names, whose numbers never change."""
     if arguments.labels is not None:
         return arguments.labels
     if not is_fine_tuned(config):
@@ -141,7 +143,7 @@ def class_names(arguments: argparse.Namespace, config: PretrainedConfig, rows: l
     if given <= set(numbers):
         return numbers
     raise SystemExit(
-        f"{arguments.model} does not say what its classes are called ({', '.join(known)}), and --train calls them "
+        f"{arguments.model} has no names for its classes ({', '.join(known)}), and --train calls them "
         f"{', '.join(sorted(given))}: give --labels in the order of the model's classes"
     )
 
@@ -168,15 +170,15 @@ def training_arguments(arguments: argparse.Namespace, folder: Path, **changes: A
 
 
 def start_or_resume(output: Path, run: dict) -> Path | None:
-    """Record what this run is made of; returns the checkpoint to go on from, and refuses to go on as another run."""
+    """Record what this run depends on and return the checkpoint to resume from. A different run is refused."""
     record, last = output / "run.json", last_whole_checkpoint(output / "checkpoints")
     if last is not None:
         before = json.loads(record.read_text()) if record.is_file() else {}
         changed = [name for name in run if run[name] != before.get(name)]
         if changed:
             raise SystemExit(
-                f"{output} holds a run with another {changed[0]} ({before.get(changed[0])!r}, now {run[changed[0]]!r}): "
-                "go on with the same, or choose another --output"
+                f"{output} has a run with another {changed[0]} ({before.get(changed[0])!r}, now {run[changed[0]]!r}): "
+                "resume with the same, or choose another --output"
             )
         print(f"resuming from {last}", flush=True)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -188,7 +190,7 @@ def start_or_resume(output: Path, run: dict) -> Path | None:
 
 
 def agreements(trainer: MultiExitTrainer, dataset: TextDataset) -> dict[str, float]:
-    """How often each exit gives the last one's answer, where no labels say what is right."""
+    """Share of samples for which each exit gives the last exit's answer, for data without labels."""
     answers = trainer.predict(dataset).predictions.argmax(-1)
     shares = (answers == answers[:, -1:]).mean(0).tolist()
     return {f"eval_agreement_exit_{k}": share for k, share in zip(trainer.model.config.exit_layers, shares, strict=True)}
@@ -254,7 +256,7 @@ def main() -> None:
             eval_strategy="steps" if arguments.keep_best else "epoch" if needs_labels else "no",
             eval_steps=arguments.save_steps,
             load_best_model_at_end=arguments.keep_best,
-            # While only early exits train, the last one's accuracy stands still: then the mean loss of all exits counts.
+            # If only early exits train, the last exit's accuracy never changes, so the mean loss of all exits decides.
             metric_for_best_model="accuracy" if recipe.stages[-1].wants(f"heads.{last_layer}.", last_layer) else "loss",
             save_steps=arguments.save_steps,
             save_total_limit=2,
@@ -284,7 +286,7 @@ def main() -> None:
     report = {
         "arguments": vars(arguments) | {"output": str(arguments.output)},
         "resumed_from": None if last is None else str(last),
-        "seconds": result.metrics["train_runtime"],  # since it was started or resumed
+        "seconds": result.metrics["train_runtime"],  # since the start or the last resume
         "metrics": metrics,
     }
     (arguments.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")

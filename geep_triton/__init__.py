@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from geep_triton.config import MultiExitBertConfig
-from geep_triton.modeling.model import MultiExitBert
+from geep_triton.config import MultiExitBertConfig as MultiExitBertConfig
+from geep_triton.modeling.model import MultiExitBert as MultiExitBert
 
 if TYPE_CHECKING:
     from geep_triton.engine.build_exit_table import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
     from geep_triton.engine.predictions import Predictions as Predictions
+    from geep_triton.from_fine_tuned import give_exits as give_exits
     from geep_triton.policies.policy import Policy as Policy
     from geep_triton.promises.audit import audit as audit
     from geep_triton.promises.calibrate import calibrate as calibrate
@@ -32,6 +33,7 @@ _LAZY = {
     "audit": "geep_triton.promises.audit",
     "build_exit_table": "geep_triton.engine.build_exit_table",
     "calibrate": "geep_triton.promises.calibrate",
+    "give_exits": "geep_triton.from_fine_tuned",
 }
 
 __all__ = ["MultiExitBert", "MultiExitBertConfig", "__version__", *_LAZY]
@@ -40,7 +42,12 @@ AutoConfig.register(MultiExitBertConfig.model_type, MultiExitBertConfig, exist_o
 AutoModelForSequenceClassification.register(MultiExitBertConfig, MultiExitBert, exist_ok=True)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'geep_triton' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+if not TYPE_CHECKING:  # where it would give any name a type
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'geep_triton' has no attribute {name!r}")
+        return getattr(importlib.import_module(_LAZY[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LAZY})

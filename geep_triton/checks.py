@@ -1,4 +1,4 @@
-"""Checks of what a user can get wrong: each error names the argument, what was expected and what came."""
+"""Checks of user input. Each error names the argument, the expected value and the given value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def shorten(value: Any, limit: int = 80) -> str:
-    """`repr(value)`, cut to `limit` characters so that an error stays readable."""
+    """`repr(value)`, cut to `limit` characters to keep errors readable."""
     try:
         text = repr(value)
     except RecursionError:
@@ -54,7 +54,7 @@ def check_kind(name: str, value: Any, kind: type) -> None:
 
 
 def check_tensor(name: str, value: Any, ndim: int, dtype: torch.dtype | None = None) -> None:
-    """Raise TypeError unless `value` is a tensor (of `dtype`, where given), ValueError unless it has `ndim` dimensions."""
+    """Raise TypeError unless `value` is a tensor (of `dtype` if given), ValueError unless it has `ndim` dimensions."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.ndim != ndim:
@@ -67,9 +67,9 @@ class BadSample(ValueError):
     """A sample that cannot be answered.
 
     Attributes:
-        index: of the sample in the user's input.
+        index: index of the sample in the user's input.
         reason: what is wrong with it.
-        others: further bad samples of the same window, found by the same check.
+        others: further bad samples that the same check found in the same window.
     """
 
     def __init__(self, index: int, reason: str, others: Sequence[BadSample] = ()) -> None:
@@ -80,7 +80,7 @@ class BadSample(ValueError):
 
 
 def refuse_samples(reasons: Mapping[int, str], first: int) -> None:
-    """Raise BadSample for the bad samples of a window (index in the window -> reason), if there are any."""
+    """Raise BadSample if a window has bad samples (index in the window -> reason)."""
     bad = [BadSample(first + index, reason) for index, reason in sorted(reasons.items())]
     if bad:
         raise BadSample(bad[0].index, bad[0].reason, bad[1:])

@@ -1,6 +1,6 @@
-"""Internals of torch and transformers that this package uses, all in one place: what another release may change.
+"""All internals of torch and transformers that this package uses. Another release may change them.
 
-`pyproject.toml` bounds both from above for their sake.
+`pyproject.toml` therefore has upper bounds for both packages.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,46 +22,47 @@ from transformers.models.bert.modeling_bert import BertSelfAttention as BertSelf
 
 
 def attention_implementation(config: PretrainedConfig) -> str | None:
-    """By which of transformers' attentions a model attends, such as "sdpa"."""
+    """Name of the attention implementation of a model in transformers, such as "sdpa"."""
     return config._attn_implementation
 
 
 def has_onednn() -> bool:
-    """Whether this torch comes with oneDNN's linear layers."""
+    """Whether this torch has oneDNN's linear layers."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def onednn_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [O, I] on a CPU, laid out for `onednn_linear`; `to_dense()` gives it back."""
+    """A weight [O, I] on a CPU in the layout for `onednn_linear`. `to_dense()` converts it back."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
 
 def onednn_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
-    """Rows [R, I] times a weight of `onednn_weight`, with "none", "gelu" or "tanh" on the way out -> [R, O]."""
+    """Multiply rows [R, I] by a weight of `onednn_weight`, then apply "none", "gelu" or "tanh": [R, O]."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "none")
 
 
 def dynamic_int8(linear: nn.Linear) -> nn.Module:
-    """A linear layer as torch's dynamic quantization has it: int8 weights, a scale per output.
+    """A linear layer under torch's dynamic quantization: int8 weights, one scale per output.
 
     Raises:
-        ImportError, RuntimeError: where torch cannot quantize.
+        ImportError: this torch has no quantization.
+        RuntimeError: this torch cannot quantize on this machine.
     """
     from torch.ao.nn.quantized.dynamic import Linear
     from torch.ao.quantization import per_channel_dynamic_qconfig
 
-    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")  # torch takes no class but its own
+    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")  # torch accepts no subclass of Linear
     plain.weight, plain.bias = linear.weight, linear.bias
-    plain.qconfig = per_channel_dynamic_qconfig
+    plain.qconfig = per_channel_dynamic_qconfig  # type: ignore[assignment]  # what torch reads, no part of the module
     return Linear.from_float(plain)
 
 
 @contextmanager
 def quiet_quantization() -> Iterator[None]:
-    """Within, torch does not warn of its dynamic quantization.
+    """Silence torch's warnings about its dynamic quantization within the block.
 
-    torch means to remove it in favour of torchao, whose int8 layers, however, are slower than bfloat16 on a CPU, and compiled
-    no faster than these.
+    torch plans to replace it with torchao. On a CPU, however, torchao's int8 layers are slower than bfloat16, and they are no
+    faster than these when compiled.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
@@ -69,8 +71,8 @@ def quiet_quantization() -> Iterator[None]:
 
 
 def recompile_limit(times: int) -> AbstractContextManager[None]:
-    """Within, torch.compile compiles one function up to so many times."""
-    from torch._dynamo import config  # only now: its import takes long
+    """Let torch.compile compile one function up to `times` times within the block."""
+    from torch._dynamo import config  # imported here because it takes long
 
     return config.patch(recompile_limit=times)
 
@@ -78,7 +80,19 @@ def recompile_limit(times: int) -> AbstractContextManager[None]:
 def varlen_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """Samples attend to themselves on a GPU: [T, heads, D] three times, bounds [B + 1] int32 -> [T, heads, D]."""
+    """Attention within each sample on a GPU, without padding.
+
+    Args:
+        query: [T, heads, D].
+        key: [T, heads, D].
+        value: [T, heads, D].
+        bounds: [B + 1] int32, offsets of the samples.
+        longest: length of the longest sample.
+
+    Returns:
+        [T, heads, D].
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest)
+    attended: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest)  # a pair only where that is asked for
+    return attended

@@ -1,8 +1,8 @@
-"""Configuration of MultiExitBert: a BertConfig plus where the exits and skip gates are, and what they look like."""
+"""Configuration of MultiExitBert: a BertConfig plus the places and kinds of the exits and skip gates."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import BertConfig
 from transformers.activations import ACT2FN
@@ -14,58 +14,66 @@ from geep_triton.labels import MAX_LABELS, label_maps
 HEADS = ("attention", "pooler", "linear")
 POOLINGS = ("cls", "mean")
 SKIP_GATES = ("attention", "mean")
-MAX_SIZE = 1 << 16  # of heads and gates: a slip of some zeros is refused before it takes all memory
+MAX_SIZE = 1 << 16  # of heads and gates. It catches typing errors before they take all memory
 MAX_SIZES = {
     "vocab_size": 1 << 26, "hidden_size": MAX_SIZE, "num_hidden_layers": 1 << 10, "num_attention_heads": MAX_SIZE,
     "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20, "type_vocab_size": MAX_SIZE,
 }  # fmt: skip
+_LEFT_OUT: Any = None
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 class MultiExitBertConfig(BertConfig):
-    """Everything of `transformers.BertConfig`, the exits and the skip gates: the shape of a model.
+    """The shape of a model: `transformers.BertConfig` plus the exits and the skip gates.
 
-    How the model is served (policy, thresholds, temperatures, calibration) lies in its `exit_config`.
+    Each attribute is an argument of the constructor, beside those of `BertConfig`. The model's `exit_config` describes how it
+    is served (policy, thresholds, temperatures, calibration).
 
-    Args:
-        exit_layers: layers (1..num_hidden_layers) after which an exit head answers, ascending; the last layer is always
-            one of them. None: every layer.
+    `id2label` and `label2id` must name the same classes 0..num_labels-1. A missing map is made from the other.
+
+    Attributes:
+        exit_layers: layers (1..num_hidden_layers) that have an exit head, ascending. They include the last layer. None: every
+            layer.
         head: kind of the exit heads: "attention" (FastBERT/GEEP), "pooler" (BERT's own) or "linear".
-        pooling: what a head reads: "cls" (the first token) or "mean" (mean over the real tokens).
-        last_head: kind of the last exit's head where it differs, as in a fine-tuned BertForSequenceClassification.
-        last_pooling: pooling of the last exit's head where it differs.
-        head_size: width of the "attention" head (128 in FastBERT and GEEP).
-        head_attention_heads: attention heads of the "attention" head (2 in GEEP, 4 in SmartBERT).
-        head_dropout: dropout inside "attention" and "linear" heads while training (.5 in GEEP); a "pooler" head has BERT's
-            own classifier_dropout.
-        skip_gate: kind of the gates that decide, sample by sample, which layers are skipped: "attention" (SmartBERT, Hu et al.
-            2023) or "mean" (masked mean, linear; cheaper). None: no gates, every layer runs.
-        skip_layers: layers that may be skipped, ascending. None with gates: every layer.
+        pooling: the input of a head: "cls" (the first token) or "mean" (mean over the real tokens).
+        last_head: kind of the last exit's head. None: `head`. A fine-tuned BertForSequenceClassification has "pooler".
+        last_pooling: pooling of the last exit's head. None: `pooling`.
+        head_size: width of an "attention" head (128 in FastBERT and GEEP).
+        head_attention_heads: attention heads of an "attention" head (2 in GEEP, 4 in SmartBERT).
+        head_dropout: dropout in "attention" and "linear" heads while training (.5 in GEEP). A "pooler" head uses BERT's own
+            classifier_dropout.
+        skip_gate: kind of the gates that decide per sample which layers are skipped: "attention" (SmartBERT, Hu et al. 2023) or
+            "mean" (mean over the real tokens, then linear; cheaper). None: no gates, every layer runs.
+        skip_layers: layers that may be skipped, ascending. None: every layer if there are gates.
         skip_gate_size: width of an "attention" gate (128 in SmartBERT).
         skip_gate_attention_heads: attention heads of an "attention" gate (2 in SmartBERT).
-        skip_gate_bias: where a new gate's logit starts; below 0, so that training starts from "run everything". SmartBERT's
+        skip_gate_bias: initial bias of a gate's logit. Below 0, training starts with (nearly) every layer running. SmartBERT's
             gates start at 0.
-        skip_threshold: a sample skips a layer whose gate is at or over it, in training and in inference.
-        digests: of the weights, the exit table and exit_config.json that were saved together, by which `from_pretrained` knows
-            them again.
-
-    `id2label` and `label2id` must name the same classes 0..num_labels-1; one that is missing is made of the other.
+        skip_threshold: a sample skips a layer if its gate is at least this, in training and in inference.
+        digests: digests of the weights, the exit table and exit_config.json that were saved together. `from_pretrained` uses
+            them to check that the files belong together.
 
     Raises:
-        ValueError, TypeError: for sizes and rates of BERT that cannot be, maps of labels that do not fit, more than 65,536
-            classes, exits or gates outside the model, unknown heads, poolings or gates, settings of gates without gates.
-
-    Settings of `geep_triton.exit_config.ExitConfig`, whose place is `model.exit_config`, are a TypeError here, and an
-    AttributeError where they are set later.
+        ValueError: sizes or rates of BERT are impossible, maps of labels do not fit, there are more than 65,536 classes, exits
+            or gates lie outside the model, a head, pooling or gate is unknown, or settings of gates are given without gates.
+        TypeError: a setting has another type, or is a setting of `geep_triton.exit_config.ExitConfig`.
+        AttributeError: a setting of `geep_triton.exit_config.ExitConfig` is set on the configuration later.
     """
 
     model_type = "multi_exit_bert"
 
-    exit_layers: list[int] | None = None
+    if TYPE_CHECKING:  # may be left out, and is never None once the configuration is made
+        id2label: dict[int, str] = _LEFT_OUT
+        label2id: dict[str, int] = _LEFT_OUT
+        exit_layers: list[int] = _LEFT_OUT
+        last_head: str = _LEFT_OUT
+        last_pooling: str = _LEFT_OUT
+    else:
+        exit_layers: list[int] | None = None
+        last_head: str | None = None
+        last_pooling: str | None = None
     head: str = "attention"
     pooling: str = "cls"
-    last_head: str | None = None
-    last_pooling: str | None = None
     head_size: int = 128
     head_attention_heads: int = 2
     head_dropout: float | int = 0.5
@@ -78,11 +86,11 @@ class MultiExitBertConfig(BertConfig):
     digests: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Before transformers, which lets a number of labels overrule their names.
-        self.id2label, self.label2id = label_maps(self.id2label, self.label2id, kwargs.get("num_labels"))
+        # This comes before transformers' own step, which lets the number of labels override their names.
+        self._set_labels(kwargs.get("num_labels"))
         for name in kwargs:
             if name in OLD_FIELDS:
-                raise TypeError(_whereabouts(name))
+                raise TypeError(_moved_setting(name))
         super().__post_init__(**kwargs)
         check_bert(self)
         self.exit_layers = resolve_exit_layers(self.exit_layers, self.num_hidden_layers)
@@ -108,42 +116,50 @@ class MultiExitBertConfig(BertConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OLD_FIELDS:
-            raise AttributeError(_whereabouts(name))
+            raise AttributeError(_moved_setting(name))
         super().__setattr__(name, value)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers'. Leaves aside what version 0.1 saved in config.json of how a model is served: the model reads it."""
+        """Make a configuration as in transformers. Serving settings that version 0.1 saved in config.json are left
+        out here: the model reads them.
+        """
         return super().from_dict({name: value for name, value in config_dict.items() if name not in OLD_FIELDS}, **kwargs)
 
     @property
-    def num_labels(self) -> int | None:
-        """How many classes there are. Setting another number names them LABEL_0, LABEL_1, .."""
-        return super().num_labels
+    def num_labels(self) -> int:
+        """Number of classes. Setting another number names them LABEL_0, LABEL_1, .."""
+        return super().num_labels  # type: ignore[return-value]  # None only before it is made
 
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
         check_int("num_labels", num_labels, 1, MAX_LABELS)
-        BertConfig.num_labels.fset(self, num_labels)
+        BertConfig.num_labels.fset(self, num_labels)  # type: ignore[attr-defined]  # of the class it is a property
 
     def check_labels(self) -> None:
-        """Raise ValueError unless the maps of labels, which may have been changed since, name the same classes 0..C-1.
+        """Check the maps of labels, which may have been changed. A map with transformers' default names is made from the other.
 
-        A map that was left at transformers' LABEL_0, LABEL_1, .. is made of the other.
+        Raises:
+            ValueError: the maps do not name the same classes 0..C-1.
         """
-        self.id2label, self.label2id = label_maps(self.id2label, self.label2id)
+        self._set_labels()
+
+    def _set_labels(self, num_labels: int | None = None) -> None:
+        # None where transformers names them next.
+        self.id2label, self.label2id = label_maps(self.id2label, self.label2id, num_labels)  # type: ignore[assignment]
 
 
-def _whereabouts(name: str) -> str:
-    """Where a setting is that version 0.1 had in the configuration."""
+def _moved_setting(name: str) -> str:
+    """Says where a setting is now that version 0.1 had in the configuration."""
+    chosen = "exit_policy='...+skip:MODE'" if name == "skipping" else name
     return (
         f"the configuration has no field {name}: it holds the model's shape only. Set model.exit_config.{OLD_FIELDS[name]}, or "
-        f"pass {name} to MultiExitBert.from_pretrained"
+        f"pass {chosen} to MultiExitBert.from_pretrained"
     )
 
 
 def check_bert(config: BertConfig) -> None:
-    """Raise unless the settings that are BERT's own can be those of a model, before it is made of them."""
+    """Raise unless BERT's own settings are possible. This is checked before a model is built."""
     for name, most in MAX_SIZES.items():
         check_int(name, getattr(config, name), 1, most)
     check_multiple("hidden_size", config.hidden_size, "num_attention_heads", config.num_attention_heads)
@@ -163,10 +179,11 @@ def check_bert(config: BertConfig) -> None:
 
 
 def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_layers: int) -> list[int]:
-    """The exits as a sorted list; None stands for every layer.
+    """The exits as a sorted list. None means every layer.
 
     Raises:
-        TypeError: not a list of ints. ValueError: empty, repeated, outside 1..num_layers, or without the last layer.
+        TypeError: `exit_layers` is not a list of ints.
+        ValueError: it is empty, repeats a layer, has layers outside 1..num_layers, or lacks the last layer.
     """
     if exit_layers is None:
         return list(range(1, num_layers + 1))
@@ -179,11 +196,12 @@ def resolve_exit_layers(exit_layers: list[int] | tuple[int, ...] | None, num_lay
 def resolve_skip_layers(
     skip_gate: str | None, skip_layers: list[int] | tuple[int, ...] | None, num_layers: int
 ) -> list[int] | None:
-    """The gated layers as a sorted list, None without gates; None with gates stands for every layer.
+    """The gated layers as a sorted list, or None without gates. None with gates means every layer.
 
     Raises:
-        TypeError: not a list of ints. ValueError: an unknown gate; layers without a gate; empty, repeated or outside
-            1..num_layers.
+        TypeError: `skip_layers` is not a list of ints.
+        ValueError: the gate is unknown, there are layers without a gate, or the list is empty, repeats a layer, or has layers
+            outside 1..num_layers.
     """
     if skip_gate is None:
         if skip_layers is not None:
@@ -194,7 +212,7 @@ def resolve_skip_layers(
         return list(range(1, num_layers + 1))
     check_layers("skip_layers", skip_layers, num_layers)
     if not skip_layers:
-        raise ValueError("skip_layers must name at least one layer; without gates leave skip_gate out")
+        raise ValueError("skip_layers must name at least one layer; leave out skip_gate for a model without gates")
     return sorted(skip_layers)
 
 

@@ -1,4 +1,4 @@
-"""Reading rows from files. Columns are those of `datasets`: text, text_pair, label."""
+"""Reads rows from files. Columns have the names of `datasets`: text, text_pair, label."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from geep_triton.checks import shorten
-from geep_triton.tokens.rows import Row
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.samples import check_columns
 
 ONE_OBJECT = "expected a JSON object in each line (JSON lines)"
-LONGEST_FIELD = ctypes.c_ulong(-1).value // 2  # the largest C long, of which csv makes its limit
+LONGEST_FIELD = ctypes.c_ulong(-1).value // 2  # the largest C long, which is the maximum of csv's limit
 
 
 class BadLine(ValueError):
-    """A line of a file that is not a row; carries the file's name and the line's number (from 1)."""
+    """A line of a file that is not a row. The message has the file's name and the line's number (from 1).
+
+    Attributes:
+        number: number of the line, from 1.
+        reason: what is wrong with it.
+    """
 
     def __init__(self, path: str | os.PathLike, number: int, reason: str) -> None:
         super().__init__(f"{path}, line {number}: {reason}")
@@ -31,15 +36,15 @@ class BadLine(ValueError):
 def read_json_lines(
     path: str | os.PathLike, required: Sequence[str] = (), on_bad_line: Callable[[BadLine], Row] | None = None
 ) -> Iterator[Row]:
-    """Stream the rows of a JSON lines file; blank lines are bad lines, except after the last row.
+    """Stream the rows of a JSON lines file. Blank lines are bad lines, except after the last row.
 
     Args:
-        path: UTF-8, one JSON object a line.
+        path: a UTF-8 file with one JSON object per line.
         required: columns that every row must have.
-        on_bad_line: makes the row that stands for a bad line; None: raise it.
+        on_bad_line: makes a row in place of a bad line. None: the bad line is raised.
 
     Raises:
-        BadLine: naming file, line number and reason.
+        BadLine: a line is bad. The error has the file, the line number and the reason.
     """
     blank: list[int] = []
     decoder = json.JSONDecoder(object_pairs_hook=_object)
@@ -72,7 +77,7 @@ def _json_row(line: str, decoder: json.JSONDecoder) -> Row:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. ValueError where it has a name twice: of such values all but one would be lost."""
+    """A JSON object. ValueError if a name appears twice, because only one of its values would be kept."""
     found = dict(pairs)
     if len(found) < len(pairs):
         _refuse_twice([name for name, _ in pairs])
@@ -82,7 +87,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_twice(names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"column {', '.join(map(shorten, twice))} more than once; columns: {shorten(names)}")
+        raise ValueError(f"column {', '.join(map(shorten, twice))} appears more than once; columns: {shorten(names)}")
 
 
 def _refuse(error: BadLine, on_bad_line: Callable[[BadLine], Row] | None) -> Row:
@@ -92,18 +97,22 @@ def _refuse(error: BadLine, on_bad_line: Callable[[BadLine], Row] | None) -> Row
 
 
 def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[Row]:
-    """Stream the rows of a CSV file (UTF-8, commas, first line names the columns); blank lines between rows are passed over.
+    """Stream the rows of a CSV file (UTF-8, commas, column names in the first line). Blank lines between rows are skipped.
 
-    Fields may be of any length, for which the limit that the module csv has for the whole process is lifted.
+    Fields may be of any length: this removes the limit of the module csv for the whole process.
+
+    Args:
+        path: the CSV file.
+        required: columns that the file must have.
 
     Raises:
-        BadLine: naming file, the line that a bad row begins in, and reason.
+        BadLine: a row is bad. The error has the file, the number of the row's first line and the reason.
     """
     csv.field_size_limit(LONGEST_FIELD)
     with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         _refuse_no_header(path, file.readline())
         file.seek(0)
-        # Strict: else a quote that is never closed makes one field of all rows that follow.
+        # Without `strict`, a quote that is never closed would turn all following rows into one field.
         reader = csv.reader(_checked(file), strict=True)
         names: list[str] | None = None
         first = 1
@@ -126,7 +135,7 @@ def read_csv(path: str | os.PathLike, required: Sequence[str] = ()) -> Iterator[
 
 
 def _refuse_no_header(path: str | os.PathLike, line: str) -> None:
-    """Raise BadLine where the first line of a file that is not empty names no columns."""
+    """Raise BadLine if the first line of a file that is not empty does not name columns."""
     if line and (not line.strip() or line.lstrip().startswith(("{", "["))):
         got = "what looks like JSON (.jsonl)" if line.strip() else "a blank line"
         raise BadLine(path, 1, f"expected names of columns with commas between them, got {got}: {shorten(line.strip())}")
@@ -134,11 +143,11 @@ def _refuse_no_header(path: str | os.PathLike, line: str) -> None:
 
 def _span(first: int, reader: Any) -> str:
     last = reader.line_num
-    return "" if last <= first else f" (the row goes on to line {last}: is a quote not closed, or not doubled?)"
+    return "" if last <= first else f" (the row continues to line {last}: is a quote not closed, or not doubled?)"
 
 
 def _checked(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a file that was opened to escape what is no UTF-8, each checked when its turn comes."""
+    """The lines of a file that was opened with escapes for invalid UTF-8. Each line is checked when it is read."""
     for line in lines:
         if not line.isascii():
             line.encode("utf-8", "surrogateescape").decode("utf-8")
@@ -146,7 +155,7 @@ def _checked(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _header(names: list[str], required: Sequence[str]) -> list[str]:
-    """The columns of a CSV file. ValueError where its first line names one twice, or lacks a required one."""
+    """The columns of a CSV file. ValueError if the first line repeats a column or lacks a required one."""
     _refuse_twice(names)
     try:
         check_columns(dict.fromkeys(names), required)
@@ -162,13 +171,16 @@ def read_rows(source: str | os.PathLike, split: str = "train", required: Sequenc
     """All rows of a JSON lines file (.jsonl, .json), a CSV file (.csv), or a split of a data set on the hub.
 
     Args:
-        source: path of a file, or anything `datasets.load_dataset` takes (needs the package datasets).
-        split: of a hub data set; files have none.
+        source: path of a file, or any name that `datasets.load_dataset` accepts (this needs the package datasets).
+        split: split of a data set on the hub. Files have none.
         required: columns that every row must have.
 
+    Returns:
+        The rows in order.
+
     Raises:
-        ValueError: no such file, no rows, a bad line, or a missing column.
-        ImportError: a hub id where the package datasets is not installed.
+        ValueError: there is no such file, it has no rows, a line is bad (`BadLine`), or a column is missing.
+        ImportError: `source` is a hub id and the package datasets is not installed.
     """
     path = Path(source)
     if not str(source).strip():
@@ -191,15 +203,13 @@ def _read_hub(source: str, split: str, required: Sequence[str]) -> list[Row]:
         from datasets import ClassLabel, load_dataset
     except ImportError as error:
         raise ImportError(
-            f"{source!r} is no .jsonl, .json or .csv file; to read it from the hub, pip install datasets"
+            f"{source!r} is not a .jsonl, .json or .csv file; to read it from the hub, pip install datasets"
         ) from error
     dataset = load_dataset(source, split=split)
     check_columns(dict.fromkeys(dataset.column_names), required)
     label = dataset.features.get("label")
-    rows = [dict(row) for row in dataset]
-    if isinstance(label, ClassLabel):
-        for row in rows:
-            row["label"] = label.int2str(row["label"])
+    named = label.int2str if isinstance(label, ClassLabel) else None
+    rows: list[Row] = [dict(row) if named is None else {**row, "label": named(row["label"])} for row in dataset]
     if not rows:
         raise ValueError(f"{source}, split {split!r}, has no rows")
     return rows

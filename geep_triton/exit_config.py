@@ -1,4 +1,4 @@
-"""How a model is served: policy, thresholds, temperatures and calibration, in exit_config.json beside config.json."""
+"""How a model is served: its policy, thresholds, temperatures and calibration, in exit_config.json beside config.json."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from geep_triton.checks import check_choice, check_number, shorten
 from geep_triton.tensor_files import refuse_pointer
 
 EXIT_CONFIG_FILE = "exit_config.json"
-WEIGHTS = "weights"  # under which the file has the digest of the weights that it was saved with
-# Version 0.1 kept these in config.json: their names there -> their names here.
+WEIGHTS = "weights"  # the file's name for the digest of the weights that it was saved with
+# Version 0.1 kept these in config.json: their names there -> where they are here. Skipping is a part of the policy now.
 OLD_FIELDS = {
-    "exit_policy": "policy", "skipping": "skipping", "exit_thresholds": "thresholds", "exit_temperatures": "temperatures",
-    "calibration": "calibration",
+    "exit_policy": "policy", "exit_thresholds": "thresholds", "exit_temperatures": "temperatures",
+    "calibration": "calibration", "skipping": "policy",
 }  # fmt: skip
 PROMISES = {"agreement": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6}  # and their highest values
 PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")  # the others are on costs
@@ -26,23 +26,23 @@ PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")  # the others are on co
 
 @dataclass
 class ExitConfig:
-    """How a model is served. Each field is checked when it is set; lists of numbers become tuples.
+    """How a model is served. Each field is checked when it is set, and lists of numbers become tuples.
 
     Attributes:
-        policy: short form of the policy that `Engine` uses unless told otherwise, e.g. "threshold:0.2"; `calibrate` sets it.
-        skipping: what version 0.1 saved of how samples skip layers, e.g. "planned"; it counts where the policy names nothing.
-        thresholds: uncertainty at or under which a sample leaves, for the "threshold" policy: one number in [0, 1] for every
-            exit, or one per exit but the last.
-        temperatures: one number above 0 per exit, by which its logits are divided; `fit_temperatures` sets them. None: 1 for
-            all.
+        policy: short form of the policy that `Engine` uses by default, e.g. "threshold:0.2"; `calibrate` sets it. None: "full".
+        thresholds: for the policy "threshold", under which a sample leaves where its uncertainty is at most this: one number in
+            [0, 1] for every exit, or one for each exit but the last.
+        temperatures: one number above 0 for each exit, by which its logits are divided; `fit_temperatures` sets them. None: 1
+            for all.
         calibration: what `calibrate` found, as `Calibration.to_dict` gives it.
 
     Raises:
-        TypeError, ValueError: a value of another type or out of range. AttributeError: no such field.
+        TypeError: a value has another type.
+        ValueError: a value is out of range.
+        AttributeError: there is no such field.
     """
 
     policy: str | None = None
-    skipping: str | None = None
     thresholds: float | tuple[float, ...] | None = None
     temperatures: tuple[float, ...] | None = None
     calibration: dict[str, Any] | None = None
@@ -50,7 +50,7 @@ class ExitConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("thresholds", "temperatures") and isinstance(value, list):
             value = tuple(value)  # nobody would check an element that is set later
-        if name in ("policy", "skipping"):
+        if name == "policy":
             _check_type(name, value, str)
         elif name == "thresholds":
             _check_thresholds(value)
@@ -65,10 +65,11 @@ class ExitConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExitConfig:
-        """From its fields by name; those that are missing have their defaults.
+        """Make one of its fields by name. Those that are missing have their defaults.
 
         Raises:
-            ValueError: a field that it does not have, or a value out of range. TypeError: a value of another type.
+            ValueError: there is no such field, or a value is out of range.
+            TypeError: a value has another type.
         """
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -78,15 +79,28 @@ class ExitConfig:
 
     @classmethod
     def from_old_config(cls, values: Mapping[str, Any]) -> ExitConfig:
-        """From a config.json of version 0.1, which had these fields under other names.
+        """Make one of a config.json of version 0.1, which had these fields under other names.
+
+        There a field "skipping" said how samples skip layers. Here the policy says it, and so does the policy that the
+        calibration chose, since an engine compares the two.
 
         Raises:
-            ValueError, TypeError: a value that does not fit.
+            ValueError: a value is out of range.
+            TypeError: a value has another type.
         """
-        return cls(**{name: values[old] for old, name in OLD_FIELDS.items() if old in values})
+        skipping = values.get("skipping")
+        _check_type("skipping", skipping, str)
+        found = cls(**{name: values[old] for old, name in OLD_FIELDS.items() if old in values and old != "skipping"})
+        if skipping is not None:
+            found.policy = f"{found.policy or 'full'}+skip:{skipping}"
+            calibration = found.calibration or {}
+            chosen = calibration.get("chosen", {})
+            if "policy" in chosen:
+                found.calibration = calibration | {"chosen": chosen | {"policy": f"{chosen['policy']}+skip:{skipping}"}}
+        return found
 
     def take_over(self, other: ExitConfig) -> None:
-        """Have the values of another one, copied."""
+        """Take copies of the values of another one."""
         for name, value in asdict(other).items():
             setattr(self, name, value)
 
@@ -100,7 +114,7 @@ class ExitConfig:
             raise ValueError(f"temperatures must be one per exit ({num_exits}), got {len(self.temperatures)}")
 
     def digest(self) -> str:
-        """SHA-256 (hex) over all fields; a file that was read has the digest of what was written."""
+        """SHA-256 (hex) over all fields. What was read has the same digest as what was written."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
@@ -108,8 +122,8 @@ def write_exit_config(exit_config: ExitConfig, folder: str | os.PathLike, weight
     """Write `exit_config.json` into a folder.
 
     Args:
-        exit_config: to be written.
-        folder: which is there.
+        exit_config: what to write.
+        folder: it must exist.
         weights: digest of the model's weights; None: not known.
     """
     text = json.dumps(asdict(exit_config) | {WEIGHTS: weights}, indent=2)
@@ -117,10 +131,10 @@ def write_exit_config(exit_config: ExitConfig, folder: str | os.PathLike, weight
 
 
 def read_exit_config(path: str | os.PathLike) -> tuple[ExitConfig, str | None]:
-    """What an `exit_config.json` says, and the digest of the weights that it was saved with (None: it does not say).
+    """Read an `exit_config.json`. Returns what it says, and the digest of the weights that it was saved with (None: not told).
 
     Raises:
-        ValueError: the file is a git LFS pointer, holds no JSON object, an unknown field, or a value that does not fit.
+        ValueError: the file is a git LFS pointer, holds no JSON object, or has an unknown field or a value that does not fit.
     """
     refuse_pointer(path)
     try:
@@ -161,7 +175,7 @@ def _check_temperatures(temperatures: Any) -> None:
 
 
 def _check_calibration(calibration: Any) -> None:
-    """Raise unless `calibration` is None or what `calibrate` may have found, as far as an engine reads it."""
+    """Raise unless `calibration` is None or may come from `calibrate`. Only what an engine reads of it is checked."""
     _check_type("calibration", calibration, dict)
     if calibration is None:
         return

@@ -1,4 +1,4 @@
-"""Names of classes: two maps that must say the same; and labels by number."""
+"""Names of classes in two maps that must agree, and labels by number."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ MAX_LABELS = 1 << 16
 def label_maps(
     id2label: Mapping[Any, Any] | None, label2id: Mapping[Any, Any] | None, num_labels: int | None = None
 ) -> tuple[dict[int, str] | None, dict[str, int] | None]:
-    """Both maps, ids ascending from 0; (None, None) where no name is given, and maybe another number of classes.
+    """Both maps, with ids ascending from 0. (None, None) if no names are given or the default names do not fit `num_labels`.
 
-    A map that is missing, or only has transformers' own LABEL_0, LABEL_1, .. where the other has names, is made of the other.
+    If a map is missing, or has transformers' default names LABEL_0, LABEL_1, .. and the other does not, it is made from the
+    other.
 
     Args:
-        id2label: ids may be strings, as JSON has them.
-        label2id: the same the other way round.
-        num_labels: how many classes there shall be; None: as many as the maps name.
+        id2label: class id to name. Ids may be strings, as in JSON.
+        label2id: class name to id.
+        num_labels: required number of classes. None: the number that the maps name.
 
     Raises:
-        ValueError: ids that are not 0..C-1, a name that two classes have, maps that contradict each other, another number of
-            classes than `num_labels`, or more than 65,536. TypeError: a number that is no int.
+        ValueError: ids are not 0..C-1, two classes have the same name, the maps contradict each other, or there are more than
+            65,536 classes or not `num_labels`.
+        TypeError: `num_labels` is not an int.
     """
     if num_labels is not None:
         check_int("num_labels", num_labels, 1, MAX_LABELS)
     names, ids = _as_ints(id2label or {}, 0), _as_ints(label2id or {}, 1)
     unnamed = _is_default(names) and _is_default({index: name for name, index in ids.items()})
     if not (names or ids) or (unnamed and num_labels not in (None, len(names))):
-        return None, None  # transformers makes as many as there shall be
-    others = not set(names.values()) & set(ids)  # none of the names is in both maps
+        return None, None  # transformers then makes default names
+    others = not set(names.values()) & set(ids)  # the maps share no name
     if not names or (others and _is_default(names) and len(names) == len(ids)):
         names = {index: name for name, index in ids.items()}
     elif not ids or (others and _is_default({index: name for name, index in ids.items()})):
@@ -46,7 +48,7 @@ def label_maps(
     elif len(set(names.values())) != count:
         wrong = "id2label must name each class differently"
     elif ids != {name: index for index, name in names.items()}:
-        wrong = "label2id must say of each name what id2label says"
+        wrong = "label2id must be the inverse of id2label"
     elif num_labels not in (None, count):
         wrong = f"num_labels={num_labels} must be the number of classes"
     elif count > MAX_LABELS:
@@ -60,7 +62,7 @@ def label_maps(
 
 
 def check_targets(labels: torch.Tensor, num_labels: int, ignored: int | None = None) -> None:
-    """Raise ValueError unless labels [B] are classes 0..num_labels-1, or `ignored`. On a GPU the host waits for it."""
+    """Raise ValueError unless labels [B] are classes 0..num_labels-1 or `ignored`. On a GPU the host waits for the check."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be ints between 0 and {num_labels - 1}, got {labels.dtype}: {shorten(labels.tolist())}")
     known = (labels >= 0) & (labels < num_labels)
@@ -70,11 +72,15 @@ def check_targets(labels: torch.Tensor, num_labels: int, ignored: int | None = N
 
 
 def _as_ints(labels: Mapping[Any, Any], place: int) -> dict[Any, Any]:
-    """The map with ids as ints (None where they are none) and names as strings; ids are its keys (0) or its values (1)."""
+    """The map with ids as ints (None if invalid) and names as strings. Ids are its keys if `place` is 0, its values
+    if it is 1.
+    """
     if not isinstance(labels, Mapping):
         name = ("id2label", "label2id")[place]
         raise ValueError(f"{name} must be a mapping, got {shorten(labels)} of type {type(labels).__name__}")
-    pairs = [[_id(part) if side == place else str(part) for side, part in enumerate(item)] for item in labels.items()]
+    pairs: list[Any] = [
+        tuple(_id(part) if side == place else str(part) for side, part in enumerate(item)) for item in labels.items()
+    ]
     if len(dict(pairs)) < len(pairs) and None not in [pair[place] for pair in pairs]:
         raise ValueError(f"{('id2label', 'label2id')[place]} must not name a class twice, got {shorten(labels, 200)}")
     return dict(pairs)

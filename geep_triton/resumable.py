@@ -1,4 +1,4 @@
-"""A long run from a file of lines to another: it goes on where it was killed, and writes over nothing that it should not."""
+"""Long runs from one file of lines to another. A killed run continues where it stopped, and no other file is overwritten."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two runs of one output are not kept apart
-    fcntl = None
+except ImportError:  # Windows does not separate two runs with the same output
+    fcntl = None  # type: ignore[assignment]  # whoever uses it asks
 
 KINDS = {
     stat.S_IFLNK: "a link",
@@ -23,15 +23,15 @@ KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
-EMPTY = {"lines": 0, "bytes": 0, "counts": {}}  # what a run starts with
+EMPTY: dict[str, Any] = {"lines": 0, "bytes": 0, "counts": {}}  # the state of a new run
 
 
 class InputChanged(ValueError):
-    """A file that was read is not any more what it was."""
+    """An input file changed while it was read."""
 
 
 def check_input(path: Path) -> None:
-    """Raise ValueError for what is no regular file, which alone can be read again from its start."""
+    """Raise ValueError unless this is a regular file. Only a regular file can be read again from its start."""
     if not path.exists():
         raise ValueError(f"no such file: {path}")
     if not path.is_file():
@@ -42,14 +42,14 @@ class InputFile:
     """A file that must not change while it is read.
 
     Args:
-        path: of a regular file, which is read once here.
+        path: path of a regular file. It is read once here.
 
     Raises:
         ValueError: there is no such regular file.
 
     Attributes:
-        lines: how many it has.
-        digest: SHA-256 (hex) of what it holds.
+        lines: number of lines.
+        digest: SHA-256 (hex) of the contents.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class InputFile:
         self.lines, self.digest = _read(path)
 
     def check(self) -> None:
-        """Raise InputChanged unless the file still holds what it held; read again only where it may have changed."""
+        """Raise InputChanged if the contents have changed. The file is read again only if it may have changed."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
@@ -69,7 +69,7 @@ class InputFile:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """What changes with a file, the time of its last change too, which no program can set back; None where there is none."""
+    """Metadata that change with a file, or None if there is no file. They include ctime, which programs cannot set back."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -87,23 +87,23 @@ def _read(path: Path) -> tuple[int, str]:
 
 
 class ResumableFile:
-    """A file of JSON lines that appears when it is whole; a run that was killed at any moment goes on with what it had written.
+    """A file of JSON lines that appears when it is complete. A run that was killed at any time continues from its last lines.
 
-    Until then NAME.partial holds the lines, and NAME.partial.json says how many are known to be whole, of which run they are
-    and what it counted. The first is locked as long as its run lives, however it ends.
+    Until then NAME.partial has the lines. NAME.partial.json has the number of complete lines, the identity of the run and its
+    counts. NAME.partial is locked as long as the run's process lives.
 
     Args:
-        output: the file to be; a regular one that is there is replaced at the end.
-        sources: files that are read, which must not be written to.
+        output: the file to write. An existing regular file is replaced at the end.
+        sources: input files, which must not be overwritten.
 
     Raises:
-        ValueError: another run writes this output; it, or a file beside it, is no regular file, or one of `sources`; what lies
-            at NAME.partial was left by no run; its folder is missing or cannot be written to.
-        OSError: a name that cannot be, a file system without locks.
+        ValueError: another run is writing this output. The output or a file beside it is not a regular file, or is one of
+            `sources`. NAME.partial was not left by a run. The folder is missing or not writable.
+        OSError: the name is invalid, or the file system has no locks.
 
     Attributes:
-        lines: how many are written.
-        counts: what the run counted up to here.
+        lines: number of lines written so far.
+        counts: the run's counts so far.
     """
 
     def __init__(self, output: Path, sources: Iterable[Path] = ()) -> None:
@@ -117,46 +117,46 @@ class ResumableFile:
         self._file = os.fdopen(self._lock(), "r+b")
         if self.partial.stat().st_size and not self.state.exists():
             self._file.close()
-            raise ValueError(f"{self.partial} was left by no run, and would be written over: move it away")
+            raise ValueError(f"{self.partial} was not left by a run and would be overwritten: move it away")
         self._start_at({}, EMPTY)
 
     def __enter__(self) -> ResumableFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave what the next run goes on from, and nothing if that is nothing."""
+        """Keep what the next run needs to continue. Keep nothing if no line was written."""
         if self._is_locked() and not self.partial.stat().st_size:
             self.forget()
         self._file.close()
 
     def resume(self, run: Mapping[str, Any]) -> str | None:
-        """Go on from what an earlier run left, if it was the same.
+        """Continue from the state of an earlier run if it was the same run.
 
         Args:
-            run: what the lines are made of, in JSON values.
+            run: the identity of the run, in JSON values: everything that the lines depend on.
 
         Returns:
-            Why what is there cannot be used, and all starts over; None where it is used, or nothing is there.
+            The reason why the existing lines cannot be used and the run starts over. None if they are used or there are none.
         """
-        run = json.loads(json.dumps(run))
+        run = dict(json.loads(json.dumps(run)))
         left = self.state.exists()
         found = self._read_state()
         if found is not None and found["run"] == run:
             self._start_at(run, found)
-            self._file.truncate()  # what an interruption left half written
+            self._file.truncate()  # an incomplete line of an interrupted run
             return None
         self._start_at(run, EMPTY)
         self._file.truncate()
-        self._write_state()  # before the first line, by which a partial file is known for one
+        self._write_state()  # this comes before the first line, because it marks a partial file as ours
         if found is None:
             return f"{self.partial} is damaged: starting over" if left else None
         before = found["run"]
         changed = ", ".join(sorted(name for name in {*run, *before} if run.get(name) != before.get(name)))
-        return f"{self.partial} is of another run ({changed}): starting over"
+        return f"{self.partial} belongs to another run ({changed}): starting over"
 
     def write(self, lines: Sequence[str], counts: Mapping[str, int]) -> None:
-        """Add lines of JSON, each with its line end, and what is counted up to them."""
-        data = "".join(lines).encode("utf-8", "backslashreplace")  # JSON's own way to write what is no Unicode
+        """Add lines of JSON, each with its line end, and the counts up to them."""
+        data = "".join(lines).encode("utf-8", "backslashreplace")  # JSON's own escape for invalid Unicode
         self._file.write(data)
         self._file.flush()
         self._digest.update(data)
@@ -172,7 +172,11 @@ class ResumableFile:
         self._new_state.replace(self.state)
 
     def finish(self) -> None:
-        """All is written: the output appears. ValueError where something else has come into its or the partial file's place."""
+        """Make the output appear, since all lines are written.
+
+        Raises:
+            ValueError: something else has taken the place of the output or of the partial file.
+        """
         os.fsync(self._file.fileno())
         _check_regular(self.output)
         if not self._is_locked():
@@ -181,50 +185,48 @@ class ResumableFile:
         self.state.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Leave nothing behind."""
+        """Remove all partial files."""
         for path in (self.partial, self.state, self._new_state):
             path.unlink(missing_ok=True)
 
     def _check_paths(self, sources: Sequence[Path]) -> None:
         folder = self.output.parent
         if not folder.is_dir():
-            raise ValueError(f"{self.output} cannot be written: {folder} is no folder")
+            raise ValueError(f"{self.output} cannot be written: {folder} is not a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"{self.output} cannot be written: its folder {folder} may not be written to")
+            raise ValueError(f"{self.output} cannot be written: its folder {folder} is not writable")
         for path in (self.output, self.partial, self.state, self._new_state):
             _check_regular(path)
             for source in sources:
                 if path.exists() and source.exists() and path.samefile(source):
-                    raise ValueError(f"{path} would be written over, but it is what is read ({source}): choose another output")
+                    raise ValueError(f"{path} would be overwritten, but it is an input ({source}): choose another output")
 
     def _lock(self) -> int:
-        """The partial file, opened and locked."""
+        """Open and lock the partial file."""
         while True:
             number = os.open(self.partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             if fcntl is None:
                 return number
             try:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its run may have ended between the two: then this is the whole output by now, or no file any more.
+                # Its run may have ended in between. Then this is the finished output by now, or a removed file.
                 if os.path.samestat(os.fstat(number), self.partial.lstat()):
                     return number
             except FileNotFoundError:
                 pass
             except BlockingIOError:
                 os.close(number)
-                raise ValueError(
-                    f"another run writes {self.output} at this moment: wait for it, or choose another output"
-                ) from None
+                raise ValueError(f"another run is writing {self.output}: wait for it, or choose another output") from None
             except OSError:
                 os.close(number)
                 raise
             os.close(number)
 
     def _start_at(self, run: dict[str, Any], state: Mapping[str, Any]) -> None:
-        """Write from there on."""
+        """Continue at this state."""
         self._run = run
         self.lines, self._bytes, self.counts = state["lines"], state["bytes"], state["counts"]
-        self._digest = self._digest_of(self._bytes)
+        self._digest: hashlib._Hash = self._digest_of(self._bytes)
         self._file.seek(self._bytes)
 
     def _is_locked(self) -> bool:
@@ -243,7 +245,7 @@ class ResumableFile:
         return digest
 
     def _read_state(self) -> dict[str, Any] | None:
-        """What the last run recorded; None where that, or the lines it speaks of, are not as it left them."""
+        """The state of the last run. None if the state or the lines are damaged."""
         try:
             state = json.loads(self.state.read_text(encoding="utf-8"))
             check = state.pop("check")
@@ -262,7 +264,9 @@ def _kind(mode: int) -> str:
 
 
 def _check_regular(path: Path) -> None:
-    """Raise ValueError for what is there and no regular file: replacing it would end a device, a pipe or a link."""
+    """Raise ValueError if there is something other than a regular file. Replacing it would destroy a device, a pipe
+    or a link.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

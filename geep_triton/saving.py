@@ -1,4 +1,4 @@
-"""Saving all or nothing: the files of a folder are replaced together, or stay as they are."""
+"""Atomic saving: the files of a folder are replaced together, or none of them is."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,22 @@ from safetensors import SafetensorError
 try:
     import fcntl
 except ImportError:  # not on Windows, where processes that save and load in one folder are not kept apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # whoever uses it asks
 
-PARTIAL = ".geep_triton.saving."  # what is being written; of no use after a kill
-WHOLE = ".geep_triton.saved"  # all of a save, still to be moved into place
+PARTIAL = ".geep_triton.saving."  # files that are being written. Useless after a kill
+WHOLE = ".geep_triton.saved"  # the complete files of a save, before they are moved into place
 MANIFEST = "manifest.json"
+_REPLACING: ContextVar[frozenset[Path]] = ContextVar("folders that this thread is replacing", default=frozenset())
 
 
 @dataclass
 class Replacement:
-    """Files on their way into a folder.
+    """Files that will be moved into a folder together.
 
     Attributes:
-        folder: where they shall be.
-        path: where to write them meanwhile.
-        remove: names of files of the folder that go when these come.
+        folder: the folder that they will be moved to.
+        path: the folder to write them to now.
+        remove: names of files of `folder` to remove at the same time.
     """
 
     folder: Path
@@ -41,15 +43,19 @@ class Replacement:
 
 @contextmanager
 def replacing(directory: str | os.PathLike) -> Iterator[Replacement]:
-    """Write files into a fresh folder; they replace those of `directory` when the block ends, all or none.
+    """Write files into a new folder. When the block ends they replace those of `directory`, all or none.
 
-    They are written and flushed to the disk beside the old ones, which stay whole where that fails or is killed. One rename
-    then makes them the folder's; a kill while they are moved into place is made good by the next load or save. They get the
-    mode that other new files get here; those that are there already stay as they are. Who reads the folder by `reading` waits.
+    The new files are written and flushed to the disk beside the old ones, which stay complete if this fails or is killed. A
+    single rename then makes the new files valid. If the process is killed while they are moved into place, the next load or
+    save finishes it. They get the mode that other new files get here. Files that are equal to existing ones leave those
+    untouched. Readers that use `reading` wait.
+
+    Args:
+        directory: the folder. It is created if it does not exist.
 
     Raises:
-        ValueError: `directory` is a file, or has a folder where a file shall be. OSError: what writing raises. The folder is as
-            it was.
+        ValueError: `directory` is a file, or a folder has the name of a file to save. The folder is unchanged.
+        OSError: writing fails. The folder is unchanged.
     """
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
@@ -61,15 +67,16 @@ def replacing(directory: str | os.PathLike) -> Iterator[Replacement]:
             shutil.rmtree(left, ignore_errors=True)
         new = Replacement(folder, folder / f"{PARTIAL}{os.getpid()}.{os.urandom(4).hex()}")
         new.path.mkdir()
+        token = _REPLACING.set(_REPLACING.get() | {folder.resolve()})
         try:
             try:
                 yield new
-            except SafetensorError as error:  # as which safetensors raises that the disk is full
-                raise OSError(f"{folder} cannot be saved into: {error}") from error
+            except SafetensorError as error:  # safetensors raises this if the disk is full
+                raise OSError(f"cannot save into {folder}: {error}") from error
             _refuse_folders(new)
             manifest = new.path / MANIFEST
             manifest.write_text(json.dumps({"remove": sorted(new.remove)}), encoding="utf-8")
-            mode = manifest.stat().st_mode & 0o777  # safetensors writes files that none but their owner can read
+            mode = manifest.stat().st_mode & 0o777  # only their owner can read files that safetensors writes
             for path in _files(new.path):
                 path.chmod(mode)
                 if _is_there(path, folder / path.relative_to(new.path)):
@@ -81,32 +88,38 @@ def replacing(directory: str | os.PathLike) -> Iterator[Replacement]:
         except BaseException:
             shutil.rmtree(new.path, ignore_errors=True)
             raise
+        finally:
+            _REPLACING.reset(token)
         _flush(folder)
         _move_into_place(folder)
 
 
 @contextmanager
 def reading(directory: str | os.PathLike) -> Iterator[None]:
-    """Keep saves into a folder out until its files are read, having finished one that was killed; other sources pass.
+    """Keep saves into a folder waiting while its files are read. A save that was killed is finished first.
 
-    Not to be used within `replacing` of the same folder, which would wait for itself.
+    This does nothing for a source that is not a folder, and within `replacing` of the same folder, whose files are the old ones
+    until it ends.
 
     Raises:
-        ValueError: what a killed save left cannot be moved into its place.
+        ValueError: files of a killed save cannot be moved into place.
     """
     folder = Path(directory)
+    if folder.is_dir() and folder.resolve() in _REPLACING.get():  # its own lock would be waited for
+        yield
+        return
     while True:
         if (folder / WHOLE).is_dir():
             with _locked(folder, shared=False):
                 _move_into_place(folder)
         with _locked(folder, shared=True):
-            if not (folder / WHOLE).is_dir():  # else another save was killed between the two
+            if not (folder / WHOLE).is_dir():  # otherwise another save was killed in between
                 yield
                 return
 
 
 def saved_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """What a folder's config.json says; nothing where there is none that can be read."""
+    """The contents of a folder's config.json, or {} if it is missing or damaged."""
     try:
         found = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -115,25 +128,25 @@ def saved_config(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def saved_digests(directory: str | os.PathLike) -> dict[str, Any]:
-    """Of the parts of the model that a folder holds; see `geep_triton.config.MultiExitBertConfig`."""
+    """Digests of the parts of the model in a folder. See `geep_triton.config.MultiExitBertConfig`."""
     return digests_of(saved_config(directory))
 
 
-def digests_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Those that a config.json has; nothing where they are damaged."""
+def digests_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests in a config.json, or {} if they are damaged."""
     digests = config.get("digests")
     return digests if isinstance(digests, dict) else {}
 
 
 def _move_into_place(folder: Path) -> None:
-    """Each step can be done again after a kill. ValueError where one of them cannot be done."""
+    """Finish a save. After a kill each step can be repeated. ValueError if a step fails."""
     whole = folder / WHOLE
     if not whole.is_dir():
         return
     manifest = whole / MANIFEST
     try:
         files = [path for path in _files(whole) if path != manifest]
-        # Without a manifest all was done, or a kill would have left it.
+        # A missing manifest means that all files were moved, because it is removed last.
         remove = json.loads(manifest.read_text(encoding="utf-8"))["remove"] if files or manifest.exists() else []
         for path in files:
             target = folder / path.relative_to(whole)
@@ -146,17 +159,17 @@ def _move_into_place(folder: Path) -> None:
         shutil.rmtree(whole)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{folder}: a save was killed before its files were in their place, and they cannot be moved there from {WHOLE}: "
+            f"{folder}: a save was killed before its files were in place, and they cannot be moved there from {WHOLE}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
 def _refuse_folders(new: Replacement) -> None:
-    """Raise ValueError where a folder is in a file's place: no rename could replace it."""
-    names = [*(path.relative_to(new.path) for path in _files(new.path)), *new.remove]
+    """Raise ValueError if a folder has the name of a file to save or remove. A rename could not replace it."""
+    names = [*(path.relative_to(new.path) for path in _files(new.path)), *map(Path, new.remove)]
     for path in (new.folder / name for name in names):
         if path.is_dir() and not path.is_symlink():
-            raise ValueError(f"{path} is a folder, where a file of that name shall be saved or removed: move it away")
+            raise ValueError(f"{path} is a folder, but a file of that name has to be saved or removed: move the folder away")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -164,7 +177,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_there(path: Path, target: Path) -> bool:
-    """Whether a file is the same as one that it would replace."""
+    """Whether a file equals the one that it would replace."""
     return (
         target.is_file()
         and not target.is_symlink()
@@ -174,10 +187,10 @@ def _is_there(path: Path, target: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """To the disk, so that a rename never outlives what it renames."""
+    """Flush to the disk, so that a rename never survives a crash without the data."""
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(handle)
@@ -187,10 +200,10 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, shared: bool) -> Iterator[bool]:
-    """Keep other processes and threads from saving here, and, unless shared, from reading; whether that can be had."""
+    """Lock the folder against saves and, unless `shared`, against reads. Yields whether the lock was possible."""
     try:
         handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    except OSError:  # a hub id, or a folder whose files may be read but not listed
+    except OSError:  # a hub id, or a folder whose files can be read but not listed
         handle = None
     if handle is None:
         yield False
@@ -204,6 +217,6 @@ def _locked(folder: Path, shared: bool) -> Iterator[bool]:
         try:
             yield True
         finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closing it would not, where a process forked meanwhile holds it, too
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not unlock it if a forked process also has the handle
     finally:
         os.close(handle)

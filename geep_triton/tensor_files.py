@@ -1,4 +1,4 @@
-"""Reading safetensors files that may be damaged, and digests of what they hold."""
+"""Reads safetensors files that may be damaged, and computes digests of their contents."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LFS = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
-    """A safetensors file, opened.
+    """Open a safetensors file.
 
     Raises:
-        ValueError: damaged, or a git LFS pointer that stands for a file.
+        ValueError: the file is damaged, or it is a git LFS pointer to a file.
     """
     refuse_pointer(path)
     try:
@@ -31,19 +31,23 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def refuse_pointer(path: str | os.PathLike) -> None:
-    """Raise ValueError for what git leaves in place of a large file until that is fetched."""
+    """Raise ValueError for a git LFS pointer, which stands for a large file until that is fetched."""
     with Path(path).open("rb") as file:
         if file.read(len(LFS)) == LFS:
             raise ValueError(f"{path} is a git LFS pointer, not the file itself: run 'git lfs pull' in its repository")
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and values."""
+    """SHA-256 (hex) of names, dtypes, shapes and values."""
     return _digest(_line(name, tensor) for name, tensor in tensors.items())
 
 
 def files_digest(files: Mapping[str, str | os.PathLike]) -> str:
-    """`tensors_digest` of tensors in files (name -> file), one in memory at a time. ValueError where a file is damaged."""
+    """`tensors_digest` of tensors in files (name -> file), with one tensor in memory at a time.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     lines = []
     for path in sorted({str(path) for path in files.values()}):
         with open_tensors(path) as file:
@@ -52,7 +56,7 @@ def files_digest(files: Mapping[str, str | os.PathLike]) -> str:
 
 
 def _line(name: str, tensor: torch.Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
 

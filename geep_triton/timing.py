@@ -1,4 +1,4 @@
-"""Timing calls in turns, so that a machine that slows down slows all of them."""
+"""Times several calls in turns, so that a machine that slows down affects all of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ def in_turns(
     report: Callable[[str], None] | None = None,
     limit: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each of `rounds` rounds; `report` is told the name of each that is done.
+    """Time each call once per round.
 
-    No round but the first is begun after `limit` seconds.
+    Args:
+        calls: the calls by name.
+        rounds: number of rounds.
+        report: called with the name of each call that is done.
+        limit: after this many seconds no further round starts (the first always runs). None: no limit.
+
+    Returns:
+        Seconds of each call in each round, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()

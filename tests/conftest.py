@@ -8,6 +8,10 @@ import random
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread for each, and for each process that a test starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 if not torch.cuda.is_available():
@@ -15,7 +19,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import settings
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertModel, BertTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig, build_exit_table, calibrate
 from geep_triton.tokens.ragged import Tokens
@@ -113,6 +117,20 @@ def calibrated(model, tokenizer, many):
     model.exit_table = build_exit_table(model, tokenizer, other, 0.8, learn=("agreement",), progress=False)
     engine = Engine(model, tokenizer)
     return engine, calibrate(engine, many, agreement=0.8, rounds=1, speed_samples=100)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tmp_path_factory, tokenizer) -> Path:
+    """Folder of a BertForSequenceClassification of three layers, with its tokenizer."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.3, id2label={0: "no", 1: "yes"},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

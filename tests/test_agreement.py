@@ -66,7 +66,7 @@ def test_learned_values_are_saved_and_dropped_by_a_merge(tmp_path):
     assert table.merge(make_table(seed=2)).records.agrees.shape == (1200, 3)
     small = table.without_records()
     assert torch.equal(small.predict_agreement(tokens), table.predict_agreement(tokens))
-    with pytest.raises(ValueError, match="without the records of its texts"):
+    with pytest.raises(ValueError, match="has no records of its texts"):
         small.learn("agreement")
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_learned():
     table = make_table(50)
     with pytest.raises(ValueError, match="unknown what 'magic'; known: agreement, exits, skips"):
         table.learn("magic")
-    with pytest.raises(ValueError, match="most_paths is of 'skips', got most_paths=3 with 'agreement'"):
+    with pytest.raises(ValueError, match="most_paths is only for 'skips', got most_paths=3 with 'agreement'"):
         table.learn("agreement", most_paths=3)
     with pytest.raises(ValueError, match="most_paths must be at least 1, got 0"):
         table.learn("skips", most_paths=0)
@@ -208,6 +208,6 @@ def test_policies_with_a_price(model, tokenizer, texts, policy):
 
     model.exit_table = build_exit_table(model, tokenizer, texts * 4, 0.8, learn=("agreement",), progress=False)
     engine = Engine(model, tokenizer, policy, token_budget=40)
-    assert (simulate(model, engine.policy, *engine.exit_logits(texts)) + 1).tolist() == engine.predict(
-        texts
-    ).exit_layers.tolist()
+    record = engine.every_exit(texts)
+    simulated = simulate(model, engine.policy, record.tokens, record.logits)
+    assert (simulated + 1).tolist() == engine.predict(texts).exit_layers.tolist()

@@ -114,7 +114,7 @@ def test_values_of_which_no_model_can_be_made(folder, name, value):
     change(folder / "config.json", **{name: value})
     if name in OLD_FIELDS:  # which are read where a checkpoint of version 0.1 has no exit_config.json
         (folder / "exit_config.json").unlink()
-    with pytest.raises(ValueError, match=rf"{OLD_FIELDS.get(name, name)}|promise|damaged configuration|exit_layers"):
+    with pytest.raises(ValueError, match=rf"{name}|{OLD_FIELDS.get(name, name)}|promise|damaged configuration|exit_layers"):
         Engine.from_pretrained(folder)
 
 
@@ -149,7 +149,11 @@ def test_values_that_no_exit_config_has(folder, name, value):
 
 @pytest.mark.parametrize(("name", "value"), [("policy", "nothing"), ("skipping", "at times"), ("policy", "threshold:nan")])
 def test_a_policy_that_there_is_not(folder, name, value):
-    change(folder / "exit_config.json", **{name: value})
+    if name == "skipping":  # which version 0.1 had in config.json
+        (folder / "exit_config.json").unlink()
+        change(folder / "config.json", skipping=value)
+    else:
+        change(folder / "exit_config.json", **{name: value})
     with pytest.raises(ValueError, match=value.partition(":")[0]):
         Engine.from_pretrained(folder)
 
@@ -301,7 +305,7 @@ def test_code_of_a_checkpoint_is_never_run(folder, tmp_path, texts, caplog):
         (folder / name).write_text(json.dumps(values))
     engine = Engine.from_pretrained(folder)
     assert len(engine.predict(texts)) == len(texts)
-    assert "code of its own (auto_map), which is not run" in caplog.text
+    assert "custom code (auto_map), which is not run" in caplog.text
     assert not hasattr(engine.model.config, "auto_map")
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(folder), MultiExitBert)
     with pytest.raises(ValueError, match="runs no code from a checkpoint: leave trust_remote_code out"):

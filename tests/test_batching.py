@@ -19,7 +19,7 @@ def test_properties(samples, budget, batch_cost):
     assert sorted(plan.order.tolist()) == list(range(len(samples)))
     assert (plan.bounds[0], plan.bounds[-1]) == (0, len(samples))
     tokens = 0
-    for rows, layer in plan.batches():
+    for rows, layer in plan:
         assert rows.numel() >= 1
         assert set(exits[rows].tolist()) == {layer}
         padded = int(lengths[rows].max()) * rows.numel()

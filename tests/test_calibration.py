@@ -1,242 +1,20 @@
-"""Promises: their statistics against brute force, on real exits, and through the engine."""
+"""Calibration and audit through an engine: what is promised, used, saved and refused."""
 
 from __future__ import annotations
 
-import math
 import random
 import warnings
-from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
 from geep_triton.engine.checks import as_list, label_ids
-from geep_triton.engine.costs import LayerCosts
-from geep_triton.engine.predictions import EveryExit
-from geep_triton.ops.exit_scores import score_exits
 from geep_triton.policies.policy import OneExitWarning
-from geep_triton.policies.text import format_policy, parse_policy
-from geep_triton.promises.calibrate import CLEARLY_FASTER, find_policy
-from geep_triton.promises.families import (
-    PLAIN,
-    TRIED,
-    FitSamples,
-    error_shares,
-    families_of,
-    thresholds_at,
-    worthwhile,
-)
-from geep_triton.promises.guarantees import (
-    betting_p_value,
-    binomial_interval,
-    binomial_p_value,
-    boldest_on_average,
-    boldest_safe,
-    samples_needed,
-    samples_needed_on_average,
-)
-from geep_triton.promises.judge import Judge
-from geep_triton.promises.simulate import simulate
-from geep_triton.table.exit_table import ExitTable
-from geep_triton.table.records import ExitRecords, TableSettings, first_sure_exit
+from geep_triton.promises.calibrate import find_policy
+from geep_triton.promises.search import CLEARLY_FASTER
 from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
-
-CONFIDENCE = 0.9
-
-
-@pytest.mark.parametrize(("failures", "samples", "risk"), [(0, 10, 0.1), (3, 20, 0.3), (5, 5, 0.5), (99, 1000, 0.1)])
-def test_binomial_p_value(failures, samples, risk):
-    expected = sum(math.comb(samples, k) * risk**k * (1 - risk) ** (samples - k) for k in range(failures + 1))
-    assert binomial_p_value(failures, samples, risk) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(("failures", "samples"), [(0, 20), (20, 20), (3, 50)])
-def test_binomial_interval_is_clopper_and_pearsons(failures, samples):
-    low, high = binomial_interval(failures, samples, 0.95)
-    at_least = 1 - sum(math.comb(samples, k) * low**k * (1 - low) ** (samples - k) for k in range(failures))
-    at_most = sum(math.comb(samples, k) * high**k * (1 - high) ** (samples - k) for k in range(failures + 1))
-    assert at_least == pytest.approx(0.025, abs=1e-6) or failures == 0
-    assert at_most == pytest.approx(0.025, abs=1e-6) or failures == samples
-    assert low <= failures / samples <= high
-
-
-def test_samples_needed_is_the_least_that_shows_anything():
-    for risk in (0.01, 0.02, 0.1):
-        needed = samples_needed(risk, 0.95)
-        assert binomial_p_value(0, needed, risk) <= 0.05 < binomial_p_value(0, needed - 1, risk)
-
-
-def test_the_readme_says_how_many_texts_are_needed(make_model, tokenizer, texts):
-    text = " ".join((Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split())
-    two, three = make_model(num_labels=2), make_model(num_labels=3)
-    three.exit_table = build_exit_table(three, tokenizer, texts * 3, 0.8, learn=("agreement", "exits"), progress=False)
-
-    def needed(model):
-        share = max(error_shares(families_of(model)).values())
-        return [samples_needed(1 - promised, 1 - 0.05 * share) for promised in (0.99, 0.98, 0.95)]
-
-    ranges = [f"{fewest} to {most}" for fewest, most in zip(needed(two), needed(three), strict=True)]
-    assert "at least {} for an agreement of .99, {} for .98, {} for .95".format(*ranges) in text
-
-
-def test_boldest_safe_stops_at_the_first_failure():
-    assert boldest_safe([0.01, 0.04, 0.2, 0.01], 0.95) == 1
-    assert boldest_safe([0.2, 0.01], 0.95) is None
-    assert boldest_safe([], 0.95) is None
-
-
-def test_betting_rarely_rejects_what_is_true():
-    """Mean loss exactly at the risk: p-values under .1 in at most a tenth of the runs, and the bet wins where it is lower."""
-    generator = torch.Generator().manual_seed(0)
-    at, below = [], []
-    for _ in range(300):
-        draws = torch.rand(400, generator=generator)
-        at.append(betting_p_value((draws < 0.3).double(), 0.3, 0.9) <= 0.1)
-        below.append(betting_p_value((draws < 0.2).double(), 0.3, 0.9) <= 0.1)
-    assert sum(at) / 300 <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / 300)
-    assert sum(below) / 300 >= 0.8
-
-
-@pytest.fixture(scope="module")
-def real_exits(real_logits):
-    """Uncertainty at the exits [N, E], and whether each agrees with the last."""
-    answers = real_logits.argmax(-1)
-    uncertainty = score_exits(real_logits.flatten(0, 1), 1.0).uncertainty.view(real_logits.shape[:2])
-    return uncertainty, answers == answers[:, -1:]
-
-
-@pytest.mark.parametrize("agreement", [0.95, 0.98])
-def test_the_promise_holds_as_often_as_stated_on_real_exits(real_exits, agreement):
-    """200 calibrations on 600 texts drawn from 1,821: at most a tenth choose a threshold whose agreement on all is lower."""
-    uncertainty, agrees = real_exits
-    grid = torch.logspace(-4, 0, 60).tolist()
-    exits = torch.stack([first_sure_exit(uncertainty.clone(), threshold) for threshold in grid])
-    differs = ~agrees.gather(1, exits.T).T
-    truth = differs.double().mean(1)
-    generator, broken, chosen = torch.Generator().manual_seed(0), 0, []
-    for _ in range(200):
-        drawn = torch.randint(len(uncertainty), (600,), generator=generator)
-        failures = differs[:, drawn].sum(1).tolist()
-        index = boldest_safe([binomial_p_value(count, 600, 1 - agreement) for count in failures], CONFIDENCE)
-        if index is not None:
-            chosen.append(index)
-            broken += float(truth[index]) > 1 - agreement
-    assert broken <= 200 * (1 - CONFIDENCE) + 3 * math.sqrt(200 * CONFIDENCE * (1 - CONFIDENCE))
-    assert len(chosen) > 150
-    assert exits[max(chosen)].double().mean() < uncertainty.shape[1] - 1  # and it is worth something
-
-
-def test_conformal_choices_keep_their_agreement_on_average(real_exits):
-    uncertainty, agrees = real_exits
-    grid = torch.logspace(-4, 0, 60).tolist()
-    exits = torch.stack([first_sure_exit(uncertainty.clone(), threshold) for threshold in grid])
-    differs = ~agrees.gather(1, exits.T).T
-    generator, kept = torch.Generator().manual_seed(0), []
-    for _ in range(200):
-        order = torch.randperm(len(uncertainty), generator=generator)
-        index = boldest_on_average(differs[:, order[:600]], 0.05)
-        kept.append(1 - float(differs[index, order[600:]].double().mean()))
-    kept = torch.tensor(kept)
-    assert 0.95 - 3 * float(kept.std()) / math.sqrt(200) <= float(kept.mean()) < 0.97  # kept, and not by wide
-
-
-def test_boldest_on_average_counts_a_loss_from_its_first_setting_on():
-    losses = torch.zeros(3, 19, dtype=torch.bool)
-    assert boldest_on_average(losses, 0.05) == 2
-    losses[1, 4] = True  # right again at the boldest setting, which does not count
-    assert boldest_on_average(losses, 0.05) == 0
-    assert boldest_on_average(losses, 0.1) == 2
-    assert boldest_on_average(torch.zeros(3, 18), 0.05) is None
-    assert samples_needed_on_average(0.05) == 19
-
-
-class RecordedEngine:
-    """What `calibrate` asks of an engine, answered from recorded exits; a policy's speed is what its layers allow."""
-
-    layer_costs = LayerCosts(((1, 1.0),), 0.0, score=0.05)
-    policy, dtype, max_length, truncation, progress = parse_policy("full"), "float32", 128, False, False
-
-    def __init__(self, model, tokens, logits):
-        self.model, self.tokens, self.logits = model, tokens, logits
-
-    def every_exit(self, rows):
-        rows = torch.tensor(rows)
-        return EveryExit(self.tokens.select(rows), self.logits[rows])
-
-
-@pytest.mark.parametrize("method", ["learn-then-test", "conformal"])
-@pytest.mark.parametrize("promise", [("agreement", 0.97), ("max_accuracy_drop", 0.03)], ids=lambda promise: promise[0])
-def test_the_choice_among_all_families_keeps_its_promise(real_logits, real_labels, monkeypatch, method, promise):
-    """200 calibrations on 600 of 1,821 real texts, each choosing among all families: the promise is broken on the others in no
-    more of them than stated; by the conformal method it holds on average."""
-    monkeypatch.setattr("geep_triton.promises.families.SETTINGS", 10)
-    monkeypatch.setattr("geep_triton.promises.calibrate._measure", simulated)
-    monkeypatch.setattr("geep_triton.promises.calibrate._with_speeds", lambda engine, curve, *_: curve)
-    model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
-    tokens = Tokens.from_lists([[5 + row % 5, row] for row in range(len(real_logits))])
-    engine, generator, losses, families = (
-        RecordedEngine(model, tokens, real_logits),
-        torch.Generator().manual_seed(0),
-        [],
-        set(),
-    )
-    answers, right = real_logits.argmax(-1), real_logits.argmax(-1) == real_labels[:, None]
-    for _ in range(200):
-        rows = torch.randperm(len(tokens), generator=generator)
-        rows, others = rows[:600], rows[600:]
-        labels = real_labels[rows].tolist() if promise[0] == "max_accuracy_drop" else None
-        arguments = promise, method, CONFIDENCE if method == "learn-then-test" else None
-        result = find_policy(engine, rows.tolist(), labels, *arguments, rounds=1, speed_samples=1)
-        exits = simulate(model, parse_policy(result.chosen.policy), tokens.select(others), real_logits[others])[:, None]
-        if labels is None:
-            loss = answers[others].gather(1, exits)[:, 0] != answers[others, -1]
-        else:
-            loss = right[others, -1].long() - right[others].gather(1, exits)[:, 0].long()
-        losses.append(float(loss.double().mean()))
-        families.add(result.chosen.family)
-    losses, risk = torch.tensor(losses), 1 - promise[1] if promise[0] == "agreement" else promise[1]
-    assert families - {"full"}
-    if method == "conformal":
-        assert float(losses.mean()) <= risk + 3 * float(losses.std()) / math.sqrt(200)
-    else:
-        broken = int((losses > risk + 1e-9).sum())
-        assert broken <= 200 * (1 - CONFIDENCE) + 3 * math.sqrt(200 * CONFIDENCE * (1 - CONFIDENCE))
-
-
-def test_all_families_of_a_table_keep_their_promises_together(real_logits, real_tokens, monkeypatch):
-    """A table learned from 621 real texts, 200 calibrations on 500 drawn from the other 1,200: in no more of them than stated
-    is there any family whose setting agrees less on the 1,200 than was promised, though only the fastest would be used."""
-    monkeypatch.setattr("geep_triton.promises.families.SETTINGS", 15)
-    monkeypatch.setattr("geep_triton.promises.calibrate._measure", simulated)
-    monkeypatch.setattr("geep_triton.promises.calibrate._with_speeds", lambda engine, curve, *_: curve)
-    tokens, special_ids = real_tokens
-    vocabulary = int(tokens.ids.max()) + 1
-    model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2, vocab_size=vocabulary))
-    known, others = torch.arange(621), torch.arange(621, len(tokens))
-    logits, tokens_of = real_logits[others], tokens.select(others)
-    uncertainty = score_exits(real_logits[known].flatten(0, 1), 1.0).uncertainty.view(len(known), -1)
-    answers = real_logits.argmax(-1)
-    records = ExitRecords(tokens.select(known), uncertainty, answers[known] == answers[known, -1:])
-    table = ExitTable.from_records(records, range(1, 7), TableSettings(0.3), vocabulary, "", special_ids)
-    model.exit_table = table.learn("agreement", epochs=3).learn("exits", epochs=3)
-    engine, answers, generator = RecordedEngine(model, tokens_of, logits), answers[others], torch.Generator().manual_seed(0)
-    broken, saving = 0, set()
-    for _ in range(200):
-        rows = torch.randint(len(others), (500,), generator=generator).tolist()
-        arguments = (("agreement", 0.97), "learn-then-test", CONFIDENCE)
-        result = find_policy(engine, rows, None, *arguments, rounds=1, speed_samples=1)
-        truth = []
-        for candidate in result.candidates:
-            exits = simulate(model, parse_policy(candidate.policy), tokens_of, logits)
-            truth.append(float((answers.gather(1, exits[:, None])[:, 0] == answers[:, -1]).double().mean()))
-            if candidate.mean_layers < 6:
-                saving.add(candidate.family)
-        broken += min(truth) < 0.97
-    assert broken <= 200 * (1 - CONFIDENCE) + 3 * math.sqrt(200 * CONFIDENCE * (1 - CONFIDENCE))
-    assert saving == set(TRIED) - {"margin"}  # which two classes do not have
+from tests.recorded import RecordedEngine, simulated
 
 
 def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokenizer, many, tmp_path):
@@ -282,43 +60,9 @@ def test_the_conformal_method_sets_the_chosen_family_on_texts_that_did_not_choos
     calibrate(engine, many[:18], agreement=0.9, method="conformal", rounds=1, speed_samples=5)
 
 
-def test_the_curve_is_measured_in_places(calibrated):
-    _, result = calibrated
-    measured = [point for point in result.curve if point.samples_per_second is not None]
-    assert calibrated[0].model.exit_config.calibration["curve"] == [asdict(point) for point in measured]
-    assert 1 <= len(measured) <= 6
-    assert {point.mean_layers for point in measured} >= {
-        min(point.mean_layers for point in result.curve), max(point.mean_layers for point in result.curve)
-    }  # fmt: skip
-
-
-def test_scoring_is_left_out_where_it_does_not_pay():
-    """Exit 1 lets nobody go, exit 2 half, exit 3 nobody more than exit 2."""
-    uncertainty = torch.tensor([[0.9, 0.1, 0.1], [0.9, 0.9, 0.9]] * 10)
-    fit = FitSamples(uncertainty, uncertainty < 0.5, (1, 2, 3, 6), 0.05)
-    assert worthwhile(fit, (0.5, 0.4, 0.3)) == {2: 0.4}
-    assert worthwhile(replace(fit, uncertainty=torch.full((20, 3), 0.9)), (0.5, 0.4, 0.3)).keys() <= {1, 2, 3}
-
-
-def test_equal_uncertainties_pass_together():
-    """A hundred texts as sure as can be, one of them right: no threshold lets the right one alone go."""
-    uncertainty, agrees = torch.zeros(100, 1), torch.zeros(100, 1, dtype=torch.bool)
-    agrees[0] = True
-    assert thresholds_at(uncertainty, agrees, 0.0) == (None,)
-    assert thresholds_at(uncertainty, agrees, 0.99) == (0.0,)
-    fit = FitSamples(uncertainty, agrees, (1, 4), 0.05)
-    assert worthwhile(fit, (None,)) == {}
-
-
-def simulated(engine, policies, rows, rounds):
-    """Samples a second where a layer takes one, and nothing else takes time."""
-    exits = {name: simulate(engine.model, policy, engine.tokens, engine.logits) for name, policy in policies.items()}
-    return {name: 1 / float((index + 1).double().mean()) for name, index in exits.items()}
-
-
 def test_a_speed_up_and_an_accuracy_on_real_exits(real_logits, monkeypatch):
     monkeypatch.setattr("geep_triton.promises.families.SETTINGS", 15)
-    monkeypatch.setattr("geep_triton.promises.calibrate._measure", simulated)
+    monkeypatch.setattr("geep_triton.promises.search.speeds_of", simulated)
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     rows, settings = list(range(1200)), {"rounds": 1, "speed_samples": 10}
@@ -346,7 +90,7 @@ def test_a_policy_that_was_held_up_once_is_measured_again(real_logits, monkeypat
 
     chosen = []
     for measure in (simulated, held_up):
-        monkeypatch.setattr("geep_triton.promises.calibrate._measure", measure)
+        monkeypatch.setattr("geep_triton.promises.search.speeds_of", measure)
         settings = {"rounds": 1, "speed_samples": 10}
         result = find_policy(engine, list(range(1200)), None, ("speedup", 2.0), "learn-then-test", None, **settings)
         chosen.append(result.chosen.policy)
@@ -432,18 +176,6 @@ def test_labels_are_all_names_or_all_numbers():
         label_ids(["neg", 1], 2, {"neg": 0, "pos": 1})
 
 
-def test_figures_of_a_fitted_family_are_of_the_samples_that_judge_it(real_logits):
-    model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
-    tokens, logits = Tokens.from_lists([[5]] * 100), real_logits[:100]
-    judge = Judge(model, EveryExit(tokens, logits), None, torch.randperm(100))
-    policy = parse_policy("threshold:0.4")
-    exits = simulate(model, policy, tokens, logits)
-    answers = logits.argmax(-1)
-    agrees = (answers.gather(1, exits[:, None])[:, 0] == answers[:, -1])[judge.order]
-    for rows in (slice(None), slice(50, None)):
-        assert judge(policy, "threshold", rows).candidate.agreement == pytest.approx(float(agrees[rows].double().mean()))
-
-
 def test_texts_that_the_table_was_built_from_prove_nothing(model, tokenizer, many, tmp_path):
     model.exit_table = build_exit_table(model, tokenizer, many, 0.8, progress=False)
     model.save_pretrained(tmp_path)
@@ -489,13 +221,13 @@ def test_a_calibration_is_of_the_texts_that_the_table_does_not_know(model, token
 def test_a_constant_depth_must_be_clearly_faster(real_logits, monkeypatch):
     """It looks at no text, so it is taken only where it gains much, for a promise on answers."""
     monkeypatch.setattr("geep_triton.promises.families.SETTINGS", 15)
-    monkeypatch.setattr("geep_triton.promises.calibrate._with_speeds", lambda engine, curve, *_: curve)
+    monkeypatch.setattr("geep_triton.promises.search.spread", lambda curve: set())
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     for gain, wins in ((0.99 * CLEARLY_FASTER, False), (1.01 * CLEARLY_FASTER, True)):
         speeds = {"constant": gain, "full": 0.5}
         monkeypatch.setattr(
-            "geep_triton.promises.calibrate._measure",
+            "geep_triton.promises.search.speeds_of",
             lambda engine, policies, *_, speeds=speeds: {
                 name: speeds.get(name.rpartition(" ")[0] or name, 1.0) for name in policies
             },
@@ -505,43 +237,6 @@ def test_a_constant_depth_must_be_clearly_faster(real_logits, monkeypatch):
         )
         assert {"constant", "threshold"} <= {candidate.family for candidate in result.candidates}
         assert (result.chosen.family == "constant") == wins
-
-
-def test_families_are_a_grid_whose_shares_of_the_error_sum_to_one(make_model, tokenizer, texts):
-    for labels, exits in ((2, None), (3, None), (3, [2, 4]), (3, [4])):
-        model = make_model(num_labels=labels, exit_layers=exits)
-        for learned in (None, {"learn": ()}, {"learn": ("agreement",)}, {"learn": ("agreement", "exits")}):
-            if learned is not None:
-                model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, **learned)
-            tried, grid = families_of(model), families_of(model, every=True)
-            names = [family.name for family in tried]
-            assert len(set(names)) == len(names)
-            assert [family.name for family in grid if family.name in TRIED or family.name == "full"] == names
-            shares = error_shares(tried)
-            assert sum(shares.values()) == pytest.approx(1)
-            assert list(shares) == names
-            if exits == [4]:
-                assert names == ["full"]
-                continue
-            plain = sum(share for name, share in shares.items() if name in PLAIN)
-            assert plain >= 0.5
-            assert min(shares[name] for name in names if name in PLAIN) >= max(shares.values()) - 1e-12
-            fit = FitSamples.of(
-                EveryExit(Tokens.from_lists([[5]] * 9), torch.randn(9, len(model.config.exit_layers), labels)),
-                model.config.exit_layers,
-                0.05,
-            )
-            for family in grid:
-                for policy in family.policies(fit):
-                    assert parse_policy(format_policy(policy)) == policy
-                    policy.check(model, tokenizer)
-    assert {family.name for family in grid} >= {"full"}
-    model = make_model(num_labels=3)
-    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, learn=("agreement", "exits"))
-    assert {family.name for family in families_of(model)} == set(TRIED)
-    assert {family.name for family in families_of(model, every=True)} - set(TRIED) >= {
-        "patience", "patience of sure exits", "predicted", "predicted+margin", "allocated+patience"
-    }  # fmt: skip
 
 
 def test_a_calibration_does_not_outlive_what_it_was_made_for(calibrated, tokenizer, many, tmp_path):
@@ -604,7 +299,7 @@ def test_labels_that_look_like_ids_are_names():
 def test_an_audit_warns_of_inputs_that_the_calibration_did_not_see(model, tokenizer, many, monkeypatch):
     """Calibrated on some texts, then served those that a bold policy answers wrong: the whole way through the engine."""
     monkeypatch.setattr(
-        "geep_triton.promises.calibrate._measure",
+        "geep_triton.promises.search.speeds_of",
         lambda engine, policies, inputs, rounds: {
             name: 2.0 if name.rpartition(" ")[0] == "threshold" else 1.0 for name in policies
         },

@@ -13,7 +13,7 @@ from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.curriculum import Curriculum, TrainSampler, competence, staged
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.difficulty import cross_review, difficulty_column, first_right_exit, full_model_teacher
-from tests.test_training import ROWS
+from tests.trainers import ROWS
 
 
 def test_competence_is_the_papers_formula():

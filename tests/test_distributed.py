@@ -32,7 +32,7 @@ from geep_triton.training.curriculum import Curriculum
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import get_recipe
 from tests.conftest import WORDS, tiny_config
-from tests.test_training import ROWS
+from tests.trainers import ROWS
 
 processes = int(os.environ.get("WORLD_SIZE", 1))
 tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})

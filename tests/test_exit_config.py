@@ -16,13 +16,20 @@ from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import damage_of
 from geep_triton.training.dataset import TextDataset
 
-CALIBRATION = {"promise": ["agreement", 0.9], "chosen": {"policy": "threshold:0.3"}}
+CALIBRATION = {"promise": ["agreement", 0.9], "chosen": {"policy": "threshold:0.3+skip:never"}}
 SERVED = {
-    "policy": "threshold:0.3",
-    "skipping": "never",
+    "policy": "threshold:0.3+skip:never",
     "thresholds": [0.1, 0.2, 0.3],
     "temperatures": [0.5, 1.0, 1.5, 2.0],
     "calibration": CALIBRATION,
+}
+# The same in a config.json of version 0.1.
+OLD_SERVED = {
+    "exit_policy": "threshold:0.3",
+    "skipping": "never",
+    "exit_thresholds": SERVED["thresholds"],
+    "exit_temperatures": SERVED["temperatures"],
+    "calibration": {"promise": ["agreement", 0.9], "chosen": {"policy": "threshold:0.3"}},
 }
 
 
@@ -40,7 +47,7 @@ def old_folder(folder):
     values = json.loads((folder / "config.json").read_text())
     del values["digests"]["exit_config"]
     del values["digests"]["config"]  # which was of all that the file said
-    values |= {old: SERVED[name] for old, name in OLD_FIELDS.items()}
+    values |= OLD_SERVED
     (folder / "config.json").write_text(json.dumps(values))
     (folder / EXIT_CONFIG_FILE).unlink()
     return folder
@@ -50,7 +57,7 @@ def old_folder(folder):
     ("name", "value", "error", "message"),
     [
         ("policy", 3, TypeError, "policy must be a str or None, got 3"),
-        ("skipping", ["gates"], TypeError, r"skipping must be a str or None, got \['gates'\]"),
+        ("skipping", "gates", AttributeError, "an ExitConfig has no field 'skipping'"),
         ("thresholds", 2.0, ValueError, "each of thresholds must be between 0.0 and 1.0, got 2.0"),
         ("thresholds", [0.1, "x"], TypeError, "each of thresholds must be a number, got 'x'"),
         ("thresholds", {0.5}, TypeError, "each of thresholds must be a number"),
@@ -59,7 +66,7 @@ def old_folder(folder):
         ("calibration", {}, ValueError, "calibration must be what `calibrate` found"),
         ("calibration", {"promise": ["luck", 0.5]}, ValueError, "unknown promise of calibration 'luck'; known: agreement"),
         ("calibration", {"promise": ["agreement", 2]}, ValueError, "agreement that calibration promises must be between"),
-        ("threshold", 0.3, AttributeError, "an ExitConfig has no field 'threshold'; it has policy, skipping, thresholds"),
+        ("threshold", 0.3, AttributeError, "an ExitConfig has no field 'threshold'; it has policy, thresholds"),
     ],
 )
 def test_values_are_checked_when_they_are_set(name, value, error, message):
@@ -124,7 +131,10 @@ def test_what_does_not_fit_is_not_saved(model, folder):
 def test_the_configuration_has_the_shape_only(model):
     for name in OLD_FIELDS:
         assert not hasattr(model.config, name)
-        with pytest.raises(TypeError, match=f"no field {name}: .*Set model.exit_config.{OLD_FIELDS[name]}, or pass {name} to"):
+        passed = r"exit_policy='\.\.\.\+skip:MODE'" if name == "skipping" else name
+        with pytest.raises(
+            TypeError, match=f"no field {name}: .*Set model.exit_config.{OLD_FIELDS[name]}, or pass {passed} to"
+        ):
             MultiExitBertConfig(**{name: None})
         with pytest.raises(AttributeError, match=f"no field {name}: it holds the model's shape only"):
             setattr(model.config, name, None)
@@ -206,7 +216,7 @@ def test_what_the_caller_chooses(saved, request):
 def test_other_exits(saved, load, request, caplog):
     path = request.getfixturevalue(saved)
     assert load(path, exit_layers=[2, 4]).exit_config == ExitConfig()
-    for words in ("thresholds are left out", "temperatures are left out", "calibration is left out: the exits or the gates"):
+    for words in ("thresholds are left out", "temperatures are left out", "calibration is left out, because the exits or the"):
         assert words in caplog.text
     kept = load(path, exit_layers=[2, 4], exit_thresholds=[0.5], exit_temperatures=[2.0, 1.0], exit_policy="constant:2")
     assert kept.exit_config == ExitConfig("constant:2", thresholds=[0.5], temperatures=[2.0, 1.0])
@@ -221,10 +231,33 @@ def test_as_many_other_exits(folder):
     assert MultiExitBert.from_pretrained(folder).exit_config.thresholds == (0.3,)
 
 
-def test_another_way_to_skip_ends_a_calibration(folder):
-    loaded = MultiExitBert.from_pretrained(folder, skipping="gates").exit_config
-    assert (loaded.policy, loaded.skipping, loaded.calibration) == (None, "gates", None)
-    assert loaded.thresholds == (0.1, 0.2, 0.3)
+@pytest.mark.parametrize("saved", ["folder", "old_folder"])
+def test_another_way_to_skip_is_another_policy_of_which_nothing_is_promised(saved, request, tokenizer):
+    path = request.getfixturevalue(saved)
+    with pytest.raises(TypeError, match=r"pass exit_policy='\.\.\.\+skip:MODE', got 'gates'"):
+        MultiExitBert.from_pretrained(path, skipping="gates")
+    assert Engine(MultiExitBert.from_pretrained(path), tokenizer).promise.agreement == 0.9
+    loaded = MultiExitBert.from_pretrained(path, exit_policy="threshold:0.3")
+    assert loaded.exit_config.thresholds == (0.1, 0.2, 0.3)
+    with pytest.warns(
+        UserWarning, match="exit_policy threshold:0.3.skip:never, now threshold:0.3: its policy is used, but its"
+    ):
+        assert Engine(loaded, tokenizer).promise is None
+
+
+@pytest.mark.parametrize(
+    ("old", "policy"),
+    [
+        ({}, None),
+        ({"skipping": None}, None),
+        ({"skipping": "gates"}, "full+skip:gates"),
+        ({"exit_policy": "verified:0.2", "skipping": "planned:0.5"}, "verified:0.2+skip:planned:0.5"),
+    ],
+)
+def test_what_version_0_1_saved_of_skipping_is_a_part_of_the_policy(old, policy):
+    assert ExitConfig.from_old_config(old | {"num_labels": 3}) == ExitConfig(policy)
+    with pytest.raises(TypeError, match=r"skipping must be a str or None, got \['gates'\]"):
+        ExitConfig.from_old_config(old | {"skipping": ["gates"]})
 
 
 def test_a_field_of_that_name_in_the_configuration_of_a_bert(folder, make_model, tmp_path):
@@ -268,7 +301,7 @@ def test_a_trainers_checkpoint_has_it(model, tokenizer, tmp_path):
 def test_another_vocabulary_ends_a_calibration_only(model):
     model.exit_config = ExitConfig(**SERVED)
     model.resize_token_embeddings(50)
-    expected = SERVED | {"policy": None, "skipping": None, "calibration": None}
+    expected = SERVED | {"policy": None, "calibration": None}
     assert model.exit_config == ExitConfig(**expected)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.engine import flight, layers, run
+from geep_triton.engine import flight, layers, scorer
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.flight import Copying, fly
 from tests.test_gates import gated
@@ -54,7 +54,7 @@ def clock(monkeypatch):
             clock.actions.append(("wait", self.number))
             return super().get()
 
-    for module in (flight, layers, run):
+    for module in (flight, layers, scorer):
         monkeypatch.setattr(module, "Copying", Watched)
     return clock
 

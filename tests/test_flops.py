@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +17,16 @@ def counted(call) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("head", ["attention", "pooler", "linear"])
+@pytest.mark.parametrize("gate", ["attention", "mean"])
+def test_of_many_samples_at_once(make_model, head, pooling, gate):
+    """As runners without padding ask for them."""
+    config = make_model(head=head, pooling=pooling, skip_gate=gate).config
+    for flops in (partial(layer_flops, config), partial(head_flops, config, 1), partial(gate_flops, config)):
+        assert flops(torch.tensor([1, 7, 20])).tolist() == [flops(tokens) for tokens in (1, 7, 20)]
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 20])

@@ -83,7 +83,7 @@ def test_layers_without_padding_change_no_answer(model, tokenizer, texts, policy
     settings = {"dtype": "bfloat16", "token_budget": token_budget, "window": 2}
     result = Engine(model, tokenizer, policy, runner="packed", **settings).predict(texts)
     at = torch.searchsorted(torch.tensor(model.config.exit_layers), result.exit_layers)
-    expected = Engine(model, tokenizer, "full", **settings).exit_logits(texts)[1][torch.arange(len(texts)), at]
+    expected = Engine(model, tokenizer, "full", **settings).every_exit(texts).logits[torch.arange(len(texts)), at]
     torch.testing.assert_close(result.probabilities, expected.softmax(-1), atol=3e-2, rtol=0)
 
 
@@ -107,7 +107,7 @@ def test_graphs_of_skip_gates(make_model, tokenizer, texts, dtype):
 def test_graphs_follow_temperatures(model, tokenizer, texts):
     model.cuda()
     plain, graphed = (Engine(model, tokenizer, dtype="float32", runner=runner) for runner in ("torch", "graphs"))
-    before = graphed.exit_logits(texts)[1]
+    before = graphed.every_exit(texts).logits
     model.exit_config.temperatures = [2.0] * len(model.config.exit_layers)
-    torch.testing.assert_close(graphed.exit_logits(texts)[1], before / 2, atol=1e-4, rtol=0)
-    torch.testing.assert_close(graphed.exit_logits(texts)[1], plain.exit_logits(texts)[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(graphed.every_exit(texts).logits, before / 2, atol=1e-4, rtol=0)
+    torch.testing.assert_close(graphed.every_exit(texts).logits, plain.every_exit(texts).logits, atol=1e-4, rtol=0)

@@ -47,13 +47,13 @@ def test_names_that_are_numbers_and_no_names():
 
 
 BAD = [
-    ((NAMES, {"neg": 1, "pos": 0}), r"label2id must say.*'neg'.*'neg': 1"),
-    ((NAMES, {"neg": 0}), "label2id must say"),
-    ((NAMES, IDS | {"neutral": 2}), "label2id must say"),
-    ((NAMES, IDS | {"negative": 0}), "label2id must say"),
-    ((DEFAULT, {"LABEL_0": 1, "LABEL_1": 0}), "label2id must say"),
-    (({0: "LABEL_1", 1: "LABEL_0"}, DEFAULT_IDS), "label2id must say"),
-    ((DEFAULT, {"a": 0, "b": 1, "c": 2}), "label2id must say"),
+    ((NAMES, {"neg": 1, "pos": 0}), r"label2id must be the inverse.*'neg'.*'neg': 1"),
+    ((NAMES, {"neg": 0}), "label2id must be the inverse"),
+    ((NAMES, IDS | {"neutral": 2}), "label2id must be the inverse"),
+    ((NAMES, IDS | {"negative": 0}), "label2id must be the inverse"),
+    ((DEFAULT, {"LABEL_0": 1, "LABEL_1": 0}), "label2id must be the inverse"),
+    (({0: "LABEL_1", 1: "LABEL_0"}, DEFAULT_IDS), "label2id must be the inverse"),
+    ((DEFAULT, {"a": 0, "b": 1, "c": 2}), "label2id must be the inverse"),
     (({1: "neg", 2: "pos"}, {"neg": 1, "pos": 2}), r"classes 0\.\.1"),
     (({0: "neg", 2: "pos"}, None), r"classes 0\.\.1"),
     (({0: "neg", -1: "pos"}, None), r"classes 0\.\.1"),
@@ -75,7 +75,7 @@ def test_maps_that_contradict_each_other(given, message):
 
 
 def test_a_configuration_is_refused_when_made():
-    with pytest.raises(ValueError, match="label2id must say"):
+    with pytest.raises(ValueError, match="label2id must be the inverse"):
         MultiExitBertConfig(id2label=NAMES, label2id={"neg": 1, "pos": 0})
     with pytest.raises(ValueError, match="num_labels=3"):
         MultiExitBertConfig(id2label=NAMES, num_labels=3)

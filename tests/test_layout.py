@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ FLOORS = {
     "labels": 0.1,
     "config": 0.2,
     "resumable": 0.2,
+    "unfinished": 0.2,
     "ops": 1,
     "tokens": 1,
     "data": 1.5,
@@ -33,6 +35,7 @@ FLOORS = {
     "training": 4,
     "engine": 4,
     "promises": 5,
+    "from_fine_tuned": 6,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -64,19 +67,99 @@ def test_imports_point_down(path):
         assert other == own or FLOORS[other] < FLOORS[own], f"{own} must not import {other}"
 
 
-OURS = ("engine", "model", "runner", "policy", "table", "tokens", "rule", "window", "config", "trainer")
+# A name with one of these words is the name of something of ours.
+OURS = re.compile(
+    "(^|_)(batche?|bert|calibration|config|curriculum|encoder|engine|judge|layers|leave|model|observer|parts|policie|policy|pool"
+    "|prediction|promise|recipe|record|rule|runner|sample|scorer|skip|stage|start|states|table|token|trainer|watch|window)s?(_|$)"
+)
+OF_ANY_STATES = re.compile(r"\b(Batch|Pools|Runner|Scorer|WindowLayers|WindowRun)\[Any\]")  # a class of ours, and says so
+# Where `Any` is true.
+ANY = {
+    ("config.py", "config_dict"): "JSON",
+    ("exit_config.py", "calibration"): "JSON",
+    ("modeling/storing.py", "config"): "JSON",
+    ("saving.py", "config"): "JSON",
+    ("engine/build_exit_table.py", "engine"): "further arguments of an engine",
+    ("from_fine_tuned.py", "config"): "further fields of a configuration",
+    ("modeling/loading.py", "model_args"): "transformers' own",
+    ("modeling/model.py", "model_args"): "transformers' own",
+}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_of_ours_is_typed_any(path):
-    """A parameter that is named after a class of ours says so: `Any` would hide an import that points up."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for argument in (*node.args.args, *node.args.kwonlyargs):
-            if argument.arg in OURS:
-                typed = "Any" if argument.annotation is None else ast.unparse(argument.annotation)
-                assert typed not in ("Any", "object"), f"{path.name}: {node.name}({argument.arg}) is typed {typed}"
+def typed_any(source: str) -> set[str]:
+    """Parameters, fields and variables with a word of ours in their names whose types have `Any` or `object` in them."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        typed = []
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            of = node.args
+            given = (*of.posonlyargs, *of.args, *of.kwonlyargs, of.vararg, of.kwarg)
+            typed = [(argument.arg, argument.annotation) for argument in given if argument is not None]
+        elif isinstance(node, ast.AnnAssign):
+            typed = [(ast.unparse(node.target).rpartition(".")[2], node.annotation)]
+        for name, annotation in typed:
+            told = "Any" if annotation is None else OF_ANY_STATES.sub("", ast.unparse(annotation))
+            if OURS.search(name) and re.search(r"\b(Any|object)\b", told):
+                found.add(name)
+    return found
+
+
+def imports_by_name(source: str) -> bool:
+    """Whether a module is imported, or can be, whose name is not in an import statement."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        names |= {getattr(node, field, None) for field in ("id", "attr", "name")}
+    return bool(names & {"import_module", "__import__"})
+
+
+def test_nothing_of_ours_is_typed_any():
+    """What is named after a class of ours says so: `Any` would hide an import that points up."""
+    typed = [path for path in MODULES if path.parent.name != "kernels"]  # whose pointers have no types
+    found = {(path.relative_to(PACKAGE).as_posix(), name) for path in typed for name in typed_any(path.read_text("utf-8"))}
+    assert found == ANY.keys()
+
+
+def test_modules_are_imported_by_statements():
+    """Beside the package's lazy names, and an op's implementation, which lies in the op's own room."""
+    found = {path.relative_to(PACKAGE).as_posix() for path in MODULES if imports_by_name(path.read_text("utf-8"))}
+    assert found == {"ops/dispatch.py"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("def f(engine): ...", "def f(engine: Any): ...", "def f(an_engine: Any | None, /): ...", "def f(model: 'Any'): ..."),
+        *("async def f(*, model: Optional[Any] = None): ...", "def f(*models: object): ...", "def f(**windows: Any): ..."),
+        *("class A:\n    table: typing.Any", "class A:\n    def f(self, policies: list[Any]): ...", "tokens: Any = f()"),
+        *("def f(self):\n    self._runner: Any = 3", "def f(runner: Runner[Any] | Any): ..."),
+    ],
+)
+def test_an_any_in_the_place_of_ours_is_seen(source):
+    assert typed_any(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("def f(engine: Engine | None, value: Any, row: object): ...", "def f(runner: str | Runner[Any]): ..."),
+        *("f(lambda model: model)", "class A:\n    tables: list[ExitTable]\n    remodelled: Any", "model = f()"),
+    ],
+)
+def test_an_any_that_hides_nothing_of_ours_is_left_alone(source):
+    assert typed_any(source) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        ("importlib.import_module('geep_triton.engine.engine')", True),
+        ("from importlib import import_module as load", True),
+        ("load = __import__", True),
+        ("import importlib.util\nimportlib.util.find_spec('triton')", False),
+    ],
+)
+def test_an_import_by_name_is_seen(source, seen):
+    assert imports_by_name(source) == seen
 
 
 def modules_imported(path: Path) -> set[str]:
@@ -140,7 +223,8 @@ def test_import_is_as_light_as_transformers_bert():
 def test_import_works_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None; import geep_triton as g; "
-        "g.Engine; g.ExitTable; g.MultiExitTrainer; g.build_exit_table; g.Policy; g.Predictions; g.calibrate; g.audit"
+        "g.Engine; g.ExitTable; g.MultiExitTrainer; g.build_exit_table; g.Policy; g.Predictions; g.calibrate; g.audit; "
+        "g.give_exits"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -151,6 +235,11 @@ def test_unknown_name_raises():
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = geep_triton.nothing_here
     assert set(geep_triton.__all__) >= {"MultiExitBert", "Engine", "ExitTable", "MultiExitTrainer"}
+
+
+def test_every_public_name_is_offered_before_it_is_imported():
+    code = "import geep_triton as g; there = dir(g); assert not {*g.__all__} - {*there} and there == sorted(there), there"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_warnings_find_the_users_line():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.ops.exit_scores import CRITERIA
-from geep_triton.policies.leave import REGROUPS, Patient, Sure
+from geep_triton.exit_config import ExitConfig
+from geep_triton.ops.exit_scores import CRITERIA, score_exits
+from geep_triton.policies.leave import REGROUPS, ExitRule, Patient, Sure
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
-from geep_triton.policies.text import format_policy, parse_policy, saved_policy
+from geep_triton.policies.text import format_policy, parse_policy
 
 FULL = Policy(LastLayer())
 
@@ -103,6 +106,7 @@ def test_any_policy_is_what_its_short_form_says(policy):
         ("verified:0.2,decision=mean,values=learned", "predicted:mean,values=learned+threshold:0.2"),
         ("verified:0.2,values=learned,pooling=never", "predicted:0.05,values=learned+threshold:0.2,regroup=never"),
         ("verified:0.2,price=0.05,criterion=margin", "allocated:0.05+threshold:0.2,criterion=margin"),
+        ("verified:0.2,price=0.1,decision=mean,values=learned", "allocated:0.1+threshold:0.2"),
         ("threshold:0.3,pooling=always", "threshold:0.3,regroup=always"),
         ("patience:2,pooling=always", "patience:2,regroup=always"),
         ("constant:2,answer_head=teacher", "constant:2,answer_head=shared"),
@@ -114,9 +118,9 @@ def test_short_forms_of_version_0_1(old, new):
 
 
 def test_what_version_0_1_saved_of_skipping():
-    assert saved_policy(None, None) == FULL
-    assert saved_policy("verified:0.2", "planned:0.5") == Policy(TableExit(0.05), Sure(0.2), Skip("planned", 0.5))
-    assert saved_policy("threshold:0.2+skip:never", "gates") == Policy(FirstExit(), Sure(0.2), Skip("never"))
+    folded = ExitConfig.from_old_config({"exit_policy": "verified:0.2", "skipping": "planned:0.5"})
+    assert parse_policy(folded.policy) == Policy(TableExit(0.05), Sure(0.2), Skip("planned", 0.5))
+    assert parse_policy(ExitConfig.from_old_config({"skipping": "never"}).policy) == Policy(LastLayer(), skip=Skip("never"))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +145,6 @@ def test_what_version_0_1_saved_of_skipping():
         ("allocated:0.1,mean_depth=3", "exactly one of price, mean_depth and agreement, got .'price', 'mean_depth'."),
         ("verified:0.2,earlier=0.5", "has no setting 'earlier'"),
         ("verified:0.2,certain=0.9", "has no setting 'certain'"),
-        ("verified:0.2,price=0.1,decision=mean", "allocated has no setting 'decision'"),
         ("verified:0.2+threshold:0.1", "'threshold:0.1' has no place there"),
         ("threshold:0.2+predicted", "'predicted' has no place there"),
         ("threshold:0.2+patience:2", "'patience:2' has no place there"),
@@ -171,7 +174,13 @@ def test_bad_short_forms(text, message):
         ({"start": "full"}, TypeError, "start must be a start, with the methods check and stops, got 'full'"),
         ({"start": LastLayer}, TypeError, "start must be a start, with the methods check and stops, got <class"),
         ({"start": FirstExit()}, ValueError, "needs a leave"),
-        ({"start": AtLayer(1), "leave": 0.3}, TypeError, "leave must be Sure, Patient or None, got 0.3"),
+        ({"start": AtLayer(1), "leave": Sure}, TypeError, "leave must be a leave"),
+        ({"start": AtLayer(1), "leave": 0.3}, TypeError, "leave must be a leave, with the method rule, or None, got 0.3"),
+        (
+            {"start": AtLayer(1), "leave": SimpleNamespace(rule=len, regroup="often")},
+            ValueError,
+            "unknown regroup 'often'; known: always, auto, never",
+        ),
         ({"start": AtLayer(1), "skip": "never"}, TypeError, "skip must be a Skip or None, got 'never'"),
         ({"start": AtLayer(1), "answer_head": 3}, ValueError, "unknown answer_head 3"),
     ],
@@ -227,7 +236,7 @@ def test_a_table_start_scores_from_where_the_first_are_expected_to_leave(model, 
 
 
 def test_a_start_is_moved_on_to_where_samples_are_scored(model, tokenizer, texts):
-    tokens = Engine(model, tokenizer).exit_logits(texts)[0]
+    tokens = Engine(model, tokenizer).every_exit(texts).tokens
     for layer, layers, expected in ((1, None, 1), (1, (2, 3), 2), (2, (1, 3), 3), (4, (1, 3), 4)):
         stops = Policy(AtLayer(layer), Sure(0.8, layers=layers)).stops(model, tokens)
         assert stops.tolist() == [expected] * len(texts)
@@ -262,6 +271,57 @@ def test_a_start_of_ones_own(model, tokenizer, texts):
     assert (engine.with_policy(Policy(ByLength(), Sure(0.8))).predict(texts).exit_layers >= expected).all()
     with pytest.raises(TypeError, match="has no short form; those that have: full, constant"):
         format_policy(engine.policy)
+
+
+class NotClass2(ExitRule):
+    """Who is sure leaves unless the answer is class 2."""
+
+    def score(self, layer, logits, previous, streak):
+        scores = super().score(layer, logits, previous, streak)
+        return replace(scores, leaves=scores.leaves & (scores.prediction != 2))
+
+
+class OddExits:
+    """A leave without any attribute."""
+
+    def rule(self, model):
+        return NotClass2({layer: 0.85 for layer in model.config.exit_layers[:-1] if layer % 2})
+
+
+class PooledOddExits(OddExits):
+    regroup = "always"
+
+
+@pytest.mark.parametrize("leave", [OddExits(), PooledOddExits()])
+@pytest.mark.parametrize("start", [FirstExit(), AtLayer(2)])
+def test_a_leave_of_ones_own(model, tokenizer, texts, start, leave):
+    policy = Policy(start, leave)
+    result = Engine(model, tokenizer, policy, token_budget=40).predict(texts)
+    assert result.exit_layers.unique().numel() > 1
+    for index, text in enumerate(texts):
+        with torch.no_grad():
+            exits = model(**tokenizer(text, return_tensors="pt"), output_exit_logits=True).exit_logits
+        scored = [score_exits(exits[layer - 1], 0.85) for layer in (1, 3)]
+        early = [layer for layer, own in zip((1, 3), scored, strict=True) if bool(own.leaves & (own.prediction != 2))]
+        expected = min((layer for layer in early if start == FirstExit() or layer > 1), default=4)
+        assert int(result.exit_layers[index]) == expected
+        torch.testing.assert_close(result.logits[index], exits[expected - 1][0], atol=1e-5, rtol=0)
+    with pytest.raises(TypeError, match="has no short form; those that have: full, constant"):
+        format_policy(policy)
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        (None, TypeError, r"leave.rule\(model\) must be a ExitRule, got None"),
+        (ExitRule({4: 0.5}), ValueError, r"some of this model's early exits \[1, 2, 3\], ascending, got \[4\]"),
+        (ExitRule({2: 0.5, 1: 0.5}), ValueError, r"ascending, got \[2, 1\]"),
+    ],
+)
+def test_what_a_leave_of_ones_own_must_give(model, tokenizer, monkeypatch, rule, error, message):
+    monkeypatch.setattr(OddExits, "rule", lambda self, model: rule)
+    with pytest.raises(error, match=message):
+        Engine(model, tokenizer, Policy(FirstExit(), OddExits()))
 
 
 def test_the_models_own_thresholds(model, tokenizer, texts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geep_triton import Engine, MultiExitBert
+from geep_triton.engine.batch import Batch
 from geep_triton.engine.batching import schedule
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.layers import WindowLayers
-from geep_triton.engine.pools import Batch, Pools
+from geep_triton.engine.pools import Pools
 from geep_triton.engine.run import WindowRun
+from geep_triton.engine.scorer import Scorer
 from geep_triton.policies.leave import ExitRule, Sure
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.text import parse_policy
@@ -52,9 +55,9 @@ def test_any_window_is_answered_once_where_the_rule_says_in_bounded_memory(
     rule = ExitRule(dict(zip((1, 2, 3), thresholds, strict=True)))
     stops = torch.tensor(stops[: len(samples)])
     runner = PaddedRunner(sharp)
-    pools = Pools(runner, tokens, token_budget)
+    pools, layers = Pools(runner, token_budget), WindowLayers(runner, tokens)
     with torch.no_grad():
-        run = WindowRun(WindowLayers(runner, tokens), tokens, rule, pools=pools, in_flight=in_flight)
+        run = WindowRun(layers, Scorer(rule, layers), pools=pools, in_flight=in_flight)
         answers = list(run.answers(schedule(stops, tokens.lengths, token_budget)))
         ids, mask, _ = tokens.padded(torch.arange(len(samples)), 0)
         logits = torch.stack(sharp(ids, mask, output_exit_logits=True).exit_logits, dim=1)
@@ -84,50 +87,65 @@ def test_windows_and_budgets_never_change_an_answer(sharp, tokenizer, samples, w
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=0)
 
 
-def batch(rows, lengths, width):
-    """Samples of these numbers, their states the numbers, padded to `width`."""
+def batch(layer, rows, lengths, width):
+    """Samples of these numbers after a layer, their states the numbers, padded to `width`."""
     hidden = torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1).expand(len(rows), width, 2).contiguous()
     lengths = torch.tensor(lengths)
-    return Batch(torch.tensor(rows), PaddedStates(hidden, Padding(lengths, (torch.arange(width) < lengths[:, None]).long())))
+    states = PaddedStates(hidden, Padding(lengths, (torch.arange(width) < lengths[:, None]).long()))
+    return Batch(torch.tensor(rows), states, layer + 1, layer)
 
 
-def pools_of(sharp, tokens, token_budget):
-    return Pools(PaddedRunner(sharp), tokens, token_budget)
+def pools_of(sharp, token_budget):
+    return Pools(PaddedRunner(sharp), token_budget)
 
 
 def test_pools_give_the_deepest_full_batch_first_and_the_shallowest_rest(sharp):
-    tokens = Tokens.from_lists([[1] * 4] * 12)
-    pools = pools_of(sharp, tokens, 16)
-    pools.put(1, batch([0, 1, 2, 3], [4] * 4, 4))
+    pools = pools_of(sharp, 16)
+    assert pools.hold(batch(1, [0, 1, 2, 3], [4] * 4, 4))
     assert pools.most_held == 16
-    pools.put(2, batch([4, 5, 6], [4] * 3, 4))
-    pools.put(2, batch([7, 8], [4] * 2, 4))
-    layer, full = pools.take_full()
-    assert (layer, full.rows.tolist()) == (2, [4, 5, 6, 7])
+    assert pools.hold(batch(2, [4, 5, 6], [4] * 3, 4))
+    assert pools.hold(batch(2, [7, 8], [4] * 2, 4))
+    full = pools.take_full()
+    assert (full.layer, full.stop, full.rows.tolist()) == (2, 3, [4, 5, 6, 7])
     assert full.states.hidden[:, 0, 0].tolist() == [4, 5, 6, 7]
-    assert pools.take_full()[0] == 1
+    assert pools.take_full().layer == 1
     assert pools.take_full() is None
-    layer, rest = pools.take_rest()
-    assert (layer, rest.rows.tolist()) == (2, [8])
+    rest = pools.take_rest()
+    assert (rest.layer, rest.stop, rest.rows.tolist()) == (2, 3, [8])
     assert pools.take_rest() is None
 
 
+def test_a_full_pool_runs_before_what_is_planned_and_a_rest_only_alone(sharp):
+    pools, planned = pools_of(sharp, 16), iter([batch(0, [9], [4], 4)])
+    assert pools.hold(batch(1, [0, 1, 2, 3, 4], [4] * 5, 4))
+    assert pools.next_batch(planned, alone=True).rows.tolist() == [0, 1, 2, 3]
+    assert pools.next_batch(planned, alone=True).rows.tolist() == [9]
+    assert pools.next_batch(planned, alone=False) is None
+    assert pools.next_batch(planned, alone=True).rows.tolist() == [4]
+    assert pools.next_batch(planned, alone=True) is None
+
+
+def test_survivors_wait_where_the_costs_say_so(sharp):
+    pools = Pools(PaddedRunner(sharp), 1000, costs=COSTS)
+    assert pools.hold(replace(batch(1, [0, 1], [25] * 2, 25), stop=4))  # alone 3 s, in a full batch .75 s
+    assert not pools.hold(replace(batch(1, [2, 3], [500] * 2, 500), stop=4))  # full already
+    assert pools.take_rest().rows.tolist() == [0, 1]
+
+
 def test_batches_of_different_lengths_are_padded_to_the_longest_real_one(sharp):
-    tokens = Tokens.from_lists([[1] * 3, [1] * 2, [1] * 5])
-    pools = pools_of(sharp, tokens, 100)
-    pools.put(1, batch([0, 1], [3, 2], 9))
-    pools.put(1, batch([2], [5], 5))
-    _, merged = pools.take_rest()
+    pools = pools_of(sharp, 100)
+    pools.hold(batch(1, [0, 1], [3, 2], 9))
+    pools.hold(batch(1, [2], [5], 5))
+    merged = pools.take_rest()
     assert merged.states.hidden.shape == (3, 5, 2)
     assert merged.states.padding.attention_mask.sum(1).tolist() == [3, 2, 5]
 
 
 def test_a_sample_longer_than_the_budget_goes_alone(sharp):
-    tokens = Tokens.from_lists([[1] * 9, [1] * 2])
-    pools = pools_of(sharp, tokens, 4)
-    pools.put(1, batch([0, 1], [9, 2], 9))
-    assert pools.take_full()[1].rows.tolist() == [0]
-    assert pools.take_rest()[1].rows.tolist() == [1]
+    pools = pools_of(sharp, 4)
+    pools.hold(batch(1, [0, 1], [9, 2], 9))
+    assert pools.take_full().rows.tolist() == [0]
+    assert pools.take_rest().rows.tolist() == [1]
 
 
 @torch.inference_mode()
@@ -204,5 +222,6 @@ def test_simulation_is_what_the_engine_does(model, tokenizer, texts, text):
     policy = parse_policy(text)
     engine = Engine(model, tokenizer, policy)
     result = engine.predict(texts)
-    simulated = simulate(model, policy, *engine.exit_logits(texts))
+    record = engine.every_exit(texts)
+    simulated = simulate(model, policy, record.tokens, record.logits)
     assert (simulated + 1).tolist() == result.exit_layers.tolist()

@@ -134,7 +134,7 @@ def test_two_runs_of_one_output(output, tmp_path):
         first.write(LINES[:3], {"total": 3})
         (tmp_path / "linked").symlink_to(tmp_path)
         for again in (output, tmp_path / "linked" / "out.jsonl"):
-            with pytest.raises(ValueError, match="another run writes .*out.jsonl at this moment"):
+            with pytest.raises(ValueError, match="another run is writing .*out.jsonl: wait"):
                 ResumableFile(again)
         first.write(LINES[3:], {"total": len(LINES)})
         first.finish()
@@ -152,7 +152,7 @@ def test_a_lock_goes_with_its_process(output, tmp_path):
     assert process.stdout.readline()
     process.send_signal(signal.SIGSTOP)
     if not output.exists():
-        with pytest.raises(ValueError, match="another run writes"):
+        with pytest.raises(ValueError, match="another run is writing"):
             ResumableFile(output)
     process.kill()
     process.wait()
@@ -164,7 +164,7 @@ def test_a_lock_goes_with_its_process(output, tmp_path):
 def test_another_run_starts_over_and_says_why(output):
     write_until(output, 30)
     said, first = finish(output, RUN | {"policy": "constant:3", "new": 1})
-    assert (said.partition(" is ")[2], first) == ("of another run (new, policy): starting over", 0)
+    assert (said.partition(" belongs to ")[2], first) == ("another run (new, policy): starting over", 0)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_what_is_read_is_not_written_to(output, suffix):
     other = output.with_name("hard")
     os.link(source, other)
     for path in (source, other, output.parent / ".." / output.parent.name / source.name):
-        with pytest.raises(ValueError, match=f"out.jsonl{suffix} would be written over, but it is what is read"):
+        with pytest.raises(ValueError, match=f"out.jsonl{suffix} would be overwritten, but it is an input"):
             ResumableFile(output, [output.parent / "none", path])
     assert source.read_text() == "my only copy"
 
@@ -277,8 +277,8 @@ def test_what_is_read_is_not_written_to(output, suffix):
 def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     for path, error, message in (
-        (tmp_path / "none" / "out", ValueError, "cannot be written: .*none is no folder"),
-        (tmp_path / "file" / "out", ValueError, "cannot be written: .*file is no folder"),
+        (tmp_path / "none" / "out", ValueError, "cannot be written: .*none is not a folder"),
+        (tmp_path / "file" / "out", ValueError, "cannot be written: .*file is not a folder"),
         (tmp_path / ("x" * 250), OSError, "too long"),
     ):
         with pytest.raises(error, match=message):
@@ -330,7 +330,7 @@ def test_an_input_that_changes(tmp_path):
 def test_a_file_of_the_users_own_in_the_place_of_a_partial_one(tmp_path):
     output = tmp_path / "out.jsonl"
     (tmp_path / "out.jsonl.partial").write_text("mine")
-    with pytest.raises(ValueError, match=r"out.jsonl.partial was left by no run, and would be written over"):
+    with pytest.raises(ValueError, match=r"out.jsonl.partial was not left by a run and would be overwritten"):
         ResumableFile(output)
     assert (tmp_path / "out.jsonl.partial").read_text() == "mine"
     assert not (tmp_path / "out.jsonl.partial.json").exists()

@@ -9,14 +9,14 @@ from transformers import DataCollatorWithPadding, TrainingArguments
 
 from geep_triton import MultiExitBert, MultiExitTrainer
 from geep_triton.modeling.flops import layer_flops
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.skip_losses import token_contrast
 from geep_triton.training.stages import Batch
 from tests.conftest import tiny_config
 from tests.test_gates import gated
-from tests.test_training import datasets
-
-LABELS = {"neg": 0, "pos": 1}
+from tests.trainers import LABEL2ID, ROWS, train
 
 
 def batch_of(model, tokenizer, texts, progress):
@@ -103,27 +103,14 @@ def test_warm_up_runs_all_and_pays_nothing(tokenizer, texts):
     assert get_recipe("smartbert", warm_up=0.2, soft=0.3).stages[0].asks(0.6)["gating"] == "hard"
 
 
-def train(tokenizer, folder, resume=None, recipe=None, gate_learning_rate=None, **changes):
+def trained(tokenizer, folder, recipe="smartbert", **changes):
     torch.manual_seed(1)
     model = MultiExitBert(
         tiny_config(
             num_labels=2, pooling="mean", initializer_range=0.1, head_dropout=0.0, skip_gate="attention", skip_gate_size=8
         )
     )
-    model.config.label2id = LABELS
-    data = datasets(tokenizer, LABELS)
-    arguments = {"num_train_epochs": 9, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "save_strategy": "no"}
-    trainer = MultiExitTrainer(
-        model=model,
-        args=TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, seed=3, **{**arguments, **changes}),
-        train_dataset=data,
-        eval_dataset=data,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        recipe=recipe or get_recipe("smartbert"),
-        gate_learning_rate=gate_learning_rate,
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
+    return train(model, tokenizer, folder, recipe, **{"num_train_epochs": 9, **changes})
 
 
 def skipped_share(trainer, tokenizer, texts):
@@ -135,7 +122,7 @@ def skipped_share(trainer, tokenizer, texts):
 
 def test_it_learns_to_a_wanted_skip_rate(tokenizer, texts, tmp_path):
     recipe = get_recipe("smartbert", skip_rate=0.5, target_weight=5.0, exit_contrast=0.05)
-    trainer = train(tokenizer, tmp_path, recipe=recipe, num_train_epochs=120, gate_learning_rate=1e-2)
+    trainer = trained(tokenizer, tmp_path, recipe=recipe, num_train_epochs=120, gate_learning_rate=1e-2)
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy"] >= 0.9
     assert metrics["eval_accuracy_exit_1"] >= 0.8
@@ -144,13 +131,13 @@ def test_it_learns_to_a_wanted_skip_rate(tokenizer, texts, tmp_path):
 
 def test_stages_train_what_they_should_and_leave_nothing_behind(tokenizer, tmp_path):
     """One stage each: the other's parameters stand still; the projections are gone from the model and its files."""
-    start = train(tokenizer, tmp_path, max_steps=1, learning_rate=0.0, recipe=get_recipe("smartbert", exit_epochs=0.0))
+    start = trained(tokenizer, tmp_path, max_steps=1, learning_rate=0.0, recipe=get_recipe("smartbert", exit_epochs=0.0))
     before = start.model.state_dict()
     for settings, moves in (
         ({"exit_epochs": 0.0}, lambda name: not name.startswith(("heads.1", "heads.2", "heads.3"))),
         ({"gate_epochs": 0.0}, lambda name: name.startswith(("heads.1", "heads.2", "heads.3"))),
     ):
-        trainer = train(tokenizer, tmp_path, max_steps=3, recipe=get_recipe("smartbert", **settings))
+        trainer = trained(tokenizer, tmp_path, max_steps=3, recipe=get_recipe("smartbert", **settings))
         after = trainer.model.state_dict()
         assert set(after) == set(before)
         moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -162,8 +149,8 @@ def test_stages_train_what_they_should_and_leave_nothing_behind(tokenizer, tmp_p
 
 def test_resume_and_loading_a_checkpoint(tokenizer, tmp_path, caplog):
     settings = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 2}
-    whole = train(tokenizer, tmp_path / "a", **settings).model.state_dict()
-    resumed = train(tokenizer, tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-2"), **settings).model.state_dict()
+    whole = trained(tokenizer, tmp_path / "a", **settings).model.state_dict()
+    resumed = trained(tokenizer, tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-2"), **settings).model.state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5, msg=name)
     caplog.clear()
@@ -213,11 +200,11 @@ def test_bad_settings(settings, message):
 
 def test_models_it_cannot_train(make_model, tokenizer, tmp_path, caplog):
     def attempt(model, recipe="smartbert"):
-        model.config.label2id = LABELS
+        model.config.label2id = LABEL2ID
         MultiExitTrainer(
             model=model,
             args=TrainingArguments(output_dir=str(tmp_path), report_to=[], save_strategy="no", max_steps=2),
-            train_dataset=datasets(tokenizer, LABELS),
+            train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
             data_collator=DataCollatorWithPadding(tokenizer),
             recipe=recipe,
         ).train()
@@ -229,6 +216,6 @@ def test_models_it_cannot_train(make_model, tokenizer, tmp_path, caplog):
     for recipe, warns in (("joint", True), ("smartbert", False)):
         caplog.clear()
         attempt(make_model(num_labels=2, skip_gate="mean"), recipe)
-        assert (f"The model has skip gates, for which recipe '{recipe}' is not made" in caplog.text) == warns
+        assert (f"The model has skip gates, but recipe '{recipe}' is not made for them" in caplog.text) == warns
     with pytest.raises(ValueError, match="exit_contrast above 0 needs head='attention', the model has 'linear'"):
         attempt(make_model(num_labels=2, head="linear", skip_gate="mean"))

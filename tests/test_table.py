@@ -170,7 +170,7 @@ def test_tables_without_records_predict_and_merge_but_do_not_rebuild():
     assert small.rebuild(smoothing=3.0).settings.smoothing == 3.0
     learning = [lambda what=what: small.learn(what) for what in ("agreement", "exits", "skips")]
     for needs in (lambda: small.rebuild(threshold=0.5), *learning):
-        with pytest.raises(ValueError, match="without the records of its texts .* save_records=True"):
+        with pytest.raises(ValueError, match="has no records of its texts .* save_records=True"):
             needs()
     with pytest.raises(ValueError, match=r"records\.agrees"):
         make().learn("agreement")

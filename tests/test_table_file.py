@@ -182,7 +182,7 @@ def test_a_file_of_version_0_1_loads_and_is_the_same_table(tmp_path):
 def test_changes_that_could_be_right_are_refused_by_the_digest(table, tmp_path, change):
     table.save_pretrained(tmp_path)
     rewrite(tmp_path / TABLE_FILE, change, with_digest=True)
-    with pytest.raises(ValueError, match="by their digest"):
+    with pytest.raises(ValueError, match="not the saved ones: their digest differs"):
         ExitTable.load(tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_a_resized_vocabulary_drops_table_and_calibration(calibrated, tokenizer,
     assert model.exit_table is not None
     model.resize_token_embeddings(50)
     assert model.exit_table is model.exit_config.calibration is model.exit_config.policy is None
-    assert "exit table is dropped: it was built for a vocabulary of 42, now the model has 50" in caplog.text
+    assert "exit table is dropped: it was built for a vocabulary of 42, but the model now has 50" in caplog.text
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert MultiExitBert.from_pretrained(tmp_path).config.vocab_size == 50

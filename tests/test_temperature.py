@@ -58,15 +58,15 @@ def test_an_exit_that_is_always_right_stays_finite():
 
 def test_the_model_answers_at_its_temperatures(model, tokenizer, texts, tmp_path):
     engine = Engine(model, tokenizer, "full")
-    plain = engine.exit_logits(texts)[1]
+    plain = engine.every_exit(texts).logits
     fitted = fit_temperatures(engine, texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
     found = list(fitted.temperatures)
     assert model.exit_config.temperatures == tuple(found)
     scaled = plain / torch.tensor(found)[:, None]
-    torch.testing.assert_close(engine.exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(engine.every_exit(texts).logits, scaled, atol=1e-5, rtol=1e-5)
     model.save_pretrained(tmp_path)
     again = MultiExitBert.from_pretrained(tmp_path)
-    torch.testing.assert_close(Engine(again, tokenizer, "full").exit_logits(texts)[1], scaled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Engine(again, tokenizer, "full").every_exit(texts).logits, scaled, atol=1e-5, rtol=1e-5)
     # Fitted once more, they are found from the plain logits again.
     again = fit_temperatures(engine, texts, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"] * 2)
     assert list(again.temperatures) == pytest.approx(found, rel=1e-3)

@@ -134,8 +134,8 @@ def test_every_integer_dtype(dtype):
 
 
 BAD = {
-    "float": ({"input_ids": [[2, 3], [2.5, 3.0], [2, 3]]}, {1: "has input_ids that are no integers: [2.5, 3.0]"}),
-    "NaN": ({"input_ids": [[2, 3], [float("nan"), 3.0]]}, {1: "has input_ids that are no integers: [nan, 3.0]"}),
+    "float": ({"input_ids": [[2, 3], [2.5, 3.0], [2, 3]]}, {1: "has input_ids that are not integers: [2.5, 3.0]"}),
+    "NaN": ({"input_ids": [[2, 3], [float("nan"), 3.0]]}, {1: "has input_ids that are not integers: [nan, 3.0]"}),
     "no tokens": ({"input_ids": [[2, 3], [], [2], []]}, {1: "has no tokens", 3: "has no tokens"}),
     "too long": (
         {"input_ids": [[2] * 9, [2, 3]]},
@@ -192,11 +192,11 @@ def test_every_container_gives_the_same_errors(name):
     ids=str,
 )
 def test_values_that_are_no_integers(values):
-    row = {1: f"has input_ids that are no integers: {values}"}
+    row = {1: f"has input_ids that are not integers: {values}"}
     assert refusal({"input_ids": [[2, 3], values]}) == refusal([{"input_ids": [2, 3]}, {"input_ids": values}]) == row
     assert refusal([{"input_ids": [2, 3]}, {"input_ids": np.array(values, object)}]) == row
     mask = refusal({"input_ids": [[2, 3]], "attention_mask": [values]})
-    assert mask == {0: f"has attention_mask that are no integers: {values}"}
+    assert mask == {0: f"has attention_mask that are not integers: {values}"}
 
 
 @pytest.mark.parametrize(
@@ -207,18 +207,18 @@ def test_values_that_are_no_integers(values):
         np.ma.masked_array([[2, 3]], [[False, True]]), pa.array([[2.0, 3.0]]), pa.array([["a", "b"]]), pa.array([[2, None]]),
         pa.array([[[2], [3]]]),
     ],
-    ids=repr,
+    ids=str,
 )  # fmt: skip
 def test_dtypes_that_are_no_integers(column):
-    assert refusal({"input_ids": column})[0].startswith("has input_ids that are no integers: [")
+    assert refusal({"input_ids": column})[0].startswith("has input_ids that are not integers: [")
     wrong = refusal({"input_ids": [[2, 3]], "attention_mask": column})
-    assert wrong[0].startswith("has attention_mask that are no integers: [")
+    assert wrong[0].startswith("has attention_mask that are not integers: [")
 
 
 @pytest.mark.parametrize("column", [[None, [2]], pa.array([None, [2]]), [5, [2]], np.array([5, None], object)], ids=str)
 def test_rows_that_are_no_lists(column):
     assert refusal({"input_ids": column, "label": [0, 1]} if column[0] != 5 else rows_of({"input_ids": column}))[0].startswith(
-        "has input_ids that are no list of integers: "
+        "has input_ids that are not a list of integers: "
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import datasets
@@ -13,8 +14,7 @@ from torch.utils.data import Dataset
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset
-from tests.test_recipes import build
-from tests.test_training import ROWS
+from tests.trainers import ROWS, build
 
 
 def rows_of(tokenizer, labels, name="label"):
@@ -72,7 +72,11 @@ def test_labels_that_are_first_seen_in_a_batch(make_model, tokenizer, tmp_path, 
 
 
 def test_a_recipe_that_reads_no_labels_takes_any(make_model, tokenizer, tmp_path):
-    build(make_model(num_labels=2), tokenizer, tmp_path, "frozen", data=rows_of(tokenizer, [7, 8, -1, 3]), max_steps=1).train()
+    data = rows_of(tokenizer, [7, 8, -1, 3])
+    trainer = build(make_model(num_labels=2), tokenizer, tmp_path, "frozen", data=data, max_steps=1)
+    before = {name: value.clone() for name, value in trainer.model.heads.state_dict().items()}
+    assert math.isfinite(trainer.train().training_loss)
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.model.heads.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -132,11 +136,11 @@ def test_a_damaged_newest_checkpoint_is_named(trained, name, caplog):
     folder, go = trained
     DAMAGE[name](folder / "checkpoint-2")
     for resume in (True, str(folder / "checkpoint-2")):
-        with pytest.raises(ValueError, match=r"checkpoint-2 is no whole checkpoint .*go on from .*checkpoint-1 with"):
+        with pytest.raises(ValueError, match=r"checkpoint-2 is not a complete checkpoint .*resume from .*checkpoint-1 with"):
             go(resume)
     caplog.clear()
     assert last_whole_checkpoint(folder) == folder / "checkpoint-1"
-    assert "checkpoint-2 is left aside" in caplog.text
+    assert "checkpoint-2 is skipped" in caplog.text
     assert go(str(folder / "checkpoint-1")).state.global_step == 3
 
 
@@ -144,9 +148,9 @@ def test_whole_checkpoints_are_gone_on_from(trained):
     folder, go = trained
     assert last_whole_checkpoint(folder) == folder / "checkpoint-2"
     assert go(True).state.global_step == 3
-    with pytest.raises(ValueError, match="no whole checkpoint .no such folder."):
+    with pytest.raises(ValueError, match="not a complete checkpoint .no such folder."):
         go(str(folder / "checkpoint-9"))
-    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+    with pytest.raises(ValueError, match="has no checkpoint to resume from"):
         go(True, folder / "elsewhere")
 
 
@@ -204,9 +208,9 @@ def test_data_sets_without_labels_are_refused_before_training(make_model, tokeni
         "columns are input_ids, ": [dict(tokenizer(row["text"])) for row in ROWS],
     }
     for what, data in unlabelled.items():
-        with pytest.raises(ValueError, match=f"train_dataset has no labels, which recipe 'joint' needs: .*{what}"):
+        with pytest.raises(ValueError, match=f"recipe 'joint' needs labels, but train_dataset has none: .*{what}"):
             build(make_model(num_labels=2), tokenizer, tmp_path, "joint", data=data)
-        with pytest.raises(ValueError, match=f"eval_dataset has no labels, which evaluation .*'epoch'.* needs: .*{what}"):
+        with pytest.raises(ValueError, match=f"evaluation .*'epoch'.* needs labels, but eval_dataset has none: .*{what}"):
             build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=data, eval_strategy="epoch")
         build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=data)  # for predict
 

@@ -14,33 +14,7 @@ from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.losses import distillation_loss, geep_loss
 from geep_triton.training.recipes import RECIPES, get_recipe
 from geep_triton.training.stages import Batch
-
-ROWS = [
-    {"text": text, "label": label}
-    for label, texts in {
-        "pos": [
-            "good film",
-            "great soup",
-            "we liked it",
-            "a warm bright book",
-            "very good",
-            "not bad",
-            "great",
-            "it was good",
-        ],
-        "neg": [
-            "bad film",
-            "awful soup",
-            "we hated it",
-            "a cold dull book",
-            "very bad",
-            "not good",
-            "awful",
-            "it was bad",
-        ],
-    }.items()
-    for text in texts
-]
+from tests.trainers import LABEL2ID, ROWS, train
 
 
 def softmax(row):
@@ -113,28 +87,13 @@ def test_geep_recipe_by_hand_trains_every_head(make_model, tokenizer, texts, exi
         assert parameter.grad.abs().sum() > 0, name
 
 
-def datasets(tokenizer, label2id):
-    return TextDataset(ROWS, Encoder(tokenizer, 64), label2id)
-
-
-def train(make_model, tokenizer, folder, resume=None, **changes):
+def trained(make_model, tokenizer, folder, resume=None, **changes):
     model = make_model(num_labels=2, pooling="mean", initializer_range=0.1, head_dropout=0.0)
-    model.config.label2id = {"neg": 0, "pos": 1}
-    data = datasets(tokenizer, model.config.label2id)
-    arguments = {"num_train_epochs": 150, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "save_strategy": "no"}
-    trainer = MultiExitTrainer(
-        model=model,
-        args=TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, seed=3, **{**arguments, **changes}),
-        train_dataset=data,
-        eval_dataset=data,
-        data_collator=DataCollatorWithPadding(tokenizer),
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
+    return train(model, tokenizer, folder, resume=resume, **{"num_train_epochs": 150, **changes})
 
 
 def test_trainer_learns_at_every_exit(make_model, tokenizer, tmp_path):
-    metrics = train(make_model, tokenizer, tmp_path).evaluate()
+    metrics = trained(make_model, tokenizer, tmp_path).evaluate()
     assert {f"eval_accuracy_exit_{layer}" for layer in (1, 2, 3, 4)} <= set(metrics)
     for layer in (1, 2, 3, 4):
         assert metrics[f"eval_accuracy_exit_{layer}"] >= 0.9
@@ -147,11 +106,11 @@ def weights(trainer):
 
 def test_same_seed_same_weights_and_resume_too(make_model, tokenizer, tmp_path):
     settings = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 4}
-    first = weights(train(make_model, tokenizer, tmp_path / "a", **settings))
-    second = weights(train(make_model, tokenizer, tmp_path / "b", **settings))
+    first = weights(trained(make_model, tokenizer, tmp_path / "a", **settings))
+    second = weights(trained(make_model, tokenizer, tmp_path / "b", **settings))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=0, rtol=0, msg=name)
-    resumed = train(make_model, tokenizer, tmp_path / "c", resume=str(tmp_path / "a" / "checkpoint-4"), **settings)
+    resumed = trained(make_model, tokenizer, tmp_path / "c", resume=str(tmp_path / "a" / "checkpoint-4"), **settings)
     assert resumed.state.global_step == 8
     for name, value in weights(resumed).items():
         torch.testing.assert_close(value, first[name], atol=1e-6, rtol=1e-5, msg=name)
@@ -161,39 +120,19 @@ def test_same_seed_same_weights_and_resume_too(make_model, tokenizer, tmp_path):
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(make_model, tokenizer, tmp_path, step):
     """At an epoch's end, too, after which the uninterrupted one evaluates: that draws nothing from training's generator."""
     settings = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": step, "eval_strategy": "epoch"}
-    whole = weights(train(make_model, tokenizer, tmp_path / "a", **settings))
-    resumed = train(make_model, tokenizer, tmp_path / "b", resume=str(tmp_path / "a" / f"checkpoint-{step}"), **settings)
+    whole = weights(trained(make_model, tokenizer, tmp_path / "a", **settings))
+    resumed = trained(make_model, tokenizer, tmp_path / "b", resume=str(tmp_path / "a" / f"checkpoint-{step}"), **settings)
     assert resumed.state.global_step == 8
     for name, value in weights(resumed).items():
         assert torch.equal(value, whole[name]), name
 
 
 def test_evaluation_draws_nothing_from_the_generator(make_model, tokenizer, tmp_path):
-    trainer = train(make_model, tokenizer, tmp_path, num_train_epochs=1)
+    trainer = trained(make_model, tokenizer, tmp_path, num_train_epochs=1)
     before = torch.get_rng_state()
     trainer.evaluate()
     trainer.predict(trainer.eval_dataset)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_gradient_accumulation_gives_the_same_step(make_model, tokenizer, tmp_path):
-    settings = {"max_steps": 1, "hidden_dropout_prob": 0.0}
-    results = []
-    for batch, accumulate in ((16, 1), (4, 4)):
-        model = make_model(num_labels=2, head_dropout=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        trainer = MultiExitTrainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", logging_steps=1,
-                per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_steps=settings["max_steps"],
-            ),
-            train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
-            data_collator=DataCollatorWithPadding(tokenizer),
-        )  # fmt: skip
-        trainer.train()
-        results.append(trainer.state.log_history[0])
-    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
-    assert results[0]["grad_norm"] == pytest.approx(results[1]["grad_norm"], rel=1e-3)
 
 
 def test_a_plain_trainer_trains_every_head_too(make_model, tokenizer, tmp_path):
@@ -202,7 +141,7 @@ def test_a_plain_trainer_trains_every_head_too(make_model, tokenizer, tmp_path):
     trainer = Trainer(
         model=model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2),
-        train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
+        train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
     trainer.train()
@@ -211,7 +150,7 @@ def test_a_plain_trainer_trains_every_head_too(make_model, tokenizer, tmp_path):
 
 
 def test_mixed_precision(make_model, tokenizer, tmp_path):
-    trainer = train(make_model, tokenizer, tmp_path, bf16=True, use_cpu=True)
+    trainer = trained(make_model, tokenizer, tmp_path, bf16=True, use_cpu=True)
     assert trainer.model.dtype == torch.float32
     assert trainer.evaluate()["eval_accuracy"] >= 0.9
 
@@ -225,7 +164,7 @@ def test_training_drops_a_table_of_the_old_weights(make_model, tokenizer, texts,
     MultiExitTrainer(
         model=model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to=[], max_steps=1, save_strategy="no"),
-        train_dataset=datasets(tokenizer, {"neg": 0, "pos": 1}),
+        train_dataset=TextDataset(ROWS, Encoder(tokenizer, 64), LABEL2ID),
         data_collator=DataCollatorWithPadding(tokenizer),
     ).train()
     assert model.exit_table is None

@@ -87,7 +87,7 @@ def test_layers_that_the_configuration_no_longer_has(model, tokenizer, texts):
         engine.predict(texts)
 
 
-@pytest.mark.parametrize("call", ["predict", "exit_logits"])
+@pytest.mark.parametrize("call", ["predict", "every_exit"])
 def test_a_change_while_a_window_runs(model, tokenizer, many, call):
     """No window is answered half by the old weights and half by the new: they change at the 9th batch."""
     engine = Engine(model, tokenizer, "full", token_budget=64)
@@ -175,7 +175,7 @@ def test_maps_of_labels_that_are_changed_later(model, tokenizer, texts, many):
         lambda: calibrate(engine, many, [0] * len(many), max_accuracy_drop=0.5),
         lambda: fit_temperatures(engine, many, [0] * len(many)),
     ):
-        with pytest.raises(ValueError, match="label2id must say of each name what id2label says"):
+        with pytest.raises(ValueError, match="label2id must be the inverse of id2label"):
             call()
     model.config.id2label = {0: "a", 1: "b"}
     model.config.label2id = {"a": 0, "b": 1}

@@ -107,7 +107,7 @@ def test_tables(model, tokenizer, many, change, error, message):
     with pytest.raises(TypeError, match="tokens must be a Tokens"):
         table.predict("x")
     scores = table.score_table()
-    with pytest.raises(ValueError, match=r"offsets must not fall, got \[0, 2, 1, 3\]"):
+    with pytest.raises(ValueError, match=r"offsets must not decrease, got \[0, 2, 1, 3\]"):
         predict_exits(scores, torch.tensor([5, 6, 7]), torch.tensor([0, 2, 1, 3]))
     with pytest.raises(TypeError, match="table must be a ScoreTable"):
         predict_exits(None, torch.tensor([5]), torch.tensor([0, 1]))

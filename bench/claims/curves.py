@@ -1,4 +1,4 @@
-"""Families of policies beside each other at the same mean depth."""
+"""Compares families of policies at the same mean depth."""
 
 from __future__ import annotations
 

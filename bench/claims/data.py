@@ -1,4 +1,4 @@
-"""Rows, tokenizer and fresh model of a data set of the grid."""
+"""Rows, tokenizer and a new model for a data set of the grid."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How much of the saved layers becomes saved time: each depth beside full depth, run in turns.
+"""Measure how much of the saved layers becomes saved time: each depth beside full depth, in turns.
 
     python -m bench.claims.depth --model runs/ag_news --texts ag_news/test.jsonl --name ag_news
     python -m bench.claims.depth --base-shape --tokenizer runs/ag_news --texts ag_news/test.jsonl --samples 128 --name base
 
-Each policy takes turns with full depth alone, so that a machine that slows down slows both; the ratio is of the two medians.
-Inputs are texts, or with --token-ids rows of ids that were tokenized before.
+Each policy takes turns with full depth alone, so that a machine that slows down affects both. The ratio is that of the two
+medians. Inputs are texts, or with --token-ids rows of ids that were tokenized before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -47,11 +48,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def of_tokens(values: torch.Tensor, lengths: torch.Tensor) -> float:
-    """Mean over tokens of what is known of each text: [N], [N]."""
-    return float((values * lengths).sum() / lengths.sum())
-
-
 def measured(arguments: argparse.Namespace) -> list[Found]:
     """Each policy beside full depth."""
     torch.manual_seed(0)
@@ -81,7 +77,7 @@ def measured(arguments: argparse.Namespace) -> list[Found]:
     with quiet_garbage_collector():
         for name, engine in tqdm(policies.items(), unit="policy"):
             answered = engine.predict(short)
-            mean_layers, of_a_token = answered.mean_layers, of_tokens(answered.layers_run, lengths)
+            mean_layers, of_a_token = answered.mean_layers, float(np.average(answered.layers_run, weights=lengths))
             calls = {"full depth": partial(full.predict, short), "policy": partial(engine.predict, short)}
             full_seconds, seconds = in_turns(calls, arguments.rounds).values()
             speed_up = statistics.median(full_seconds) / statistics.median(seconds)

@@ -1,9 +1,9 @@
-"""Runs the cells of the grid that have no result yet.
+"""Run the cells of the grid that have no result yet.
 
     GEEP_DATA=../shared/data python -m bench.claims.experiments --seeds 1 --budget-minutes 60
 
-Each finished cell leaves one file in --output. A run may be killed at any time and started again: it goes on with what is
-missing, in the middle of a training too. Several runs share the work where they share --output and --cache.
+Each finished cell writes one file to --output. A run may be killed at any time and started again. It then continues with the
+missing cells, also in the middle of a training. Several runs share the work if they share --output and --cache.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.cells import Cell, add_arguments, check_trial, run_missing
+from bench.cells import Cell, parse_training, run_missing
 from bench.claims.grid import ALL, METHODS, cells
 from bench.claims.grid import Cell as GridCell
 from bench.claims.training import declared, run_cell
@@ -27,10 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data-sets", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
-    add_arguments(parser, OUTPUT, CACHE)
-    arguments = parser.parse_args()
-    check_trial(parser, arguments)
-    return arguments
+    return parse_training(parser, OUTPUT, CACHE)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Metrics of answers, per exit and over depth: scikit-learn's and scipy's, of logits; rankings and intervals of our own.
+"""Metrics of answers, per exit and over depth. Most are scikit-learn's and scipy's, from logits. Rankings and intervals are our
+own.
 
-A ranking gains nothing from ties, which scikit-learn's average precision does; an interval draws runs as well as samples, which
-scipy's bootstrap does not.
+With our ranking, ties gain nothing, unlike with scikit-learn's average precision. Our intervals resample runs as well as
+samples, which scipy's bootstrap cannot.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,11 @@ def _answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[N] int64. Raises TypeError or ValueError unless logits are [N, C] and labels int64 [N] of those classes, N above 0."""
     check_tensor("logits", logits, 2)
     check_tensor("labels", labels, 1, torch.int64)
-    _check_as_many("labels", labels, logits)
+    if not len(logits) or len(logits) != len(labels):
+        raise ValueError(f"labels must be as many as samples, at least one, got {len(labels)} for {len(logits)}")
     if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
         raise ValueError(f"labels must be 0..{logits.shape[1] - 1}, got {int(labels.min())}..{int(labels.max())}")
     return logits.argmax(-1)
-
-
-def _check_as_many(name: str, values: torch.Tensor, samples: torch.Tensor) -> None:
-    if not len(samples) or len(samples) != len(values):
-        raise ValueError(f"{name} must be as many as samples, at least one, got {len(values)} for {len(samples)}")
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -55,26 +51,15 @@ def matthews(logits: torch.Tensor, labels: torch.Tensor) -> float:
         return float(matthews_corrcoef(labels, answers))
 
 
-def pearson(scores: torch.Tensor, targets: torch.Tensor) -> float:
-    """Pearson's correlation of [N] scores and [N] targets; NaN where either is constant."""
-    return _correlation(stats.pearsonr, "scores", scores, "targets", targets)
-
-
 def spearman(x: torch.Tensor, y: torch.Tensor) -> float:
     """Spearman's rank correlation of two [N] tensors, ties at their mean rank; NaN where either is constant."""
-    return _correlation(stats.spearmanr, "x", x, "y", y)
-
-
-def _correlation(of: Callable, first_name: str, first: torch.Tensor, second_name: str, second: torch.Tensor) -> float:
-    for name, value in ((first_name, first), (second_name, second)):
+    for name, value in (("x", x), ("y", y)):
         check_tensor(name, value, 1)
-        if value.is_complex():
-            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
-    if len(first) != len(second):
-        raise ValueError(f"{first_name} and {second_name} must be of one length, got {len(first)} and {len(second)}")
-    if len(first) < 2 or (first == first[0]).all() or (second == second[0]).all():
-        return math.nan
-    return float(of(first.double().numpy(), second.double().numpy()).statistic)
+    if len(x) != len(y):
+        raise ValueError(f"x and y must be of one length, got {len(x)} and {len(y)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.spearmanr(x.numpy(), y.numpy()).statistic)
 
 
 @dataclass(frozen=True)
@@ -136,29 +121,12 @@ def ranking(scores: torch.Tensor, labels: torch.Tensor, questions: Sequence[Hash
 
 # Of classes: logits [N, C], labels [N] int64 -> number, higher is better.
 CLASS_METRICS: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
-# Of numbers: scores [N], targets [N] -> number.
-SCORE_METRICS: dict[str, Metric] = {"pearson": pearson, "spearman": spearman}
 
 
 def per_exit(metric: str, exit_logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """A metric at each exit.
-
-    Args:
-        metric: of `CLASS_METRICS`, or of `SCORE_METRICS` for regression (C = 1).
-        exit_logits: [N, E, C].
-        labels: [N] int64 classes, or numbers.
-
-    Raises:
-        ValueError: an unknown metric, no samples, lengths that differ, or a metric of classes for a regression and the reverse.
-    """
-    check_choice("metric", metric, CLASS_METRICS | SCORE_METRICS)
+    """A metric of `CLASS_METRICS` at each exit: logits [N, E, C], labels [N] int64."""
+    check_choice("metric", metric, CLASS_METRICS)
     check_tensor("exit_logits", exit_logits, 3)
-    check_tensor("labels", labels, 1)
-    _check_as_many("labels", labels, exit_logits)
-    if (exit_logits.shape[-1] == 1) != (metric in SCORE_METRICS):
-        raise ValueError(f"metric {metric!r} does not go with {exit_logits.shape[-1]} logit(s) a sample")
-    if metric in SCORE_METRICS:
-        return [SCORE_METRICS[metric](logits[:, 0], labels) for logits in exit_logits.unbind(1)]
     return [CLASS_METRICS[metric](logits, labels) for logits in exit_logits.unbind(1)]
 
 

@@ -1,10 +1,10 @@
-"""Measures a trained model's exits and policies beside Hugging Face.
+"""Measure a trained model's exits and policies beside Hugging Face.
 
     python -m bench.claims.policies --model runs/sst2 --name sst2 --test sst2/test.jsonl --dev sst2/dev.jsonl
 
-The model is one of `examples/train.py --save-records`, whose table can be rebuilt for other thresholds. Accuracies are over
-all test rows, from one run of every exit. Speed is the median of interleaved rounds over `--speed-samples` of them; each
-engine's exits and answers are compared with that one run first.
+The model comes from `examples/train.py --save-records`, so that its table can be rebuilt for other thresholds. Accuracies are
+over all test rows, from one run of every exit. Speed is the median of interleaved rounds over `--speed-samples` rows. Before
+that, the exits and answers of each engine are compared with that one run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench.cells import Cell, declared, run_missing
-from bench.claims.predictor_report import exit_accuracies, predictor_report
+from bench.claims.metrics import per_exit
+from bench.claims.predictor_report import predictor_report
 from bench.environment import RESULTS, without_folders
 from bench.pipeline.rivals_dense import DenseBert, DenseRival
 from bench.pipeline.systems import targets
@@ -81,13 +81,14 @@ def measured(arguments: argparse.Namespace) -> list[Found]:
     layers, depth = model.config.exit_layers, model.config.num_hidden_layers
 
     full = Engine(model, tokenizer, "full", **settings)
-    tokens, logits = full.exit_logits(rows)
+    record = full.every_exit(rows)
+    tokens, logits = record.tokens, record.logits
     labels = targets(rows, model.config.label2id)
-    exit_rows = {"test": exit_accuracies(logits, labels).tolist()}
+    exit_rows = {"test": per_exit("accuracy", logits, labels)}
     if arguments.dev:
         dev_rows = read_rows(arguments.dev, required=("text", "label"))
-        dev_logits = full.exit_logits(dev_rows)[1]
-        exit_rows["dev"] = exit_accuracies(dev_logits, targets(dev_rows, model.config.label2id)).tolist()
+        dev_logits = full.every_exit(dev_rows).logits
+        exit_rows["dev"] = per_exit("accuracy", dev_logits, targets(dev_rows, model.config.label2id))
 
     # Each policy's engine, and where all test rows leave under it.
     uncertainty = score_exits(logits.flatten(0, 1), 1.0).uncertainty.view(logits.shape[:2])
@@ -107,7 +108,7 @@ def measured(arguments: argparse.Namespace) -> list[Found]:
         for decision in DECISIONS:
             predicted = table.predict(tokens, decision).exits
             report = predictor_report(logits, labels, predicted, actual, layers)
-            reports.append(found("exit table", asdict(report), threshold=threshold, decision=decision))
+            reports.append(found("exit table", report, threshold=threshold, decision=decision))
         name = f"predicted:mean (table {threshold:g})"
         engines[name] = Engine(with_table(model, table), tokenizer, "predicted:mean", **settings)
         exits[name] = table.predict(tokens, "mean").exits

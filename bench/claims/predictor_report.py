@@ -1,9 +1,8 @@
-"""How good is a prediction of exits, beside what costs nothing to predict."""
+"""Reports how good a prediction of exits is, beside predictions that cost nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,20 +11,23 @@ from bench.claims.metrics import ascending_layers, spearman
 from geep_triton.checks import check_tensor
 
 
-def exit_accuracies(exit_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Share of right answers of each exit: logits [N, E, C], targets [N] int64 -> [E] float32. ValueError without samples."""
-    check_tensor("exit_logits", exit_logits, 3)
-    check_tensor("targets", targets, 1)
-    if not len(targets) or len(targets) != len(exit_logits):
-        raise ValueError(f"targets must be as many as samples, at least one, got {len(targets)} for {len(exit_logits)}")
-    return (exit_logits.argmax(-1) == targets[:, None]).float().mean(0)
+def predictor_report(
+    exit_logits: torch.Tensor,
+    targets: torch.Tensor,
+    predicted: torch.Tensor,
+    actual: torch.Tensor,
+    exit_layers: Sequence[int],
+) -> dict[str, float]:
+    """Judge predicted exits against actual ones. Accuracy is against the targets: labels, or the full model's answers.
 
+    Args:
+        exit_logits: [N, E, C], every exit's answers.
+        targets: [N] int64 classes: labels, or `exit_logits[:, -1].argmax(-1)` for agreement with the full model.
+        predicted: [N] int64 layers.
+        actual: [N] int64 layers, where a threshold lets the samples leave.
+        exit_layers: the E exits' layers, ascending.
 
-@dataclass(frozen=True)
-class PredictorReport:
-    """A prediction of exits, judged. Accuracy is against the targets: labels, or the full model's answers (agreement).
-
-    Attributes:
+    Returns:
         samples: N.
         exact_match, over_prediction, under_prediction: shares of samples predicted at, beyond and before the exit that the
             threshold takes; they sum to 1.
@@ -36,38 +38,6 @@ class PredictorReport:
         random_accuracy: expected, of the predicted exits handed out at random.
         threshold_accuracy, threshold_mean_layers: of the exits that the threshold takes.
         oracle_accuracy, oracle_mean_layers: of each sample's earliest right exit (the last where none is right).
-    """
-
-    samples: int
-    exact_match: float
-    over_prediction: float
-    under_prediction: float
-    rank_correlation: float
-    mean_layers: float
-    accuracy: float
-    constant_accuracy: float
-    random_accuracy: float
-    threshold_accuracy: float
-    threshold_mean_layers: float
-    oracle_accuracy: float
-    oracle_mean_layers: float
-
-
-def predictor_report(
-    exit_logits: torch.Tensor,
-    targets: torch.Tensor,
-    predicted: torch.Tensor,
-    actual: torch.Tensor,
-    exit_layers: Sequence[int],
-) -> PredictorReport:
-    """Judge predicted exits against actual ones.
-
-    Args:
-        exit_logits: [N, E, C], every exit's answers.
-        targets: [N] int64 classes: labels, or `exit_logits[:, -1].argmax(-1)` for agreement with the full model.
-        predicted: [N] int64 layers.
-        actual: [N] int64 layers, where a threshold lets the samples leave.
-        exit_layers: the E exits' layers, ascending.
 
     Raises:
         ValueError: no samples, lengths that differ, or a layer that is no exit.
@@ -85,21 +55,21 @@ def predictor_report(
     earliest[:, -1] = True
     earliest = earliest.int().argmax(-1)
     mean_layers = float(predicted.double().mean())
-    return PredictorReport(
-        samples=predicted.numel(),
-        exact_match=_share(predicted == actual),
-        over_prediction=_share(predicted > actual),
-        under_prediction=_share(predicted < actual),
-        rank_correlation=spearman(predicted, actual),
-        mean_layers=mean_layers,
-        accuracy=_share(_pick(correct, index)),
-        constant_accuracy=accuracy_at_depth(accuracies, layers, mean_layers),
-        random_accuracy=float(accuracies[index].mean()),
-        threshold_accuracy=_share(_pick(correct, actual_index)),
-        threshold_mean_layers=float(actual.double().mean()),
-        oracle_accuracy=_share(_pick(correct, earliest)),
-        oracle_mean_layers=float(layers[earliest].double().mean()),
-    )
+    return {
+        "samples": predicted.numel(),
+        "exact_match": _share(predicted == actual),
+        "over_prediction": _share(predicted > actual),
+        "under_prediction": _share(predicted < actual),
+        "rank_correlation": spearman(predicted, actual),
+        "mean_layers": mean_layers,
+        "accuracy": _share(_pick(correct, index)),
+        "constant_accuracy": accuracy_at_depth(accuracies, layers, mean_layers),
+        "random_accuracy": float(accuracies[index].mean()),
+        "threshold_accuracy": _share(_pick(correct, actual_index)),
+        "threshold_mean_layers": float(actual.double().mean()),
+        "oracle_accuracy": _share(_pick(correct, earliest)),
+        "oracle_mean_layers": float(layers[earliest].double().mean()),
+    }
 
 
 def accuracy_at_depth(accuracies: torch.Tensor, layers: torch.Tensor, depth: float) -> float:

@@ -1,12 +1,12 @@
-"""How well tokens foretell exits: counts and learned values beside what costs nothing.
+"""Measure how well tokens predict exits: counts and learned values beside predictors that cost nothing.
 
     python -m bench.claims.predictors --model runs/sst2 --name sst2 --train sst2/train.jsonl --test sst2/test.jsonl
     python -m bench.claims.predictors --flags --tokenizer runs/sst2 --name snli_12_exits --train ... --test ...
 
-Every predictor ranks the test texts from easy to hard, and the ranks get the exits that the threshold takes on these texts, as
-many of each: so all have the same mean depth, and only the order is judged. HashEE's frequency map (Sun et al. 2022) sends
-rare tokens deeper; a text's rank is the mean of its tokens'. With `--flags` the labels are lists, one flag for each exit of
-another model: whether it is right there.
+Every predictor ranks the test texts from easy to hard. The ranks then get the exits that the threshold takes on these texts, in
+the same numbers. So all predictors have the same mean depth, and only their order is judged. HashEE's frequency map (Sun et al.
+2022) sends rare tokens deeper, and a text's rank is the mean over its tokens. With `--flags` the labels are lists with one flag
+per exit of another model: whether it is right there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench.cells import Cell, declared, run_missing
 from bench.claims.metrics import spearman
+from bench.claims.predictor_report import accuracy_at_depth
 from bench.environment import RESULTS
 from bench.pipeline.systems import targets
 from bench.rows import Found, found
@@ -67,11 +67,12 @@ class Recorded:
 def run(model: MultiExitBert, tokenizer, rows: list[dict], max_length: int) -> Recorded:
     """Run every exit."""
     engine = Engine(model, tokenizer, "full", truncation=True, max_length=max_length, progress=True)
-    tokens, logits = engine.exit_logits(rows)
+    record = engine.every_exit(rows)
+    logits = record.logits
     uncertainty = score_exits(logits.flatten(0, 1), 1.0).uncertainty.view(logits.shape[:2])
     answers = logits.argmax(-1)
     right = answers == targets(rows, model.config.label2id)[:, None]
-    return Recorded(tokens, uncertainty, right, answers == answers[:, -1:])
+    return Recorded(record.tokens, uncertainty, right, answers == answers[:, -1:])
 
 
 def read_flags(tokenizer, rows: list[dict], max_length: int) -> Recorded:
@@ -119,11 +120,6 @@ def judge(score: torch.Tensor, test: Recorded, actual: torch.Tensor) -> dict[str
     }
 
 
-def at_constant_depth(flags: torch.Tensor, depth: float) -> float:
-    """Mean of flags [N, E] at one exit for all, mixed of the two neighbours of `depth` (counted from 0)."""
-    return float(np.interp(depth, range(flags.shape[1]), flags.double().mean(0)))
-
-
 def baselines(train: Recorded, test: Recorded, actual: torch.Tensor, tokenizer) -> list[Found]:
     """What knows the texts' lengths and words' frequencies only, or nothing; and the exits themselves."""
     special = torch.tensor(uncounted_ids(tokenizer))
@@ -135,8 +131,9 @@ def baselines(train: Recorded, test: Recorded, actual: torch.Tensor, tokenizer) 
     generator = torch.Generator().manual_seed(0)
     random = [judge(torch.rand(len(actual), generator=generator), test, actual) for _ in range(SEEDS)]
     rows.append(found("random", {key: sum(r[key] for r in random) / SEEDS for key in random[0]}))
-    depth = float(actual.double().mean())
-    constant = {name: at_constant_depth(flags, depth) for name, flags in (("agreement", test.agrees), ("accuracy", test.right))}
+    depth, exits = float(actual.double().mean()), torch.arange(test.right.shape[1])
+    flags = {"agreement": test.agrees, "accuracy": test.right}
+    constant = {name: accuracy_at_depth(each.double().mean(0), exits, depth) for name, each in flags.items()}
     rows.append(found("constant depth", constant))
     rows.append(found("the threshold itself", judge(actual.double(), test, actual)))
     return rows

@@ -1,14 +1,14 @@
-"""What each family of policies reaches under a promise: calibrated on some texts, measured on others.
+"""Measure what each family of policies achieves under a promise. It is calibrated on some texts and measured on others.
 
     python -m bench.claims.promises --model runs/sst2 --name sst2 --dev dev.jsonl --test test.jsonl --train train.jsonl
 
-Calibration texts are the dev rows and the first third of the test rows; everything is reported on the rest of the test rows.
-The exit table is built from training texts, without their labels. Speed is the median of interleaved rounds, at each token
-budget beside full depth in the same run, over texts that fill several batches. With `--add-budgets` the policies of a result
-are measured at token budgets that it lacks. Two bounds say what speed-up the saved layers allow: L / mean layers of a text, and
-L / mean layers of a token, which is the honest one where long texts stay longer.
+Calibration texts are the dev rows and the first third of the test rows. Everything is reported on the rest of the test rows.
+The exit table is built from training texts without their labels. Speed is the median of interleaved rounds at each token
+budget, beside full depth in the same run, over texts that fill several batches. With `--add-budgets` the policies of a result
+are measured at further token budgets. Two bounds give the speed-up that the saved layers allow: L / (mean layers of a text) and
+L / (mean layers of a token). The second is the honest one if long texts stay longer.
 
-Rows of a policy hold its promise; those with a token budget as well are of its speed there, those with texts of other texts.
+A row of a policy has its promise. Rows with a token budget have its speed there, and rows with texts are about other texts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from geep_triton.policies.text import parse_policy
 from geep_triton.promises.families import FitSamples, families_of
 from geep_triton.promises.simulate import simulate
 from geep_triton.timing import in_turns
-from geep_triton.tokens.ragged import Tokens
 
 ATTEMPTS = 3
 MACHINE = ("cpu", "threads", "gpu", "torch")  # of the environment: what one result has in common
@@ -77,9 +76,9 @@ def parse_arguments() -> argparse.Namespace:
 class HeldOut:
     """Recorded exits of texts that no calibration saw; labels [N] int64, or None where they are of another task."""
 
-    def __init__(self, model: MultiExitBert, tokens: Tokens, logits: torch.Tensor, labels: torch.Tensor | None) -> None:
-        self.model, self.tokens, self.logits, self.labels = model, tokens, logits, labels
-        self.answers = logits.argmax(-1)
+    def __init__(self, model: MultiExitBert, record: EveryExit, labels: torch.Tensor | None) -> None:
+        self.model, self.tokens, self.logits, self.labels = model, record.tokens, record.logits, labels
+        self.answers = record.logits.argmax(-1)
         self.layers = torch.tensor(model.config.exit_layers)
 
     def judge(self, policy: Any) -> dict[str, float]:
@@ -234,7 +233,7 @@ def measured(arguments: argparse.Namespace, known: Sequence[StoredRow]) -> list[
         model, tokenizer, texts, 0.3, ngram=arguments.ngram, learn=("agreement", "exits"), **settings
     )
     engine = Engine(model, tokenizer, "full", progress=True, **settings)
-    held_out = HeldOut(model, *engine.exit_logits(test), targets(test, model.config.label2id))
+    held_out = HeldOut(model, engine.every_exit(test), targets(test, model.config.label2id))
     has = [row.config["token_budget"] for row in known if row.metric == "speed_samples"]
     timed = {
         budget: filling(held_out.tokens.lengths, max(arguments.batches * budget, arguments.speed_tokens))
@@ -247,7 +246,7 @@ def measured(arguments: argparse.Namespace, known: Sequence[StoredRow]) -> list[
     found_curves = curves(held_out, engine.every_exit(calibration), engine.layer_costs.stop_layers)
     others = {Path(path).parent.name: read_rows(path)[: len(test)] for path in arguments.shifted}
     shifted = {
-        name: HeldOut(model, *engine.exit_logits([(row["text"], row.get("text_pair")) for row in texts]), None)
+        name: HeldOut(model, engine.every_exit([(row["text"], row.get("text_pair")) for row in texts]), None)
         for name, texts in others.items()
     }
     reached = [found("", {"speed_samples": len(rows)}, token_budget=budget) for budget, rows in timed.items()]

@@ -1,18 +1,18 @@
-"""Layer skipping on entailment, acceptability and sentiment: what it saves, at what loss, and how fast it really is.
+"""Measure layer skipping on entailment, acceptability and sentiment: what it saves, what it loses, and its real speed.
 
     GEEP_DATA=../shared/data python -m bench.claims.skipping --seeds 1 2 3 --budget-minutes 120
 
-A cell is a data set, a variant of the training and a seed: a model with exits (DeeBERT's recipe) and one with exits and skip
-gates (SmartBERT's), trained equally long; each then answers the test set under the policies below. Each finished cell leaves
-one file in --output; trained models and checkpoints stay in --cache. A run may be killed at any time and started again.
+A cell is a data set, a variant of the training and a seed. It trains a model with exits (DeeBERT's recipe) and one with exits
+and skip gates (SmartBERT's) for the same time. Each then answers the test set under the policies below. Each finished cell
+writes one file to --output. Trained models and checkpoints stay in --cache. A run may be killed at any time and started again.
 
     bert       full depth of the model without gates
-    exits      it leaves where the normalized entropy is low enough
+    exits      this model leaves where the normalized entropy is low enough
     skipping   the gated model skips layers and never leaves early
-    smartbert  it does both
-    planned    both, the whole path of a sample predicted from its tokens, checked at its exit; no gate runs
+    smartbert  the gated model skips layers and leaves early
+    planned    as smartbert, but a sample's whole path is predicted from its tokens and checked at its exit; no gate runs
 
-Thresholds are chosen on other rows: the highest of those that, with every lower one, cost at most a point of the score there.
+Thresholds are chosen on other rows: the highest of those that, like every lower one, cost at most one point of the score there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from bench.cells import Cell, add_arguments, check_trial, run_missing
+from bench.cells import Cell, parse_training, run_missing
 from bench.claims.data import data_folder
 from bench.claims.metrics import CLASS_METRICS
 from bench.claims.released import ReleasedSmartBert
@@ -387,7 +387,7 @@ def speeds(
         for label, budget in (("1", 1), (str(BATCH), BATCH)):
             calls[f"{name}@{label}"] = system.engine(tokenizer, budget, longest).with_policy(system.policies()[chosen[name]])
     threshold = chosen["smartbert"] or THRESHOLDS[0]
-    lengths = calls["bert@1"].exit_logits(rows)[0].lengths
+    lengths = calls["bert@1"].every_exit(rows).tokens.lengths
     many = test * math.ceil(FULL * BATCH / (float(lengths.double().mean()) * len(test)))
     released = ReleasedSmartBert(systems["smartbert"].model, tokenizer, threshold, longest)
     batched = systems["smartbert"].engine(tokenizer, 32 * int(lengths.double().mean().ceil()), longest)
@@ -439,10 +439,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["published"])
     parser.add_argument("--speed-samples", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    add_arguments(parser, OUTPUT, CACHE)
-    arguments = parser.parse_args()
-    check_trial(parser, arguments)
-    return arguments
+    return parse_training(parser, OUTPUT, CACHE)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the skipping experiment's runs say about the abstract's two claims."""
+"""What the runs of the skipping experiment say about the abstract's two claims."""
 
 from __future__ import annotations
 

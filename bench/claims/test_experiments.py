@@ -1,4 +1,4 @@
-"""The grid of experiments: its declaration, a run that is stopped and goes on, and what the report makes of results."""
+"""The grid of experiments: its declaration, a run that is stopped and resumed, and the report's use of results."""
 
 from __future__ import annotations
 

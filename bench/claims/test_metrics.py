@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and scipy, and by hand where those have none."""
+"""Metrics against scikit-learn and scipy, or against hand calculations if those have none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from bench.claims.metrics import (
     f1,
     matthews,
     paired_bootstrap,
-    pearson,
     per_exit,
     ranking,
     spearman,
 )
-from bench.claims.predictor_report import exit_accuracies, predictor_report
+from bench.claims.predictor_report import predictor_report
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
@@ -65,9 +64,8 @@ def test_constant_answers_have_no_correlation():
 def test_correlations_equal_scipy():
     x = torch.randn(40).round(decimals=1)
     y = x + torch.randn(40)
-    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-6)
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-6)
-    assert math.isnan(pearson(torch.ones(3), torch.arange(3)))
+    assert math.isnan(spearman(torch.ones(3), torch.arange(3)))
 
 
 def test_ranking_equals_scikit_learn():
@@ -108,11 +106,10 @@ def test_ranking_refuses_what_it_cannot_judge():
 def test_per_exit():
     logits, labels = torch.randn(20, 3, 2), torch.randint(2, (20,))
     assert per_exit("accuracy", logits, labels) == [accuracy(logits[:, k], labels) for k in range(3)]
-    assert per_exit("pearson", logits[..., :1], labels.float())[1] == pearson(logits[:, 1, 0], labels.float())
     for arguments, message in (
-        (("recall", logits, labels), "unknown metric 'recall'; known: accuracy, f1, matthews, pearson, spearman"),
-        (("pearson", logits, labels), r"metric 'pearson' does not go with 2 logit\(s\)"),
-        (("f1", logits[..., :1], labels), r"metric 'f1' does not go with 1 logit\(s\)"),
+        (("recall", logits, labels), "unknown metric 'recall'; known: accuracy, f1, matthews"),
+        (("f1", logits[..., :1], torch.ones_like(labels)), "labels must be 0..0, got 1..1"),
+        (("accuracy", logits[:0], labels[:0]), "at least one, got 0 for 0"),
         (("f1", logits, labels[:3]), "got 3 for 20"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -161,7 +158,7 @@ LAYERS = torch.tensor([1, 2, 1, 2])
     [
         (lambda: spearman("x", LOGITS[:, 0]), TypeError, r"x must be a torch\.Tensor"),
         (lambda: spearman(LOGITS[:, 0], LOGITS[:2, 0]), ValueError, "x and y must be of one length, got 4 and 2"),
-        (lambda: pearson(LOGITS, LOGITS[:, 0]), ValueError, "scores must have 1 dimension"),
+        (lambda: spearman(LOGITS, LOGITS[:, 0]), ValueError, "x must have 1 dimension"),
         (lambda: per_exit("accuracy", EXITS, None), TypeError, r"labels must be a torch\.Tensor"),
         (lambda: per_exit([], EXITS, LABELS), ValueError, r"unknown metric \[\]"),
         (lambda: ranking(LOGITS[:, 0], LABELS, [[]] * 4), TypeError, r"each of questions must be hashable, got \[\]"),
@@ -169,7 +166,7 @@ LAYERS = torch.tensor([1, 2, 1, 2])
         (lambda: area_over_depth([0.5, "x"], [1, 2]), TypeError, "each of values must be a number, got 'x'"),
         (lambda: paired_bootstrap([1.0], LOGITS[:, 0]), TypeError, "first must be a Tensor"),
         (lambda: paired_bootstrap(LOGITS, LOGITS, seed="x"), TypeError, "seed must be an int"),
-        (lambda: exit_accuracies(None, LABELS), TypeError, r"exit_logits must be a torch\.Tensor"),
+        (lambda: per_exit("accuracy", None, LABELS), TypeError, r"exit_logits must be a torch\.Tensor"),
         (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, []), ValueError, "exit_layers must be 2, one per exit"),
         (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, "12"), TypeError, "exit_layers must be a list of ints"),
     ],

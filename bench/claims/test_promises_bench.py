@@ -32,7 +32,7 @@ def test_families_at_equal_depth():
 
 @pytest.fixture
 def held_out(model, tokenizer, texts):
-    return HeldOut(model, *Engine(model, tokenizer, "full").exit_logits(texts), torch.zeros(len(texts), dtype=torch.int64))
+    return HeldOut(model, Engine(model, tokenizer, "full").every_exit(texts), torch.zeros(len(texts), dtype=torch.int64))
 
 
 def result_of(held_out, forms, **changes):

@@ -1,4 +1,4 @@
-"""The skipping experiment's parts: the released loop answers as the engine does, and the report's verdicts."""
+"""The parts of the skipping experiment: the released loop gives the engine's answers, and the report's verdicts are right."""
 
 from __future__ import annotations
 

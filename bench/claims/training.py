@@ -1,4 +1,4 @@
-"""One cell of the grid: train, judge every exit on the test set, say how long it took."""
+"""One cell of the grid: it trains, evaluates every exit on the test set, and measures the time."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     spent = train(trainer, clock, checkpoint, folder / "model", tokenizer)
 
     engine = Engine(model.eval(), tokenizer, "full", max_length=cell.data_set.max_length, truncation=True)
-    logits = engine.exit_logits(test_rows)[1]
+    logits = engine.every_exit(test_rows).logits
     labels = torch.tensor([model.config.label2id[str(row["label"])] for row in test_rows])
     shutil.rmtree(folder / "checkpoints")
     return {

@@ -1,10 +1,10 @@
-"""Random streams, kills, damaged files and hostile arguments, each of which must end well; bench/FAULTS.md has what came of it.
+"""A campaign of random streams, kills, damaged files and wrong arguments, all of which must end well.
 
 python -m bench.faults --minutes 20                          # all parts, into bench/results/faults.jsonl; 1 where one failed
 python -m bench.faults --only streams --seed 123 --cases 1   # one case again, alone, and no file
 python -m bench.faults --planted --minutes 2                 # a fault is planted in each part: all must see theirs, else 1
 
-A case is what its seed makes of it. What a clock decides is not: in half of the kills the moment, and the order of threads.
+The seed decides what a case is, except for what a clock decides: the moment of half of the kills, and the order of threads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARTS: dict[str, Part] = {part.name: part for part in (streams.PART, kills.PART,
 
 
 def cases_of(text: str) -> tuple[str | None, int]:
-    """Of `--cases`: a number for all parts, or PART=NUMBER."""
+    """A value of `--cases`: a number for all parts, or PART=NUMBER."""
     name, _, count = text.rpartition("=")
     if (name and name not in PARTS) or not count.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number, or one of {', '.join(PARTS)}, = and a number, got {text!r}")
@@ -46,9 +46,9 @@ def cases_of(text: str) -> tuple[str | None, int]:
 def run(
     names: list[str], seed: int, minutes: float, cases: Mapping[str | None, int], until_failure: bool = False
 ) -> dict[str, Any]:
-    """Run the parts one after another, each for as much of the time that is left as of the parts that are left.
+    """Run the parts one after another. The parts that are left share the time that is left.
 
-    `cases` are most of a part, or, under None, of those that are not named.
+    `cases` has the largest number of cases of a part, and under None that of the parts that it does not name.
     """
     end, parts = time.monotonic() + 60 * minutes, {}
     for done, name in enumerate(names):

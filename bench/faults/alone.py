@@ -1,4 +1,4 @@
-"""One sample alone in float32, layer by layer: what the engine must give it however it is batched."""
+"""Answers one sample alone in float32, layer by layer. The engine must give this answer in every batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Alone:
 
     Attributes:
         logits: [C].
-        layer: after which it was answered.
-        skipped: layers that it skipped.
-        margin: how far the closest of the decisions on its way was from being another.
+        layer: the layer after which it was answered.
+        skipped: the layers that it skipped.
+        margin: how far the closest decision on its way was from the opposite decision.
     """
 
     logits: torch.Tensor
@@ -32,7 +32,7 @@ class Alone:
 
 @torch.inference_mode()
 def answer_alone(model: MultiExitBert, ids: list[int], types: list[int], policy: Policy) -> Alone:
-    """By the policy's definition."""
+    """The answer that follows from the policy's definition."""
     tokens = Tokens.from_lists([ids], [types] if any(types) else None)
     first, rule, skip, path = int(policy.stops(model, tokens)), policy.rule(model), policy.skip_on(model), None
     if skip.mode == "never":
@@ -97,7 +97,7 @@ def _margin(rule: ExitRule, layer: int, logits: torch.Tensor, uncertainty: float
 def logits_along(
     model: MultiExitBert, ids: list[int], types: list[int], layer: int, skipped: frozenset[int], answer_head: str
 ) -> torch.Tensor:
-    """[C], of the exit at `layer` after the layers up to it but for the skipped ones."""
+    """The logits [C] of the exit at `layer`, after all layers up to it that are not skipped."""
     mask = torch.ones(1, len(ids), dtype=torch.int64)
     hidden = model.embed(torch.tensor([ids]), torch.tensor([types]))
     for number in range(1, layer + 1):

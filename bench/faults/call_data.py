@@ -1,4 +1,4 @@
-"""Reading rows, training data and judging answers: each callable with the values that its arguments must not have."""
+"""Reading rows, training data and judging answers: all callables, and the values that their arguments must not have."""
 
 from __future__ import annotations
 
@@ -20,24 +20,11 @@ I64, F32 = torch.int64, torch.float32
 
 
 def data_targets(engine: Engine) -> list[Target]:
-    """Around small models."""
+    """Targets that work on small models."""
     encoder = Encoder(engine.tokenizer, 64, vocab_size=engine.model.config.vocab_size)
     rows = [{"text": "good", "label": "a"}, {"text": "bad", "label": "b"}]
-    no_rows = [
-        None,
-        3,
-        "x",
-        [],
-        {},
-        [3],
-        [None],
-        [[]],
-        [{}],
-        [{"text": "good"}],
-        [{"label": None}],
-        [{"label": ""}],
-        hostile.Stranger(),
-    ]
+    no_rows = [None, 3, "x", [], {}, [3], [None], [[]], [{}], [{"text": "good"}], [{"label": None}], [{"label": ""}]]
+    no_rows.append(hostile.Stranger())
     return [
         *(
             Target(read.__name__, lambda path, read=read: list(read(path)), {"path": not_path})
@@ -99,7 +86,7 @@ def data_targets(engine: Engine) -> list[Target]:
 
 
 def judging_targets() -> list[Target]:
-    """On random tensors."""
+    """Targets that work on random tensors."""
     logits, labels, exits = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 2, 3)
     classes = {"logits": not_tensor(2, F32, empty=True), "labels": not_tensor(1, I64, empty=True, low=0, high=2)}
     return [

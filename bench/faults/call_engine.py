@@ -1,4 +1,4 @@
-"""The engine and building a table: each callable with the values that its arguments must not have."""
+"""The engine and building a table: all callables, and the values that their arguments must not have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES = 8
 
 
 def engine_targets(engine: Engine) -> list[Target]:
-    """Around small models."""
+    """Targets that work on small models."""
     model, tokenizer = engine.model, engine.tokenizer
     texts = make_texts(3, SAMPLES, odd=0.0)
     policies = {
@@ -34,6 +34,7 @@ def engine_targets(engine: Engine) -> list[Target]:
         "dtype": not_choice(optional=True),
         "runner": not_choice(),
         **dict.fromkeys(("truncation", "progress"), not_bool),
+        "columns": lambda: [None, 3, [], ["text"], ("text", 3), {}],
         "in_flight": not_int(1, optional=True),
         "max_length": lambda: [*not_int(3, optional=True)(), 10**6],
         "model": lambda: [None, 3, "x", torch.nn.Linear(2, 2), {}, hostile.Stranger(), MultiExitBert],
@@ -54,7 +55,7 @@ def engine_targets(engine: Engine) -> list[Target]:
         Target("parse_policy", parse_policy, {"text": lambda: [*policies["policy"](), None]}),
         Target("Engine.predict", engine.predict, reading),
         Target("Engine.predict_windows", lambda inputs: list(engine.predict_windows(inputs)), reading),
-        Target("Engine.exit_logits", engine.exit_logits, reading),
+        Target("Engine.every_exit_windows", lambda inputs: list(engine.every_exit_windows(inputs)), reading),
         Target("Engine.every_exit", engine.every_exit, reading),
         *(
             Target(

@@ -1,4 +1,4 @@
-"""Models, exit tables and policies: each callable with the values that its arguments must not have."""
+"""Models, exit tables and policies: all callables, and the values that their arguments must not have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ I64, F32 = torch.int64, torch.float32
 
 
 def model_targets(engine: Engine, folder: Path) -> list[Target]:
-    """Around small models."""
+    """Targets that work on small models."""
     model = engine.model
     count, size = len(model.config.exit_layers), model.config.vocab_size
     layers: Values = partial(
@@ -88,7 +88,7 @@ def model_targets(engine: Engine, folder: Path) -> list[Target]:
         Target(
             "MultiExitBert.exit_config =",
             lambda **values: setattr(model, "exit_config", ExitConfig(**values)),
-            {OLD_FIELDS[name]: values for name, values in served.items()},
+            {OLD_FIELDS[name]: values for name, values in served.items() if name != "skipping"},
         ),
         Target(
             "MultiExitBert.exit_config =",
@@ -115,7 +115,7 @@ def model_targets(engine: Engine, folder: Path) -> list[Target]:
 
 
 def table_targets(engine: Engine) -> list[Target]:
-    """Around small models."""
+    """Targets that work on small models."""
     table = engine.model.exit_table
     tokens = Tokens.from_lists([[2, 5, 6, 3], [2, 7, 3]])
     decisions = hostile.not_decision

@@ -1,4 +1,4 @@
-"""The ops: each callable with the values that its arguments must not have."""
+"""The ops: all callables, and the values that their arguments must not have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ I64, F32 = torch.int64, torch.float32
 
 
 def ops_targets(engine: Engine) -> list[Target]:
-    """Around small models."""
+    """Targets that work on small models."""
     table = HashTable.empty(3)
     backend = {"backend": not_choice(optional=True)}
     scores = engine.model.exit_table.score_table()

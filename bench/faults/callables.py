@@ -1,6 +1,6 @@
-"""What a user can call, each with arguments that are right, and for each argument the values that it must refuse.
+"""Everything that a user can call, with right arguments, and for each argument the values that it must refuse.
 
-Not here: the losses, samplers and layers that only the trainer and the engine call, and what opens figures.
+The losses, samplers and layers that only the trainer and the engine call are not here, nor what opens figures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.faults.target import Target
 
 
 def targets(folder: Path) -> list[Target]:
-    """All of them, around small models."""
+    """All targets, which work on small models."""
     engine = make_engine()
     engine.save_pretrained(folder / "model")
     return [

@@ -1,4 +1,7 @@
-"""Runs the cases of a part in a process of its own, so that a crash or a hang is a failure of one case and no end of all."""
+"""Runs the cases of a part in a process of their own, so that a crash or a hang is a failure of one case and ends no other.
+
+This is no run of `bench.cells`: a campaign tries new seeds until its time is over, and no earlier result makes a case needless.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ class Outcome:
     """What came of one case.
 
     Attributes:
-        faults: in words; none: all was right.
-        counts: of what was tried, by kind.
+        faults: what was wrong, in words; empty if all was right.
+        counts: how often each kind of thing was tried.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -39,11 +42,11 @@ class Part:
     """A kind of case.
 
     Attributes:
-        name: of `--only`.
+        name: its name for `--only`.
         tries: what one case is, for the page.
         prepare: makes what all cases share, given an empty folder.
-        case: (what was prepared, an empty folder, the case's seed) -> what came of it.
-        patience: seconds after which a case hangs.
+        case: takes what was prepared, an empty folder and the seed of the case, and returns what came of it.
+        patience: a case that takes more seconds counts as one that hangs.
     """
 
     name: str
@@ -54,17 +57,17 @@ class Part:
 
 
 def run_part(part: Part, seed: int, seconds: float, cases: int | None = None, until_failure: bool = False) -> dict[str, Any]:
-    """Run the cases of the seeds `seed`, `seed + 1`, ... until time or their number is over.
+    """Run the cases of the seeds `seed`, `seed + 1`, ... until their time or their number is over.
 
     Args:
-        part: whose.
-        seed: of the first case.
-        seconds: until no further case begins.
-        cases: most of them; None: as many as there is time for.
-        until_failure: no further case after one that failed.
+        part: the part whose cases run.
+        seed: the seed of the first case.
+        seconds: no case begins after so many seconds.
+        cases: the largest number of cases; None: as many as there is time for.
+        until_failure: whether the first case that fails is the last.
 
     Returns:
-        cases tried, the first seed and the last, seconds, counts by kind, and the failures, each with its seed and its words.
+        The number of cases, the first and the last seed, seconds, counts by kind, and the failures with their seeds and words.
     """
     began, tried, counts, failures = time.monotonic(), 0, Counter(), []
 
@@ -98,7 +101,7 @@ def run_part(part: Part, seed: int, seconds: float, cases: int | None = None, un
 
 
 class _Worker:
-    """A forked process that answers each "next" with the outcome of the next case."""
+    """A forked process that runs one case after another and sends what came of each."""
 
     def __init__(self, part: Part, folder: Path, seed: int) -> None:
         self._part = part
@@ -109,18 +112,18 @@ class _Worker:
         there.close()
 
     def prepared(self) -> str | None:
-        """Waits for it; what is wrong."""
+        """Wait until the process is prepared. Returns what is wrong; None: nothing."""
         found = self._answer(PREPARING)
         return found if isinstance(found, str) else None
 
     def next(self) -> tuple[Outcome, bool]:
-        """Of the next case; and whether the process lives on."""
+        """What came of the next case, and whether the process lives on."""
         self._pipe.send(True)
         found = self._answer(self._part.patience)
         return (Outcome([found]), False) if isinstance(found, str) else (found, True)
 
     def end(self) -> None:
-        """Ends the process and those that it has started."""
+        """End the process and those that it has started."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -129,7 +132,7 @@ class _Worker:
         self._pipe.close()
 
     def _answer(self, patience: float) -> Any:
-        """What came through the pipe, or in words why nothing did."""
+        """What came through the pipe, or the reason in words why nothing came."""
         if not self._pipe.poll(patience):
             return f"hangs: no end after {patience:g} s"
         try:
@@ -163,7 +166,7 @@ def _work(part: Part, folder: Path, seed: int, pipe: Any, other_end: Any) -> Non
 
 
 def try_case(part: Part, made: Any, folder: Path, seed: int) -> Outcome:
-    """A case, whatever it raises."""
+    """Run a case. An error that it raises is a fault."""
     try:
         return part.case(made, folder, seed)
     except Exception as error:

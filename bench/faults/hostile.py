@@ -1,4 +1,4 @@
-"""Values that an argument must not have, by what it should be; made anew for each case, since some can be read only once."""
+"""Values that an argument must not have, by what it should be. Each case gets new ones, since some can be read only once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Stranger:
-    """Nothing that anybody expects."""
+    """A type that nobody expects."""
 
 
 def not_int(low: int = 1, optional: bool = False) -> Values:
-    """For an int from `low` on."""
+    """Values that are no int from `low` on."""
     return lambda: [
         *("3", 1.5, True, [], {}, b"3", NAN, INF, 1j, Stranger(), [3], (x for x in ()), torch.tensor(1.5)),
         *(low - 1, low - 10**6, -(2**63)),
@@ -26,7 +26,7 @@ def not_int(low: int = 1, optional: bool = False) -> Values:
 
 
 def not_number(low: float = -INF, high: float = INF, optional: bool = False) -> Values:
-    """For a number from `low` to `high`."""
+    """Values that are no number from `low` to `high`."""
     below = () if low == -INF else (low - 0.5, -INF, -(10**30))
     above = () if high == INF else (high + 0.5, INF, 10**30)
     wrong = ("0.5", True, [[]], {}, b"0.5", NAN, 1j, Stranger(), (x for x in ()))
@@ -38,14 +38,14 @@ def not_bool() -> list[Any]:
 
 
 def not_choice(optional: bool = False) -> Values:
-    """For one of some words."""
+    """Values that are none of some words."""
     return lambda: ["nothing", "", 3, [], {}, b"full", NAN, Stranger(), {1}, ["full"], *(() if optional else (None,))]
 
 
 def not_tensor(
     ndim: int, dtype: torch.dtype, *, empty: bool = False, low: int | None = None, high: int | None = None
 ) -> Values:
-    """For a tensor of so many dimensions, where `empty` holds with at least one value, from `low` to `high`."""
+    """Values that are no tensor of so many dimensions from `low` to `high`; with `empty` it must hold at least one value."""
 
     def values() -> list[Any]:
         shape, more = (2,) * ndim, torch.ones((2,) * (ndim + 1), dtype=dtype)
@@ -61,7 +61,7 @@ def not_tensor(
 
 
 def not_texts() -> list[Any]:
-    """For what `predict` takes."""
+    """Values that `predict` does not take."""
     nested: Any = "good"
     for _ in range(2000):
         nested = [nested]
@@ -73,14 +73,8 @@ def not_texts() -> list[Any]:
         *({"text": None}, {"text": 3}, {"body": ["good"]}, {"text": ["good"], "text_pair": ["good", "bad"]}, {"text": []}),
         *([{"body": "good"}], [{"text": None}], [{"text": ["good"]}], [{}], {"text": {"good": 1}}, {"text": b"good"}),
         *({1: ["good"]}, {"text": [3]}, {"text": np.array([1.5])}, np.array([1, 2]), np.array(3), torch.tensor([1, 2])),
-        *(
-            iter([3]),
-            (x for x in ()),
-            (text for text in ["good", None]),
-            map(int, ["3"]),
-            _breaks(),
-            ["good", {"input_ids": [5]}],
-        ),
+        *(iter([3]), (x for x in ()), (text for text in ["good", None]), map(int, ["3"]), _breaks()),
+        ["good", {"input_ids": [5]}],
         *([{"input_ids": ids}] for ids in not_ids()),
         *({"input_ids": [ids]} for ids in not_ids()),
         *([{"input_ids": [2, 5, 3], "attention_mask": mask}] for mask in not_masks()),
@@ -94,34 +88,10 @@ def _breaks() -> Iterator[Any]:
 
 
 def not_ids() -> list[Any]:
-    """For the token ids of one sample."""
+    """Values that are no token ids of one sample."""
     return [
-        *(
-            [],
-            [-1],
-            [2, -5, 3],
-            [10**9],
-            [2**70],
-            [1.5],
-            [NAN],
-            ["x"],
-            [[1, 2]],
-            None,
-            [None],
-            "abc",
-            3.5,
-            {},
-            {"a": 1},
-        ),
-        *(
-            b"abc",
-            [5] * 1000,
-            [2, 500, 3],
-            torch.tensor([1.5]),
-            torch.tensor([[1, 2], [3, 4]]),
-            torch.tensor([]),
-            np.array(["x"]),
-        ),
+        *([], [-1], [2, -5, 3], [10**9], [2**70], [1.5], [NAN], ["x"], [[1, 2]], None, [None], "abc", 3.5, {}, {"a": 1}),
+        *(b"abc", [5] * 1000, [2, 500, 3], torch.tensor([1.5]), torch.ones(2, 2).long(), torch.tensor([]), np.array(["x"])),
         *(np.array([NAN]), torch.tensor([2**40]), np.zeros((2, 2, 2), int), [[]], [[[1]]], Stranger()),
     ]
 
@@ -131,43 +101,25 @@ def not_masks() -> list[Any]:
 
 
 def not_types() -> list[Any]:
-    return [
-        [0, 0],
-        [0, 0, 0, 0],
-        [2, 0, 0],
-        [-1, 0, 0],
-        ["x", 0, 0],
-        [NAN, 0, 0],
-        [10**9, 0, 0],
-        [[0, 0, 0]],
-        "000",
-        3,
-        [2**70, 0, 0],
-    ]
+    first: tuple[Any, ...] = (2, -1, "x", NAN, 10**9)
+    return [[0, 0], [0, 0, 0, 0], *([value, 0, 0] for value in first), [[0, 0, 0]], "000", 3, [2**70, 0, 0]]
 
 
 def not_labels(samples: int) -> Values:
-    """For one of three classes per text."""
+    """Values that are not one of three classes for each text."""
     return lambda: [
         *(None, 3, "LABEL_0", [], [0], ["LABEL_0"], [0] * (samples + 1), ["nothing"] * samples, [3] * samples, [-1] * samples),
-        *(
-            [0.5] * samples,
-            [None] * samples,
-            [NAN] * samples,
-            ["LABEL_0", 1] * (samples // 2),
-            [[0]] * samples,
-            {},
-            b"0" * samples,
-        ),
+        *([0.5] * samples, [None] * samples, [NAN] * samples, ["LABEL_0", 1] * (samples // 2), [[0]] * samples),
+        *({}, b"0" * samples),
         *((x for x in ()), torch.zeros(samples + 1), [True, "x"] * (samples // 2), Stranger(), torch.full((samples,), 7)),
     ]
 
 
 def not_decision() -> list[Any]:
-    """For "argmax", "mean" or a quantile."""
+    """Values that are neither "argmax" nor "mean" nor a quantile."""
     return [*not_number(0.0, 1.0)(), 0, "median", ""]
 
 
 def not_path() -> list[Any]:
-    """For a file or folder that is there."""
+    """Values that are no path of a file or folder that is there."""
     return ["/nowhere/at/all", "./none", "", "\0", None, 3, b"\xff", [], {}, Stranger(), "x" * 5000, 1.5]

@@ -1,8 +1,8 @@
-"""Hostile arguments to everything that a user can call: refused by a TypeError or ValueError that was raised on purpose.
+"""Calls everything that a user can call with wrong arguments, which must raise a TypeError or ValueError on purpose.
 
-On purpose means by a `raise` of this package (or, for fields of a configuration, by transformers' check of that field, and for
-paths Python's own), not by whatever torch or Python stumbles over later. What was refused must leave nothing behind: the engine
-answers as before.
+An error is on purpose if it comes from a `raise` of this package, for fields of a configuration from transformers' check of
+that field, and for paths from Python itself. An error that torch or Python stumbles over later is not. A refused call leaves
+nothing behind: the engine answers as before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXTS = make_texts(4, 3, odd=0.0)
 
 @dataclass
 class Made:
-    """Everything that is called, and an engine that they share with what it answers."""
+    """Everything that is called, the engine that all calls share, and its answers."""
 
     targets: list[Target]
     engine: Engine
@@ -39,14 +39,14 @@ class Made:
 
 
 def prepare(folder: Path) -> Made:
-    """Around small models."""
+    """Make small models and all that is called of them."""
     found = targets(folder)
     engine = next(target.call.__self__ for target in found if target.name == "Engine.predict")
     return Made(found, engine, engine.predict(TEXTS).logits)
 
 
 def case(made: Made, folder: Path, seed: int) -> Outcome:
-    """One call with one or two arguments that must be refused."""
+    """Make one call with one or two wrong arguments."""
     random_, outcome = random.Random(seed), Outcome()
     target = random_.choice(made.targets)
     names = [name for name in target.refuses if target.refuses[name]()]
@@ -69,7 +69,7 @@ def case(made: Made, folder: Path, seed: int) -> Outcome:
 
 
 def not_on_purpose(error: Exception, names: list[str]) -> str | None:
-    """What is wrong with an error that a wrong argument led to; None for one that says what was wrong."""
+    """What is wrong with the error that a wrong argument raised; None: it says what was wrong."""
     text, frame = str(error), traceback.extract_tb(error.__traceback__)[-1]
     said = f"{type(error).__name__}: {shorten(text, 160)} ({Path(frame.filename).name}:{frame.lineno})"
     if isinstance(error, StrictDataclassError):

@@ -1,4 +1,4 @@
-"""Kills while files are written: what loads is the old whole or the new whole, and runs that go on end as if never killed."""
+"""Kills processes that write files: what loads is all old or all new, and a run that goes on ends as if never killed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,7 @@ from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset
 
-KILLS = 3  # of one run, at most, before it may end
+KILLS = 3  # the most kills of one run before it may end
 STEPS = 5
 
 
@@ -39,9 +40,9 @@ class Made:
     Attributes:
         engines: A and B, which differ in all that is saved, and C, which is A after a calibration.
         saved: the folders of A and B.
-        rows: to be trained on.
-        trained: weights after the uninterrupted training.
-        input, output: of the uninterrupted run of examples/predict.py.
+        rows: the rows of the training.
+        trained: the weights after a training that nobody interrupted.
+        input, output: the input and the output of a run of examples/predict.py that nobody interrupted.
         predict: that script.
     """
 
@@ -55,7 +56,7 @@ class Made:
 
 
 def prepare(folder: Path) -> Made:
-    """Two models, a training and a prediction that nobody interrupts."""
+    """Make two models, and run a training and a prediction that nobody interrupts."""
     # Progress bars share a lock with all that is forked, which a killed child would keep; processes of their own do not.
     tqdm.set_lock(threading.RLock())
     texts = make_texts(11, 300, odd=0.0)
@@ -85,7 +86,7 @@ def prepare(folder: Path) -> Made:
 
 
 def whole(folder: Path, engines: dict[str, Engine]) -> str:
-    """A, B or C for each part of a folder that tells the engines apart: settings, weights, table, vocabulary, calibration."""
+    """The names of the engines that have all of a folder's settings, weights, table, vocabulary and calibration."""
     engine = Engine.from_pretrained(folder, "full", runner="torch")
     parts: tuple[Callable[[Engine], object], ...] = (
         lambda engine: engine.model.exit_config.thresholds,
@@ -99,7 +100,7 @@ def whole(folder: Path, engines: dict[str, Engine]) -> str:
 
 
 def _save_over(made: Made, folder: Path, random_: random.Random, outcome: Outcome, names: str) -> None:
-    """The second model is saved over the first; or, in a loop, each over the other."""
+    """Save the second model over the first, or in a loop each over the other, and kill that."""
     first, second = names
     made.engines[first].save_pretrained(folder / "model")
     loop = random_.random() < 0.3
@@ -122,7 +123,7 @@ def _save_over(made: Made, folder: Path, random_: random.Random, outcome: Outcom
 
 
 def _train(rows: list[dict[str, str]], folder: Path) -> None:
-    """Train, going on from the newest whole checkpoint, and write the weights."""
+    """Train from the newest whole checkpoint on, and write the weights."""
     tokenizer, model = make_tokenizer(), make_model(3)
     trainer = MultiExitTrainer(
         model=model,
@@ -139,16 +140,24 @@ def _train(rows: list[dict[str, str]], folder: Path) -> None:
     torch.save(trainer.model.state_dict(), folder / "weights.pt")
 
 
-def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome) -> None:
-    """Killed some times and gone on with, a training gives the weights of one that was not."""
+def _with_kills(
+    action: Callable[[], None], random_: random.Random, changes: int, seconds: float, log: Path, outcome: Outcome
+) -> Iterator[None]:
+    """Start an action again after each of some kills, until it ends. Yields after each kill."""
     for _ in range(random_.randint(1, KILLS)):
-        if run_killed(lambda: _train(made.rows, folder / "training"), random_, 150, 1.0, folder / "log"):
-            break
+        if run_killed(action, random_, changes, seconds, log):
+            return
         outcome.counts["kills"] += 1
+        yield
+    run_child(action, log)
+
+
+def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome) -> None:
+    """A training that is killed and goes on gives the weights of one that was not killed."""
+    action = partial(_train, made.rows, folder / "training")
+    for _ in _with_kills(action, random_, 150, 1.0, folder / "log", outcome):
         if (found := last_whole_checkpoint(folder / "training")) is not None:
             MultiExitBert.from_pretrained(found)
-    else:
-        run_child(lambda: _train(made.rows, folder / "training"), folder / "log")
     found = torch.load(folder / "training" / "weights.pt")
     other = [name for name, value in made.trained.items() if not torch.equal(value, found[name])]
     if other:
@@ -156,24 +165,19 @@ def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome
 
 
 def _predict(made: Made, output: Path) -> None:
-    """As `python examples/predict.py`."""
+    """Do what `python examples/predict.py` does."""
     command = ["--model", made.saved["A"], "--input", made.input, "--output", output]
     sys.argv = ["predict.py", *map(str, command), "--policy", "threshold:0.8,regroup=always", "--window", "10"]
     made.predict.main()
 
 
 def _prediction(made: Made, folder: Path, random_: random.Random, outcome: Outcome) -> None:
-    """Killed some times and started again, a run of predict.py writes what one writes that was not."""
+    """A run of predict.py that is killed and started again writes what a run writes that was not killed."""
     output = folder / "out" / "out.jsonl"
     output.parent.mkdir()
-    for _ in range(random_.randint(1, KILLS)):
-        if run_killed(lambda: _predict(made, output), random_, 70, 0.5, folder / "log"):
-            break
-        outcome.counts["kills"] += 1
+    for _ in _with_kills(partial(_predict, made, output), random_, 70, 0.5, folder / "log", outcome):
         if output.exists() and output.read_bytes() != made.output:
             outcome.faults.append("predict.py, killed: its output is there, and is not whole")
-    else:
-        run_child(lambda: _predict(made, output), folder / "log")
     if output.read_bytes() != made.output:
         outcome.faults.append("predict.py, killed and started again: another output than uninterrupted")
     if left := sorted({path.name for path in output.parent.iterdir()} - {output.name}):
@@ -190,7 +194,7 @@ KINDS = {
 
 
 def case(made: Made, folder: Path, seed: int) -> Outcome:
-    """One process that is killed, some of them several times."""
+    """One process that is killed, some processes several times."""
     random_, outcome = random.Random(seed), Outcome()
     kind = random_.choice(list(KINDS))
     outcome.counts[kind] += 1

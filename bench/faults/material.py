@@ -1,4 +1,4 @@
-"""Tiny models, their tokenizer and random texts, all made from seeds."""
+"""Makes tiny models, their tokenizer and random texts from seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ODD = (
 )  # fmt: skip
 LONGEST = 64  # tokens
 
-# What differs from the usual: every kind of head, pooling, gate, fewer exits, two classes, temperatures (of `exit_config`).
+# Every kind of head, pooling and gate, fewer exits, two classes, and temperatures (of `exit_config`).
 VARIANTS: dict[str, dict] = {
     "plain": {},
     "two exits": {"exit_layers": [2, 4], "pooling": "cls"},
@@ -37,7 +37,7 @@ def make_tokenizer(*more: str) -> BertTokenizer:
 
 
 def make_text(random_: random.Random, longest: int = 20, odd: float = 0.1) -> str:
-    """Words of the vocabulary, at times another."""
+    """A text of words of the vocabulary, and now and then another word."""
     words = [word for word in WORDS[5:] if not word.startswith("#")]
     chosen = [
         random_.choice(ODD) if random_.random() < odd else random_.choice(words) for _ in range(random_.randint(1, longest))
@@ -45,13 +45,13 @@ def make_text(random_: random.Random, longest: int = 20, odd: float = 0.1) -> st
     return " ".join([random_.choice(words), *chosen[1:]])
 
 
-def make_texts(seed: int, count: int, longest: int = 20, odd: float = 0.1) -> list[str]:
+def make_texts(seed: int, count: int, odd: float = 0.1) -> list[str]:
     random_ = random.Random(seed)
-    return [make_text(random_, longest, odd) for _ in range(count)]
+    return [make_text(random_, odd=odd) for _ in range(count)]
 
 
 def make_model(seed: int = 1, temperatures: list[float] | None = None, **changes) -> MultiExitBert:
-    """Four layers of width 32, its answers sharp enough that thresholds send texts to different exits."""
+    """A model of four layers of width 32. Its answers are sharp enough that thresholds send texts to different exits."""
     values = {
         "vocab_size": len(WORDS),
         "hidden_size": 32,
@@ -84,7 +84,7 @@ def open_gates(model: MultiExitBert, tokenizer: BertTokenizer, texts: list[str])
 
 
 def make_engine(variant: str = "plain", seed: int = 1, tokenizer: BertTokenizer | None = None, **changes) -> Engine:
-    """A model of a variant with an exit table that has learned all it can."""
+    """An engine of a variant, whose exit table has learned all that it can."""
     tokenizer, texts = tokenizer or make_tokenizer(), make_texts(seed, 80)
     model = make_model(seed, **(VARIANTS[variant] | changes))
     gated = bool(len(model.gates))

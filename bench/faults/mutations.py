@@ -1,8 +1,9 @@
-"""Damage to a file of a saved model: it is refused in words, or without effect, never another answer.
+"""Damages a file of a saved model: the model is refused in words or answers as before, and never gives another answer.
 
-Some of the damage is to bytes anywhere in a file (flipped, zeroed, cut, doubled, removed, put in, the whole file gone, empty
-or another model's), the rest to a value of a JSON file or of a safetensors header. config.json and exit_config.json may also be
-changed on purpose, and the latter taken away: other settings that a model can have are taken, but aloud.
+Some damage is to bytes anywhere in a file: they are flipped, zeroed, cut, doubled, removed or put in, or the whole file is
+gone, empty or another model's. Other damage is to a value of a JSON file or of a safetensors header. A user may also change
+config.json and exit_config.json on purpose, or remove the latter: then settings that a model can have are taken, with a
+warning.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ HOSTILE = (
 )  # fmt: skip
 CALIBRATION = {
     "promise": ["agreement", 0.8], "dtype": "float32", "device": "cpu", "max_length": 64, "truncation": False,
-    "exit_temperatures": None, "chosen": {"policy": "predicted:0.05+threshold:0.8", "agreement": 0.9},
+    "exit_temperatures": None, "chosen": {"policy": "predicted:0.05+threshold:0.8+skip:never", "agreement": 0.9},
 }  # fmt: skip
 # How each kind of model is served.
 KINDS = {
     "plain": ExitConfig(policy="threshold", thresholds=(0.8, 0.7, 0.8)),
     "sharded": ExitConfig(policy="predicted", temperatures=(0.5, 2.0, 1.5, 1.0)),
-    "calibrated": ExitConfig(policy="predicted:0.05+threshold:0.8", skipping="never", calibration=CALIBRATION),
-    "gates": ExitConfig(policy="threshold:0.8", skipping="gates"),
+    "calibrated": ExitConfig(policy="predicted:0.05+threshold:0.8+skip:never", calibration=CALIBRATION),
+    "gates": ExitConfig(policy="threshold:0.8+skip:gates"),
 }
 ALOUD = ("config.json was changed since it was saved", "exit_config.json that the model was saved with is not there")
 
 
 @dataclass
 class Saved:
-    """Saved models and what they answer."""
+    """Saved models and their answers."""
 
     folders: dict[str, Path]
     answers: dict[str, Predictions]
@@ -56,7 +57,7 @@ class Saved:
 
 
 def prepare(folder: Path) -> Saved:
-    """Four models, saved."""
+    """Save four models."""
     texts, folders, answers = make_texts(5, 12), {}, {}
     for seed, (kind, served) in enumerate(KINDS.items()):
         engine = make_engine("gates" if kind == "gates" else "plain", seed)
@@ -118,7 +119,7 @@ BYTES: tuple[Callable[[bytearray, int, random.Random], None], ...] = (
 
 
 def damage(folder: Path, others: list[Path], random_: random.Random) -> str:
-    """Damage one file of a folder; in words, how."""
+    """Damage one file of a folder. Returns in words what was done."""
     path = random_.choice(sorted(folder.iterdir()))
     whole = path.read_bytes()
     if (kind := random_.random()) < 0.03:
@@ -151,7 +152,7 @@ def damage(folder: Path, others: list[Path], random_: random.Random) -> str:
 
 
 def edit(content: Any, random_: random.Random) -> str:
-    """Change something somewhere in a JSON value that is a mapping."""
+    """Change something in a JSON value that is a mapping. Returns in words what was done."""
     place, way = content, []
     while True:
         key = random_.choice(sorted(place)) if isinstance(place, dict) else random_.randrange(len(place))
@@ -176,7 +177,7 @@ def edit(content: Any, random_: random.Random) -> str:
 
 
 def case(made: Saved, folder: Path, seed: int) -> Outcome:
-    """One damaged file."""
+    """Damage one file and compare the answers."""
     random_, outcome = random.Random(seed), Outcome()
     kind = random_.choice(list(KINDS))
     shutil.copytree(made.folders[kind], folder / "model")
@@ -208,7 +209,7 @@ def case(made: Saved, folder: Path, seed: int) -> Outcome:
 
 @contextmanager
 def _warnings_of(name: str) -> Iterator[list[str]]:
-    """What a package's loggers say meanwhile, which goes nowhere else."""
+    """Collect what the loggers of a package say. It goes nowhere else."""
     said: list[str] = []
     handler, logger = logging.Handler(logging.WARNING), logging.getLogger(name)
     handler.emit = lambda record: said.append(record.getMessage())

@@ -1,4 +1,4 @@
-"""Faults planted in the library, one that each part must see: a campaign that finds nothing must be able to find something."""
+"""Plants a fault in the library for each part of the campaign, which must find it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from geep_triton.saving import Replacement
 
 
 def _plant_in_streams() -> None:
-    """Of windows with many samples two get each other's answers."""
+    """Two samples of a window get each other's answers."""
     predict = geep_triton.engine.engine.Engine._predict_window
 
     def swapped(self: Any, window: Any) -> Any:
@@ -31,7 +31,7 @@ def _plant_in_streams() -> None:
 
 
 def _plant_in_kills() -> None:
-    """Files are written in place, each when its turn comes."""
+    """Files are written in place, one after another."""
 
     @contextmanager
     def in_place(directory: Any) -> Iterator[Replacement]:
@@ -42,7 +42,7 @@ def _plant_in_kills() -> None:
 
 
 def _plant_in_mutations() -> None:
-    """Whatever the weights are, they are those that were saved."""
+    """All weights count as those that were saved."""
     geep_triton.modeling.loading.check_digest = lambda *_: None
 
 

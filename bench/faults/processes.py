@@ -1,4 +1,4 @@
-"""Children that are killed: at a random change to files, by their own hand, or at a random moment, by their parent's."""
+"""Runs child processes that are killed: by themselves at a random change to files, or by their parent at a random moment."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE = 40.0  # seconds for what takes one or two
+PATIENCE = 40.0  # seconds; a child takes one or two
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
 
 
 class ChildFailed(RuntimeError):
-    """A child that ended by an error of its own, or did not end."""
+    """A child ended with an error of its own, or it did not end."""
 
 
 def run_killed(action: Callable[[], None], random_: random.Random, most_changes: int, most_seconds: float, log: Path) -> bool:
     """Run an action in a forked process that is killed, unless it ends before.
 
-    Half of the times the child kills itself at one of its changes to files, which the seed alone decides; half of the times it
-    is killed after a random time, which is never the same again.
+    In half of the calls the child kills itself at one of its changes to files, and the seed alone decides at which. In the
+    other half it is killed after a random time, and another run kills it elsewhere.
 
     Args:
         action: what the child does.
-        random_: chooses how and when it is killed.
-        most_changes: of which change at most.
-        most_seconds: after how long at most.
-        log: where it writes to, as its stdout and stderr, too.
+        random_: chooses how and when the child is killed.
+        most_changes: the child kills itself at this change to files or at an earlier one.
+        most_seconds: the child is killed after so many seconds or fewer.
+        log: the file of its stdout and stderr.
 
     Returns:
-        Whether it ended by itself.
+        Whether the child ended by itself.
 
     Raises:
-        ChildFailed: it ended with an error, or not at all.
+        ChildFailed: the child ended with an error, or it did not end.
     """
     at_change = random_.random() < 0.5
     change, seconds = random_.randint(1, most_changes), random_.uniform(0.0, most_seconds)
@@ -74,7 +74,7 @@ def _fork(action: Callable[[], None], change: int | None, log: Path) -> int:
 
 
 def _die_at(change: int) -> None:
-    """Have this process kill itself at its so many-th change to files."""
+    """Make this process kill itself at its change to files of this number, from 1."""
     left = [change]
 
     def hook(event: str, arguments: tuple) -> None:

@@ -1,9 +1,9 @@
-"""Random streams of texts by random engines: every answer is that of the sample alone in float32, in order, none lost.
+"""Random engines answer random streams of texts: each answer must be that of the sample alone in float32, and none is lost.
 
-float32, packed or not: exit, path and label are the sample's own, unless a decision on its way was closer than TIE to being
-another: then its logits must be those of the exit and path that it took. bfloat16: the same with wider bounds, of
-probabilities. int8 answers move with the texts beside them: there only that none is lost, that exits are the model's, and that
-answers lie nearer to their own texts' than to their neighbours' is held.
+In float32 an answer has the exit, the path and the label of the sample alone. If a decision on its way was closer than TIE to
+the opposite one, it only has the logits of the exit and path that it took. In bfloat16 the same holds with wider bounds, of
+probabilities. In int8 an answer depends on the texts beside it: none is lost, its exit is one of the model's, and it lies
+nearer to its own text's answer than to those of other texts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from geep_triton.table.exit_table import VALUES
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of probabilities, and in float32 of logits
 TIE = {"float32": 1e-4, "bfloat16": 0.1}  # of uncertainties, gates and, for patience, logits
 CRITERIA = {"normalized_entropy": (0.6, 0.98), "entropy": (0.6, 1.0), "max_probability": (0.2, 0.6), "margin": (0.4, 0.95)}
-# Layers whose cost is their tokens', so that regrouping and skipping pay, and such that they never do: nothing is measured, so
-# that a case is the same again.
+# With the first costs regrouping and skipping pay, with the second they never do. Nothing is measured, so that a case is the
+# same again.
 COSTS = (LayerCosts(((1, 0.001), (1000, 1.0)), move=0.0), LayerCosts(((1000, 1.0), (2000, 1.0)), move=1.0))
 BAD = ("", " ", "\u200b", "\ud800", "\n\t", None, 3, b"good")
 
@@ -47,7 +47,7 @@ Sample = tuple[Any, Any]
 
 @dataclass
 class Stream:
-    """What one case runs."""
+    """The engine and the samples of one case."""
 
     engine: Engine
     samples: list[Sample]
@@ -56,7 +56,7 @@ class Stream:
     bad: set[int] = field(default_factory=set)
 
     def inputs(self) -> Any:
-        """The samples, as the caller hands them in."""
+        """The samples in the form in which the caller passes them."""
         if self.form == "columns":
             return {"text": [text for text, _ in self.samples], "text_pair": [pair for _, pair in self.samples]}
         rows = {
@@ -69,7 +69,7 @@ class Stream:
 
 @dataclass
 class Made:
-    """One engine of every variant, made when it is first asked for."""
+    """One engine of every variant, which is made when it is first asked for."""
 
     tokenizer: BertTokenizer
 
@@ -78,7 +78,7 @@ class Made:
 
 
 def random_policy(random_: random.Random, engine: Engine) -> Policy:
-    """Of any start, leave and way of skipping, with random settings."""
+    """A policy of any start, leave and way to skip, with random settings."""
     model = engine.model
     early, gated = model.config.exit_layers[:-1], bool(len(model.gates))
     skip = random_.choice([None, *(Skip(mode) for mode in MODES), Skip("planned", -0.3)]) if gated else None
@@ -153,7 +153,7 @@ def _can_be_answered(engine: Engine, text: Any, pair: str | None) -> bool:
 
 
 def answer(stream: Stream) -> tuple[Predictions, list[int], list[str]]:
-    """Answers of the good samples, which those are, and faults: bad ones that were not named, good ones that were."""
+    """The answers of the samples that can be answered, the indices of these, and faults: refused samples that are right."""
     kept, faults = list(range(len(stream.samples))), []
     while kept:
         now = Stream(stream.engine, [stream.samples[index] for index in kept], stream.form)
@@ -169,7 +169,7 @@ def answer(stream: Stream) -> tuple[Predictions, list[int], list[str]]:
 
 
 def compare(stream: Stream, result: Predictions, kept: list[int], outcome: Outcome) -> None:
-    """Hold the answers to those of the samples alone."""
+    """Compare the answers with those of the samples alone."""
     engine, faults = stream.engine, outcome.faults
     if set(kept) & stream.bad:
         faults.append(f"answered samples that cannot be: {sorted(set(kept) & stream.bad)}")
@@ -214,7 +214,7 @@ def _difference(
     along: torch.Tensor,
     counts: Counter[str],
 ) -> str | None:
-    """What is wrong with an answer."""
+    """What is wrong with an answer; None: nothing."""
     tolerance, tie = TOLERANCE[engine.dtype], TIE[engine.dtype]
     same_way = (layer, skipped) == (expected.layer, expected.skipped)
     if not same_way and expected.margin >= tie:
@@ -235,7 +235,7 @@ def _difference(
 
 
 def _mixed_up(answers: torch.Tensor, alone: torch.Tensor) -> str | None:
-    """Of [N, C] int8 answers: whether they lie as near to another text's answers as to their own."""
+    """What is wrong if int8 answers [N, C] lie about as near to the answers of other texts as to their own; None: nothing."""
     own = float((answers - alone).abs().mean())
     others = [float((answers - alone.roll(shift, 0)).abs().mean()) for shift in range(1, len(alone))]
     if others and own > 0.7 * min(others) and min(others) > 0.3:
@@ -244,7 +244,7 @@ def _mixed_up(answers: torch.Tensor, alone: torch.Tensor) -> str | None:
 
 
 def _in_threads(stream: Stream, made: Made) -> list[tuple[Predictions | None, list[int], list[str]]]:
-    """The stream in two threads that share its engine, beside one with the tokenizer's other engine, and its owner."""
+    """Answer the stream in two threads that share its engine, while a third uses another engine and the tokenizer itself."""
     results: list[Any] = [None, None]
     errors: list[str] = []
 
@@ -270,7 +270,7 @@ def _in_threads(stream: Stream, made: Made) -> list[tuple[Predictions | None, li
 
 
 def case(made: Made, folder: Path, seed: int) -> Outcome:
-    """One stream by one engine."""
+    """One engine answers one stream."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stream, outcome = random_stream(made, seed), Outcome()

@@ -1,4 +1,4 @@
-"""A callable with what its arguments must not be."""
+"""A callable and the values that its arguments must not have."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench.faults.hostile import Values
 
 @dataclass(frozen=True)
 class Target:
-    """A callable.
+    """A callable and the values that it must refuse.
 
     Attributes:
-        name: as a user calls it.
-        call: with keyword arguments.
+        name: the name that a user knows.
+        call: takes keyword arguments.
         refuses: argument -> values that it must refuse.
-        valid: what the other arguments are.
+        valid: argument -> a right value.
     """
 
     name: str

@@ -1,10 +1,10 @@
-"""What a GPU does for the library, in one process and at most eight and a half minutes.
+"""Measures what a GPU does for the library, in one process of at most eight and a half minutes.
 
-    python -m bench.gpu.inputs /tmp/inputs --data DATA          # once, where texts and a model are
+    python -m bench.gpu.inputs /tmp/inputs --data DATA          # once, on a machine that has texts and a model
     python -m bench.gpu --inputs /tmp/inputs --output bench/results/gpu/h100
 
-Every measurement is a line of results.jsonl at once; started again, it does what is missing or failed. `--dry-run` runs every
-line on a CPU, with a stand-in for the device. Where there is no git, GEEP_COMMIT names the commit.
+Each measurement is on the disk as soon as it ends. A run that is started again does what is missing or has failed. `--dry-run`
+runs every line on a CPU that stands in for the device. GEEP_COMMIT names the commit if there is no git.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench.environment import environment
+from bench.cells import Cell, OutOfTime, run_missing
 from bench.gpu import ceilings, chosen_tests, dense, exits, ops, steps, texts
 from bench.gpu.clock import Deadline, Overrun, limited
 from bench.gpu.machine import Gpu, StandIn
-from bench.gpu.results import Results
 from bench.gpu.setting import REHEARSAL, Cells, Setting, Sizes
+from bench.rows import Found, found, read
 from geep_triton.policies.policy import OneExitWarning
 
 SECONDS = 500  # 8.3 minutes
-LEAST = 1.0  # seconds left, for another cell to begin
-SPOILT = 4  # exit code where the device must be begun with anew
-SLOWER = 8  # times as long a rehearsal may take: a machine that does other work besides is no finding
-# In this order; seconds that each may take, to which those before add what they leave.
+LEAST = 1.0  # seconds: with less time no other cell begins
+SPOILT = 4  # the exit code after an error that only a new process gets rid of
+SLOWER = 8  # a rehearsal may take this many times as long, since its machine may do other work at the same time
+# The parts in their order, and the seconds that each may take. A part also gets the time that earlier parts did not use.
 PARTS: dict[str, tuple[float, Callable[[Setting], Cells]]] = {
     "ceilings": (15, ceilings.cells),
     "tests": (90, chosen_tests.cells),
@@ -52,40 +51,31 @@ def main(given: list[str] | None = None) -> None:
     if arguments.dry_run:
         torch.set_num_threads(1)  # sizes are tiny: threads would wait for one another
     patience = SLOWER if arguments.dry_run else 1
-    deadline, start = Deadline(arguments.seconds * patience), time.perf_counter()
-    machine = environment() | {"dry_run": arguments.dry_run}
-    output = arguments.output.resolve()
-    setting = Setting(
-        StandIn() if arguments.dry_run else Gpu(),
-        REHEARSAL if arguments.dry_run else Sizes(),
-        Results(output, machine),
-        output,
-        arguments.inputs,
-    )
-    failed, left_out = [], []
-    saved = 0.0
+    deadline, saved = Deadline(arguments.seconds * patience), 0.0
+    machine, sizes = (StandIn(), REHEARSAL) if arguments.dry_run else (Gpu(), Sizes())
+    setting = Setting(machine, sizes, arguments.output.resolve(), arguments.inputs)
+    check_card(setting)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OneExitWarning)  # that nobody leaves is one of the measurements
         for part, (seconds, cells) in PARTS.items():
             if arguments.only and part not in arguments.only:
                 continue
-            seconds *= patience
-            began = time.perf_counter()
-            again = part in arguments.again
-            run_part(setting, part, cells, min(seconds + saved, deadline.left), failed, left_out, again)
-            saved = max(0.0, saved + seconds - (time.perf_counter() - began))
+            began, seconds = time.monotonic(), seconds * patience
+            run_part(setting, part, cells, min(seconds + saved, deadline.left), part in arguments.again)
+            saved = max(0.0, saved + seconds - (time.monotonic() - began))
     deadline.cancel()
-    print(f"{time.perf_counter() - start:.0f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB at most")
-    print(f"{len(setting.results.rows)} rows in {setting.results.path}; {len(failed)} failed, {len(left_out)} left out")
-    for name in [*(f"failed: {name}" for name in failed), *(f"left out: {name}" for name in left_out)]:
-        print(name)
+    failed = [row for row in read(setting.results) if row.metric == "error"]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{setting.results}: {len(failed)} cells failed; {memory:.2f} GB of the host's memory at most")
+    for row in failed:
+        print(f"failed: {row.case}: {row.value[:200]}")
     if failed and arguments.dry_run:
         raise SystemExit(1)
 
 
 def parse_arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl and a few other files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl and tests.xml")
     parser.add_argument("--inputs", type=Path, help="folder that `python -m bench.gpu.inputs` made: models and texts")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts")
     parser.add_argument("--again", nargs="+", choices=PARTS, default=(), help="parts whose cells are measured once more")
@@ -94,59 +84,52 @@ def parse_arguments(given: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def run_part(
-    setting: Setting,
-    part: str,
-    cells: Callable[[Setting], Cells],
-    seconds: float,
-    failed: list[str],
-    left_out: list[str],
-    again: bool = False,
-) -> None:
-    """A part's cells, one after another until its time is over; what raises is a row with its error.
-
-    What was measured is left out, unless it is wanted `again`.
-    """
-    end, results, last = time.perf_counter() + seconds, setting.results, "its preparation"
-    made = cells(setting)
-    while (left := end - time.perf_counter()) >= LEAST:
-        try:
-            with limited(left):
-                found = next(made, None)
-        except (Exception, Overrun) as error:  # the part cannot be prepared; others can
-            found = "cells", partial(_raise, error)
-        if found is None:
-            return
-        last, measure = found
-        if results.done(part, last) and not again:
-            continue
-        values, taken = measured(measure, end - time.perf_counter())
-        if "error" in values:
-            failed.append(f"{part}, {last}: {values['error'][:200]}")
-        results.add(part, last, {**values, "took": taken, "peak_bytes": setting.machine.peak_memory()})
-        print(f"{part}, {last}: {taken:.1f} s{' FAILED' if 'error' in values else ''}", flush=True)
-        if "error" in values:
-            _check_device(setting)
-        if last == "cells":
-            return
-    left_out.append(f"{part}, what follows {last}")
+def check_card(setting: Setting) -> None:
+    """End the program if the results are of another card, since new ones would replace them."""
+    cards = {row.config["declaration"]["gpu"] for row in read(setting.results)} - {setting.machine.name}
+    if cards:
+        raise SystemExit(f"{setting.results} is of {cards.pop()}, and this is {setting.machine.name}: give another --output")
 
 
-def measured(measure: Callable[[], dict[str, Any]], seconds: float) -> tuple[dict[str, Any], float]:
-    """A cell's values, or its error, and the seconds that it took."""
-    began = time.perf_counter()
+def run_part(setting: Setting, part: str, cells: Callable[[Setting], Cells], seconds: float, again: bool = False) -> None:
+    """Run the cells of a part that lack a result, one after another, until its time is over."""
+    if seconds < LEAST:
+        print(f"{part}: no time left", flush=True)
+        return
+    end, wanted = time.monotonic() + seconds, []
     try:
         with limited(seconds):
-            values = measure()
-    except Overrun:
-        values = {"error": f"stopped after {time.perf_counter() - began:.0f} s: the part's time is over"}
-    except Exception as error:  # wrong answers, no memory: a finding, and the next cell goes on
-        values = {"error": f"{type(error).__name__}: {error}"[:2000]}
-    return values, time.perf_counter() - began
+            wanted += [cell(setting, f"{part}, {name}", measure) for name, measure in cells(setting)]
+    except (Exception, Overrun) as error:  # this part cannot be prepared, but others can
+        wanted.append(cell(setting, f"{part}, cells", partial(_raise, error)))
+    run_missing("gpu", wanted, setting.results, (end - time.monotonic()) / 60, again=again)
+
+
+def cell(setting: Setting, name: str, measure: Callable[[], list[Found]]) -> Cell:
+    """A cell that is stopped at the deadline. If it fails, its result is the metric "error"."""
+
+    def run(deadline: float) -> list[Found]:
+        began = time.monotonic()
+        if deadline - began < LEAST:
+            raise OutOfTime
+        try:
+            with limited(deadline - began):
+                return [*measure(), found("", {"peak_bytes": setting.machine.peak_memory()})]
+        except Overrun:
+            error = f"stopped after {time.monotonic() - began:.0f} s: the part's time is over"
+        except Exception as raised:  # wrong answers, no memory: a finding, and the next cell goes on
+            error = f"{type(raised).__name__}: {raised}"[:2000]
+        print(f"{name} FAILED: {error[:200]}", flush=True)
+        failed = [found("", {"error": error})]
+        setting.keep(name, failed)
+        _check_device(setting)
+        return failed
+
+    return Cell(name, setting.declaration, run)
 
 
 def _check_device(setting: Setting) -> None:
-    """End the process where an error has spoilt the device for all that follows; started again, it goes on."""
+    """End the process if an error has spoilt the device for all that follows. Another run goes on from there."""
     try:
         setting.machine.synchronize()
     except RuntimeError as error:

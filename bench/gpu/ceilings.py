@@ -1,15 +1,15 @@
-"""Part 0: what this machine can do at best, and whether cuDNN's attention pays where batches have many shapes."""
+"""Part 0 measures what this machine can do at best, and whether cuDNN's attention pays for batches of many shapes."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from bench.gpu.setting import Cells, Setting
+from bench.rows import Found, found
 from geep_triton.runners.attention import attention_kernels
 
 ROUNDS = 10
@@ -25,24 +25,25 @@ def cells(setting: Setting) -> Cells:
         yield f"attention, {'as torch chooses' if cudnn else 'without cuDNN'}", lambda cudnn=cudnn: attention(setting, cudnn)
 
 
-def matrix(setting: Setting) -> dict[str, Any]:
-    """Operations a second of a large product in bfloat16, on random values."""
+def matrix(setting: Setting) -> list[Found]:
+    """The operations a second of a large matrix product in bfloat16, on random values."""
     size, device = setting.sizes.matrix, setting.machine.device
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     seconds = setting.machine.device_seconds(lambda: a @ b, ROUNDS + 2)[2:]
-    return {"size": size, "flops_per_second": 2 * size**3 / statistics.median(seconds)}
+    return [found("", {"size": size, "flops_per_second": 2 * size**3 / statistics.median(seconds)})]
 
 
-def copy(setting: Setting) -> dict[str, Any]:
-    """Bytes read and written a second by a large copy."""
+def copy(setting: Setting) -> list[Found]:
+    """The bytes that a large copy reads and writes in a second."""
     source = torch.randint(0, 127, (setting.sizes.copied,), dtype=torch.int8, device=setting.machine.device)
     target = torch.empty_like(source)
     seconds = setting.machine.device_seconds(lambda: target.copy_(source), ROUNDS + 2)[2:]
-    return {"bytes": source.numel(), "bytes_per_second": 2 * source.numel() / statistics.median(seconds)}
+    rate = 2 * source.numel() / statistics.median(seconds)
+    return [found("", {"bytes": source.numel(), "bytes_per_second": rate})]
 
 
-def launch(setting: Setting) -> dict[str, Any]:
-    """Seconds that the host takes to ask for a tiny kernel, and to wait for one."""
+def launch(setting: Setting) -> list[Found]:
+    """The seconds that the host takes to ask for a tiny kernel, and to wait for one."""
     values, machine = torch.zeros(1, device=setting.machine.device), setting.machine
     for _ in range(LAUNCHES // 10):
         values.add_(1)
@@ -58,11 +59,11 @@ def launch(setting: Setting) -> dict[str, Any]:
         start = time.perf_counter()
         values.cpu()
         waits.append(time.perf_counter() - start)
-    return {"launch_seconds": asked / LAUNCHES, "wait_seconds": statistics.median(waits)}
+    return [found("", {"launch_seconds": asked / LAUNCHES, "wait_seconds": statistics.median(waits)})]
 
 
-def attention(setting: Setting, cudnn: bool) -> dict[str, Any]:
-    """Seconds of the first and the second call at each of many batch sizes, texts padded."""
+def attention(setting: Setting, cudnn: bool) -> list[Found]:
+    """The seconds of the first and of the second call at each of many batch sizes, on padded texts."""
     sizes, machine = setting.sizes, setting.machine
     length, first, second = sizes.attention_length, [], []
     # Two probes must not warm each other up: each has batch sizes of its own.
@@ -78,9 +79,10 @@ def attention(setting: Setting, cudnn: bool) -> dict[str, Any]:
                 F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
                 machine.synchronize()
                 seconds.append(time.perf_counter() - start)
-    return {
+    measured = {
         "batches": len(batches),
         "first_seconds": statistics.median(first[1:]),
         "worst_first_seconds": max(first[1:]),
         "second_seconds": statistics.median(second[1:]),
     }
+    return [found("", measured)]

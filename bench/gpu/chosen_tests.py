@@ -1,4 +1,4 @@
-"""Part 1: some forty of the tests that need a GPU, each failure with its name and message."""
+"""Part 1 runs about forty of the tests that need a GPU, and keeps the name and the message of each that fails."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 
 from bench.environment import ROOT
 from bench.gpu.setting import Cells, Setting
+from bench.rows import Found, found
 
 FILES = ("tests/ops/test_gpu_ops.py", "tests/test_gpu.py", "tests/ops")  # in this order
-# Cases of a test: of the engine's, of some that are worth more, and of one op's, each of which has many.
+# The most cases of a test: of the engine's, of the ops' on a GPU, and of one op's, which has many.
 MOST_CASES = {"tests/test_gpu.py": 2, "tests/ops/test_gpu_ops.py": 2, "tests/ops": 1}
 MORE_CASES = {
     "test_nothing_waits_for_the_device": 9,
@@ -34,8 +35,8 @@ def cells(setting: Setting) -> Cells:
     yield "tests", lambda: tested(setting)
 
 
-def compiled_kernels(setting: Setting) -> dict[str, Any]:
-    """All kernels for this card, by all cores at once, into Triton's cache, so that no test waits for its compiler."""
+def compiled_kernels(setting: Setting) -> list[Found]:
+    """Compile all kernels for this card into Triton's cache, on all cores at once, so that no test waits for the compiler."""
     from bench.ops.kernels import launches
 
     start = time.perf_counter()
@@ -51,7 +52,7 @@ def compiled_kernels(setting: Setting) -> dict[str, Any]:
         failed = [error for error in pool.map(_compile, [(architecture, job) for job in jobs]) if error]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return {"kernels": len(jobs), "failed": failed, "seconds": time.perf_counter() - start}
+    return [found("", {"kernels": len(jobs), "failed": failed, "seconds": time.perf_counter() - start})]
 
 
 def _compiles_for_real() -> None:
@@ -59,7 +60,7 @@ def _compiles_for_real() -> None:
 
 
 def _compile(job: tuple[str, Any]) -> str | None:
-    """What went wrong."""
+    """Compile one kernel. Returns what went wrong; None: nothing."""
     from bench.ops.kernels import compile_launch
 
     try:
@@ -70,24 +71,24 @@ def _compile(job: tuple[str, Any]) -> str | None:
 
 
 def rank(name: str) -> int:
-    """Of a test's file among `FILES`."""
+    """The place of a test's file in `FILES`."""
     return next((at for at, path in enumerate(FILES) if name.startswith(path)), len(FILES))
 
 
 def most_cases(name: str) -> int:
-    """How many cases of a test are kept."""
+    """The number of cases of a test that are kept."""
     return MORE_CASES.get(name.rpartition("::")[2]) or MOST_CASES[FILES[min(rank(name), len(FILES) - 1)]]
 
 
 def spread(cases: list[Any], most: int) -> list[Any]:
-    """At most so many of the cases, the first and the last among them."""
+    """At most so many of the cases at even distances, with the first and the last."""
     if len(cases) <= most:
         return cases
     return [cases[round(at * (len(cases) - 1) / max(1, most - 1))] for at in range(most)]
 
 
 class Watcher:
-    """A plugin that keeps a few cases of each test, stops in time, and writes down each failure as it happens."""
+    """A plugin that keeps a few cases of each test, stops in time, and writes each failure to the results at once."""
 
     def __init__(self, setting: Setting, seconds: float) -> None:
         self._setting, self._end = setting, time.perf_counter() + seconds
@@ -96,7 +97,7 @@ class Watcher:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
-        """Some cases of each test, spread over them, the GPU's own tests first and what compiles layers last."""
+        """Keep some cases of each test. The GPU's own tests come first, and those that compile layers last."""
         self._session = session
         by_test: dict[str, list[pytest.Item]] = {}
         for item in items:
@@ -112,22 +113,22 @@ class Watcher:
         return item.get_closest_marker("gpu") is not None and "torch-cuda" not in item.nodeid
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count, and write down what failed."""
+        """Count the outcomes, and write a failure to the results."""
         if report.when == "call" or report.outcome != "passed":
             self.counts[report.outcome] += 1
         if report.failed:
             values = {"outcome": f"failed in {report.when}", "message": report.longreprtext[-3000:]}
-            self._setting.results.add("tests", report.nodeid, values)
+            self._setting.keep(f"tests, {report.nodeid}", [found("", values)])
         if time.perf_counter() > self._end:
             self._session.shouldstop = "out of time"
 
 
-def tested(setting: Setting) -> dict[str, Any]:
-    """Counts of what passed and failed; a row each of what failed, and a JUnit file beside the results."""
-    taken = setting.results.latest.get(("tests", "kernels"), {}).get("took", 0.0)
+def tested(setting: Setting) -> list[Found]:
+    """Run the tests and count what passed and failed. A JUnit file lies beside the results."""
+    taken = setting.known("tests, kernels", "took") or 0.0
     watcher, start = Watcher(setting, max(SECONDS - taken, SECONDS / 3)), time.perf_counter()
     files = REHEARSED if setting.machine.rehearsal else FILES
-    junit = setting.output / "tests.xml"
+    junit = setting.folder / "tests.xml"
     options = [
         "-q",
         "-p",
@@ -144,4 +145,4 @@ def tested(setting: Setting) -> dict[str, Any]:
         code = pytest.main([*options, *files], plugins=[watcher])
     finally:
         os.chdir(there)
-    return {"exit_code": int(code), **watcher.counts, "seconds": time.perf_counter() - start}
+    return [found("", {"exit_code": int(code), **watcher.counts, "seconds": time.perf_counter() - start})]

@@ -1,4 +1,4 @@
-"""Time that is limited: a cell is stopped where its part's time ends, the process where all of it does."""
+"""Limits of time: a cell is stopped when the time of its part is over, and the process when all time is over."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GRACE = 10.0  # seconds that a call which cannot be interrupted is given beyond the end
-
-
-AGAIN = 5.0  # seconds after which an interruption that something swallowed is repeated
+GRACE = 10.0  # seconds beyond the end for a call that cannot be interrupted
+AGAIN = 5.0  # seconds after which the interruption is repeated, in case something has swallowed it
 
 
 class Overrun(KeyboardInterrupt):
-    """Time is over. No `Exception`, so that nothing on the way takes it for an error of its own; pytest lets this kind pass."""
+    """Time is over. It is no `Exception`, so that no code on the way takes it for its own error; pytest lets it pass."""
 
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise `Overrun` in this, the main thread, once so much time has passed; a call into C++ is left first."""
+    """Raise `Overrun` in the main thread after so many seconds. A call into C++ returns first."""
 
     def over(number: int, frame: object) -> None:
         raise Overrun
@@ -37,10 +35,10 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 class Deadline:
-    """The end of a run. What has not ended by itself some seconds later is ended, whatever it is doing.
+    """The end of a run. A process that has not ended by itself some seconds later is ended, whatever it is doing.
 
     Args:
-        seconds: from now.
+        seconds: how long the run may take from now.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -51,7 +49,7 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left."""
         return self._end - time.perf_counter()
 
     def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""Part 3: all layers on every text, ours in every way beside what a careful user runs; token ids in, answers out."""
+"""Part 3 runs all layers on every text, from token ids to answers: ours in every way, beside what a careful user runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from bench.gpu.setting import GRAPHED, WAYS, Cells, Setting
 from bench.pipeline.rivals_dense import DenseBert
 from bench.pipeline.rivals_varlen import VarlenBert
+from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.timing import in_turns
@@ -34,11 +35,11 @@ def cells(setting: Setting) -> Cells:
             yield f"{length} long, {tokens} tokens", partial(compared, setting, rivals, tokens, length)
 
 
-def prepared(setting: Setting, way: str) -> dict[str, Any]:
-    """Seconds to make a way to run layers, most of it compiling."""
+def prepared(setting: Setting, way: str) -> list[Found]:
+    """The seconds to make a way to run layers. Most of them go to the compiler."""
     start = time.perf_counter()
     setting.runner(way)
-    return {"seconds": time.perf_counter() - start}
+    return [found("", {"seconds": time.perf_counter() - start})]
 
 
 class Unmasked(nn.Module):
@@ -54,14 +55,14 @@ class Unmasked(nn.Module):
 
 
 class CompiledLayer(nn.Module):
-    """A layer that runs as an input of a function that was compiled for all of them."""
+    """A layer that runs as an input of one function, which is compiled for all layers."""
 
     def __init__(self, layer: nn.Module, run: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.layer, self.run = layer, run
 
     def forward(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """As the layer's."""
+        """Do what the layer does."""
         return self.run(self.layer, *arguments, **options)
 
 
@@ -70,14 +71,14 @@ def _run(layer: nn.Module, *arguments: Any, **options: Any) -> torch.Tensor:
 
 
 def batched(call: Answer, device: torch.device, size: int, ids: torch.Tensor) -> torch.Tensor:
-    """A rival's answers, batch by batch; the host waits once, at the end."""
+    """The answers of a rival, batch by batch. The host waits once, at the end."""
     with torch.inference_mode():
         there = to_device(ids, device)
         return torch.cat([call(part) for part in there.split(size)]).float().cpu()
 
 
 class Replayed:
-    """A call on batches of one shape as a CUDA graph: what a careful user runs where batches are small."""
+    """A call on batches of one shape as a CUDA graph. A careful user runs this if batches are small."""
 
     def __init__(self, setting: Setting, call: Answer, samples: int, length: int) -> None:
         self._ids = setting.ids(samples, length).to(setting.machine.device)
@@ -103,7 +104,7 @@ def packed(bert: VarlenBert, ids: torch.Tensor) -> torch.Tensor:
 
 
 class Rivals:
-    """What a careful user runs without us; what is compiled is compiled once, for all shapes."""
+    """What a careful user runs without us. What is compiled is compiled once for all shapes."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -115,7 +116,7 @@ class Rivals:
 
     @cached_property
     def compiled(self) -> Unmasked:
-        """Layer by layer: one graph serves all, and nothing would fuse across layers."""
+        """Compiled layer by layer: one graph serves all layers, and nothing would fuse across them."""
         bert = Unmasked(DenseBert(self._setting.model, self._depth))
         run = torch.compile(_run, backend=self._setting.machine.compiler, dynamic=True)
         layers = bert.bert.bert.encoder.layer
@@ -132,7 +133,7 @@ class Rivals:
         return partial(packed, VarlenBert(self._setting.model, self._depth, compile=self._setting.machine.compiler))
 
     def makers(self, tokens: int, length: int) -> dict[str, Callable[[], Answer]]:
-        """Name -> what makes the rival for batches of one shape."""
+        """Name -> a function that makes the rival for batches of one shape."""
         size = max(1, tokens // length)
 
         def batches(call: Answer) -> Answer:
@@ -148,12 +149,12 @@ class Rivals:
 
 
 def ways(tokens: int) -> list[str]:
-    """Those that do something on texts of one length: nothing is padded, and large batches are recorded as the engine does."""
+    """The ways that take part on texts of one length: packing changes nothing there, and graphs have a largest batch."""
     return [way for way in WAYS if way != "packed" and (way != "graphs" or tokens <= GRAPHED)]
 
 
 def cause(error: BaseException) -> str:
-    """An error in one line, and the one behind it: that a recording failed says less than what failed in it."""
+    """An error and the one behind it in one line, since that a recording failed says less than what failed in it."""
     first = error
     while first.__context__ is not None:
         first = first.__context__
@@ -166,8 +167,8 @@ def ours(setting: Setting, tokens: int, way: str, **options: Any) -> Answer:
     return lambda ids: engine.predict({"input_ids": ids}).logits
 
 
-def compared(setting: Setting, rivals: Rivals, tokens: int, length: int) -> dict[str, Any]:
-    """Every system that can be had, checked, then timed in turns."""
+def compared(setting: Setting, rivals: Rivals, tokens: int, length: int) -> list[Found]:
+    """Check every system that can be made, then time them in turns."""
     samples, size = setting.samples(tokens, length), max(1, tokens // length)
     samples -= samples % size  # whole batches
     ids, missing, systems = setting.ids(samples, length), {}, {}
@@ -192,20 +193,18 @@ def compared(setting: Setting, rivals: Rivals, tokens: int, length: int) -> dict
     with quiet_garbage_collector():
         seconds = in_turns(calls, setting.sizes.rounds, limit=setting.sizes.seconds)
     config, work = setting.model.config, samples * layer_flops(setting.model.config, length)
-    ceiling = setting.results.latest.get(("ceilings", "matrix"), {}).get("flops_per_second")
-    rows = []
+    ceiling = setting.known("ceilings, matrix", "flops_per_second")
+    measured = [found("", {"tokens": tokens, "length": length, "samples": samples, "missing": missing})]
     for name, values in seconds.items():
         median = statistics.median(values)
         rate = work * config.num_hidden_layers / median
-        rows.append(
-            {
-                "system": name,
-                "seconds": median,
-                "rounds": len(values),
-                "samples_per_second": samples / median,
-                "flops_per_second": rate,
-                "share_of_ceiling": ceiling and rate / ceiling,
-                "difference": differences[name],
-            }
-        )
-    return {"tokens": tokens, "length": length, "samples": samples, "systems": rows, "missing": missing}
+        metrics = {
+            "seconds": median,
+            "rounds": len(values),
+            "samples_per_second": samples / median,
+            "flops_per_second": rate,
+            "share_of_ceiling": ceiling and rate / ceiling,
+            "difference": differences[name],
+        }
+        measured.append(found(name, metrics))
+    return measured

@@ -1,4 +1,4 @@
-"""Part 4: exits replayed on BERT's base shape: planned and scored, beside full depth, batches that shrink and the bound."""
+"""Part 4 replays exits on BERT's base shape: planned and scored, beside full depth, batches that shrink and the bound."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bench.pipeline.cells import PAYS_EXITS
 from bench.pipeline.replay import drawn, thresholds_for
 from bench.pipeline.rivals_exits import ShrinkingBatches, normalized_entropy
 from bench.pipeline.systems import NOBODY
+from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert, Predictions
 from geep_triton.policies.leave import Sure
@@ -38,13 +39,13 @@ MOVED = (
 
 @dataclass(frozen=True)
 class Told:
-    """Each text starts at the exit that one of its ids tells: a start whose predictor is never wrong and costs nothing."""
+    """A start at the exit that one of a text's ids tells, as if by a predictor that is never wrong and costs nothing."""
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Every model can."""
+        """Accept every model."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """The exits told."""
+        """The exits that the ids tell."""
         return tokens.ids[tokens.offsets[:-1] + AT]
 
 
@@ -60,22 +61,22 @@ def cells(setting: Setting) -> Cells:
     yield "fresh texts", lambda: fresh(setting)
 
 
-def costs(setting: Setting) -> dict[str, Any]:
-    """What a layer takes by tokens a batch, and a head, a move and a stop in layers of a full batch."""
-    found = {}
+def costs(setting: Setting) -> list[Found]:
+    """The time of a layer by the tokens of a batch, and that of a head, a move and a stop in layers of a full batch."""
+    of_ways = {}
     for way in ("plain", *WAYS):
         measured = setting.engine("full", way).layer_costs
         layer = measured.points[-1][1]
-        found[way] = {
+        of_ways[way] = {
             "layer_seconds": dict(measured.points),
             "head_layers": measured.score,
             "stop_layers": measured.stop / layer,
             "stop_seconds": measured.stop,
             "move_layers": measured.move * measured.points[-1][0] / layer,
         }
-        prices = ", ".join(f"{name} {found[way][f'{name}_layers']:.2f}" for name in ("head", "stop", "move"))
+        prices = ", ".join(f"{name} {of_ways[way][f'{name}_layers']:.2f}" for name in ("head", "stop", "move"))
         print(f"layer_costs, {way}: in layers of a full batch {prices}", flush=True)
-    return found
+    return [found("", of_ways)]
 
 
 class Window:
@@ -88,24 +89,24 @@ class Window:
         self.exits = drawn(PAYS_EXITS[depth], len(self.ids), layers)
         self.ids[:, AT] = self.exits
         self.columns = {"input_ids": self.ids}
-        logits = setting.engine("full", way, token_budget=tokens).exit_logits(self.columns)[1]
+        logits = setting.engine("full", way, token_budget=tokens).every_exit(self.columns).logits
         used = sorted(set(self.exits.tolist()) | {layers})
         at = [layer - 1 for layer in used[:-1]]
         self.thresholds: Mapping[int, float] = thresholds_for(normalized_entropy(logits)[:, at], self.exits, used)
 
     def scored(self, regroup: str = "auto") -> Policy:
-        """Everybody is scored on the way."""
+        """A policy that scores every text on its way."""
         return Policy(FirstExit(), Sure(tuple(self.thresholds.values()), layers=tuple(self.thresholds), regroup=regroup))
 
     @cached_property
     def batches(self) -> list[Tokens]:
-        """In the order of arrival, for a rival."""
+        """The batches of a rival, in the order of arrival."""
         parts = self.ids.split(max(1, self.tokens // self.length))
         return [Tokens(part.flatten(), torch.arange(0, part.numel() + 1, self.length)) for part in parts]
 
 
 def engines(setting: Setting, window: Window) -> dict[str, Engine]:
-    """Ours, by name. The first is full depth, the second asks no exit but knows it."""
+    """Our engines by name. The first runs all layers, the second knows each exit and scores none."""
 
     def engine(policy: str | Policy, **options: Any) -> Engine:
         made = setting.engine(policy, window.way, token_budget=window.tokens, window=1 << 16, prefetch=False, **options)
@@ -122,8 +123,8 @@ def engines(setting: Setting, window: Window) -> dict[str, Engine]:
     }
 
 
-def replayed(setting: Setting, tokens: int, length: int, depth: str, way: str) -> dict[str, Any]:
-    """Every system in turns. `share_of_bound`: of the time that full depth would take for the layers run."""
+def replayed(setting: Setting, tokens: int, length: int, depth: str, way: str) -> list[Found]:
+    """Time every system in turns. `share_of_bound` is the share of the speed-up that the saved layers allow."""
     window = Window(setting, tokens, length, depth, way)
     ours = engines(setting, window)
     shrinking = ShrinkingBatches(
@@ -147,9 +148,9 @@ def replayed(setting: Setting, tokens: int, length: int, depth: str, way: str) -
         seconds = in_turns(calls, setting.sizes.rounds, limit=setting.sizes.seconds)
     layers = setting.model.config.num_hidden_layers
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    rows = [
-        {
-            "system": name,
+    measured = [found("", {"tokens": tokens, "length": length, "samples": len(window.ids), "way": way})]
+    for name, value in median.items():
+        metrics = {
             "seconds": value,
             "rounds": len(seconds[name]),
             "samples_per_second": len(window.ids) / value,
@@ -158,13 +159,12 @@ def replayed(setting: Setting, tokens: int, length: int, depth: str, way: str) -
             "speed_up": median["full depth"] / value,
             "share_of_bound": median["full depth"] * mean_exit[name] / layers / value,
         }
-        for name, value in median.items()
-    ]
-    return {"tokens": tokens, "length": length, "samples": len(window.ids), "way": way, "systems": rows}
+        measured.append(found(name, metrics))
+    return measured
 
 
-def fresh(setting: Setting) -> dict[str, Any]:
-    """Texts of many lengths that differ in every round, so that batches come in shapes that were never seen."""
+def fresh(setting: Setting) -> list[Found]:
+    """Time texts of many lengths that are new in every round, so that batches have shapes that were never seen."""
     sizes = setting.sizes
     tokens, longest = sizes.tokens[0], sizes.lengths[0]
     window = Window(setting, tokens, longest, DEPTHS[0], "plain")
@@ -193,7 +193,8 @@ def fresh(setting: Setting) -> dict[str, Any]:
         lengths = torch.randint(min(16, longest // 2), longest + 1, (samples,), generator=generator).tolist()
         return {"input_ids": [row[:length] for row, length in zip(ids, lengths, strict=True)]}
 
-    rows, rounds = [], max(2, sizes.rounds // 3)
+    rounds = max(2, sizes.rounds // 3)
+    measured = [found("", {"tokens": tokens, "longest": longest, "samples": samples})]
     for name, policy in (("full depth", "full"), ("scored, three batches in flight", window.scored())):
         for way, cudnn in (("plain", False), ("plain", True), ("packed", False)):
             options = {"in_flight": 3, "cudnn_attention": cudnn, "prefetch": False, "window": 1 << 16}
@@ -203,24 +204,22 @@ def fresh(setting: Setting) -> dict[str, Any]:
             texts = [another() for _ in range(rounds)]
             seconds = []
             for columns in texts:
-                result, found = timed(engine, columns)
-                seconds.append(found)
-            rows.append(
-                {
-                    # None is compiled: a compiled layer keeps the attention that it was compiled with.
-                    "system": f"{name}, {way}, {'as torch chooses' if cudnn else 'without cuDNN'}",
-                    "seconds": statistics.median(seconds),
-                    "worst_seconds": max(seconds),
-                    "rounds": rounds,
-                    "samples_per_second": samples / statistics.median(seconds),
-                    "mean_exit": result.mean_exit_layer,
-                    "shapes": count_shapes(engine),
-                }
-            )
-    return {"tokens": tokens, "longest": longest, "samples": samples, "systems": rows}
+                result, taken = timed(engine, columns)
+                seconds.append(taken)
+            metrics = {
+                "seconds": statistics.median(seconds),
+                "worst_seconds": max(seconds),
+                "rounds": rounds,
+                "samples_per_second": samples / statistics.median(seconds),
+                "mean_exit": result.mean_exit_layer,
+                "shapes": count_shapes(engine),
+            }
+            # None is compiled: a compiled layer keeps the attention that it was compiled with.
+            measured.append(found(f"{name}, {way}, {'as torch chooses' if cudnn else 'without cuDNN'}", metrics))
+    return measured
 
 
 def timed(engine: Engine, columns: Any) -> tuple[Predictions, float]:
-    """The answers and the seconds they took to run, without those to read the ids."""
+    """The answers and the seconds that they took, without those to read the ids."""
     result = engine.predict(columns)
     return result, sum(result.timings.values()) - result.timings["tokenize"]

@@ -1,9 +1,9 @@
-"""The small folder that a measuring script carries to a GPU machine: models with trained exits, and texts.
+"""Makes and loads the small folder that goes to a machine with a GPU: models with trained exits, and texts.
 
     python -m bench.gpu.inputs DEST --data DATA_FOLDER [--e5 FOLDER]
 
-makes it: MiniLM in half precision, 800 test rows of each set, and for each set exits trained on the frozen pretrained layers
-with their exit table. There neither a network nor the package of MiniLM is needed: `load_inputs` restores all of it.
+The folder holds MiniLM in half precision, 800 test rows of each set, and for each set an exit table and exits that were trained
+on the frozen pretrained layers. `load_inputs` restores all of it and needs neither a network nor the package of MiniLM.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class GivenModel:
     """A model with trained exits and texts of its task.
 
     Attributes:
-        name: of model and set, as "minilm sst2".
-        model: float32 on the CPU, in evaluation mode, with an exit table. Words that no text of `rows` holds, and that are not
-            special, have embeddings of zeros.
-        tokenizer: the model's.
-        rows: with columns text, label and perhaps text_pair.
+        name: the names of model and set, as "minilm sst2".
+        model: a model in float32 on the CPU, in evaluation mode, with an exit table. Words that are neither special nor in
+            `rows` have embeddings of zeros.
+        tokenizer: the tokenizer of the model.
+        rows: rows with columns text, label and perhaps text_pair.
     """
 
     name: str
@@ -73,7 +73,7 @@ def load_inputs(folder: Path) -> list[GivenModel]:
     """All models that `make_inputs` left in a folder, each with the rows of its set.
 
     Raises:
-        ValueError: a file is missing or of another size than it was made.
+        ValueError: a file is missing or does not have the size that it was made with.
     """
     contents = folder / CONTENTS
     if not contents.is_file():
@@ -97,7 +97,7 @@ def load_inputs(folder: Path) -> list[GivenModel]:
 
 
 def _load(folder: Path, backbone: Mapping[str, torch.Tensor]) -> MultiExitBert:
-    """The model of one set, on a backbone as it is stored."""
+    """The model of one set, made from the stored backbone."""
     model = MultiExitBert(MultiExitBertConfig.from_pretrained(folder)).eval()
     weights = unpack({name: stored for name, stored in backbone.items() if name != KEPT})
     words = torch.zeros_like(model.bert.embeddings.word_embeddings.weight)
@@ -117,18 +117,18 @@ def make_inputs(
     test_rows: int = 800,
     most_bytes: int = MOST_BYTES,
 ) -> None:
-    """Fill a folder for `load_inputs`; prints sizes and seconds.
+    """Fill a folder for `load_inputs`, and print sizes and seconds.
 
     Args:
-        folder: new or empty.
-        data: has SET/train.jsonl and SET/test.jsonl of each set, with columns text, label and perhaps text_pair.
-        sources: of each model, by name: a folder of a BERT with its tokenizer.
-        sets: names of data sets.
-        train_rows, test_rows: at most so many of each set, spread over the file.
-        most_bytes: that the folder may hold.
+        folder: a new or empty folder.
+        data: a folder with SET/train.jsonl and SET/test.jsonl of each set, with columns text, label and perhaps text_pair.
+        sources: name of a model -> the folder of a BERT with its tokenizer.
+        sets: the names of data sets.
+        train_rows, test_rows: the largest number of rows of each set. They are spread over the file.
+        most_bytes: the largest size of the folder.
 
     Raises:
-        ValueError: the folder holds something, a data file is missing, or more than `most_bytes` would have to be carried.
+        ValueError: the folder holds something, a data file is missing, or the folder would be larger than `most_bytes`.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"folder must be new or empty, got {folder}, which holds {sorted(folder.iterdir())[0].name}")
@@ -166,7 +166,7 @@ def _check_size(folder: Path, most_bytes: int) -> int:
 
 
 def _put_model(folder: Path, source: Path, train: Mapping[str, list[Row]], test: Mapping[str, list[Row]]) -> None:
-    """A model's tokenizer, its layers and, for each set, its exits."""
+    """Write a model's tokenizer, its layers and, for each set, its exits."""
     folder.mkdir()
     for name in ("config.json", *TOKENIZER_FILES):
         if (source / name).is_file():
@@ -191,7 +191,7 @@ def _put_exits(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
 ) -> None:
-    """Configuration, exits trained on the weights that will be carried, and their table."""
+    """Write a configuration, exits that are trained on the weights that will be carried, and their table."""
     names = label_names(rows)
     ids: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     model = MultiExitBert.from_pretrained(
@@ -212,7 +212,7 @@ def _put_exits(
 
 @torch.no_grad()
 def exit_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, features: torch.Tensor) -> ExitTable:
-    """What `build_exit_table` makes, without running the layers again: `features` as of `mean_states`."""
+    """The table that `build_exit_table` makes, from the features of `mean_states` instead of another run of the layers."""
     layers = model.config.exit_layers
     logits = torch.stack([model.heads[str(layer)].classifier(part) for layer, part in zip(layers, features, strict=True)], 1)
     uncertainty = score_exits(logits.flatten(0, 1), TABLE.threshold).uncertainty.view(logits.shape[:2])
@@ -228,7 +228,7 @@ def exit_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, tokens:
 
 @torch.no_grad()
 def mean_states(model: MultiExitBert, tokens: Tokens, pad_id: int) -> torch.Tensor:
-    """[E, N, H] float32: what a sample's tokens are on average after each exit's layer."""
+    """The mean state [E, N, H] float32 of a sample's tokens after the layer of each exit."""
     layers = model.config.exit_layers
     features = torch.empty(len(layers), len(tokens), model.config.hidden_size)
     for rows in tokens.lengths.argsort().split(BATCH):
@@ -257,8 +257,8 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tu
 
 
 def accuracies(given: GivenModel) -> list[float]:
-    """Of each exit on the rows, shallow to deep."""
-    _, logits = Engine(given.model, given.tokenizer, "full", **OPTIONS).exit_logits(given.rows)
+    """The accuracy of each exit on the rows, from shallow to deep."""
+    logits = Engine(given.model, given.tokenizer, "full", **OPTIONS).every_exit(given.rows).logits
     labels = torch.tensor([given.model.config.label2id[str(row["label"])] for row in given.rows])
     return (logits.argmax(-1) == labels[:, None]).double().mean(0).tolist()
 

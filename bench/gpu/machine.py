@@ -1,4 +1,4 @@
-"""The device that is measured: a GPU, or a CPU that stands in for one so that every line can be tried without."""
+"""The device that is measured: a GPU, or a CPU that stands in for one so that every line can be tried without a GPU."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ class Gpu:
     """A CUDA device.
 
     Attributes:
-        device: where tensors go; compiler: backend of `torch.compile`; rehearsal: whether this is no GPU.
+        device: where tensors go.
+        compiler: the backend of `torch.compile`.
+        rehearsal: whether this only stands in for a GPU.
     """
 
     device, compiler, rehearsal = torch.device("cuda"), "inductor", False
+
+    @property
+    def name(self) -> str | None:
+        """The card; None for a CPU that stands in for one."""
+        return torch.cuda.get_device_name()
 
     def synchronize(self) -> None:
         """Wait until the device is done."""
         torch.cuda.synchronize()
 
     def recorder(self) -> Record:
-        """Records CUDA graphs."""
+        """What records CUDA graphs."""
         return cuda_graphs(self.device)
 
     def device_seconds(self, call: Call, rounds: int) -> list[float]:
-        """Seconds of each of so many calls by the device's clock."""
+        """The seconds of each of so many calls by the device's clock."""
         found = []
         for _ in range(rounds):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -44,28 +51,28 @@ class Gpu:
         return found
 
     def replayed_seconds(self, call: Call, rounds: int) -> float:
-        """Median seconds of a call's work replayed as a CUDA graph, in which its launches cost next to nothing."""
+        """The median seconds of a call that is replayed as a CUDA graph, in which launches cost next to nothing."""
         import triton.testing
 
         return triton.testing.do_bench_cudagraph(call, rep=rounds, return_mode="median") / 1e3
 
     def peak_memory(self) -> int:
-        """Most bytes that tensors took since this was asked last."""
+        """The most bytes that tensors took since the last call."""
         peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return peak
 
 
 class StandIn:
-    """A CPU on which the same calls are made: their times mean nothing."""
+    """A CPU that stands in for a GPU: it takes the same calls, and their times mean nothing."""
 
-    device, compiler, rehearsal = torch.device("cpu"), "eager", True
+    device, compiler, rehearsal, name = torch.device("cpu"), "eager", True, None
 
     def synchronize(self) -> None:
-        """There is nothing to wait for."""
+        """Do nothing, since there is nothing to wait for."""
 
     def recorder(self) -> Record:
-        """Keeps work and repeats it; like a recording's warm-up it runs it at once."""
+        """What keeps work and repeats it. It also runs the work at once, as the warm-up of a recording does."""
 
         def record(work: Work) -> Work:
             work()
@@ -74,7 +81,7 @@ class StandIn:
         return record
 
     def device_seconds(self, call: Call, rounds: int) -> list[float]:
-        """Wall clock."""
+        """The seconds of each of so many calls on the wall clock."""
         found = []
         for _ in range(rounds):
             start = time.perf_counter()
@@ -83,11 +90,11 @@ class StandIn:
         return found
 
     def replayed_seconds(self, call: Call, rounds: int) -> float:
-        """Wall clock of a few calls."""
+        """The median seconds of a few calls on the wall clock."""
         return statistics.median(self.device_seconds(call, 2))
 
     def peak_memory(self) -> int:
-        """None is counted."""
+        """No bytes, since none are counted."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Weights in few bytes: 4-bit codes where they give every bit back, else float16."""
+"""Stores weights in few bytes: as 4-bit codes if these give every bit back, else as float16."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CODES, SCALES = ".codes", ".scales"  # what a packed weight's name ends with
 
 
 def four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """4-bit codes and scales with weight == scale * (code - 8) to the bit; None where there are none.
+    """4-bit codes and scales with weight == scale * (code - 8) to the bit; None if the weight has none.
 
     Args:
         weight: [R, D] float32.
 
     Returns:
-        Codes [R, D / 2] uint8, a byte's low half the even column's, and scales [R, D / 32] float16.
+        Codes [R, D / 2] uint8, whose low half belongs to the even column, and scales [R, D / 32] float16.
     """
     if weight.shape[1] % BLOCK:
         return None
@@ -50,7 +50,7 @@ def from_four_bits(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def pack(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Matrices that four bits hold as codes and scales under two names, all other weights as float16 under their own.
+    """Store matrices that four bits hold as codes and scales under two names, and other weights as float16 under their own.
 
     Args:
         weights: float tensors by name.
@@ -71,7 +71,7 @@ def pack(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def unpack(packed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `pack` was given, float32, as far as it was stored."""
+    """The weights that `pack` stored, in float32."""
     weights = {}
     for name, stored in packed.items():
         if name.endswith(CODES):

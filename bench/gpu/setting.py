@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from transformers import BertTokenizer
 
+from bench.cells import locked
+from bench.environment import environment
 from bench.gpu.machine import Machine
-from bench.gpu.results import Results
 from bench.pipeline.replay import spread_heads
+from bench.rows import Found, read, rows_of, save
 from bench.shapes import load_model
 from geep_triton import Engine, MultiExitBert
 from geep_triton.modeling.model import additive_mask
@@ -27,7 +29,7 @@ from geep_triton.runners.packed import PackedRunner
 from geep_triton.runners.padded import PaddedRunner
 from geep_triton.runners.parts import Parts
 
-Cells = Iterator[tuple[str, Callable[[], dict[str, Any]]]]  # a key, and the measurement that gives its values
+Cells = Iterator[tuple[str, Callable[[], list[Found]]]]  # a part's measurements and their names
 WAYS = ("plain", "lean", "compiled", "packed", "graphs")
 GRAPHED = 65_536  # tokens of the largest batch that is replayed: more than the library does unasked, to see whether it should
 WORDS = (1_000, 30_000)  # ids of BERT's words
@@ -39,13 +41,17 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        shape: of the model; see `bench.shapes`.
-        tokens: of batches; lengths: of texts.
-        window_tokens: least tokens of a window, which holds at least `batches` batches.
-        rounds: most of a comparison, in turns; seconds: after which no further round begins.
-        matrix, copied: rows of the ceilings' matrix, bytes copied.
-        attention_batches: batch sizes that the probe of attention tries; attention_heads, attention_length: its other sizes.
-        windows: of texts.
+        shape: the model, by its name in `bench.shapes`.
+        tokens: the tokens of batches.
+        lengths: the tokens of texts.
+        window_tokens: the fewest tokens of a window.
+        batches: the fewest batches of a window.
+        rounds: the most rounds of a comparison in turns.
+        seconds: no round begins after so many seconds.
+        matrix, copied: the rows of the matrix and the copied bytes of the ceilings.
+        attention_batches: how many batch sizes the probe of attention tries.
+        attention_heads, attention_length: the heads and the length of that probe.
+        windows: the texts of windows.
     """
 
     shape: str = "base"
@@ -74,47 +80,65 @@ class Setting:
     """What the parts share.
 
     Attributes:
-        inputs: folder of `bench.gpu.inputs`; None: there is none.
-        output: where files go.
+        folder: the folder for all files.
+        inputs: the folder that `bench.gpu.inputs` made; None: there is none.
     """
 
     machine: Machine
     sizes: Sizes
-    results: Results
-    output: Path
+    folder: Path
     inputs: Path | None = None
     _runners: dict[str, Runner] = field(default_factory=dict)
 
+    @property
+    def results(self) -> Path:
+        """The file of all rows."""
+        return self.folder / "results.jsonl"
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """What all results follow from: the card."""
+        return {"gpu": self.machine.name}
+
+    def keep(self, case: str, measured: list[Found]) -> None:
+        """Write rows at once, so that they are there whatever happens next."""
+        with locked(str(self.results.resolve())):
+            save(self.results, rows_of("gpu", case, measured, self.declaration, environment()))
+
+    def known(self, case: str, metric: str) -> Any:
+        """The value that another cell has measured; None: there is none."""
+        return next((row.value for row in read(self.results) if (row.case, row.metric) == (case, metric)), None)
+
     @cached_property
     def tokenizer(self) -> BertTokenizer:
-        """For rows of ids, which need none."""
+        """A tokenizer for rows of ids, which are not tokenized."""
         return BertTokenizer(vocab={word: at for at, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))})
 
     @cached_property
     def reference(self) -> MultiExitBert:
-        """The model in float32, random, its exits made to differ from text to text."""
+        """The random model in float32, whose exits differ from text to text."""
         model = load_model(self.sizes.shape, head="linear").to(self.machine.device)
         rows = {"input_ids": self.ids(SPREAD_ON, self.sizes.lengths[0])}
         engine = Engine(model, self.tokenizer, "full", dtype="float32", prefetch=False)
-        spread_heads(model, engine.exit_logits(rows)[1])
+        spread_heads(model, engine.every_exit(rows).logits)
         return model
 
     @cached_property
     def model(self) -> MultiExitBert:
-        """The same in half precision."""
+        """The same model in half precision."""
         return copy.deepcopy(self.reference).to(torch.bfloat16)
 
     def ids(self, samples: int, length: int, seed: int = 0) -> torch.Tensor:
-        """[samples, length] int64 on the host, random words."""
+        """Random words [samples, length] int64 on the host."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(*WORDS, (samples, length), generator=generator)
 
     def samples(self, tokens: int, length: int) -> int:
-        """Texts of a window: several batches, and enough tokens that starting it does not count."""
+        """The texts of a window: several batches, and so many tokens that its start does not count."""
         return max(self.sizes.batches * tokens, self.sizes.window_tokens) // length
 
     def runner(self, way: str, cudnn_attention: bool = False) -> Runner:
-        """What runs the model's layers in one of `WAYS`; made once, since compiling takes long."""
+        """What runs the model's layers in one of `WAYS`. It is made once, since compiling takes long."""
         key = f"{way}, cuDNN" if cudnn_attention else way
         if key not in self._runners:
             self._runners[key] = self._made(way)

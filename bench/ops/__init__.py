@@ -1,1 +1,1 @@
-"""Each op beside its rivals, and what each compiled kernel takes."""
+"""Each op beside its rivals, and the resources of each compiled kernel."""

@@ -1,4 +1,4 @@
-"""Each op beside its rivals in the same run, interleaved, results checked first.
+"""Measure each op beside its rivals in the same run, interleaved. Their results are compared first.
 
     python -m bench.ops --output bench/results/ops_cpu.jsonl
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.cells import Cell, run_missing
-from bench.ops.cases import MAKERS, measure, rows_of
+from bench.ops.cases import MAKERS, found_of, measure
 from bench.rows import Found
 
 
@@ -23,11 +23,8 @@ def measured(op: str, device: torch.device, rounds: int) -> Iterator[Found]:
     """Every size and provider of an op."""
     torch.manual_seed(0)
     for case in MAKERS[op](device):
-        if case.op != op:
-            continue
-        for row in rows_of(case, measure(case, device, rounds)):
-            settings = {name: row.pop(name) for name in ("op", "roof")}
-            yield Found(row.pop("provider"), row, {"roof": settings["roof"], **row.pop("config")})
+        if case.op == op:
+            yield from found_of(case, measure(case, device, rounds))
 
 
 def main() -> None:

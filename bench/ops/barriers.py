@@ -1,4 +1,4 @@
-"""Barriers in AMD assembly that do not order global memory, where a load behind one may read what was stored before it."""
+"""Finds barriers in AMD assembly that do not order global memory, so that a later load may miss an earlier store."""
 
 from __future__ import annotations
 

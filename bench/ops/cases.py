@@ -1,6 +1,6 @@
-"""Each op and its rivals at every size, their results compared, and how they are timed: interleaved.
+"""Each op and its rivals at every size. Their results are compared, and their timings are interleaved.
 
-On a GPU the ops run in Triton; on a CPU in PyTorch: the interpreter is never timed.
+On a GPU the ops run in Triton, on a CPU in PyTorch. Triton's interpreter is never timed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from bench.rows import Found, found
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.ngrams import ngram_keys
@@ -296,17 +297,14 @@ def _time_gpu(call: Callable[[], Any], flush: torch.Tensor) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def rows_of(case: Case, seconds: dict[str, list[float]]) -> Iterator[dict[str, Any]]:
-    """A result row a provider."""
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, value in median.items():
-        yield {
-            "op": case.op,
-            "config": case.config,
-            "provider": name,
-            "seconds": value,
-            "items_per_second": case.items / value,
-            "gb_per_second": case.bytes_moved / value / 1e9,
-            "roof": name in case.roofs,
-            "rounds": len(seconds[name]),
+def found_of(case: Case, seconds: dict[str, list[float]]) -> Iterator[Found]:
+    """What was measured of each provider."""
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        metrics = {
+            "seconds": median,
+            "items_per_second": case.items / median,
+            "gb_per_second": case.bytes_moved / median / 1e9,
+            "rounds": len(values),
         }
+        yield found(name, metrics, roof=name in case.roofs, **case.config)

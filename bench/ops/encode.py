@@ -1,9 +1,10 @@
-"""How long 4,096 samples of token ids take to become `Tokens`, by what holds them, beside NumPy's bare concatenation.
+"""Measure how long 4,096 samples of token ids take to become `Tokens`, by the kind of container, beside NumPy's bare
+concatenation.
 
     python -m bench.ops.encode
 
-Median milliseconds on one thread, everything checked: dtypes, lengths, ranges, vocabulary. The first line is the rival: it
-joins what is there and checks nothing. A `datasets.Dataset` and pyarrow's tables are left out where those packages are missing.
+It prints median milliseconds on one thread with all checks (dtypes, lengths, ranges, vocabulary). The first line is the rival,
+which concatenates and checks nothing. `datasets.Dataset` and pyarrow tables are left out if these packages are missing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Compile every kernel that can be launched, for three architectures, without a GPU; print what each takes.
+"""Compile every kernel for three architectures without a GPU, and print the resources that each uses.
 
     python -m bench.ops.kernels --output bench/results/kernels.jsonl
 
-The launchers themselves are run over the choices that make a kernel of its own (dtypes, widths, criteria, configurations); a
-recorder stands where the launch would be, so nothing is listed that is not launched, and nothing launched that is not listed.
+The sweep calls the real launchers with each choice that makes a kernel of its own (dtypes, widths, criteria, configurations). A
+recorder replaces the launch itself, so the list has exactly the kernels that are launched.
 """
 
 from __future__ import annotations
@@ -46,9 +46,6 @@ POINTERS = {
     torch.int8: "*i8",
     torch.uint8: "*u8",
 }
-
-
-LAUNCHED = ("constants", "data", "divisible", "num_warps")  # what tells a kernel's launches apart
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,8 @@ def launches(architecture: str) -> list[Launch]:
     return list(found)
 
 
-def compile_launch(job: tuple[str, Launch]) -> dict[str, Any]:
-    """Compile one launch for one architecture and read what it takes."""
+def compile_launch(job: tuple[str, Launch]) -> Found:
+    """Compile one launch for one architecture: what it takes, and what tells it from the kernel's others."""
     import importlib
 
     import triton
@@ -170,16 +167,9 @@ def compile_launch(job: tuple[str, Launch]) -> dict[str, Any]:
     compiled = triton.compile(source, target=target, options={"num_warps": launch.num_warps})
     takes = read_cubin(compiled.asm["cubin"]) if target.backend == "cuda" else read_amdgcn(compiled.asm["amdgcn"])
     types = {name: kind for name, kind in launch.signature if kind.startswith("*")}
-    return {
-        "kernel": launch.kernel,
-        "architecture": architecture,
-        "constants": dict(launch.constants),
-        "data": next(iter(types.values())),
-        "divisible": list(launch.divisible),
-        "num_warps": launch.num_warps,
-        **takes,
-        "shared_bytes": compiled.metadata.shared,
-    }
+    launched = {"constants": dict(launch.constants), "data": next(iter(types.values()))}
+    launched |= {"divisible": list(launch.divisible), "num_warps": launch.num_warps}
+    return Found(launch.kernel, {**takes, "shared_bytes": compiled.metadata.shared}, launched)
 
 
 def read_cubin(cubin: bytes) -> dict[str, Any]:
@@ -220,17 +210,7 @@ def compiled(architecture: str, processes: int) -> list[Found]:
     """What each kernel takes on one architecture."""
     jobs = [(architecture, launch) for launch in launches(architecture)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        rows = list(tqdm(pool.map(compile_launch, jobs, chunksize=8), total=len(jobs), desc=architecture, unit="kernel"))
-    return [found_of(row) for row in rows]
-
-
-def found_of(row: dict[str, Any]) -> Found:
-    """A compiled launch: what it takes, and what told it from the kernel's others."""
-    return Found(
-        row["kernel"],
-        {name: value for name, value in row.items() if name not in ("kernel", "architecture", *LAUNCHED)},
-        {name: row[name] for name in LAUNCHED},
-    )
+        return list(tqdm(pool.map(compile_launch, jobs, chunksize=8), total=len(jobs), desc=architecture, unit="kernel"))
 
 
 def main() -> None:

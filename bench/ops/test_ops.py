@@ -1,4 +1,4 @@
-"""`pytest --benchmark-only`: each op beside its rivals at its smallest size; `python -m bench.ops` measures all sizes."""
+"""`pytest --benchmark-only`: each op beside its rivals at its smallest size. `python -m bench.ops` measures all sizes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ RIVALS = {
 def case(request):
     case = first_case(request.param, DEVICE)
     case.check()
+    assert set(case.providers) == {OURS, *RIVALS[case.op]}
     return case
 
 
@@ -42,5 +43,10 @@ def test_op(benchmark, case, provider):
             torch.cuda.synchronize()
         return result
 
-    benchmark.pedantic(call, rounds=20, warmup_rounds=3)
+    expected = case.providers[OURS]()
+    result = benchmark.pedantic(call, rounds=20, warmup_rounds=3)
+    if provider == OURS:
+        assert case.same_as_ours(result, expected)
+    elif provider not in case.roofs:
+        assert case.same(expected, result)
     benchmark.extra_info.update(provider=provider, config=case.config, bytes_moved=case.bytes_moved, **environment())

@@ -1,6 +1,6 @@
-"""Measure the candidates for `geep_triton/ops/kernels/configs.py` on this GPU; `python -m bench.gpu` runs it as its last part.
+"""Measures the candidates for `geep_triton/ops/kernels/configs.py` on a GPU, in the last part of `python -m bench.gpu`.
 
-Small kernels take less time than their launch, so that work is recorded once and replayed as a CUDA graph.
+Small kernels take less time than their launch, so their work is recorded once and replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from bench.gpu.machine import Machine
 from bench.ops.cases import OURS, Case
+from bench.rows import Found, found
 
 BLOCKS = {
     "insert_add": (128, 256, 512),
@@ -33,15 +34,15 @@ ROUNDS = 11
 
 
 def candidates(op: str) -> Iterator[tuple[int, int]]:
-    """(block, warps) worth trying."""
+    """The pairs (block, warps) that are worth a try."""
     for block, warps in itertools.product(BLOCKS[op], WARPS):
         if block <= MOST_OF_A_THREAD * THREADS * warps:
             yield block, warps
 
 
 @torch.inference_mode()
-def tuned(case: Case, machine: Machine) -> list[dict[str, Any]]:
-    """A row for each configuration of one case, fastest first; of those that launch the same kernel only one.
+def tuned(case: Case, machine: Machine) -> list[Found]:
+    """The time of each configuration of one case, the fastest first. Of those that launch the same kernel only one is timed.
 
     Raises:
         ValueError: a configuration gives another result.
@@ -67,12 +68,12 @@ def tuned(case: Case, machine: Machine) -> list[dict[str, Any]]:
             if not case.same_as_ours(result, expected):
                 raise ValueError(f"{case.op} {case.config}: block {block}, {warps} warps give another result")
             seconds, replayed = _seconds(case.op, call, machine)
-        rows.append({"block": block, "warps": warps, "seconds": seconds, "replayed": replayed})
-    return sorted(rows, key=lambda row: row["seconds"])
+        rows.append(found("candidates", {"seconds": seconds, "replayed": replayed}, block=block, warps=warps))
+    return sorted(rows, key=lambda row: row.metrics["seconds"])
 
 
 def _seconds(op: str, call: Any, machine: Machine) -> tuple[float, bool]:
-    """Of a call, and whether its work was replayed."""
+    """The seconds of a call, and whether its work was replayed."""
     if op in WAITS:
         return statistics.median(machine.device_seconds(call, ROUNDS)), False
     return machine.replayed_seconds(call, REPLAYS), True

@@ -1,1 +1,1 @@
-"""The whole pipeline beside every rival, cell by cell."""
+"""The whole pipeline beside its rivals, cell by cell."""

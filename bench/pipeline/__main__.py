@@ -1,11 +1,11 @@
-"""The pipeline beside every rival, cell by cell: throughput, waiting times, memory, growth, and the matrix of shapes for a GPU.
+"""Measure the pipeline beside its rivals: throughput, waiting times, memory, growth, and a matrix of shapes for a GPU.
 
     python -m bench.pipeline --texts sst2=sst2/test.jsonl --models sst2=runs/sst2 --budget-minutes 60
     python -m bench.pipeline --device cuda --only matrix --budget-minutes 6 --cell-minutes 2
     python -m bench.pipeline --dry-run --output /tmp/dry.jsonl
 
-Each finished cell leaves its rows in --output; a run that is started again does what is missing. Answers are checked
-before anything is timed; systems of a cell run in turns.
+Each finished cell writes its rows to --output. A run that is started again runs the missing cells. Answers are checked before
+anything is timed, and the systems of a cell run in turns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The measurements of the pipeline benchmark, a function for each kind of cell."""
+"""The measurements of the pipeline benchmark, with one function for each kind of cell."""
 
 from __future__ import annotations
 
@@ -116,11 +116,12 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
         recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
     else:
         trained = load_model("minilm", folder)
-        tokens, logits = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True).exit_logits(rows)
+        engine = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True)
+        record = engine.every_exit(rows)
         layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
-        recorded = layers[simulate(trained, parse_policy(f"threshold:{RECORDED}"), tokens, logits)]
+        recorded = layers[simulate(trained, parse_policy(f"threshold:{RECORDED}"), record.tokens, record.logits)]
         if trained.exit_table is not None:
-            stops = parse_policy(f"predicted:0.05+threshold:{RECORDED}").stops(trained, tokens)
+            stops = parse_policy(f"predicted:0.05+threshold:{RECORDED}").stops(trained, record.tokens)
             predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
     exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
     return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
@@ -398,10 +399,10 @@ def ceilings(device: torch.device, dtype: torch.dtype, size: int) -> tuple[float
     return 2 * size**3 / best(lambda: a @ b, device), 2 * big.numel() / best(lambda: other.copy_(big), device)
 
 
-def best(call: Callable[[], object], device: torch.device, rounds: int = 10) -> float:
+def best(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of several calls."""
     seconds = []
-    for _ in range(rounds):
+    for _ in range(10):
         start = time.perf_counter()
         call()
         if device.type == "cuda":

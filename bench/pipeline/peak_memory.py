@@ -1,4 +1,4 @@
-"""Peak memory of one system in a process of its own: prints its resident megabytes, and those before the model was loaded.
+"""Print the peak memory of one system in its own process: resident megabytes at the peak and before the model was loaded.
 
 python -m bench.pipeline.peak_memory '{"system": "engine", "shape": "base", "dtype": "float32", ...}'
 """

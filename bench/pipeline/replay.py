@@ -1,4 +1,6 @@
-"""Exits of one model, replayed on another: by a policy that knows them, and by thresholds that give as many of each."""
+"""Replays the exits of one model on another: by a policy that knows them, or by thresholds that give the same number
+of each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Full-depth and truncated BERTs as others run them: Hugging Face eager, compiled and int8, and ONNX Runtime."""
+"""Full-depth and truncated BERTs in common runtimes: Hugging Face eager, compiled and int8, and ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early exits as their papers' code runs them."""
+"""Early exits as the code of their papers runs them."""
 
 from __future__ import annotations
 

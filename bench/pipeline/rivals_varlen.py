@@ -1,4 +1,4 @@
-"""A BERT on packed tokens: texts one after another without padding, each attending to itself alone."""
+"""A BERT on packed tokens. Texts are concatenated without padding, and each attends only to itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the layers that samples skip becomes time, with paths that are known beforehand."""
+"""Measures how much of the skipped layers becomes saved time, with paths that are known beforehand."""
 
 from __future__ import annotations
 

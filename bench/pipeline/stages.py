@@ -1,4 +1,4 @@
-"""Where the time of a window goes."""
+"""Measures which stages take the time of a window."""
 
 from __future__ import annotations
 

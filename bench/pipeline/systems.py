@@ -1,4 +1,4 @@
-"""Every system of the pipeline benchmark over the same texts, and what each must answer."""
+"""Every system of the pipeline benchmark on the same texts, and the answers that each must give."""
 
 from __future__ import annotations
 
@@ -94,9 +94,10 @@ class Workbench:
         self.layers, self.depth = model.config.exit_layers, model.config.num_hidden_layers
         full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)
         if recorded is not None:
-            spread_heads(model, full.exit_logits(self.rows)[1])
+            spread_heads(model, full.every_exit(self.rows).logits)
             full = Engine(model, tokenizer, "full", dtype="float32", **self.settings)  # the other answered with other heads
-        self.tokens, self.logits = full.exit_logits(self.rows)
+        record = full.every_exit(self.rows)
+        self.tokens, self.logits = record.tokens, record.logits
         self.policies: dict[str, Policy] = {}
         if recorded is None:
             self.policies |= {name: parse_policy(name) for name in policies}

@@ -1,4 +1,4 @@
-"""Turns the results into README's tables and the pages in bench/: what each must say."""
+"""What README's table and the pages in docs/results must say, as the result files have it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from bench.environment import ROOT
 from bench.report import experiments, faults, gpu, ops, pipeline, policies, skipping
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
+PAGES = ROOT / "docs" / "results"
 MOST_LINES = 200  # of a page; the files have the rest
 
 
@@ -22,15 +23,14 @@ def with_tables(readme: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Each page, and what it must say."""
-    readme, folder = ROOT / "README.md", ROOT / "bench"
-    tables = f"{pipeline.readme_table()}\n\n{policies.summary()}"
+    readme = ROOT / "README.md"
     return {
-        readme: with_tables(readme.read_text(encoding="utf-8"), tables),
-        folder / "POLICIES.md": policies.page(),
-        folder / "OPS.md": ops.page(),
-        folder / "GPU.md": gpu.page(),
-        folder / "PIPELINE.md": pipeline.page(),
-        folder / "SKIPPING.md": skipping.page(),
-        folder / "EXPERIMENTS.md": experiments.page(),
-        folder / "FAULTS.md": faults.page(),
+        readme: with_tables(readme.read_text(encoding="utf-8"), pipeline.readme_table()),
+        PAGES / "policies.md": policies.page(),
+        PAGES / "ops.md": ops.page(),
+        PAGES / "gpu.md": gpu.page(),
+        PAGES / "pipeline.md": pipeline.page(),
+        PAGES / "skipping.md": skipping.page(),
+        PAGES / "experiments.md": experiments.page(),
+        PAGES / "faults.md": faults.page(),
     }

@@ -1,6 +1,6 @@
-"""Turns result files into README's tables and the pages in bench/.
+"""Turns result files into README's table, the pages in docs/results, and their plots.
 
-python -m bench.report            # rewrites the tables between the markers in README.md, the pages in bench/, and plots
+python -m bench.report            # rewrites the table between the markers in README.md, the pages, and the plots
 python -m bench.report --check    # fails where a page differs from the result files
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from bench.environment import RESULTS
-from bench.report import experiments, ops, pages, pipeline
+from bench.report import PAGES, experiments, ops, pages, pipeline
 from bench.rows import read, table
 
 
@@ -23,12 +23,12 @@ def main() -> None:
         path.write_text(text, encoding="utf-8")
     if not arguments.check:
         for path in sorted(RESULTS.glob("ops*.jsonl")):
-            ops.plot(table(read(path)), path.with_suffix(".png"))
-        experiments.plots()
+            ops.plot(table(read(path)), PAGES / f"{path.stem}.png")
+        experiments.plots(PAGES)
         found = pipeline.results()
         for name in pipeline.machines(found):
             of_machine = found[found["machine"] == name]
-            pipeline.plot(of_machine, RESULTS / pipeline.plot_name(of_machine))
+            pipeline.plot(of_machine, PAGES / pipeline.plot_name(of_machine))
 
 
 if __name__ == "__main__":

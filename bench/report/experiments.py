@@ -23,7 +23,7 @@ READINGS = {
 NAMES = {"accuracy": "accuracy", "map": "MAP"}
 INTRODUCTION = """# Experiments on the training claims
 
-Made by `python -m bench.report` from [results/experiments](results/experiments), which `python -m bench.claims.experiments`
+Made by `python -m bench.report` from `bench/results/experiments`, which `python -m bench.claims.experiments`
 writes; every exit's metrics and single answers stand there. Grid, sizes and hypotheses are declared in
 `bench/claims/grid.py`, before the runs. Test samples, training subsets and splits are ours: compare methods, not papers'
 tables. Intervals are paired bootstraps over seeds and test samples (questions for MAP). Of one seed they hold for the models
@@ -134,6 +134,7 @@ def page(folder: Path = RESULTS / "experiments") -> str:
         summary_section(results),
     ]
     parts += [*(claim_section(claim, results) for claim in CLAIMS), data_sets_section(results)]
+    parts += [f"![{data_set.name}: each method over depth]({data_set.name}.png)" for data_set in measured(results)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -159,9 +160,13 @@ def plot(data_set: DataSet, results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plots(folder: Path = RESULTS / "experiments") -> None:
-    """A PNG for each data set that has results, beside them."""
-    results = read_results(folder)
-    for data_set in DATA_SETS:
-        if any(name == data_set.name for name, _ in results):
-            plot(data_set, results, folder / f"{data_set.name}.png")
+def plots(folder: Path) -> None:
+    """Write a PNG for each data set that has results."""
+    results = read_results(RESULTS / "experiments")
+    for data_set in measured(results):
+        plot(data_set, results, folder / f"{data_set.name}.png")
+
+
+def measured(results: Results) -> list[DataSet]:
+    """The data sets that have results."""
+    return [data_set for data_set in DATA_SETS if any(name == data_set.name for name, _ in results)]

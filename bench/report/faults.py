@@ -12,7 +12,7 @@ from bench.rows import read
 
 INTRODUCTION = """# A campaign of faults
 
-Made by `python -m bench.report` from [results/faults.jsonl](results/faults.jsonl), which `python -m bench.faults --minutes 20`
+Made by `python -m bench.report` from `bench/results/faults.jsonl`, which `python -m bench.faults --minutes 20`
 writes. It runs four kinds of cases for a quarter of the time each, every case in a process that may crash or hang without
 ending the rest, and exits 1 where one failed. A case is what its seed makes of it, and runs again alone by
 `python -m bench.faults --only streams --seed 123 --cases 1`; what a clock decides (in half of the kills the moment, and the

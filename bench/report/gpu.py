@@ -1,4 +1,4 @@
-"""The page on GPUs, made from the journals of `python -m bench.gpu`."""
+"""The page on GPUs, made from the results of `python -m bench.gpu`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from bench.environment import RESULTS
-from bench.gpu.results import FILE, schema_rows
 from bench.report.tables import lines, markdown, microseconds
-from bench.rows import table
+from bench.rows import read, table
+from geep_triton.policies.text import describe, parse_policy
 
 INTRODUCTION = """# On a GPU, measured
 
-Made by `python -m bench.report` from [results/gpu](results/gpu), a line a measurement; `python -m bench.gpu` measures, in one
+Made by `python -m bench.report` from `bench/results/gpu`, a line a measurement; `python -m bench.gpu` measures, in one
 process of eight and a half minutes. Every step, system, op and launch configuration stands in the file.
 """
 NOTHING = """**Nothing here yet: no GPU has run it.** Until one has, this library claims no speed on a GPU. To fill this page,
@@ -31,12 +31,8 @@ STEPS = "layer|head|score_exits|partition|attention|copy to the host"  # whose s
 
 
 def page(folder: Path = RESULTS) -> str:
-    """The whole page, in Markdown: a section for each card of each journal."""
-    sections = []
-    for path in sorted((folder / "gpu").glob(f"*/{FILE}")):
-        found = table(schema_rows(path))
-        cards = found["environment"].map(lambda where: (where["gpu"], where.get("dry_run", False)))
-        sections += [section(of_card) for _, of_card in found.groupby(cards, sort=False, dropna=False)]
+    """The whole page, in Markdown: a section for each card."""
+    sections = [section(table(read(path))) for path in sorted((folder / "gpu").glob("*/results.jsonl"))]
     return "\n".join([INTRODUCTION, *(sections or [NOTHING])])
 
 
@@ -45,7 +41,7 @@ def section(found: pd.DataFrame) -> str:
     named = found["case"].str.split(", ", n=1, expand=True)
     found = found.assign(part=named[0], key=named[1])
     machine, machines = found["environment"].iloc[-1], list(found["environment"])
-    where = machine["gpu"] or f"a rehearsal on {machine['cpu']}, whose times mean nothing"
+    where = found["declaration"].iloc[-1]["gpu"] or f"a rehearsal on {machine['cpu']}, whose times mean nothing"
     versions = [f"{name} {machine[name]}" for name in ("driver", "cuda", "cudnn", "torch", "triton") if machine.get(name)]
     dates = " to ".join(sorted({min(one["date"] for one in machines), max(one["date"] for one in machines)}))
     commits = ", ".join(sorted({one["commit"] for one in machines}))
@@ -188,7 +184,8 @@ def texts(found: pd.DataFrame) -> Iterator[str]:
     rows = []
     for key, systems in with_sizes(found).groupby("key", sort=False):
         best = systems.sort_values("texts_per_second", ascending=False)
-        best = best.assign(policy=best["system"].str.partition(", windows")[0]).drop_duplicates("policy").set_index("policy")
+        names = best["system"].str.partition(", windows")[0].map(in_todays_form)
+        best = best.assign(policy=names).drop_duplicates("policy").set_index("policy")
         is_ours = best.index.str.startswith(OURS)
         rival = best[~is_ours]["texts_per_second"].max()
         line = {"model": f"{key} ({systems['mean_tokens'].iloc[0]:.0f} tokens a text)", "fastest rival": f"{rival:,.0f}"}
@@ -198,6 +195,11 @@ def texts(found: pd.DataFrame) -> Iterator[str]:
             line[policy] = shown(row["texts_per_second"], rival, f"{row['agreement']:.1%}", bar)
         rows.append(line)
     yield markdown(pd.DataFrame(rows))
+
+
+def in_todays_form(system: str) -> str:
+    """A system's name, its policy in the short form of today: result files have those of version 0.1, as "verified:0.3"."""
+    return OURS + describe(parse_policy(system.removeprefix(OURS))) if system.startswith(OURS) else system
 
 
 WRITERS = {"dense": ways, "ceilings": ceilings, "tests": tests, "steps": steps, "exits": costs, "texts": texts}

@@ -13,7 +13,7 @@ from bench.rows import read, table
 
 INTRODUCTION = """# The ops, measured
 
-Made by `python -m bench.report` from [kernels](results/kernels.jsonl) and [ops_cpu](results/ops_cpu.jsonl), which hold every
+Made by `python -m bench.report` from `bench/results/kernels.jsonl` and `bench/results/ops_cpu.jsonl`, which hold every
 kernel and size."""
 FACTS = (
     "case",
@@ -87,7 +87,7 @@ def ops_section(found: pd.DataFrame, name: str) -> str:
         f"{measured_on(where)}; ours in {backend}. Median of {rows['rounds'].iloc[0]:.0f} interleaved rounds, results checked "
         "first; the first, the middle and the last size of each.",
         markdown(pd.DataFrame(lines)),
-        f"![lookups](results/{name}.png)",
+        f"![lookups a second by load and hit rate]({name}.png)",
         reading(rows),
     ])  # fmt: skip
 

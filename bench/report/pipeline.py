@@ -17,7 +17,7 @@ from bench.rows import read, table
 
 INTRODUCTION = """# The pipeline, measured
 
-Made by `python -m bench.report` from [results/pipeline](results/pipeline), which `python -m bench.pipeline` writes: every
+Made by `python -m bench.report` from `bench/results/pipeline`, which `python -m bench.pipeline` writes: every
 system, round and stage stands there. Answers are checked before anything is timed, systems of a cell run in turns, figures
 are medians. *Share of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours
 in the same way, and the fastest rival of the same precision that runs all layers. *Replayed* exits are those of the six-layer
@@ -95,7 +95,7 @@ def throughput_section(found: pd.DataFrame) -> str:
         "scored, nobody leaves": each["nobody"].map("{:+.1%}".format),
         "rounds": each["rounds"],
     })  # fmt: skip
-    return f"{markdown(shown)}\n\n![texts a second over accuracy, each cell](results/{plot_name(found)})"
+    return f"{markdown(shown)}\n\n![texts a second over accuracy, each cell]({plot_name(found)})"
 
 
 def latency_section(found: pd.DataFrame) -> str:
@@ -202,7 +202,7 @@ def page(folder: Path = RESULTS) -> str:
 
 
 def readme_table(folder: Path = RESULTS) -> str:
-    """README's: ours beside rivals on the CPU with the most cells, a line for each data set and shape measured there."""
+    """README's: the trained model in float32 on the CPU with the most cells, a line for each data set, where it pays or not."""
     found = results(folder)
     if found.empty or not ((found["cell"] == "throughput") & (found["device"] == "cpu")).any():
         return "Not measured yet."
@@ -210,23 +210,22 @@ def readme_table(folder: Path = RESULTS) -> str:
     name = machines(cells)[0]
     each = throughput(cells[cells["machine"] == name])
     shape, data, dtype = (each["case"].str.split(".").str[at] for at in (2, 3, 4))
-    model = (shape == "minilm").map({True: "MiniLM, ", False: "BERT-base shape, exits of MiniLM doubled, "}) + data
-    threads = each["threads"].map(lambda one: "1 thread" if one == 1 else f"{one} threads")
+    each, data = each[(shape == "minilm") & (dtype == "float32")], data[(shape == "minilm") & (dtype == "float32")]
     shown = pd.DataFrame({
-        "CPU, texts, precision": model + ", " + dtype + ", " + threads,
-        "Hugging Face, length-sorted": each["huggingface"].map(short),
-        "fastest rival that runs all layers": each["fastest"].map(short) + " (" + each["rival"].str.partition(",")[0] + ")",
-        "one text at a time": each["alone"].map(short),
+        "texts": data,
+        "Hugging Face": each["huggingface"].map(short),
+        "fastest rival": each["fastest"].map(short) + " (" + each["rival"].str.partition(",")[0] + ")",
+        "other early exits": each["alone"].map(short),
         "ours, all layers": each["full"].map(short),
         "ours, exits": each.apply(faster, axis=1),
-        "mean layers": each["mean_layers"].map("{:.1f}".format) + " of " + each["layers"].map("{:.0f}".format),
-        "answers as of all layers": each["agreement"].map(lambda one: "-" if one is None or one != one else f"{one:.1%}"),
+        "layers run": each["mean_layers"].map("{:.1f}".format) + " of " + each["layers"].map("{:.0f}".format),
+        "same answer": each["agreement"].map("{:.1%}".format),
     })  # fmt: skip
     note = (
-        f"Texts a second, in turns, answers checked first; ours by the runner `onednn`; {name}. Bold where exits "
-        f"beat our own full depth and every rival beside them, which they do not in {(~each['pays']).sum()} of {len(each)} "
-        "rows. Exits doubled are those of the six-layer MiniLM, replayed on random weights of 12 layers. Every rival, and "
-        "other machines: [bench/PIPELINE.md](bench/PIPELINE.md)."
+        f"Texts a second: MiniLM-L6 in float32, {name}. Rivals run all layers over batches sorted by length; other early "
+        "exits answer one text at a time, as their published code does. **Bold** is faster than our own full depth and every "
+        f"rival; exits do not pay on {(~each['pays']).sum()} of {len(each)} data sets, where few texts are easy. bfloat16, "
+        "int8, BERT's base shape, other machines and rivals: [docs/results/pipeline.md](docs/results/pipeline.md)."
     )
     return f"{markdown(shown)}\n\n{note}"
 

@@ -14,8 +14,8 @@ from bench.rows import read, table
 
 INTRODUCTION = """# Policies, measured
 
-Made by `python -m bench.report` from [results/promises](results/promises), [predictors](results/predictors.jsonl),
-[policies](results/policies.jsonl) and [depth](results/depth.jsonl), which hold every policy, seed and token budget. Speed-up
+Made by `python -m bench.report` from `bench/results/promises`, `bench/results/predictors.jsonl`,
+`bench/results/policies.jsonl` and `bench/results/depth.jsonl`, which hold every policy, seed and token budget. Speed-up
 is wall clock over the same engine at full depth in the same run. *Share of L / mean layers* is how much of the speed-up that
 the saved layers allow was reached; where long texts stay longer, that of a token's mean layers is the honest bound."""
 
@@ -34,6 +34,13 @@ Every predictor ranks the test texts from easy to hard, and the ranks get the ex
 as many of each, so that all have the same mean depth (`python -m bench.claims.predictors`). Rank correlation with the
 threshold's exits, and in brackets agreement with all layers; tables of n-grams up to 2 over the most texts."""
 SHOWN = 0.98  # the promise whose families are shown
+# Families by the names that result files of version 0.1 have -> their names today.
+OLD_FAMILIES = {
+    "verified": "predicted+threshold",
+    "verified per layer": "predicted+threshold per layer",
+    "verified, learned": "predicted, learned+threshold",
+    "allocated, verified": "allocated+threshold",
+}
 
 
 def promises(folder: Path = RESULTS) -> pd.DataFrame:
@@ -41,7 +48,7 @@ def promises(folder: Path = RESULTS) -> pd.DataFrame:
     found = table(read(folder / "promises"))
     declared = found["declaration"]
     named = found.assign(data=declared.map(lambda one: one["name"]), seed=declared.map(lambda one: one["seed"]))
-    return named.rename(columns={"system": "family"})
+    return named.rename(columns={"system": "family"}).replace({"family": OLD_FAMILIES})
 
 
 def judged(found: pd.DataFrame) -> pd.DataFrame:
@@ -67,9 +74,8 @@ def usual_budget(found: pd.DataFrame) -> float:
     return max(counts, key=lambda budget: (counts[budget], -budget))
 
 
-def summary(folder: Path = RESULTS) -> str:
-    """README's: what `calibrate` reached, a line for each data set and promise."""
-    found = promises(folder)
+def accuracy_section(found: pd.DataFrame) -> str:
+    """What `calibrate` reached in accuracy and at each token budget, and on which texts and machine."""
     speeds = timed(found)
     budgets = sorted(speeds["token_budget"].unique())
     shown = []
@@ -85,7 +91,7 @@ def summary(folder: Path = RESULTS) -> str:
         })  # fmt: skip
     note = "In round brackets the lowest and the highest seed, in square ones the number of seeds where not all were measured."
     where = [f"- {data}: {setting(rows)}" for data, rows in found.groupby("data", sort=False)]
-    return "\n".join([markdown(pd.DataFrame(shown)), "", note, "", *where])
+    return "\n".join(["The policy that was chosen:", "", markdown(pd.DataFrame(shown)), "", note, "", *where])
 
 
 def setting(found: pd.DataFrame) -> str:
@@ -140,6 +146,36 @@ def families_section(found: pd.DataFrame) -> str:
     return f"Speed-up of each family that promises {SHOWN:g}, in square brackets of how many seeds:\n\n{shown}"
 
 
+def families_alone(found: pd.DataFrame) -> pd.DataFrame:
+    """Without full depth, and without the policies that are measured once more with batches that shrink."""
+    return found[~found["family"].str.endswith("batch shrinks") & (found["family"] != "full")]
+
+
+def broken_section(found: pd.DataFrame) -> str:
+    """How many promises each family broke on other kinds of text and on those of its calibration, at all seeds and promises."""
+    served = families_alone(found[found["texts"].notna() & found["policy"].notna()])
+    if served.empty:
+        return ""
+    own = judged(found[found["data"].isin(served["data"])])
+    data, texts, promised = (", ".join(map(str, dict.fromkeys(served[name]))) for name in ("data", "texts", "promise"))
+    lines = [
+        {"family": family, f"on {data}": broken(own[own["family"] == family]), "on other kinds": broken(rows)}
+        for family, rows in served.groupby("family", sort=False)
+    ]
+    return (
+        f"Promises broken: the policies of {data} that promise {promised}, all seeds, on {data} and each on {texts}. A promise "
+        "counts as broken where the measured agreement is lower than promised, by however little. There are fewer promises "
+        "where a family had no setting that keeps one, and no line where a model has no such family (`margin` at two classes)."
+        f"\n\n{markdown(pd.DataFrame(lines))}"
+    )
+
+
+def broken(rows: pd.DataFrame) -> str:
+    """How many of these policies agree less than they promise."""
+    count = sum(rows["agreement"] < rows["promise"])
+    return f"{count} of {len(rows)} ({count / len(rows):.0%})"
+
+
 def shift_section(found: pd.DataFrame) -> str:
     """Where other kinds of text were served: agreement there, and what the audit said."""
     others = found[found["texts"].notna() & (found["promise"] == SHOWN)]
@@ -153,8 +189,7 @@ def shift_section(found: pd.DataFrame) -> str:
     )
     audits = audits[audits["seed"] == seed]
     own = judged(found[(found["promise"] == SHOWN) & (found["data"] == data) & (found["seed"] == seed)]).assign(texts=data)
-    every = pd.concat([own, served])
-    every = every[~every["family"].str.endswith("batch shrinks") & (every["family"] != "full")]
+    every = families_alone(pd.concat([own, served]))
     figure = every["agreement"].map("{:.3f}".format) + " at " + every["mean_layers"].map("{:.2f}".format)
     shown = every.assign(figure=figure).pivot(index="family", columns="texts", values="figure")
     shown = shown[[data, *(name for name in shown if name != data)]].reset_index()
@@ -201,6 +236,14 @@ def page(folder: Path = RESULTS) -> str:
     """The whole page, in Markdown."""
     found = promises(folder)
     predictors = table(read(folder / "predictors.jsonl"))
-    parts = [INTRODUCTION, PROMISES, chosen_section(found), families_section(found), shift_section(found)]
+    parts = [
+        INTRODUCTION,
+        PROMISES,
+        chosen_section(found),
+        accuracy_section(found),
+        families_section(found),
+        broken_section(found),
+        shift_section(found),
+    ]
     parts += [PREDICTORS, predictors_section(predictors), depth_section(table(read(folder / "depth.jsonl")))]
     return "\n\n".join(filter(None, parts)) + "\n"

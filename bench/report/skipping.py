@@ -32,7 +32,7 @@ SYSTEMS = ("bert", "exits", "skipping", "smartbert", "planned")
 SHOWN = "published"  # the variant whose systems are shown
 INTRODUCTION = """# Skipping layers
 
-Made by `python -m bench.report` from [results/skipping](results/skipping), which `python -m bench.claims.skipping` writes;
+Made by `python -m bench.report` from `bench/results/skipping`, which `python -m bench.claims.skipping` writes;
 every threshold, seed and variant stands there, systems, variants and sizes in `bench/claims/skipping.py`. Backbone MiniLM-L6;
 test samples and splits are ours: no figure is comparable with the paper's. Differences of scores with 95 % paired bootstraps
 over seeds and test samples; all other brackets are the lowest and the highest seed. FLOPs are those that really ran, gates,

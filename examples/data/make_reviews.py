@@ -1,7 +1,7 @@
-"""Writes the quickstart's review corpus: train.jsonl, dev.jsonl and test.jsonl beside this file.
+"""Write the quickstart's review corpus: train.jsonl, dev.jsonl and test.jsonl beside this file.
 
-Every fragment was written for this project. Easy reviews say what they think in one word; hard ones turn on a negation, a
-contrast, an expectation that failed, or irony, so that the sentence has to be read to its end.
+Every fragment was written for this project. In easy reviews one word gives away the opinion. In hard reviews it depends on a
+negation, a contrast, a failed expectation or irony, so the whole sentence has to be read.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def verb(thing: str) -> str:
 
 
 def easy(kind: str, thing: str, good: str, bad: str, pick: random.Random) -> list[tuple[str, str]]:
-    """Reviews whose label a single word gives away."""
+    """Reviews in which a single word gives away the label."""
     opener, extra = pick.choice(OPENERS), pick.choice(EXTRAS)
     return [
         (f"{opener}{thing} {verb(thing)} {good}", "positive"),
@@ -98,7 +98,7 @@ def easy(kind: str, thing: str, good: str, bad: str, pick: random.Random) -> lis
 
 
 def hard(kind: str, thing: str, good: str, bad: str, pick: random.Random) -> list[tuple[str, str]]:
-    """Reviews that name one opinion and hold the other."""
+    """Reviews that mention one opinion and hold the other."""
     was, crowd, hope = verb(thing), pick.choice(CROWDS), pick.choice(HOPES)
     liked, disliked = pick.choice(LIKED), pick.choice(DISLIKED)
     return [
@@ -122,7 +122,7 @@ def hard(kind: str, thing: str, good: str, bad: str, pick: random.Random) -> lis
 
 
 def corpus(seed: int) -> list[dict[str, str]]:
-    """All distinct reviews, shuffled, as many easy ones as hard ones."""
+    """All distinct reviews, shuffled, with equal numbers of easy and hard ones."""
     pick = random.Random(seed)
     made: dict[str, dict[str, tuple[str, str]]] = {"easy": {}, "hard": {}}
     for kind, things in THINGS.items():

@@ -1,1 +1,1 @@
-"""Running a model under a policy, results in the caller's order."""
+"""The engine: it runs a model under a policy and gives results in the caller's order."""

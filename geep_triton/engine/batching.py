@@ -1,8 +1,8 @@
-"""From exits and lengths to dense batches: a pure function."""
+"""Dense batches from exits and lengths, by a pure function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +13,22 @@ from geep_triton.checks import check_int, check_tensor
 BATCH_COST = 64
 
 
+def joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """What all parts have as one tensor; None where they have none."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
+
+
 @dataclass(frozen=True, eq=False)
-class Schedule:
-    """Which samples run together, and how deep.
+class Batches:
+    """Which samples run together, and how deep. Iterating gives the rows [B] int64 and the exit layer of each batch.
 
     Attributes:
         order: [N] int64, sample indices in running order: exits descending, lengths descending within an exit.
         bounds: batch b holds order[bounds[b]:bounds[b + 1]].
         exits: the exit layer of each batch.
-        tokens: what the batches hold, padding included.
-        padding: share of them that is padding, 0..1.
+        tokens: how many tokens the batches hold, padding included.
+        padding: the share of these tokens that is padding, 0..1.
     """
 
     order: torch.Tensor
@@ -31,8 +37,7 @@ class Schedule:
     tokens: int
     padding: float
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """(rows, exit layer) per batch."""
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         for begin, end, layer in zip(self.bounds[:-1], self.bounds[1:], self.exits, strict=True):
             yield self.order[begin:end], layer
 
@@ -43,22 +48,19 @@ def schedule(
     token_budget: int,
     groups: torch.Tensor | None = None,
     batch_cost: int = BATCH_COST,
-) -> Schedule:
+) -> Batches:
     """Sort samples by (exit, group, length), exits and lengths descending, and cut batches of one exit and group.
 
     Args:
-        exits: [N] int64, the layer each sample runs to.
+        exits: [N] int64, the layer that each sample runs to.
         lengths: [N] int64, tokens per sample, at least 1.
-        token_budget: most tokens a batch may have with its padding; a longer sample gets a batch of its own.
-        groups: [N] int64, which samples may run together, such as those of one path; None: all.
-        batch_cost: what a batch costs besides its tokens, in tokens: launches, and a batch that fills the machine less. Where
-            lengths differ a batch ends earlier if that saves more padding.
-
-    Returns:
-        The order, the batches' bounds and exits, and the share of padding.
+        token_budget: the most tokens that a batch may have, padding included; a longer sample gets a batch of its own.
+        groups: [N] int64; only samples of one group run together, such as those of one path. None: all may.
+        batch_cost: the cost of a batch besides its tokens, in tokens: its launches, and that a small batch fills the machine
+            less. Where lengths differ, a batch ends earlier if that saves more padding.
 
     Raises:
-        ValueError: no samples, lengths below 1, a budget or batch cost below 1, or shapes that differ.
+        ValueError: there are no samples; lengths, budget or batch cost are below 1; or shapes differ.
     """
     check_tensor("exits", exits, 1, torch.int64)
     check_tensor("lengths", lengths, 1, torch.int64)
@@ -77,9 +79,9 @@ def schedule(
         if groups.shape != exits.shape:
             raise ValueError(f"exits and groups must be of one length, got {exits.numel()} and {groups.numel()}")
         keys = torch.unique(torch.stack([exits, -groups]), dim=1, return_inverse=True)[1]
-    # One stable sort of both as one number.
-    packed = keys * (int(lengths.max()) + 1) + lengths
-    order = torch.from_numpy(np.argsort(-packed.numpy(), kind="stable"))
+    # Key and length become one number, so that one stable sort will do.
+    combined = keys * (int(lengths.max()) + 1) + lengths
+    order = torch.from_numpy(np.argsort(-combined.numpy(), kind="stable"))
     sorted_keys, sorted_exits, sorted_lengths = (values[order].numpy() for values in (keys, exits, lengths))
 
     bounds, batch_exits, padded = [0], [], 0
@@ -92,18 +94,18 @@ def schedule(
         bounds.append(begin + count)
         batch_exits.append(int(sorted_exits[begin]))
         padded += longest * count
-    return Schedule(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(sorted_lengths.sum()) / padded)
+    return Batches(order, tuple(bounds), tuple(batch_exits), padded, 1.0 - int(sorted_lengths.sum()) / padded)
 
 
 def dense_count(lengths: np.ndarray, token_budget: int, batch_cost: int = BATCH_COST) -> int:
-    """How many of the first samples make the best batch: most real tokens for what it costs.
+    """How many of the first samples make the best batch, which is the one with most real tokens for its cost.
 
     Where lengths differ, a batch that ends earlier pads less.
 
     Args:
         lengths: [N] tokens per sample, N at least 1.
-        token_budget: most tokens with padding; the first sample may exceed it alone.
-        batch_cost: of a batch besides its tokens, in tokens.
+        token_budget: the most tokens that a batch may have, padding included; the first sample alone may exceed it.
+        batch_cost: the cost of a batch besides its tokens, in tokens.
     """
     counts = np.arange(1, len(lengths) + 1)
     padded = counts * np.maximum.accumulate(lengths)

@@ -16,12 +16,13 @@ from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.table.learned import FEWEST_TEXTS, LEARNED
 from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tokens.samples import Inputs
 
 
 def build_exit_table(
     model: MultiExitBert,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Any,
+    texts: Inputs,
     threshold: float,
     *,
     ngram: int = 2,
@@ -33,29 +34,30 @@ def build_exit_table(
     progress: bool = True,
     **engine: Any,
 ) -> ExitTable:
-    """Run every exit once over unlabelled texts and count, per token, where the samples that hold it leave.
+    """Run every exit once on unlabelled texts, and count for each token where the samples that hold it leave.
 
     Args:
-        model, tokenizer: whose exits to predict.
+        model: the model whose exits the table shall predict.
+        tokenizer: the model's own.
         texts: whatever `Engine.predict` takes; labels are not needed.
-        threshold: uncertainty at or under which a sample leaves, 0..1; `ExitTable.rebuild` changes it later for free.
+        threshold: a sample leaves where its uncertainty is at most this, 0..1; `ExitTable.rebuild` changes it later for free.
         ngram, smoothing, reduction: see `TableSettings`.
         criterion: see `geep_triton.ops.exit_scores.score_exits`.
-        learn: what to learn beside the counts (see `ExitTable.learn`), some of "agreement" (how likely each exit gives the
-            last one's answer), "exits" (which exit the threshold takes) and "skips" (which layers the model's gates skip,
+        learn: what the table learns beside the counts (see `ExitTable.learn`), some of "agreement" (how likely each exit gives
+            the last exit's answer), "exits" (which exit the threshold takes) and "skips" (which layers the model's gates skip,
             for a policy with "+skip:planned"). None: the agreement, where there are the 20 texts that learning needs; a
-            table that has it decides by it (`ExitTable.decide`). (): nothing.
-        save_records: the table's file shall hold what it was counted from, the texts' token ids among it, so that it can be
-            rebuilt and learned from once it is loaded; else only a hash of each text, by which `calibrate` knows them.
+            table that has learned it decides by it (`ExitTable.decide`). (): nothing.
+        save_records: the table's file shall hold what was counted, with the token ids of the texts. Then a loaded table can be
+            rebuilt and can learn. Otherwise the file holds only a hash of each text, by which `calibrate` knows them.
         progress: show a progress bar.
-        **engine: further arguments of `Engine` (max_length, truncation, text_column, ...).
+        **engine: further arguments of `Engine` (max_length, truncation, columns, ...).
 
     Returns:
-        The table; assign it to `model.exit_table` to use it and to save it with the model.
+        The table. Assign it to `model.exit_table` to use it and to save it with the model.
 
     Raises:
-        ValueError: a regression model, skips of a model without gates, settings out of range, and all that `Engine.predict`
-            raises.
+        ValueError: the model is a regression model; skips shall be learned of a model without gates; settings are out of range;
+            and whatever `Engine.predict` raises.
     """
     check_kind("model", model, MultiExitBert)
     check_bool("save_records", save_records)
@@ -65,7 +67,7 @@ def build_exit_table(
     check_criterion(threshold, criterion)
     if model.config.num_labels < 2:
         raise ValueError("build_exit_table needs at least two classes: a regression model (num_labels=1) has no uncertainty")
-    # At full depth samples skip by the gates, which is what a table learns of skipping.
+    # At full depth samples skip by the gates: from this a table learns skips.
     record = Engine(model, tokenizer, "full", progress=progress, **engine).every_exit(texts)
     answers = record.logits.argmax(-1)
     uncertainty = record.uncertainty(model.config.exit_layers, criterion)

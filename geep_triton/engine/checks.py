@@ -1,4 +1,4 @@
-"""What the engine and its calibration refuse: models that cannot run, inputs and labels that do not fit."""
+"""Checks of the engine and of calibration: they refuse models that cannot run, and inputs and labels that do not fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_list(inputs: Any) -> list[Any]:
-    """Inputs that are read more than once, or have a label each. TypeError where they cannot be counted beforehand."""
+    """The inputs as a list, for those that are read more than once. TypeError where they cannot be counted beforehand."""
     check_no_bare_pair(inputs)
     if hasattr(inputs, "to_pylist"):  # a pyarrow Table, whose own iterator gives columns
         return inputs.to_pylist()
@@ -30,18 +30,19 @@ def as_list(inputs: Any) -> list[Any]:
 
 
 def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int]) -> torch.Tensor:
-    """[N] int64 from names or ids. TypeError unless they can be counted; ValueError where one is unknown or there are not N."""
+    """Ids [N] int64 from names or ids. TypeError unless there is a list of them; ValueError for an unknown one or another N."""
     if isinstance(labels, str) or not hasattr(labels, "__len__"):
         raise TypeError(f"labels must be a list of names or numbers, one per text, got {type(labels).__name__}")
     labels = to_list(labels)
     if len(labels) != samples:
         raise ValueError(f"labels must be one per text ({samples}), got {len(labels)}")
-    # A name that is a number is a name: stars 1 to 5 are not ids 0 to 4. So all are names, or none is.
+    # Either all are names or none is, since a name may be a number: stars 1 to 5 are not ids 0 to 4.
     names = {str(name): index for name, index in label2id.items()}
     ids = {index: index for index in label2id.values()}
     unknown = []
     numbers = [label if isinstance(label, int) and not isinstance(label, bool) else repr(label) for label in labels]
-    for known, keys in ((names, [str(label) for label in labels]), (ids, numbers)):
+    choices: tuple[tuple[dict[Any, int], list[Any]], ...] = ((names, [str(label) for label in labels]), (ids, numbers))
+    for known, keys in choices:
         missing = [label for label in keys if label not in known]
         if not missing:
             return torch.tensor([known[key] for key in keys])
@@ -53,7 +54,7 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
 
 
 def check_calibrated(model: MultiExitBert, dtype: str) -> None:
-    """ValueError where the model was calibrated in another dtype than it shall run in, or below float32 on another device."""
+    """Raise ValueError where the model was calibrated in another dtype, or below float32 on another kind of device."""
     calibration = model.exit_config.calibration
     if calibration is None:
         return
@@ -71,8 +72,21 @@ def check_calibrated(model: MultiExitBert, dtype: str) -> None:
     )
 
 
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device to run on. None: a GPU where there is one, else the CPU. ValueError where it is unknown or not there."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a device of torch such as 'cpu' or 'cuda', got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(found)!r}: this torch ({torch.__version__}) sees no GPU")
+    return found
+
+
 def check_model(model: MultiExitBert) -> None:
-    """ValueError for a multi-label model, a configuration that is not the model's, or weights that are not finite numbers."""
+    """Raise ValueError for a multi-label model, a configuration that does not fit it, or weights that are no finite numbers."""
     model.check_config()
     if model.config.problem_type == "multi_label_classification":
         raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
@@ -92,7 +106,7 @@ def check_model(model: MultiExitBert) -> None:
                 "makes it so"
             )
         with torch.inference_mode():
-            # Not `isfinite`, which takes the memory of the largest weight again.
+            # `isfinite` would take the memory of the largest weight again.
             if parameter.numel() and not all(bound.isfinite() for bound in parameter.aminmax()):
                 raise ValueError(
                     f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged"
@@ -100,7 +114,7 @@ def check_model(model: MultiExitBert) -> None:
 
 
 def check_finite(logits: torch.Tensor, first: int) -> None:
-    """ValueError that names the sample, `first` being the number of the first, whose logits are not finite."""
+    """Raise ValueError, which names the sample, where logits are not finite; `first` is the number of the first sample."""
     bad = ~logits.isfinite().all(1)
     if bad.any():
         raise ValueError(f"sample {first + int(bad.int().argmax())} got logits that are NaN or infinite")

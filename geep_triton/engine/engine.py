@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from functools import cached_property
 from typing import Any
@@ -15,12 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_bool, check_int, check_kind
-from geep_triton.engine.batching import BATCH_COST, Schedule, schedule
-from geep_triton.engine.checks import (
-    check_calibrated,
-    check_finite,
-    check_model,
-)
+from geep_triton.engine.batching import BATCH_COST, Batches, schedule
+from geep_triton.engine.checks import check_calibrated, check_device, check_finite, check_model
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.exit_counts import ExitCounts
 from geep_triton.engine.layers import WindowLayers
@@ -31,19 +27,21 @@ from geep_triton.engine.pools import Pools
 from geep_triton.engine.predictions import EveryExit, Predictions
 from geep_triton.engine.promise import Promise
 from geep_triton.engine.run import WindowRun
+from geep_triton.engine.scorer import Scorer
 from geep_triton.engine.windows import Encoded, Window, encoded_windows, one_ahead
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.storing import add_digest
 from geep_triton.modeling.weights import TOKENIZER_DIGEST
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.skip import Skip
-from geep_triton.policies.text import parse_policy, saved_policy
+from geep_triton.policies.text import describe, parse_policy
 from geep_triton.runners.base import Runner
 from geep_triton.runners.make import check_runner, make_runner
 from geep_triton.saving import reading, replacing
 from geep_triton.table.fingerprint import tokenizer_fingerprint
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
+from geep_triton.tokens.samples import COLUMNS, Inputs, column_names
 from geep_triton.warn import warn
 
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
@@ -55,43 +53,46 @@ IN_FLIGHT = 3  # batches on a GPU
 class Engine:
     """Runs a MultiExitBert over any number of texts in dense sorted batches.
 
-    Inputs are read in windows: each window is tokenized, its exits planned, its samples sorted by exit and length and cut
-    into batches, run, and put back into order. Memory does not grow with the number of inputs. An engine refuses to answer once
-    the model's weights are others than those it was made with.
+    The engine reads inputs in windows. It tokenizes a window, predicts its exits, sorts its samples by exit and length, cuts
+    them into batches, runs them, and puts the answers back into order. Memory does not grow with the number of inputs. An
+    engine refuses to answer once the model's weights have changed.
 
     Args:
-        model: on the device it shall run on; set to evaluation mode now and whenever the engine runs it, which leaves it so.
+        model: on the device on which it shall run. The engine sets it to evaluation mode and leaves it so.
         tokenizer: the model's own.
         policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:0.05+threshold:0.3" or
-            "threshold:0.3+skip:planned"; see `geep_triton.policies.text`. None: what the model was calibrated to, else "full".
-            Where it does not say what samples skip, they skip by the model's gates, if it has any.
+            "threshold:0.3+skip:planned"; see `geep_triton.policies.text`. None: the policy of the model's `exit_config`, else
+            "full". Where the policy does not say what samples skip, they skip by the model's gates, if it has any.
         runner: how layers run: "auto", "torch", "onednn", "compiled", "packed" or "graphs"; see
             `geep_triton.runners.make.make_runner`. Or a runner of this model.
-        dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8", in which the layers run; None: on a CPU the model's
-            own; on a GPU half precision where the model is in float32, or, where `policy` is None, that of its calibration.
-            The model stays as it is: the engine holds what it converts as a copy, but for `from_pretrained`, whose engine
-            owns its model and holds its weights once.
-        token_budget: most tokens a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
-        window: samples planned and sorted together.
-        prefetch: tokenize and plan the next window in a thread while the device runs this one; None: on a GPU. Inputs are then
-            read a window further than answers have come, and who stops early waits for the inputs that are being read.
-        in_flight: batches that run by turns where the host must know a batch's exits or gates to go on, so that the device has
-            work meanwhile; None: 3 on a GPU, 1 on a CPU, which waits for nothing. Answers do not depend on it.
-        max_length: most tokens a sample may have; None: what the model and its tokenizer can take.
-        truncation: cut longer samples instead of raising; `Predictions.truncated` counts them.
-        text_column, pair_column: where rows of a data set hold their text.
+        dtype: of the layers: "float32", "bfloat16", "float16" (or torch's own) or "int8". None: on a CPU the model's own. On a
+            GPU it is half precision for a model in float32, or, where `policy` is None, the dtype of its calibration. The model
+            stays as it is, and the engine converts a copy; but the engine of `from_pretrained` owns its model, converts it in
+            place and holds its weights once.
+        token_budget: the most tokens that a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
+        window: how many samples are sorted together.
+        prefetch: tokenize and schedule the next window in a thread while the device runs this one; None: on a GPU. The engine
+            then reads one window further than it has answered, and a caller who stops early waits for that window.
+        in_flight: how many batches run by turns. While the host waits for the exits or gates of one, the device runs another.
+            None: 3 on a GPU, 1 on a CPU, which waits for nothing. Answers do not depend on it.
+        max_length: the most tokens that a sample may have. None: what the model and its tokenizer can take, or, where `policy`
+            is None, what the model was calibrated with.
+        truncation: cut longer samples instead of raising; `Predictions.truncated` counts them. None: False, or, where `policy`
+            is None, as the model was calibrated.
+        columns: the name of the column that holds the text of a row, or a pair of names: the second column holds the other text
+            of a pair, and rows may lack it.
         progress: show a progress bar.
 
     Raises:
-        ValueError: a policy this model cannot run, weights that are NaN or infinite, an exit table built with another
-            tokenizer, a window or budget below 1, a multi-label model, what `make_runner` raises, and, where `policy` is None,
-            a calibration made in another dtype.
-        TypeError: a model or argument of another type.
+        ValueError: the model cannot run the policy; its weights are NaN or infinite; its exit table was built with another
+            tokenizer; a window or budget is below 1; the model is multi-label; `policy` is None and the calibration was made in
+            another dtype; and whatever `make_runner` raises.
+        TypeError: the model or an argument has another type.
 
     Attributes:
         promise: what a calibration promised of this engine's answers; None: nothing.
-        observer: is shown every window's answers, as an audit is; None: nobody.
-        runner: how layers run.
+        observer: it is shown the answers of every window, as an audit is; None: nobody is.
+        runner: it runs the layers.
     """
 
     def __init__(
@@ -100,16 +101,15 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         policy: str | Policy | None = None,
         *,
-        runner: str | Runner = "auto",
+        runner: str | Runner[Any] = "auto",
         dtype: str | torch.dtype | None = None,
         token_budget: int | None = None,
         window: int = 4096,
         prefetch: bool | None = None,
         in_flight: int | None = None,
         max_length: int | None = None,
-        truncation: bool = False,
-        text_column: str = "text",
-        pair_column: str = "text_pair",
+        truncation: bool | None = None,
+        columns: str | tuple[str, str] = COLUMNS,
         progress: bool = False,
     ) -> None:
         if not isinstance(model, MultiExitBert):
@@ -117,14 +117,16 @@ class Engine:
         check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
         on_gpu = model.device.type == "cuda"
         prefetch = on_gpu if prefetch is None else prefetch
+        longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+        calibration = (model.exit_config.calibration if policy is None else None) or {}
+        max_length = min(calibration.get("max_length", longest), longest) if max_length is None else max_length
+        truncation = calibration.get("truncation", False) if truncation is None else truncation
         for name, value in (("prefetch", prefetch), ("truncation", truncation), ("progress", progress)):
             check_bool(name, value)
         check_int("window", window, 1)
         self.in_flight = (IN_FLIGHT if on_gpu else 1) if in_flight is None else in_flight
         check_int("in_flight", self.in_flight, 1)
-        longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
-        if max_length is not None:
-            check_int("max_length", max_length, 3, longest)
+        check_int("max_length", max_length, 3, longest)
         if token_budget is None:
             token_budget = TOKEN_BUDGETS.get(model.device.type, TOKEN_BUDGETS["cuda"])
         self._batch_cost = BATCH_COSTS.get(model.device.type, BATCH_COSTS["cuda"])
@@ -133,7 +135,7 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.observer: Observer | None = None
-        self.policy = saved_policy(model.exit_config.policy, model.exit_config.skipping) if policy is None else policy
+        self.policy = (model.exit_config.policy or "full") if policy is None else policy
         if isinstance(runner, str):
             runner = make_runner(model, runner, dtype, calibrated=policy is None)
         check_runner(runner, model, dtype)
@@ -144,25 +146,30 @@ class Engine:
         self.token_budget = token_budget
         self.window = min(window, sys.maxsize)
         self.prefetch = prefetch
-        # On a stream of its own, planning a window does not wait for the layers of the one before.
+        # A window is scheduled on a stream of its own, which does not wait for the layers of the window before.
         self._planner = torch.cuda.Stream(model.device, priority=-1) if prefetch and on_gpu else None
-        self.text_column = text_column
-        self.pair_column = pair_column
+        self.columns = column_names(columns)
         self.progress = progress
-        self.max_length = max_length or longest
+        self.max_length = max_length
         self.truncation = truncation
         self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
         self.promise = Promise.saved(model, self.max_length, truncation) if policy is None else None
         self._checked_table = model.exit_table
 
+    def __repr__(self) -> str:
+        return (
+            f"Engine({self.model.config.name_or_path!r}, {describe(self.policy)!r}, runner={self.runner.name!r}, "
+            f"dtype={self.dtype!r}, device={str(self.model.device)!r})"
+        )
+
     @property
     def dtype(self) -> str:
-        """In which the layers run."""
+        """The dtype in which the layers run."""
         return self.runner.dtype
 
     @property
     def policy(self) -> Policy:
-        """What samples run under. Setting another one, or its short form, ends an audit; a calibration's promise is not its."""
+        """The policy that samples run under. Setting a policy or its short form ends an audit and a calibration's promise."""
         return self._policy
 
     @policy.setter
@@ -184,23 +191,22 @@ class Engine:
         dtype: str | torch.dtype | None = None,
         **kwargs: Any,
     ) -> Engine:
-        """Engine for the model and tokenizer of a folder or hub id.
+        """Make an engine for the model and tokenizer of a folder or hub id.
 
-        The engine owns its model: it converts the weights to what the runner needs in place, so that they are held once.
+        The engine owns its model. It converts the weights in place to what the runner needs, so that they are held once;
         `save_pretrained` saves them as they were.
 
         Args:
             pretrained_model_name_or_path: as for `MultiExitBert.from_pretrained`.
             policy: as for `Engine`.
-            device: where to run; None: a GPU where there is one, else the CPU.
+            device: on which the engine runs; None: a GPU where there is one, else the CPU.
             runner, dtype: as for `Engine`.
             **kwargs: as for `Engine`.
 
         Raises:
-            ValueError: there is no tokenizer, and all that `MultiExitBert.from_pretrained` and `Engine` raise.
+            ValueError: there is no tokenizer or no such device; and what `MultiExitBert.from_pretrained` and `Engine` raise.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = check_device(device)
         with reading(pretrained_model_name_or_path):
             model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
             tokenizer = load_tokenizer(pretrained_model_name_or_path)
@@ -209,9 +215,10 @@ class Engine:
         return cls(model, tokenizer, policy, runner=made, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the model, with what `calibrate` found for it, and the tokenizer, for `Engine.from_pretrained`.
+        """Write the model, with what `calibrate` found for it, and the tokenizer. `Engine.from_pretrained` loads them.
 
-        All or nothing, as `MultiExitBert.save_pretrained`; over the model that was calibrated only what has changed is written.
+        The folder holds all of it afterwards, or what it held before; see `MultiExitBert.save_pretrained`. Files that are there
+        already are not written again.
         """
         with replacing(save_directory) as new:
             self.model.save_into(new)
@@ -219,35 +226,37 @@ class Engine:
             add_digest(new.path, TOKENIZER_DIGEST, tokenizer_fingerprint(self.tokenizer))
 
     def with_policy(self, policy: str | Policy) -> Engine:
-        """An engine for the same model and settings under another policy."""
+        """Make an engine for the same model and settings under another policy."""
         other = copy.copy(self)
         other.observer = None
         other.policy = policy
         return other
 
-    def predict(self, inputs: Any) -> Predictions:
+    def predict(self, inputs: Inputs) -> Predictions:
         """Answer all inputs.
 
         Args:
             inputs: a text; a row; a list of texts or of (text, pair) tuples, also for one pair; a mapping of columns to lists;
                 or any iterable of texts, tuples or rows that keeps its order, such as a `datasets.Dataset`. Rows and columns
                 may hold `input_ids` instead of text: lists, arrays, tensors or Arrow lists of integers, with `attention_mask`
-                and `token_type_ids` where needed; ids that are padded without a mask are warned of.
+                and `token_type_ids` where needed. A warning tells of ids that are padded without a mask.
 
         Raises:
-            ValueError: no inputs; an empty or over-long text; a missing column; token ids outside the vocabulary; logits
-                that are not finite. TypeError: inputs that hold no text, or a bare tuple of two texts.
+            ValueError: there are no inputs; a text is empty or too long; a column is missing; token ids are outside the
+                vocabulary; or logits are not finite.
+            TypeError: the inputs hold no text, or are a bare tuple of two texts.
         """
-        return Predictions.concatenate(list(self.predict_windows(inputs)))
+        parts = list(self.predict_windows(inputs))
+        return Predictions.concatenate(parts)
 
-    def predict_windows(self, inputs: Any) -> Iterator[Predictions]:
-        """Answer the inputs window by window, for streams that do not fit into memory; see `predict`."""
+    def predict_windows(self, inputs: Inputs) -> Iterator[Predictions]:
+        """Answer the inputs window by window, as `predict` does. Use it for streams that do not fit into memory."""
         scores = self.policy.rule(self.model) is not None
-        windows = self._planned_windows(inputs)
+        windows = self._windows(inputs)
         if self.prefetch:
             by_gates = self._skip.mode == "gates" or (self.observer is not None and self._skip.mode == "planned")
             if scores or by_gates:
-                _ = self.layer_costs  # measured before a thread works beside
+                _ = self.layer_costs  # measured now, since a thread that works beside would disturb it
             windows = one_ahead(windows)
         with closing(windows):
             for window in windows:
@@ -259,52 +268,47 @@ class Engine:
                 yield result
         self._exits.warn_of_one(self.policy)
 
-    def exit_logits(self, inputs: Any) -> tuple[Tokens, torch.Tensor]:
-        """Run every exit on all inputs, whatever the policy.
+    def every_exit(self, inputs: Inputs) -> EveryExit:
+        """Run every exit on all inputs, which are as for `predict`, whatever the policy.
 
         Returns:
-            The inputs' tokens, and the logits of every exit [N, E, C] float32.
+            The inputs' tokens, the logits of every exit [N, E, C] float32, and which layers each sample skips.
         """
-        record = self.every_exit(inputs)
-        return record.tokens, record.logits
-
-    def every_exit(self, inputs: Any) -> EveryExit:
-        """As `exit_logits`, and which layers each sample skips."""
         return EveryExit.concatenate(list(self.every_exit_windows(inputs)))
 
-    def every_exit_windows(self, inputs: Any) -> Iterator[EveryExit]:
-        """As `every_exit`, window by window."""
-        for part in self._encoded_windows(inputs):
-            if part.padding is not None:
-                warn(part.padding)
-            tokens = part.tokens
+    def every_exit_windows(self, inputs: Inputs) -> Iterator[EveryExit]:
+        """The same as `every_exit`, window by window."""
+        for encoded in self._encoded_windows(inputs):
+            if encoded.padding is not None:
+                warn(encoded.padding)
+            tokens = encoded.tokens
             logits = torch.empty(len(tokens), len(self.model.config.exit_layers), self.model.config.num_labels)
             layers = self._layers(tokens)
             with self._watch.running():
-                run = WindowRun(layers, tokens, in_flight=self.in_flight)
+                run = WindowRun(layers, in_flight=self.in_flight)
                 rows, answers = zip(*run.every_exit(self._to_the_end(layers, tokens)), strict=True)
                 logits[torch.cat(rows)] = torch.cat(answers).float().cpu()
-            check_finite(logits.flatten(1), part.first)
+            check_finite(logits.flatten(1), encoded.first)
             yield EveryExit(tokens, logits, layers.skipped)
 
     def _encoded_windows(self, inputs: Any) -> Iterator[Encoded]:
-        return encoded_windows(inputs, self._encoder, self.window, (self.text_column, self.pair_column), self.progress)
+        return encoded_windows(inputs, self._encoder, self.window, self.columns, self.progress)
 
-    def _planned_windows(self, inputs: Any) -> Iterator[Window]:
+    def _windows(self, inputs: Any) -> Generator[Window, None, None]:
         """The inputs' windows, ready to run."""
         if self.model.exit_table is not self._checked_table:
             self.policy.check(self.model, self.tokenizer)
             self._checked_table = self.model.exit_table
-        for part in self._encoded_windows(inputs):
-            start, tokens = time.perf_counter(), part.tokens
+        for encoded in self._encoded_windows(inputs):
+            start, tokens = time.perf_counter(), encoded.tokens
             with nullcontext() if self._planner is None else torch.cuda.stream(self._planner):
                 stops = self.policy.stops(self.model, tokens)
                 layers = self._layers(tokens)
             batches = self._schedule(stops, layers, tokens)
-            yield Window(part, layers, batches, time.perf_counter() - start)
+            yield Window(encoded, layers, batches, time.perf_counter() - start)
 
     def _predict_window(self, window: Window) -> Predictions:
-        config, layers, part = self.model.config, window.layers, window.encoded
+        config, layers, encoded = self.model.config, window.layers, window.encoded
         start = time.perf_counter()
         with self._watch.running():
             run = self._window_run(window)
@@ -318,9 +322,10 @@ class Engine:
         if layers.skipped is not None:
             layers_run = layers_run - layers.skipped.sum(1)
         logits = logits[back]
-        check_finite(logits, part.first)
-        run.check_scores(part.first)
-        observed = self._observe(part.tokens, logits)
+        check_finite(logits, encoded.first)
+        if run.scorer is not None:
+            run.scorer.check(encoded.first, len(encoded.tokens))
+        observed = self._observe(encoded.tokens, logits)
         return Predictions(
             logits=logits,
             exit_layers=exits,
@@ -328,13 +333,13 @@ class Engine:
             id2label=dict(config.id2label),
             num_layers=config.num_hidden_layers,
             timings={
-                "tokenize": part.seconds,
+                "tokenize": encoded.seconds,
                 "plan": window.plan_seconds,
                 "run": ran - start,
                 "gather": time.perf_counter() - ran - sum(observed.values()),
                 **observed,
             },
-            truncated=part.tokens.truncated,
+            truncated=encoded.tokens.truncated,
             tokens=window.batches.tokens,
             padding=window.batches.padding,
             flops=layers.flops,
@@ -342,7 +347,7 @@ class Engine:
         )
 
     def _observe(self, tokens: Tokens, logits: torch.Tensor) -> dict[str, float]:
-        """Show the answers to the observer: seconds taken, by stage."""
+        """Show the answers to the observer. Returns the seconds that this took, by stage."""
         if self.observer is None:
             return {}
         start = time.perf_counter()
@@ -350,50 +355,45 @@ class Engine:
         return {"audit": time.perf_counter() - start}
 
     def full_depth(self, tokens: Tokens) -> torch.Tensor:
-        """The last exit's answers [N, C], on the host, whatever the policy.
+        """The last exit's answers [N, C] on the host, whatever the policy.
 
-        A model with skip gates skips by them, also where the policy plans paths: a plan is not held to itself.
+        A model with skip gates skips by them, also where the policy plans paths: a planned path is not held to itself.
         """
         layers = self._layers(tokens, Skip("gates") if self._skip.mode == "planned" else self._skip)
         logits = torch.empty(len(tokens), self.model.config.num_labels)
         with self._watch.running():
-            run = WindowRun(layers, tokens, in_flight=self.in_flight)
+            run = WindowRun(layers, in_flight=self.in_flight)
             for answer in list(run.answers(self._to_the_end(layers, tokens))):
                 logits[answer.rows] = answer.logits.float().cpu()
         return logits
 
     def forget_promise(self) -> None:
-        """What was promised and observed so far is not of the answers to come: end them."""
+        """End the promise and the audit, since the answers to come are others."""
         if self.observer is not None:
             self.observer.end()
         self.observer, self.promise = None, None
 
-    def _layers(self, tokens: Tokens, skip: Skip | None = None) -> WindowLayers:
+    def _layers(self, tokens: Tokens, skip: Skip | None = None) -> WindowLayers[Any]:
         skip = skip or self._skip
         return WindowLayers(self.runner, tokens, skip, self.layer_costs if skip.mode == "gates" else None)
 
-    def _window_run(self, window: Window) -> WindowRun:
-        rule = self.policy.rule(self.model)
-        tokens = window.encoded.tokens
-        waits = rule is not None and self.policy.regroup != "never" and len(tokens) > 1
-        return WindowRun(
-            window.layers,
-            tokens,
-            rule,
-            self.policy.answer_head,
-            Pools(self.runner, tokens, self.token_budget, window.layers.groups, self._batch_cost) if waits else None,
-            self.layer_costs if waits and self.policy.regroup == "auto" else None,
-            self.in_flight,
-        )
+    def _window_run(self, window: Window) -> WindowRun[Any]:
+        policy, rule = self.policy, self.policy.rule(self.model)
+        scorer = None if rule is None else Scorer(rule, window.layers)
+        pools = None
+        if scorer is not None and policy.regroup != "never" and len(window.encoded.tokens) > 1:
+            costs = self.layer_costs if policy.regroup == "auto" else None
+            pools = Pools(self.runner, self.token_budget, self._batch_cost, costs)
+        return WindowRun(window.layers, scorer, policy.answer_head, pools, self.in_flight)
 
     @cached_property
     def layer_costs(self) -> LayerCosts:
-        """Of this model on this machine, which decide whether survivors wait and whether few skip; measured when needed."""
+        """What layers cost on this machine. It decides whether survivors wait and whether few skip; measured when needed."""
         with self._watch.running():
             return LayerCosts.measure(self.runner, self.token_budget)
 
-    def _to_the_end(self, layers: WindowLayers, tokens: Tokens) -> Schedule:
+    def _to_the_end(self, layers: WindowLayers[Any], tokens: Tokens) -> Batches:
         return self._schedule(torch.full((len(tokens),), self.model.config.num_hidden_layers), layers, tokens)
 
-    def _schedule(self, exits: torch.Tensor, layers: WindowLayers, tokens: Tokens) -> Schedule:
+    def _schedule(self, exits: torch.Tensor, layers: WindowLayers[Any], tokens: Tokens) -> Batches:
         return schedule(exits, tokens.lengths, self.token_budget, layers.groups, self._batch_cost)

@@ -1,4 +1,4 @@
-"""Where samples left under a policy, over all calls."""
+"""Counts of where samples left under a policy, over all calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.text import describe
 from geep_triton.warn import warn
 
-ENOUGH = 50  # samples, before their all leaving at one layer is worth a warning
+ENOUGH = 50  # samples; where so many all left at one layer, a warning says so
 
 
 class ExitCounts:
@@ -25,7 +25,7 @@ class ExitCounts:
         self._warned = False
 
     def add(self, histogram: Mapping[int, int]) -> None:
-        """Count further samples: exit layer -> how many."""
+        """Count further samples. `histogram` maps an exit layer to the number of samples that left there."""
         self._counts += Counter(histogram)
 
     def warn_of_one(self, policy: Policy) -> None:
@@ -37,7 +37,7 @@ class ExitCounts:
         (layer,) = counts
         where = "none left before the last layer" if layer == self._num_layers else f"all left at layer {layer}"
         warn(
-            f"policy {describe(policy)}: of {counts[layer]} samples {where}; its threshold, its patience or the exit table's "
-            "plan tells none of them apart",
+            f"policy {describe(policy)}: of {counts[layer]} samples {where}; its threshold, its patience or the exit table "
+            "tells none of them apart",
             OneExitWarning,
         )

@@ -1,4 +1,4 @@
-"""Batches in flight: while the host waits for the decision of one, the device has the work of others."""
+"""Batches in flight: while the host waits for a decision on one batch, the device runs others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 class Copying:
-    """Values on their way from a device to the host, which may do other work until it asks for them.
+    """Values on their way from a device to the host. The host may do other work until it asks for them.
 
     Args:
-        values: where they are. On a GPU their copy into pinned memory begins now and waits for nothing.
+        values: on the device. On a GPU their copy into pinned memory begins now and waits for nothing.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -27,26 +27,26 @@ class Copying:
             self._arrived.record(torch.cuda.current_stream(values.device))
 
     def get(self) -> torch.Tensor:
-        """The values on the host, which waits for them here."""
+        """The values on the host. The host waits for them here."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values.cpu()
 
 
-# A batch on its way: it yields what it has made, and a copy where it must know the values to go on; it is resumed once others
-# had their turn, and asks for them then.
+# A batch on its way. It yields its results; and it yields a copy where it must know the copied values to go on. It is resumed
+# after others had their turn, and asks for the values then.
 Run = Generator[Result | Copying, None, None]
 
 
 def fly(start: Callable[[bool], Run[Result] | None], in_flight: int) -> Iterator[Result]:
-    """What the runs make, `in_flight` of them by turns, the one that has waited longest first.
+    """The results of the runs. `in_flight` of them go on by turns, and the one that has waited longest is next.
 
-    On one stream copies arrive in the order they were begun, so no other run could go on sooner.
+    On one stream copies arrive in the order in which they were begun, so no other run could go on sooner.
 
     Args:
-        start: the next run, or None where none is left; it is told whether no other is in flight, whose results a run may
-            have to wait for.
-        in_flight: most runs at a time, at least 1.
+        start: gives the next run, or None where it has none now. Its argument says whether no other run is in flight: a run
+            may have to wait for the results of others.
+        in_flight: how many runs are in flight at most, at least 1.
     """
     waiting: deque[Run[Result]] = deque()
 

@@ -1,4 +1,4 @@
-"""Loading the tokenizer that a model was saved with."""
+"""The tokenizer that a model was saved with."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from geep_triton.table.fingerprint import tokenizer_fingerprint
 
 
 def load_tokenizer(source: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id that holds a model, too.
+    """Load the tokenizer of a folder or hub id that also holds a model.
 
     Raises:
-        ValueError: there is none, it does not load, or it is another one than the model was saved with.
+        ValueError: there is no tokenizer, it does not load, or the model was saved with another one.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         check_number("its model_max_length", tokenizer.model_max_length, 3)
         expected = saved_digests(source).get(TOKENIZER_DIGEST)
         same = expected is None or expected == tokenizer_fingerprint(tokenizer)
-    except Exception as error:  # of a damaged file the package tokenizers raises no other class
+    except Exception as error:  # the package tokenizers raises this class for a damaged file
         raise ValueError(
             f"{source} holds a model but no tokenizer that loads: save it there too (tokenizer.save_pretrained, or "
             f"engine.save_pretrained, which saves both). {type(error).__name__}: {error}"

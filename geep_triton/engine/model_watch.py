@@ -1,4 +1,4 @@
-"""Whether a model is still what an engine was made with, before and after its layers run."""
+"""A watch over the model of an engine: it must not change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from geep_triton.runners.base import Runner
 
 
 class ModelWatch:
-    """Refuses to run layers of a model that was changed since.
+    """Refuses to run layers of a model that has changed since the engine was made.
 
-    Answers of other weights are not what was calibrated, and a copy of some beside others that are shared is no model.
+    A calibration holds for the weights that it was made with. And a runner may share some weights with the model and hold
+    copies of others: after a change they no longer belong together.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner[Any]) -> None:
         self._runner = runner
         self._modules = tuple(runner.modules())
         self._weights = WeightWatch(runner.model)
@@ -29,10 +30,10 @@ class ModelWatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Layers run within: with the same weights, and for inference, from the first to the last.
+        """Run layers within this context: with the same weights from the first to the last, and in inference mode.
 
         Raises:
-            ValueError: weights, configuration or attention implementation were changed, or the model was trained meanwhile.
+            ValueError: weights, configuration or attention implementation have changed, or the model was trained meanwhile.
         """
         self._check_model()
         for module in self._modules:
@@ -40,7 +41,7 @@ class ModelWatch:
                 module.eval()
         with torch.inference_mode(), attention_kernels(self._runner.cudnn_attention):
             yield
-        # Else a window would be answered half by the old weights and half by the new.
+        # Otherwise a window would be answered half by the old weights and half by the new ones.
         self._check_weights()
         if any(module.training for module in self._modules):
             raise ValueError("the model was set to training mode while the engine ran it: its answers are not kept")

@@ -1,119 +1,84 @@
-"""Survivors of many batches wait after a layer until they fill a dense batch."""
+"""Pools, in which the survivors of many batches wait after a layer until they fill a dense batch."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from typing import Generic
 
 import torch
 
+from geep_triton.engine.batch import Batch
 from geep_triton.engine.batching import BATCH_COST, dense_count
-from geep_triton.runners.base import Runner, States
-from geep_triton.tokens.ragged import Tokens
+from geep_triton.engine.costs import LayerCosts
+from geep_triton.runners.base import Runner, StatesT
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples that stand after the same layer.
+class Pools(Generic[StatesT]):
+    """One first-in, first-out pool for each layer and path. A pool that fills a batch is emptied before more is put in.
 
-    Attributes:
-        rows: [B] int64 on the host, which samples of the window.
-        states: theirs, which only the runner looks into.
-        prediction, streak: [B], what patience needs to know of the exit before; None at first.
-    """
-
-    rows: torch.Tensor
-    states: States
-    prediction: torch.Tensor | None = None
-    streak: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.rows.numel()
-
-    def take(self, runner: Runner, chosen: torch.Tensor | slice, order: torch.Tensor | slice) -> Batch:
-        """Some of the samples: `chosen` says which on the host, `order` [K] int64 on the device; or the same slice twice."""
-        states = runner.take(self.states, order, self.states.lengths[chosen])
-        memory = (None if value is None else value[order] for value in (self.prediction, self.streak))
-        return Batch(self.rows[chosen], states, *memory)
-
-    @classmethod
-    def join(cls, runner: Runner, parts: list[Batch]) -> Batch:
-        """All samples of several batches."""
-        if len(parts) == 1:
-            return replace(parts[0], states=runner.join([parts[0].states]))
-        known = parts[0].streak is not None
-        return cls(
-            torch.cat([part.rows for part in parts]),
-            runner.join([part.states for part in parts]),
-            torch.cat([part.prediction for part in parts]) if known else None,
-            torch.cat([part.streak for part in parts]) if known else None,
-        )
-
-
-class Pools:
-    """One first-in, first-out pool per layer and group; a pool that fills a batch is emptied before more is put in.
-
-    So each holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after: memory is
-    bounded by twice the budget (or the longest sample, where that is more) for every layer and group of samples that wait.
+    So each pool holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after. Memory is
+    bounded by twice the budget (or the longest sample, where that is more) for every layer and path.
 
     Args:
-        runner: of the samples' layers.
-        tokens: the window's samples.
+        runner: runs the samples' layers.
         token_budget: tokens of a dense batch, padding included.
-        groups: [N] int64, which samples may run together; None: all.
         batch_cost: see `geep_triton.engine.batching.schedule`.
+        costs: they decide whether waiting pays; None: survivors always wait.
 
     Attributes:
-        most_held: most tokens that waited at a time.
+        most_held: the most tokens that waited at a time.
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        tokens: Tokens,
-        token_budget: int,
-        groups: torch.Tensor | None = None,
-        batch_cost: int = BATCH_COST,
+        self, runner: Runner[StatesT], token_budget: int, batch_cost: int = BATCH_COST, costs: LayerCosts | None = None
     ) -> None:
         self._runner = runner
         self.token_budget = token_budget
         self.batch_cost = batch_cost
+        self.costs = costs
         self.most_held = 0
-        self._lengths = tokens.lengths
-        self._groups = groups
-        self._pools: dict[tuple[int, int], deque[Batch]] = {}
+        self._pools: dict[tuple[int, int], deque[Batch[StatesT]]] = {}
 
-    def _key(self, layer: int, batch: Batch) -> tuple[int, int]:
-        return layer, 0 if self._groups is None else int(self._groups[batch.rows[0]])
+    def hold(self, batch: Batch[StatesT]) -> bool:
+        """Let survivors wait for others if that pays. Returns whether they wait now."""
+        pool = self._pools.setdefault((batch.layer, batch.path), deque())
+        if self.costs is not None:
+            padded = len(batch) * max(other.states.longest for other in (batch, *pool))
+            if not self.costs.regrouping_pays(batch.states.tokens, padded, batch.stop - batch.layer):
+                return False
+        pool.append(batch)
+        self.most_held = max(self.most_held, sum(held.states.tokens for pool in self._pools.values() for held in pool))
+        return True
 
-    def put(self, layer: int, batch: Batch) -> None:
-        """Let a batch wait after `layer`."""
-        self._pools.setdefault(self._key(layer, batch), deque()).append(batch)
-        self.most_held = max(self.most_held, sum(batch.states.tokens for pool in self._pools.values() for batch in pool))
+    def next_batch(self, scheduled: Iterator[Batch[StatesT]], alone: bool) -> Batch[StatesT] | None:
+        """What runs next: a full pool's batch, else a scheduled one, else the rest of a pool; None where nothing may.
 
-    def padded(self, layer: int, batch: Batch) -> int:
-        """Tokens of `batch` once it is padded to the longest sample that waits after `layer`."""
-        waiting = self._pools.get(self._key(layer, batch), ())
-        return len(batch) * max([batch.states.longest, *(other.states.longest for other in waiting)])
+        Args:
+            scheduled: the batches that were not started yet.
+            alone: whether no batch is running. Only then nobody can join those who are left in a pool.
+        """
+        batch = self.take_full()
+        batch = next(scheduled, None) if batch is None else batch
+        return self.take_rest() if batch is None and alone else batch
 
-    def take_full(self) -> tuple[int, Batch] | None:
+    def take_full(self) -> Batch[StatesT] | None:
         """A dense batch of the deepest layer whose pool fills one, or None. Deepest first: those are nearest to done."""
         for key in sorted(self._pools, reverse=True):
             if sum(batch.states.tokens for batch in self._pools[key]) >= self.token_budget:
-                return key[0], self._take(key)
+                return self._take(self._pools[key])
         return None
 
-    def take_rest(self) -> tuple[int, Batch] | None:
+    def take_rest(self) -> Batch[StatesT] | None:
         """A batch of the shallowest layer where samples wait, or None. Shallowest first: they may fill deeper pools yet."""
         key = min((key for key, pool in self._pools.items() if pool), default=None)
-        return None if key is None else (key[0], self._take(key))
+        return None if key is None else self._take(self._pools[key])
 
-    def _take(self, key: tuple[int, int]) -> Batch:
+    def _take(self, pool: deque[Batch[StatesT]]) -> Batch[StatesT]:
         """The samples that have waited longest and make a dense batch together, at least one."""
-        pool = self._pools[key]
-        lengths = self._lengths[torch.cat([batch.rows for batch in pool])]
+        lengths = torch.cat([batch.states.lengths for batch in pool])
         count = dense_count(lengths.numpy(), self.token_budget, self.batch_cost)
-        parts: list[Batch] = []
+        parts: list[Batch[StatesT]] = []
         while count:
             batch = pool.popleft()
             taken = min(count, len(batch))

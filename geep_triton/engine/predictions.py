@@ -1,4 +1,4 @@
-"""What an engine gives back."""
+"""The results of an engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from geep_triton.engine.batching import joined
 from geep_triton.modeling.flops import Flops
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.tokens.ragged import Tokens
@@ -14,12 +15,12 @@ from geep_triton.tokens.ragged import Tokens
 
 @dataclass(frozen=True, eq=False)
 class EveryExit:
-    """What `Engine.every_exit` records.
+    """The answers of every exit, as `Engine.every_exit` records them.
 
     Attributes:
-        tokens: N samples.
-        logits: [N, E, C] float32, every exit's answers; the head at a layer that a sample skips reads what it would pass on.
-        skipped: [N, L] bool, the layers each sample skips: it is not scored at their exits. None where none can be.
+        tokens: of N samples.
+        logits: [N, E, C] float32. Where a sample skips a layer, the exit there answers by what the layer would give.
+        skipped: [N, L] bool, the layers that each sample skips; it is not scored at their exits. None where none can be.
     """
 
     tokens: Tokens
@@ -27,12 +28,12 @@ class EveryExit:
     skipped: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> EveryExit:
-        """The records of the samples `rows` [M] int64, in that order."""
+        """The same of the samples `rows` [M] int64, in that order."""
         skipped = None if self.skipped is None else self.skipped[rows]
         return EveryExit(self.tokens.select(rows), self.logits[rows], skipped)
 
     def scored(self, exit_layers: Sequence[int]) -> torch.Tensor:
-        """[N, E] bool, at which exits each sample may be answered: nobody leaves early after a layer that it skipped.
+        """[N, E] bool, the exits at which each sample may be answered. Nobody leaves early after a layer that it skipped.
 
         Args:
             exit_layers: the E exits' layers.
@@ -43,7 +44,7 @@ class EveryExit:
         return may
 
     def uncertainty(self, exit_layers: Sequence[int], criterion: str = "normalized_entropy") -> torch.Tensor:
-        """[N, E] float32, how unsure each exit is of its answer; infinite where the sample is not scored.
+        """[N, E] float32, the uncertainty of each exit's answer; infinite where the sample is not scored.
 
         Args:
             exit_layers: the E exits' layers.
@@ -53,9 +54,10 @@ class EveryExit:
         return found.masked_fill(~self.scored(exit_layers), torch.inf)
 
     def layers_run(self, exit_layers: Sequence[int], exits: torch.Tensor) -> torch.Tensor:
-        """[N] int64, the layers that samples run who are answered at the exits of these indices [N] int64.
+        """[N] int64, how many layers each sample runs if it is answered at the exit of index `exits` [N] int64.
 
-        Those up to the exit less those that were skipped; the layer of an early exit runs for all who leave there.
+        These are the layers up to the exit, less those that it skipped. The layer of an early exit runs for all who leave
+        there.
         """
         depth = torch.tensor(exit_layers)[exits]
         if self.skipped is None:
@@ -67,8 +69,8 @@ class EveryExit:
 
     @classmethod
     def concatenate(cls, parts: Sequence[EveryExit]) -> EveryExit:
-        """The records of several windows as one."""
-        skipped = None if parts[0].skipped is None else torch.cat([part.skipped for part in parts])
+        """The answers of several windows as one."""
+        skipped = joined([part.skipped for part in parts])
         return cls(Tokens.concatenate([part.tokens for part in parts]), torch.cat([part.logits for part in parts]), skipped)
 
 
@@ -79,16 +81,16 @@ class Predictions:
     Attributes:
         logits: [N, C] float32.
         exit_layers: [N] int64, the layer after which each sample was answered.
-        layers_run: [N] int64, how many layers each sample ran: up to its exit less those it skipped, and one more where the
-            last layer and its head answered on top of an early state.
+        layers_run: [N] int64, how many layers each sample ran: those up to its exit, less those that it skipped, and one more
+            where the last layer and its head answered on top of an early state.
         id2label: names of the classes.
         num_layers: L of the model that answered.
         timings: seconds per stage: "tokenize", "plan" (predict exits and schedule), "run" (layers and heads), "gather".
-        truncated: how many texts were cut to the model's maximum length.
+        truncated: how many texts were cut to the maximum length.
         tokens: how many tokens the batches held, padding included.
-        padding: share of them that was padding.
-        flops: what layers, heads and gates that really ran took, padding included; without an audit's.
-        skipped: [N, L] bool, the layers below its exit and at it that each sample skipped; None where none can be.
+        padding: the share of these tokens that was padding.
+        flops: of all layers, heads and gates that really ran, padding included; those of an audit do not count.
+        skipped: [N, L] bool, the layers up to its exit that each sample skipped; None where none can be skipped.
     """
 
     logits: torch.Tensor
@@ -121,7 +123,7 @@ class Predictions:
             tokens=sum(tokens),
             padding=sum(part.padding * count for part, count in zip(parts, tokens, strict=True)) / sum(tokens),
             flops=sum((part.flops for part in parts), Flops()),
-            skipped=None if parts[0].skipped is None else torch.cat([part.skipped for part in parts]),
+            skipped=joined([part.skipped for part in parts]),
         )
 
     @property
@@ -131,19 +133,19 @@ class Predictions:
 
     @property
     def label_ids(self) -> torch.Tensor:
-        """[N] int64, the class with the highest logit. Raises ValueError for regression."""
+        """[N] int64, the class with the highest logit. Raises ValueError for a regression model."""
         if self.is_regression:
             raise ValueError("label_ids: a regression model (num_labels=1) has no classes; read logits[:, 0]")
         return self.logits.argmax(-1)
 
     @property
     def labels(self) -> list[str]:
-        """Class names. Raises ValueError for regression."""
+        """The names of the classes. Raises ValueError for a regression model."""
         return [self.id2label[i] for i in self.label_ids.tolist()]
 
     @property
     def probabilities(self) -> torch.Tensor:
-        """[N, C] float32, softmax of the logits. Raises ValueError for regression."""
+        """[N, C] float32, softmax of the logits. Raises ValueError for a regression model."""
         if self.is_regression:
             raise ValueError("probabilities: a regression model (num_labels=1) has no classes; read logits[:, 0]")
         return self.logits.softmax(-1)
@@ -155,7 +157,7 @@ class Predictions:
 
     @property
     def mean_layers(self) -> float:
-        """Mean of `layers_run`, the layers that samples needed. Where few skip a layer it may run on all: see `flops`."""
+        """Mean of `layers_run`, the layers that samples needed. A layer that few skip may still run on all; see `flops`."""
         return float(self.layers_run.double().mean())
 
     @property
@@ -172,5 +174,5 @@ class Predictions:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples over the sum of all stages' seconds, which overlap under `Engine(prefetch=True)`: it then reaches more."""
+        """Samples over the seconds of all stages. Under `Engine(prefetch=True)` stages overlap, and the engine is faster."""
         return len(self) / sum(self.timings.values())

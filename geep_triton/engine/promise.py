@@ -1,4 +1,4 @@
-"""What a calibration promised of an engine's answers, and whether that still holds."""
+"""The promise of a calibration about an engine's answers, and whether it still holds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from geep_triton.warn import warn
 
 @dataclass(frozen=True, eq=False)
 class Promise:
-    """An agreement with the full model, and what it was promised with.
+    """An agreement with the full model, and the table and temperatures that it was promised with.
 
     Attributes:
-        agreement: share of the samples that get the full model's answer.
-        table: exit table that the model had.
-        temperatures: of its exits.
+        agreement: the share of samples that get the full model's answer.
+        table: the exit table that the model had.
+        temperatures: the temperatures that its exits had.
     """
 
     agreement: float
@@ -26,14 +26,14 @@ class Promise:
 
     @classmethod
     def made(cls, model: MultiExitBert, agreement: float) -> Promise:
-        """With what the model has now."""
+        """A promise with the table and temperatures that the model has now."""
         return cls(agreement, model.exit_table, model.exit_config.temperatures)
 
     @classmethod
     def saved(cls, model: MultiExitBert, max_length: int, truncation: bool) -> Promise | None:
-        """The agreement that the model's saved calibration promised; None where it promised none.
+        """The promise of the model's saved calibration. None where it made none.
 
-        Also None, with a warning, where an engine with these settings differs from the one that was calibrated.
+        Also None, with a warning, where an engine with these settings differs from the engine that was calibrated.
         """
         served, calibration = model.exit_config, model.exit_config.calibration
         if calibration is None or calibration["promise"][0] not in PROMISES_ON_ANSWERS:
@@ -52,7 +52,7 @@ class Promise:
         return None if changed or name != "agreement" else cls.made(model, value)
 
     def holds(self, model: MultiExitBert) -> bool:
-        """Whether the model's table, with its records or without, and temperatures are still those."""
+        """Whether the model still has that table, with its records or without, and those temperatures."""
         table = model.exit_table
         same = table is self.table or (table is not None and self.table is not None and table.predicts_as(self.table))
         return same and self.temperatures == model.exit_config.temperatures

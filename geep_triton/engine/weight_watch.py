@@ -1,4 +1,4 @@
-"""Whether a model still has the weights that an engine was made with."""
+"""A watch over the weights of a model."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ VERSION = attrgetter("_version")
 
 
 class WeightWatch:
-    """Notices when a model's weights become others, in microseconds.
+    """Notices within microseconds that a model's weights have changed.
 
-    Modules and weights that are replaced are noticed by identity, weights that are moved by their place, and those that are
-    written to by their version. Fused optimizers leave versions as they are, so that every optimizer's steps are watched, too.
-    The values of some small weights are compared besides, for what goes round all this. What is missed: a large weight that is
-    written to behind torch's back (`weight.data`), alone.
+    It knows replaced modules and weights by identity, moved weights by their place, and written weights by their version. Fused
+    optimizers do not change versions, so it watches the steps of every optimizer, too. It also compares the values of some
+    small weights, for changes that go round all this. It misses one change: a write to a large weight alone, behind torch's
+    back (`weight.data`).
     """
 
     def __init__(self, model: MultiExitBert) -> None:
-        self._holders = [held for module in model.modules() for held in (module._modules, module._parameters) if held]
+        holders = [held for module in model.modules() for held in (module._modules, module._parameters) if held]
+        self._holders: list[dict[str, Any]] = holders
         self._held = list(self._now_held())
-        norms = [model.bert.embeddings.LayerNorm, *(layer.output.LayerNorm for layer in model.bert.encoder.layer)]
-        classifiers = [head.classifier for head in model.heads.values()]
-        # A layer that was packed in place holds no parameters, and is not trained any more.
-        self._small = [part.bias for part in (*norms, *classifiers) if isinstance(getattr(part, "bias", None), nn.Parameter)]
+        layers = [layer.get_submodule("output.LayerNorm") for layer in model.bert.encoder.layer]
+        norms = [model.bert.embeddings.LayerNorm, *layers]
+        classifiers = [head.get_submodule("classifier") for head in model.heads.values()]
+        biases = [getattr(part, "bias", None) for part in (*norms, *classifiers)]
+        # A layer that was converted in place holds no parameters, and is not trained any more.
+        self._small: list[torch.Tensor] = [bias for bias in biases if isinstance(bias, nn.Parameter)]
         self._values = self._now()
         self._trained = False
         self._start()
 
     def _start(self) -> None:
-        """Watch what is not the same in another process."""
+        """Begin to watch whatever differs between processes."""
         self._weights = [held for held in self._held if isinstance(held, nn.Parameter)]
         self._ids = {id(weight) for weight in self._weights}
         self._versioned = [weight for weight in self._weights if not weight.is_inference()]
@@ -55,7 +58,7 @@ class WeightWatch:
         self._start()
 
     def changed(self) -> bool:
-        """Whether something has changed since. Waits for a GPU."""
+        """Whether something has changed since the watch began. This waits for a GPU."""
         if self._trained or sum(map(len, self._holders)) != len(self._held) or not all(map(is_, self._now_held(), self._held)):
             return True
         now, then = self._now(), self._values
@@ -77,7 +80,7 @@ class WeightWatch:
         return sum(map(VERSION, self._versioned))
 
     def _place(self) -> list[int]:
-        """Where weights lie, which is another place once they are moved or resized."""
+        """Where weights lie. The place changes when they are moved or resized."""
         return list(map(torch.Tensor.data_ptr, self._weights))
 
     def _now(self) -> torch.Tensor:
@@ -86,7 +89,7 @@ class WeightWatch:
 
 
 def _watch_steps(watch: WeightWatch) -> None:
-    """Tell it of every optimizer's steps, as long as it lives."""
+    """Tell a watch of every optimizer's steps, as long as it lives."""
     found = weakref.ref(watch)
 
     def step(optimizer: Optimizer, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

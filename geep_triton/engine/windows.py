@@ -1,9 +1,9 @@
-"""Windows of samples: planned on the host, one ahead of the device where that is wanted."""
+"""Windows of samples. The host may make one while the device runs the one before."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Generator, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from geep_triton.engine.batching import Schedule
+from geep_triton.engine.batching import Batches
 from geep_triton.engine.layers import WindowLayers
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
@@ -26,9 +26,10 @@ class Encoded:
 
     Attributes:
         tokens: of the samples.
-        first: index of the first one among all inputs.
-        seconds: taken to tokenize.
-        padding: to warn of it, once; see `geep_triton.tokens.encoder.Encoder.padding_of`.
+        first: index of the first sample among all inputs.
+        seconds: that tokenizing took.
+        padding: a warning about it; None: there is nothing to tell, or it was told. See
+            `geep_triton.tokens.encoder.Encoder.padding_of`.
     """
 
     tokens: Tokens
@@ -37,24 +38,26 @@ class Encoded:
     padding: str | None
 
 
-def encoded_windows(inputs: Any, encoder: Encoder, size: int, columns: tuple[str, str], progress: bool) -> Iterator[Encoded]:
+def encoded_windows(
+    inputs: Any, encoder: Encoder, size: int, columns: tuple[str, str | None], progress: bool
+) -> Iterator[Encoded]:
     """Read and tokenize inputs, `size` samples at a time.
 
-    This may run in a thread of its own, where no warning would find the user's line.
+    This may run in a thread of its own, where a warning would not find the user's line.
 
     Args:
         inputs: what `Engine.predict` takes.
         encoder: makes tokens of samples.
         size: of a window.
-        columns: where rows hold their text, and the other text of a pair.
+        columns: see `geep_triton.tokens.samples.iter_samples`.
         progress: show a progress bar.
 
     Raises:
-        ValueError: no inputs, and all that the encoder raises.
+        ValueError: there are no inputs; and whatever the encoder raises.
     """
     known = isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) and getattr(inputs, "ndim", 1) > 0
     total = len(inputs) if known else None
-    samples, first, padding = iter_samples(inputs, *columns), 0, None
+    samples, first, padding = iter_samples(inputs, columns), 0, None
     with tqdm(total=total, unit="text", disable=not progress) as bar:
         while True:
             start = time.perf_counter()
@@ -72,29 +75,33 @@ def encoded_windows(inputs: Any, encoder: Encoder, size: int, columns: tuple[str
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Samples that are planned and sorted together.
+    """Samples that are sorted together, ready to run.
 
     Attributes:
         encoded: its samples.
-        layers: run its layers.
+        layers: they run its layers.
         batches: in running order.
-        plan_seconds: taken to plan it.
+        plan_seconds: that it took to predict exits and to schedule.
     """
 
     encoded: Encoded
-    layers: WindowLayers
-    batches: Schedule
+    layers: WindowLayers[Any]
+    batches: Batches
     plan_seconds: float
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; while one is used, the next is already made, in a thread of its own.
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items. While one is used, a thread already makes the next.
 
-    What making an item raises is raised here in its turn. A reader who stops early waits for the item that is being made.
+    An error in making an item is raised here in its turn. A reader who stops early waits for the item that is being made.
     """
-    end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="geep_triton-window") as maker:
-        coming = maker.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = maker.submit(next, items, end)
-            yield item
+        coming = maker.submit(_next, items)
+        while item := coming.result():
+            coming = maker.submit(_next, items)
+            yield from item
+
+
+def _next(items: Iterator[Item]) -> list[Item]:
+    """One item, or none at the end."""
+    return list(islice(items, 1))

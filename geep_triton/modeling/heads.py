@@ -1,4 +1,7 @@
-"""Exit heads: hidden states [B, S, H] and attention mask [B, S] in, logits [B, C] out. Padding never reaches the logits."""
+"""Exit heads: they map hidden states [B, S, H] and an attention mask [B, S] to logits [B, C].
+
+Padding never affects the logits.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,18 @@ from geep_triton.config import MultiExitBertConfig
 
 
 def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """[B, S, D] -> [B, D]: the first token ("cls"), or the mean over tokens whose mask is 1 ("mean").
+    """The first token ("cls"), or the mean over the tokens whose mask is 1 ("mean").
 
-    The mean is taken in float32 whatever the dtype: in bfloat16 counts above 256, and one over them, are rounded, which would
+    The mean is computed in float32 for every dtype. bfloat16 would round token counts above 256 and their inverses, which would
     scale all logits by up to .4 %.
+
+    Args:
+        hidden_states: [B, S, D].
+        attention_mask: [B, S], 1 for real tokens.
+        pooling: "cls" or "mean".
+
+    Returns:
+        [B, D] in the dtype of the states.
     """
     if pooling == "cls":
         return hidden_states[:, 0]
@@ -24,7 +35,7 @@ def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str
 
 
 class LinearHead(nn.Module):
-    """Pool, dropout, Linear(H -> C)."""
+    """Pooling, dropout, Linear(H -> C)."""
 
     def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
         super().__init__()
@@ -38,12 +49,12 @@ class LinearHead(nn.Module):
 
     @property
     def first_token_only(self) -> bool:
-        """Whether nothing but the first token's states is read."""
+        """Whether the head reads only the first token's states."""
         return self.pooling == "cls"
 
 
 class PoolerHead(nn.Module):
-    """BERT's own: pool, Linear(H -> H), tanh, dropout, Linear(H -> C), as in BertForSequenceClassification."""
+    """BERT's own head, as in BertForSequenceClassification: pooling, Linear(H -> H), tanh, dropout, Linear(H -> C)."""
 
     def __init__(self, config: MultiExitBertConfig, pooling: str) -> None:
         super().__init__()
@@ -60,18 +71,18 @@ class PoolerHead(nn.Module):
 
     @property
     def first_token_only(self) -> bool:
-        """Whether nothing but the first token's states is read."""
+        """Whether the head reads only the first token's states."""
         return self.pooling == "cls"
 
 
 class XavierLinear(nn.Linear):
-    """A linear layer that starts with Xavier's initialisation.
+    """A linear layer with Xavier initialisation.
 
-    Under BERT's own (std .02) five small layers in a row pass on next to nothing at first.
+    With BERT's own initialisation (std .02) five small layers in a row would output almost nothing at first.
     """
 
     def init_weights(self) -> None:
-        """Leaves alone what was loaded from a checkpoint, as all of transformers' initialisers do."""
+        """Initialise. Like all of transformers' initialisers this skips weights that were loaded from a checkpoint."""
         init.xavier_uniform_(self.weight)
         init.zeros_(self.bias)
 
@@ -84,20 +95,34 @@ def attend(
     num_heads: int,
     dropout: float,
 ) -> torch.Tensor:
-    """Multi-head attention that ignores padding: [B, Q, D], [B, S, D], [B, S, D], mask [B, S] -> [B, Q, D]."""
-    split = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(*split, attn_mask=attention_mask.bool()[:, None, None, :], dropout_p=dropout)
+    """Multi-head attention that ignores padding.
+
+    Args:
+        query: [B, Q, D].
+        key: [B, S, D].
+        value: [B, S, D].
+        attention_mask: [B, S], 1 for real tokens.
+        num_heads: number of heads, which divides D.
+        dropout: dropout probability of the attention weights.
+
+    Returns:
+        [B, Q, D].
+    """
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mask = attention_mask.bool()[:, None, None, :]
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return attended.transpose(1, 2).flatten(2)
 
 
 class AttentionHead(nn.Module):
-    """FastBERT's student classifier, as GEEP uses it: Linear(H -> D), tanh, self-attention over D, pool, Linear(D -> D),
-    tanh, Linear(D -> C), D = head_size.
+    """FastBERT's student classifier, as GEEP uses it.
 
-    Unlike the released code (alibaba/EasyNLP, geep_classification) the attention ignores padding.
+    Linear(H -> D), tanh, self-attention over D, pooling, Linear(D -> D), tanh, Linear(D -> C), where D is head_size. The
+    attention ignores padding, unlike in the released code (alibaba/EasyNLP, geep_classification).
 
     Attributes:
-        token_layers: names of its linear layers that run on every token, which is nearly all that it costs.
+        token_layers: names of the linear layers that run on every token, which make up nearly all of the head's cost.
+        first_token_only: whether the head reads only the first token's states.
     """
 
     token_layers = ("reduce", "query", "key_value")
@@ -110,7 +135,7 @@ class AttentionHead(nn.Module):
         self.num_heads = config.head_attention_heads
         self.attention_dropout = config.head_dropout
         self.reduce = XavierLinear(config.hidden_size, size)
-        self.activation = nn.Tanh()
+        self.activation: nn.Module = nn.Tanh()
         self.query = XavierLinear(size, size)
         self.key_value = XavierLinear(size, 2 * size)
         self.output = XavierLinear(size, size)
@@ -120,17 +145,17 @@ class AttentionHead(nn.Module):
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[B, S, H], [B, S] -> [B, C]."""
         features = self.features(hidden_states)
-        # With "cls" only the first token's row of the attention is ever read.
+        # "cls" uses only the first token's row of the attention.
         queries = features[:, :1] if self.pooling == "cls" else features
         key, value = self.key_value(features).chunk(2, dim=-1)
         dropout = self.attention_dropout if self.training else 0.0
         attended = attend(self.query(queries), key, value, attention_mask, self.num_heads, dropout)
-        # The output projection is linear, so it may follow the pooling: one row a sample instead of one a token.
+        # The output projection is linear, so it can follow the pooling and run once per sample, not per token.
         pooled = self.output(pool(attended, attention_mask, self.pooling))
         return self.classifier(torch.tanh(self.dense(pooled)))
 
     def features(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, H] -> the head's own features of each token [B, S, D]."""
+        """[B, S, H] -> the head's token features [B, S, D]."""
         return self.activation(self.reduce(hidden_states))
 
 

@@ -1,4 +1,4 @@
-"""Loading checkpoints: which file, whose architecture, which names, and nothing missing without a word."""
+"""Loads checkpoints: finds the files, the architecture and the tensor names, and refuses checkpoints with missing tensors."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# What a trained head's weights depend on, beside its layer.
+# Besides its layer, a trained head's weights depend on these fields.
 HEAD_FIELDS = ("head", "pooling", "last_head", "last_pooling", "head_size", "head_attention_heads")
-# What a trained gate's weights depend on, beside its layer.
+# Besides its layer, a trained gate's weights depend on these fields.
 GATE_FIELDS = ("skip_gate", "skip_gate_size", "skip_gate_attention_heads")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-MODEL_TYPES = {"bert": BertConfig, "multi_exit_bert": MultiExitBertConfig}
+MODEL_TYPES: dict[str, type[BertConfig]] = {"bert": BertConfig, "multi_exit_bert": MultiExitBertConfig}
 LABEL_FIELDS = ("id2label", "label2id")
 
 
 def load_pretrained(
     load: Callable[..., Any], source: str | os.PathLike, *model_args: Any, **kwargs: Any
 ) -> MultiExitBert | tuple[MultiExitBert, dict[str, Any]]:
-    """`MultiExitBert.from_pretrained`; `load` is transformers' own from_pretrained."""
+    """The body of `MultiExitBert.from_pretrained`. `load` is transformers' own from_pretrained."""
     with reading(Path(source) / (kwargs.get("subfolder") or "")):
         return _load(load, source, *model_args, **kwargs)
 
@@ -64,6 +64,8 @@ def _load(
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     want_info = kwargs.pop("output_loading_info", False)
     overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in _config_arguments()}
+    if "skipping" in kwargs:
+        raise TypeError(f"skipping is part of the policy: pass exit_policy='...+skip:MODE', got {shorten(kwargs['skipping'])}")
     chosen = {name: kwargs.pop(old) for old, name in OLD_FIELDS.items() if old in kwargs}
     if kwargs.pop("trust_remote_code", False):
         raise ValueError(f"{source}: MultiExitBert runs no code from a checkpoint: leave trust_remote_code out")
@@ -75,11 +77,12 @@ def _load(
     original = given
     if not isinstance(given, BertConfig):
         original = _original_config(source if given is None else given, hub, overrides)
-    # Of what lies there, whatever configuration the caller gave.
+    # These digests are of the saved configuration, even if the caller passed another one.
     config_file = find("config.json")
     there = {} if config_file is None else saved_config(Path(config_file).parent)
     digests, settings = digests_of(there), settings_digest(there)
-    if given is None and digests.get(CONFIG_DIGEST, settings) != settings:
+    edited = given is None and digests.get(CONFIG_DIGEST, settings) != settings
+    if edited:
         logger.warning(f"{source}: config.json was changed since it was saved with these weights; it is taken as it is now.")
     variant, files = kwargs.get("variant"), None
     if kwargs.get("state_dict") is not None:
@@ -100,16 +103,19 @@ def _load(
         _check_trained(source, original, overrides, GATE_FIELDS, "skip gates")
     config = _new_config(source, original, overrides, classifier)
     served = served_as(source, find(EXIT_CONFIG_FILE), there, _saved_shape(source, original, given, there), config, chosen)
+    if edited and served.calibration is not None:
+        logger.warning(f"{source}: its calibration is left out, because it was made with another config.json; calibrate again.")
+        served.calibration = None
     keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
     if keeps_shapes and files is not None:
         check_sizes(source, files, config)
     try:
-        with _in_words(source):
+        with _as_value_error(source):
             model, info = load(
                 source,
                 *model_args,
                 config=config,
-                ignore_mismatched_sizes=True,  # they are refused below, where it can be said which
+                ignore_mismatched_sizes=True,  # they are refused below with their names
                 key_mapping={**_last_head_names(config), **kwargs.pop("key_mapping", {})},
                 output_loading_info=True,
                 **hub,
@@ -132,10 +138,11 @@ def _load(
 
 
 def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
-    """The checkpoint's configuration, whose own code (auto_map) is never run.
+    """The checkpoint's configuration. Its custom code (auto_map) is never run.
 
     Raises:
-        ValueError: no such folder or hub id, a damaged file, another kind of model, or maps of labels that do not fit.
+        ValueError: there is no such folder or hub id, a file is damaged, the model is of another kind, or maps of labels do not
+            fit each other.
     """
     if isinstance(source, PretrainedConfig):
         raise ValueError(f"MultiExitBert loads checkpoints of model type bert or multi_exit_bert, got {source.model_type!r}")
@@ -150,11 +157,11 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     try:
         values, _ = PretrainedConfig.get_config_dict(source, **hub)
     except (OSError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{source}: no such folder, or hub id that can be had, with a config.json: {error}") from error
+        raise ValueError(f"{source}: no such folder, and no available hub id, with a config.json: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source}: damaged configuration: expected a JSON object, got {shorten(values)}")
     if "auto_map" in values:
-        logger.warning(f"{source}: its configuration names code of its own (auto_map), which is not run.")
+        logger.warning(f"{source}: its configuration names custom code (auto_map), which is not run.")
     kind = values.get("model_type")
     if kind is None:
         kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
@@ -163,23 +170,26 @@ def _original_config(source: str | os.PathLike, hub: dict[str, Any], overrides: 
     if any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)
     else:
-        # transformers' own BertConfig would let some of them overrule the others.
-        label_maps(*(values.get(name) for name in LABEL_FIELDS), values.get("num_labels"))
-    with _in_words(source, TypeError, RuntimeError):
+        # transformers' own BertConfig would let one of these fields override the others.
+        label_maps(values.get("id2label"), values.get("label2id"), values.get("num_labels"))
+    with _as_value_error(source, TypeError, RuntimeError):
         config = MODEL_TYPES[kind].from_dict(values)
-        config.to_dict()  # which fails where its dtype is none
+        config.to_dict()  # this fails if its dtype is unknown
     return config
 
 
 @contextmanager
-def _in_words(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
-    """Whatever transformers and torch stumble over in a configuration's values becomes a ValueError that names its place."""
-    known = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError, *more)
+def _as_value_error(source: str | os.PathLike, *more: type[Exception]) -> Iterator[None]:
+    """Turn the errors that transformers and torch raise for bad values in a configuration into a ValueError that names the
+    source.
+    """
+    own = (AttributeError, LookupError, ArithmeticError, AssertionError, StrictDataclassError)
+    known: tuple[type[Exception], ...] = own + more
     try:
         yield
     except known as error:
         raise ValueError(
-            f"{source}: damaged configuration, no model can be made of it: {type(error).__name__}: {error}"
+            f"{source}: damaged configuration, no model can be built from it: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -193,19 +203,19 @@ def _config_arguments() -> set[str]:
 
 
 def _saved_shape(source: str | os.PathLike, original: BertConfig, given: Any, there: dict[str, Any]) -> BertConfig:
-    """The configuration that lies there, also where the caller gave another one."""
+    """The saved configuration, even if the caller passed another one."""
     if given is None or there.get("model_type") != MultiExitBertConfig.model_type:
         return original
-    with _in_words(source, TypeError, RuntimeError):
+    with _as_value_error(source, TypeError, RuntimeError):
         return MultiExitBertConfig.from_dict(there)
 
 
 def _new_config(
     source: str | os.PathLike, original: BertConfig, overrides: dict[str, Any], classifier: bool
 ) -> MultiExitBertConfig:
-    """The checkpoint's configuration with the caller's choices; validated by its constructor."""
+    """The checkpoint's configuration with the caller's choices, validated by its constructor."""
     values = copy.deepcopy(original.to_dict())
-    # Digests are of the weights as they were saved; what has the name of an old field is not meant as one in a BERT's.
+    # Digests are of the saved weights. A BERT's field that has the name of an old field has another meaning.
     for name in ("model_type", "architectures", "digests", "auto_map", *OLD_FIELDS):
         values.pop(name, None)
     if classifier:
@@ -214,7 +224,7 @@ def _new_config(
     if num_labels not in (None, original.num_labels) or any(name in overrides for name in LABEL_FIELDS):
         values = _without_labels(values)
     values |= overrides
-    with _in_words(source):
+    with _as_value_error(source):
         config = MultiExitBertConfig(**values)
     config._attn_implementation = original._attn_implementation
     return config
@@ -238,27 +248,32 @@ def _attach_table(
     digests: dict[str, Any],
     variant: str | None,
 ) -> None:
-    """Load the exit table and give it to the model, unless the caller chose other exits or gates than it was built with."""
+    """Load the exit table into the model, unless the caller chose other exits or gates than it was built with."""
     expected = digests.get(TABLE_DIGEST)
     if path is None:
         if expected is not None:
-            logger.warning(f"{source}: the exit table that the model was saved with is not there: it is loaded without.")
+            logger.warning(f"{source}: the saved exit table is missing: the model is loaded without it.")
         return
     table = ExitTable.load(path)
     if digests and table.digest() != expected and table.weights != digests.get(weights_digest_name(variant)):
         raise ValueError(
             f"{path}: the exit table was built with other weights than the model's, which was saved with "
-            f"{'none' if expected is None else 'another table'}. Take the file away to load the model without it"
+            f"{'none' if expected is None else 'another table'}. Remove the file to load the model without it"
         )
     if table.weights not in (None, digests.get(weights_digest_name(variant))):
         logger.warning(f"{path}: {OTHER_WEIGHTS}")
     elif table.weights is not None and original.dtype != model.dtype:
-        table = dataclasses.replace(table, weights=tensors_digest(model.state_dict()))  # the same, in another dtype
+        table = dataclasses.replace(table, weights=tensors_digest(model.state_dict()))  # the same in another dtype
     if changed := changed_since(original, model.config):
         then = ", ".join(f"{name}={getattr(original, name)!r}" for name in changed)
         logger.warning("The exit table is left out: it was built with %s.", then)
     else:
         model.attach_table(table)
+
+
+def is_fine_tuned(config: PretrainedConfig) -> bool:
+    """Whether a checkpoint was trained as a classifier, according to its configuration. Then its last layer answers."""
+    return any(name.endswith("ForSequenceClassification") or name == "MultiExitBert" for name in config.architectures or ())
 
 
 def _is_sequence_classification(config: BertConfig, names: set[str] | None) -> bool:
@@ -268,7 +283,7 @@ def _is_sequence_classification(config: BertConfig, names: set[str] | None) -> b
 
 
 def _last_head_names(config: MultiExitBertConfig) -> dict[str, str]:
-    """BertForSequenceClassification's names -> the last exit's; without effect on other checkpoints."""
+    """Renames from BertForSequenceClassification to the last exit. They do not affect other checkpoints."""
     if config.last_head != "pooler":
         return {}
     last = f"heads.{config.num_hidden_layers}"
@@ -276,7 +291,7 @@ def _last_head_names(config: MultiExitBertConfig) -> dict[str, str]:
 
 
 def _trained_exits(original: BertConfig, names: set[str] | None, classifier: bool) -> set[int]:
-    """Layers whose head the checkpoint must hold."""
+    """Layers whose head must be in the checkpoint."""
     if classifier:
         return {original.num_hidden_layers}
     if names is not None and any(name.startswith("heads.") for name in names):
@@ -285,7 +300,7 @@ def _trained_exits(original: BertConfig, names: set[str] | None, classifier: boo
 
 
 def _trained_gates(original: BertConfig, names: set[str] | None) -> set[int]:
-    """Layers whose gate the checkpoint must hold."""
+    """Layers whose gate must be in the checkpoint."""
     if names is not None and any(name.startswith("gates.") for name in names):
         return set(getattr(original, "skip_layers", None) or ())
     return set()
@@ -294,7 +309,11 @@ def _trained_gates(original: BertConfig, names: set[str] | None) -> set[int]:
 def _check_missing(
     source: str | os.PathLike, missing: set[str], config: MultiExitBertConfig, trained: set[int], gated: set[int]
 ) -> None:
-    """Raise ValueError for tensors that the checkpoint should have; heads and gates that it cannot have start untrained."""
+    """Warn about new heads and gates, which start untrained.
+
+    Raises:
+        ValueError: a tensor is missing that the checkpoint should have.
+    """
     heads, gates = sorted(set(config.exit_layers) - trained), sorted(set(config.skip_layers or ()) - gated)
     new = (*(f"heads.{layer}." for layer in heads), *(f"gates.{layer}." for layer in gates))
     lost = sorted(name for name in missing if not name.startswith(new))

@@ -1,4 +1,4 @@
-"""MultiExitBert: Hugging Face's BERT with an exit head after any of its layers, and gates that let samples skip layers."""
+"""MultiExitBert: Hugging Face's BERT with an exit head after any of its layers and gates that skip layers per sample."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from geep_triton.tensor_files import tensors_digest
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
 
-ID_DTYPES = (torch.int64, torch.int32)  # what torch's embeddings take
+ID_DTYPES = (torch.int64, torch.int32)  # the dtypes that torch's embeddings take
 ANSWER_HEADS = ("student", "shared")
 GATINGS = ("soft", "hard", "none")
-MASK_ALIGNMENT = 16  # values at which the rows of a mask begin
+MASK_ALIGNMENT = 16  # the rows of a mask start at multiples of this many values
 NO_GATES = "this model has no skip gates: load it with skip_gate='attention' or 'mean' and train it by recipe 'smartbert'"
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
@@ -48,10 +48,17 @@ logger = logging.get_logger(__name__)
 
 
 def additive_mask(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Attention mask [B, S] -> what SDPA adds to the scores, [B, 1, 1, S] in the states' dtype: 0, or -inf on padding.
+    """The mask that SDPA adds to the attention scores: 0 for real tokens, -inf for padding.
 
-    It is what transformers would make, but not spread over the queries, and without its wait for a GPU. SDPA would make the
-    same of a bool mask in every layer, and again of one whose rows do not begin at whole 16 values.
+    transformers makes the same mask, but it expands the mask over the queries and waits for the GPU. From a bool mask, or one
+    whose rows do not start at multiples of 16 values, SDPA would make this mask again in every layer.
+
+    Args:
+        hidden_states: [B, S, H]. They give the dtype and the device.
+        attention_mask: [B, S], 1 for real tokens.
+
+    Returns:
+        [B, 1, 1, S] in the dtype of the states.
     """
     samples, length = attention_mask.shape
     added = hidden_states.new_zeros(samples, 1, 1, -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT)[..., :length]
@@ -60,35 +67,58 @@ def additive_mask(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> 
 
 @dataclass(frozen=True)
 class Converted:
-    """What an engine that owns a model did to it in place.
+    """How an engine that owns a model changed it in place.
 
     Attributes:
-        layers: dtype in which its layers were laid out for inference, such as "float32" or "int8"; the model is then for
-            inference only, where it is. None: they are as they were.
-        digest: of the weights before they were rounded, by which they are known; None: they were not rounded.
-        dtype: of the weights before.
+        layers: dtype of the layers that were laid out for inference, such as "float32" or "int8". The model is then for
+            inference only, on its device. None: the layers are unchanged.
+        rounded: how the weights were rounded. None: they were not.
     """
 
     layers: str | None
-    digest: str | None
+    rounded: Rounded | None
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Where the weights are that were rounded in place.
+
+    Attributes:
+        digest: digest of the weights before.
+        dtype: dtype of the weights before.
+        source: folder or hub id that has them. A folder is an absolute path.
+        version: version of the rounded weights. Once it has changed, the weights before are no longer the model's.
+    """
+
+    digest: str
     dtype: str
+    source: str
+    version: int
 
 
 class MultiExitBert(BertPreTrainedModel):
     """A BERT classifier that can answer after any of `config.exit_layers`.
 
-    The backbone is `transformers.BertModel` without its pooler: its own embeddings and layers, called one by one.
-    `heads[str(k)]` answers after layer k (counted from 1). `gates[str(k)]`, where `config.skip_layers` names layer k, decides
-    which samples skip it (SmartBERT, Hu et al. 2023). An optional `exit_table` predicts exits from tokens. `config` says what
-    shape the model has, `exit_config` how it is served.
+    The backbone is `transformers.BertModel` without its pooler. Its own embeddings and layers are called one by one.
+    `heads[str(k)]` answers after layer k (counted from 1). `gates[str(k)]` exists for each layer k in `config.skip_layers` and
+    decides which samples skip it (SmartBERT, Hu et al. 2023). An optional `exit_table` predicts exits from tokens. `config`
+    describes the shape of the model, `exit_config` how it is served.
 
     Shapes: B samples, S tokens, H hidden size, C labels, L layers.
     """
 
     config: MultiExitBertConfig
     config_class = MultiExitBertConfig
-    # A checkpoint of an unfinished training also holds what only its recipe needs.
-    _keys_to_ignore_on_load_unexpected = (r"^auxiliary\.",)
+    # A checkpoint of an unfinished training also has the weights of the recipe's own modules.
+    _keys_to_ignore_on_load_unexpected = (r"^auxiliary\.",)  # type: ignore[assignment]  # a list that cannot change
+
+    if TYPE_CHECKING:  # transformers does not type these two, and a decorator hides that `to` is a method
+
+        def to(self, *arguments: Any, **kwargs: Any) -> MultiExitBert:  # type: ignore[override]
+            """As torch's."""
+
+        def eval(self) -> MultiExitBert:
+            """As torch's."""
 
     def __init__(self, config: MultiExitBertConfig) -> None:
         config.check_labels()
@@ -97,61 +127,64 @@ class MultiExitBert(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.heads = build_heads(config)
         self.gates = build_gates(config)
-        self.auxiliary: nn.Module | None = None  # what a recipe trains along; see `geep_triton.training.stages.Recipe`
+        self.auxiliary: nn.Module | None = None  # a recipe's own module; see `geep_triton.training.stages.Recipe`
         self.converted: Converted | None = None
         self._exit_table: ExitTable | None = None
         self._exit_config = ExitConfig()
         self.post_init()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # no None; the rest passes through
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> MultiExitBert:
         """Load a BERT, a fine-tuned BertForSequenceClassification, or a saved MultiExitBert.
 
-        Args:
-            pretrained_model_name_or_path: hub id or folder with config.json and safetensors weights.
-            **kwargs: any field of `MultiExitBertConfig` (num_labels, exit_layers, head, pooling, ...), what `exit_config` shall
-                have in place of what was saved (exit_policy, skipping, exit_thresholds, exit_temperatures, calibration) and any
-                argument of `transformers.PreTrainedModel.from_pretrained` (dtype, device_map, revision, ...).
-                A checkpoint that only has a pickle is refused unless use_safetensors=False.
-
-        A BertForSequenceClassification keeps its pooler and classifier as the last exit: its full-depth logits do not
+        A BertForSequenceClassification keeps its pooler and classifier as the last exit, so its full-depth logits do not
         change. Heads that the checkpoint lacks start untrained, as transformers reports.
 
-        Raises:
-            ValueError: for a checkpoint of another architecture, without safetensors, damaged, or with missing or
-                wrong-shaped tensors; for another kind of head than a saved MultiExitBert was trained with; for an exit table or
-                an exit_config.json that does not fit the model.
-            TypeError: for a value of another type.
-        """
-        return load_pretrained(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+        Args:
+            pretrained_model_name_or_path: hub id or folder with config.json and safetensors weights.
+            *model_args: passed on to `transformers.PreTrainedModel.from_pretrained`.
+            **kwargs: any field of `MultiExitBertConfig` (num_labels, exit_layers, head, pooling, ...), any field of
+                `exit_config` that replaces the saved one (exit_policy, exit_thresholds, exit_temperatures, calibration), and
+                any argument of `transformers.PreTrainedModel.from_pretrained` (dtype, device_map, revision, ...). A checkpoint
+                that only has a pickle is refused unless use_safetensors=False.
 
-    def save_pretrained(
+        Raises:
+            ValueError: the checkpoint has another architecture, has no safetensors, is damaged, or has missing or wrong-shaped
+                tensors.
+            ValueError: a saved MultiExitBert was trained with another kind of head, or its exit table or exit_config.json does
+                not fit the model.
+            TypeError: a value has another type.
+        """
+        # A pair with output_loading_info=True, of which transformers' own type says nothing, either.
+        return load_pretrained(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)  # type: ignore[return-value]
+
+    def save_pretrained(  # type: ignore[override]  # the rest passes through
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write config.json, exit_config.json, the weights and, where there is one, the exit table; tensors as safetensors.
+        """Save config.json, exit_config.json, the weights and the exit table if there is one. Tensors are saved as safetensors.
 
-        All or nothing: where it fails or is killed, the folder holds what it held before, or all of this. Weights that are
-        there already are not written again. config.json has digests of the parts, by which `from_pretrained` tells that they
-        belong together.
+        Saving is atomic. If it fails or is killed, the folder has either its old content or all of the new content. Weights
+        that are already in the folder are not written again. config.json has digests of the parts, with which `from_pretrained`
+        checks that they belong together.
 
-        The exit table's file holds the token ids of the texts it was built from only where the table was built with
+        The exit table's file has the token ids of the texts that it was built from only if the table was built with
         `save_records=True`.
 
         Args:
-            save_directory: made where it does not exist.
+            save_directory: folder to save to. It is created if it does not exist.
             is_main_process: whether this process writes.
-            push_to_hub: upload the same to the hub, by `push_to_hub` with the arguments of its that are in **kwargs.
-            **kwargs: of `transformers.PreTrainedModel.save_pretrained` and `push_to_hub`.
+            push_to_hub: whether to upload the same files to the hub. **kwargs may have the arguments of `push_to_hub`.
+            **kwargs: arguments of `transformers.PreTrainedModel.save_pretrained` and `push_to_hub`.
 
         Raises:
-            ValueError: a configuration that was changed to other classes or another vocabulary than the weights have, or an
-                `exit_config` that does not fit the exits.
-            OSError: what writing raises.
+            ValueError: the configuration was changed to other classes or another vocabulary than the weights have, or
+                `exit_config` does not fit the exits.
+            OSError: writing fails.
         """
         hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
-        # The names of the checkpoint that this model was loaded from may not fit a model with exits.
+        # The names of tensors in the original checkpoint may not fit a model with exits.
         kwargs.setdefault("save_original_format", False)
         if is_main_process and not kwargs.get("distributed_checkpoint"):
             with replacing(save_directory) as new:
@@ -164,7 +197,7 @@ class MultiExitBert(BertPreTrainedModel):
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     def save_into(self, new: Replacement, **kwargs: Any) -> None:
-        """Write what `save_pretrained` saves, with its **kwargs, among other files that shall appear together."""
+        """Write the files of `save_pretrained`, with its **kwargs, as part of a larger atomic replacement."""
         self.check_config()
         self._drop_stale_table()
         kwargs.setdefault("save_original_format", False)
@@ -177,19 +210,25 @@ class MultiExitBert(BertPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    @property
-    def _rounded(self) -> Converted | None:
-        return None if self.converted is None or self.converted.digest is None else self.converted
-
     def train(self, mode: bool = True) -> MultiExitBert:
-        """As torch's. ValueError for a model whose layers an engine converted."""
+        """Set training mode as in torch.
+
+        Raises:
+            ValueError: an engine converted the model's layers, or rounded its weights.
+        """
+        if mode and self.converted is not None and self.converted.rounded is not None:
+            raise ValueError("an engine rounded the model's weights for inference: it cannot be trained; load it again")
         if mode:
             self._refuse_converted("cannot be trained")
         return super().train(mode)
 
     def load_state_dict(self, *arguments: Any, **kwargs: Any) -> Any:
-        """As torch's. ValueError for a model whose layers an engine converted."""
-        self._refuse_converted("takes no other weights")
+        """Load weights as in torch.
+
+        Raises:
+            ValueError: an engine converted the model's layers.
+        """
+        self._refuse_converted("cannot load other weights")
         return super().load_state_dict(*arguments, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MultiExitBert:
@@ -204,30 +243,42 @@ class MultiExitBert(BertPreTrainedModel):
             raise ValueError(f"the model's layers were converted for inference: it {what}; load it again")
 
     def weights_digest(self) -> str:
-        """Digest of the weights, or of those that they were before an engine rounded them in place."""
-        return tensors_digest(self.state_dict()) if self._rounded is None else self._rounded.digest
+        """Digest of the weights. If an engine rounded them in place, it is the digest of the original weights."""
+        rounded = None if self.converted is None else self.converted.rounded
+        if rounded is None or rounded.version != self.weights_version():
+            return tensors_digest(self.state_dict())
+        return rounded.digest
+
+    def weights_version(self) -> int:
+        """A number that changes when torch writes to a weight."""
+        return sum(weight._version for weight in self.parameters() if not weight.is_inference())
 
     def original_weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights before an engine rounded them in place, loaded again; None where none did.
+        """The weights before an engine rounded them in place, loaded again. None if they were not rounded, or edited since.
 
         Raises:
-            ValueError: they are not there any more.
+            ValueError: they are no longer at the place that the model was loaded from.
         """
-        if self._rounded is None:
+        rounded = None if self.converted is None else self.converted.rounded
+        if rounded is None:
             return None
-        source = self.config.name_or_path
-        state = type(self).from_pretrained(source, dtype=self._rounded.dtype).state_dict()
-        if tensors_digest(state) != self._rounded.digest:
+        if rounded.version != self.weights_version():
+            logger.warning("The weights were edited after an engine had rounded them: they are saved as they are now.")
+            return None
+        state = type(self).from_pretrained(rounded.source, dtype=rounded.dtype).state_dict()
+        if tensors_digest(state) != rounded.digest:
             raise ValueError(
-                f"an engine rounded this model's weights for inference, and {source} does not hold what they were any more: "
-                "load the model by MultiExitBert.from_pretrained and save that"
+                f"an engine rounded this model's weights for inference, and {rounded.source} does not have the weights of "
+                "before: load the model by MultiExitBert.from_pretrained and save that"
             )
         return state
 
     def check_config(self) -> None:
-        """Raise ValueError where the configuration was changed to what this model is not: other classes, layers or tokens.
+        """Check that the configuration still describes this model, and that `exit_config` fits the exits.
 
-        Also where `exit_config` has another number of thresholds or temperatures than the exits need.
+        Raises:
+            ValueError: the configuration was changed to other classes, layers, exits or another vocabulary, or the number of
+                thresholds or temperatures does not fit the exits.
         """
         config = self.config
         config.check_labels()
@@ -246,7 +297,7 @@ class MultiExitBert(BertPreTrainedModel):
         self.exit_config.check_fits(len(config.exit_layers))
 
     def resize_token_embeddings(self, *arguments: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers'; with another vocabulary the exit table and the calibration are dropped, aloud."""
+        """Resize as in transformers. With another vocabulary, the exit table and the calibration are dropped with a warning."""
         before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(*arguments, **kwargs)
         if self.config.vocab_size != before:
@@ -257,24 +308,29 @@ class MultiExitBert(BertPreTrainedModel):
     def _drop_stale_table(self) -> None:
         if self._exit_table is not None and self._exit_table.vocab_size != self.config.vocab_size:
             logger.warning(
-                f"The model's exit table is dropped: it was built for a vocabulary of {self._exit_table.vocab_size}, now the "
-                f"model has {self.config.vocab_size}. Build it again."
+                f"The model's exit table is dropped: it was built for a vocabulary of {self._exit_table.vocab_size}, but the "
+                f"model now has {self.config.vocab_size}. Build it again."
             )
             self.exit_table = None
 
     def forget_calibration(self) -> None:
-        """Drop the calibrated policy and its promise, which hold for these weights, exits, temperatures and table only."""
+        """Drop the calibrated policy and its promise. They are valid only for these weights, exits, temperatures and this
+        table.
+        """
         served = self.exit_config
         if served.calibration is not None:
-            logger.warning("The model's calibration is dropped, since what it was made for has changed: calibrate again.")
-        served.policy = served.skipping = served.calibration = None
+            logger.warning("The model's calibration is dropped, because the model has changed since: calibrate again.")
+        served.policy = served.calibration = None
 
     @property
     def exit_config(self) -> ExitConfig:
-        """How the model is served; saved and loaded with the model, as exit_config.json.
+        """How the model is served. It is saved and loaded with the model as exit_config.json.
 
-        Setting one takes over its values, which are checked: ValueError where they do not fit the exits. So this stays one and
-        the same object, which an engine's copies of the model share.
+        Setting it copies the values into the existing object, because an engine's copies of the model share that object.
+
+        Raises:
+            ValueError: when set, the values do not fit the exits.
+            TypeError: when set, the value is not an `ExitConfig`.
         """
         return self._exit_config
 
@@ -286,9 +342,13 @@ class MultiExitBert(BertPreTrainedModel):
 
     @property
     def exit_table(self) -> ExitTable | None:
-        """Predicts exits from tokens; saved and loaded with the model.
+        """The table that predicts exits from tokens, or None. It is saved and loaded with the model.
 
-        Setting one of another vocabulary or other exits raises ValueError; one that was built with other weights is warned of.
+        Setting a table that was built with other weights gives a warning.
+
+        Raises:
+            ValueError: when set, the table has another vocabulary or other exits.
+            TypeError: when set, the value is not an `ExitTable`.
         """
         return self._exit_table
 
@@ -302,11 +362,11 @@ class MultiExitBert(BertPreTrainedModel):
         self.attach_table(table)
 
     def attach_table(self, table: ExitTable | None) -> None:
-        """Set `exit_table`, whose weights need not be looked at."""
+        """Set `exit_table` without a check of the weights that it was built with."""
         if table is not None:
             table.check_fits(self.config.vocab_size, self.config.exit_layers)
         if self._exit_table is not None and (table is None or not table.predicts_as(self._exit_table)):
-            self.forget_calibration()  # it was measured with the other table
+            self.forget_calibration()  # the calibration used the other table
         self._exit_table = table
 
     def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -314,7 +374,7 @@ class MultiExitBert(BertPreTrainedModel):
         return self.bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
 
     def layer_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | BlockMask | None:
-        """Attention mask [B, S] -> the mask that this model's attention implementation wants (None: nothing masked).
+        """Attention mask [B, S] -> the mask for this model's attention implementation. None: nothing is masked.
 
         For SDPA it is that of `additive_mask`.
         """
@@ -327,19 +387,19 @@ class MultiExitBert(BertPreTrainedModel):
         return self.bert.encoder.layer[layer - 1](hidden_states, layer_mask)
 
     def run_layers(self, first: int, last: int, hidden_states: torch.Tensor, layer_mask: Any) -> torch.Tensor:
-        """h_{first-1} [B, S, H] -> h_last [B, S, H], one layer after another; as it is where last < first."""
+        """h_{first-1} [B, S, H] -> h_last [B, S, H]. The input is returned as it is if last < first."""
         for layer in range(first, last + 1):
             hidden_states = self.run_layer(layer, hidden_states, layer_mask)
         return hidden_states
 
     def skip_gate(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> SkipGate | None:
-        """h_{layer-1} [B, S, H] -> who skips the layer; None where it has no gate."""
+        """h_{layer-1} [B, S, H] -> the gate's decisions about `layer`. None if the layer has no gate."""
         if str(layer) not in self.gates:
             return None
         return self.gates[str(layer)](hidden_states, attention_mask, self.config.skip_threshold)
 
     def exit_logits(self, layer: int, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """h_layer [B, S, H] -> logits [B, C] of the head at `layer`, at its temperature."""
+        """h_layer [B, S, H] -> logits [B, C] of the head at `layer`, divided by its temperature."""
         return self.at_temperature(layer, self.heads[str(layer)](hidden_states, attention_mask))
 
     def at_temperature(self, layer: int, logits: torch.Tensor) -> torch.Tensor:
@@ -349,7 +409,7 @@ class MultiExitBert(BertPreTrainedModel):
         return logits / self.exit_config.temperatures[self.config.exit_layers.index(layer)]
 
     def shared_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, layer_mask: Any) -> torch.Tensor:
-        """h_k [B, S, H] -> logits [B, C] of the last head on the last layer, ungated, on h_k (GEEP's sub-network k)."""
+        """h_k [B, S, H] -> logits [B, C] of the last layer, without its gate, and the last head (GEEP's sub-network k)."""
         last = self.config.num_hidden_layers
         return self.exit_logits(last, self.run_layer(last, hidden_states, layer_mask), attention_mask)
 
@@ -371,35 +431,38 @@ class MultiExitBert(BertPreTrainedModel):
     ) -> MultiExitBertOutput | tuple:
         """Run the batch to one depth.
 
-        With gates, h_i = (1 - g_i) T_i(h_{i-1}) + g_i h_{i-1}: every layer runs for every sample here and gates choose between
-        its output and its input, which is what training needs; `Engine` gives the same answers and saves the skipped layers.
-        An early head reads its layer's output T_i, also for who skips the layer: it never sees another layer's states.
+        With gates, h_i = (1 - g_i) T_i(h_{i-1}) + g_i h_{i-1}. Here every layer runs for every sample and gates choose between
+        its output and its input, because training needs both. `Engine` gives the same answers without running the skipped
+        layers. An early head reads its layer's output T_i even for samples that skip the layer, so it never sees the states of
+        another layer.
 
         Args:
-            input_ids: [B, S] int64.
-            attention_mask: [B, S], 1 for real tokens; None: all are.
-            token_type_ids: [B, S] segment ids; None: all 0.
-            labels: [B] int64 classes, or float targets for regression. The loss is that of the answer where
-                `exit_layer` is given, else the mean over all exits, so that any training loop trains every head.
-            exit_layer: an exit to stop at; None: the last.
-            answer_head: what answers at an early `exit_layer`: its own head ("student"), or the last layer and last head on
-                top of it ("shared"; one layer more, trained by the GEEP recipe).
-            output_exit_logits: also return the logits of every exit up to the depth.
-            output_shared_logits: also return GEEP's sub-networks' logits; full depth only.
-            output_hidden_states: also return h_0 and every layer's output.
-            gating: "hard" (g_i is 0 or 1, with the gradient of the soft gate: straight through), "soft" (in 0..1), or "none"
-                (every layer runs). None: hard where the model has gates.
-            output_gates: also return gates and decisions of the gated layers.
-            output_layer_outputs: also return what each layer gave before its gate.
-            return_dict: False returns a tuple of what is not None.
+            input_ids: [B, S] int64 or int32.
+            attention_mask: [B, S], 1 for real tokens. None: all tokens are real.
+            token_type_ids: [B, S] segment ids, int64 or int32. None: all are 0.
+            labels: [B] int64 classes, or float targets for regression. The loss is the answer's if `exit_layer` is given, else
+                the mean over all exits, so that any training loop trains every head.
+            exit_layer: the exit to stop at. None: the last.
+            answer_head: which head answers at an early `exit_layer`: its own ("student"), or the last layer and last head on
+                top of it ("shared", one layer more, trained by the GEEP recipe).
+            output_exit_logits: whether to return the logits of every exit up to the depth.
+            output_shared_logits: whether to return the logits of GEEP's sub-networks (full depth only).
+            output_hidden_states: whether to return h_0 and the states after every layer.
+            gating: "hard" (g_i is 0 or 1, with the gradient of the soft gate, straight-through), "soft" (g_i in 0..1), or
+                "none" (every layer runs). None: "hard" if the model has gates.
+            output_gates: whether to return gates and decisions of the gated layers.
+            output_layer_outputs: whether to return the output of each layer before its gate.
+            return_dict: if False, return a tuple of the values that are not None.
 
         Raises:
-            ValueError: token ids outside the vocabulary or labels that are no classes (checked on a CPU), inputs longer than
-                the position embeddings, an `exit_layer` that is no exit, gates asked of a model without gates.
+            ValueError: token ids are outside the vocabulary or labels are not classes (checked on a CPU only), inputs are
+                longer than the position embeddings, `exit_layer` is not an exit, or gates are requested from a model without
+                gates.
+            TypeError: an input has another type or dtype.
         """
         self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
         self._check_labels(labels, len(input_ids))
-        self._check_beside(input_ids, attention_mask, token_type_ids)
+        self._check_mask_and_segments(input_ids, attention_mask, token_type_ids)
         gating = self._gating(gating, output_gates)
         last = self.config.num_hidden_layers
         depth = last if exit_layer is None else exit_layer
@@ -452,7 +515,7 @@ class MultiExitBert(BertPreTrainedModel):
             layer_outputs=tuple(outputs) if output_layer_outputs else None,
         )
         if self.auxiliary is not None and self.training:
-            # Within the forward pass, where mixed precision and several processes see it.
+            # It runs within the forward pass, so that mixed precision and several processes apply to it.
             result.auxiliary = self.auxiliary(self, result, attention_mask)
         return result if return_dict else result.to_tuple()
 
@@ -464,10 +527,10 @@ class MultiExitBert(BertPreTrainedModel):
             raise ValueError(f"gating={gating!r}, output_gates={output_gates}: {NO_GATES}")
         return gating
 
-    def _check_beside(
+    def _check_mask_and_segments(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
     ) -> None:
-        """What comes beside the ids must be of their shape, and segments the model's own."""
+        """The mask and the segments must have the shape of the ids, and the model must know the segments."""
         for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
             if value is None:
                 continue
@@ -486,7 +549,9 @@ class MultiExitBert(BertPreTrainedModel):
                 )
 
     def _check_labels(self, labels: torch.Tensor | None, samples: int) -> None:
-        """Before transformers takes floats for one label of several, or the loss reads a class that is none."""
+        """Check labels here, because transformers would take floats for multi-label targets and the loss would index unknown
+        classes.
+        """
         if labels is not None:
             check_kind("labels", labels, torch.Tensor)
             if labels.ndim == 0 or len(labels) != samples:
@@ -508,7 +573,7 @@ class MultiExitBert(BertPreTrainedModel):
             raise ValueError(
                 f"input_ids must have at most {self.config.max_position_embeddings} tokens, got {input_ids.shape[1]}"
             )
-        # On a GPU the check would cost a synchronisation; there the embedding itself asserts.
+        # On a GPU this check would cost a synchronisation. There the embedding itself asserts.
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = input_ids.aminmax()
             if low < 0 or high >= self.config.vocab_size:

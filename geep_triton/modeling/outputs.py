@@ -1,4 +1,4 @@
-"""What the model gives back."""
+"""The output of the model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class MultiExitBertOutput(ModelOutput):
-    """What `MultiExitBert.forward` returns; absent fields are None.
+    """The output of `MultiExitBert.forward`. Fields that were not requested are None.
 
     Attributes:
         loss: scalar; see `MultiExitBert.forward`.
-        logits: [B, C], of the exit that answers (the last one, or `exit_layer`).
-        exit_logits: one [B, C] per exit, shallow to deep, ending with the last exit.
-        shared_logits: one [B, C] per early exit k below layer L-1: the last head on the last layer on h_k (GEEP's
-            sub-networks; k = L-1 is `logits` itself).
+        logits: [B, C] of the exit that answers (the last one, or `exit_layer`).
+        exit_logits: one [B, C] per exit, shallow to deep, including the last exit.
+        shared_logits: one [B, C] per early exit k below layer L-1: the last layer and last head applied to h_k (GEEP's
+            sub-networks; for k = L-1 this is `logits` itself).
         hidden_states: h_0 (embeddings) .. h_k, each [B, S, H].
         gates: one [B] float32 per gated layer up to the depth: the soft gate, the share of the layer that is skipped.
-        skips: one [B] bool per gated layer up to the depth: whether the sample skips it.
-        layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: what each layer gives before a gate mixes it with its input.
-        auxiliary: in training, what the recipe's own modules make of the rest, by name.
+        skips: one [B] bool per gated layer up to the depth: whether the sample skips the layer.
+        layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: each layer's output before a gate mixes it with its input.
+        auxiliary: in training, the results of the recipe's own modules by name.
     """
 
     loss: torch.Tensor | None = None

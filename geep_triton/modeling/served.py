@@ -1,4 +1,4 @@
-"""How a loaded model is served: what its exit_config.json says, as far as that still holds, and the caller's choices."""
+"""How a loaded model is served: the saved exit_config.json as far as it is still valid, and the caller's choices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from geep_triton.saving import digests_of
 
 logger = logging.get_logger(__name__)
 
-# What a table and a calibration were made for.
+# Exit tables and calibrations are valid only for these fields.
 MADE_FOR = ("exit_layers", "skip_gate", "skip_layers", "skip_threshold")
 
 
@@ -29,31 +29,31 @@ def served_as(
     now: MultiExitBertConfig,
     chosen: Mapping[str, Any],
 ) -> ExitConfig:
-    """How the model of a checkpoint shall be served.
+    """How a loaded model is served.
 
     Args:
-        source: named in errors and warnings.
-        path: of the checkpoint's exit_config.json; None: it has none.
-        there: what its config.json says, which in version 0.1 had the same under other names.
-        then: the configuration that it was saved with.
+        source: name of the checkpoint in errors and warnings.
+        path: path of the checkpoint's exit_config.json. None: it has none.
+        there: values of the checkpoint's config.json. In version 0.1 it has the same settings under other names.
+        then: the configuration that the model was saved with.
         now: the configuration that the model gets.
-        chosen: by the caller, fields of `ExitConfig`.
+        chosen: fields of `ExitConfig` that the caller chose.
 
     Raises:
-        ValueError: a damaged file, one that was saved with other weights, values that do not fit the model's exits.
+        ValueError: the file is damaged or was saved with other weights, or values do not fit the model's exits.
         TypeError: the caller chose a value of another type.
     """
     saved = _saved(source, path, there)
     changed = changed_since(then, now)
-    values = vars(saved) | chosen
+    values = {**vars(saved), **chosen}
     if "exit_layers" in changed:
         for name in ("thresholds", "temperatures"):
             if isinstance(getattr(saved, name), tuple) and name not in chosen:
-                logger.warning(f"The {name} are left out: they are one per exit, and the exits are others now.")
+                logger.warning(f"The {name} are left out, because there is one per exit and the exits have changed.")
                 values[name] = None
-    if saved.calibration is not None and (changed or chosen.get("skipping", saved.skipping) != saved.skipping):
-        logger.warning("The calibration is left out: the exits or the gates are others now; calibrate again.")
-        values |= {name: chosen.get(name) for name in ("policy", "skipping", "calibration")}
+    if saved.calibration is not None and changed:
+        logger.warning("The calibration is left out, because the exits or the gates have changed: calibrate again.")
+        values |= {name: chosen.get(name) for name in ("policy", "calibration")}
     served = ExitConfig(**values)
     try:
         served.check_fits(len(now.exit_layers))
@@ -63,14 +63,14 @@ def served_as(
 
 
 def changed_since(then: BertConfig, now: MultiExitBertConfig) -> list[str]:
-    """Names of what tables and calibrations are made for, where it is not what it was; none where it was a BERT's."""
+    """Names of changed fields that tables and calibrations depend on. Empty for a BERT without exits."""
     if not isinstance(then, MultiExitBertConfig):
         return []
     return [name for name in MADE_FOR if getattr(then, name) != getattr(now, name)]
 
 
 def _saved(source: str | os.PathLike, path: str | None, there: Mapping[str, Any]) -> ExitConfig:
-    """What was saved with the model; the defaults where nothing was."""
+    """The saved settings, or the defaults if there are none."""
     digests = digests_of(there)
     expected = digests.get(EXIT_CONFIG_DIGEST)
     if path is None:
@@ -85,8 +85,8 @@ def _saved(source: str | os.PathLike, path: str | None, there: Mapping[str, Any]
     saved, weights = read_exit_config(path)
     if digests and weights is not None and weights not in digests.values():
         raise ValueError(
-            f"{path} was saved with other weights than the model's: files of two models or saves are mixed up. Take the file "
-            "away to load the model without it"
+            f"{path} was saved with other weights than the model's: files of two models or saves are mixed up. Remove the file "
+            "to load the model without it"
         )
     if expected not in (None, saved.digest()):
         logger.warning(f"{path} was changed since it was saved with these weights; it is taken as it is now.")

@@ -1,4 +1,4 @@
-"""Writing a model's files, with digests that tie them together."""
+"""Writes a model's files, with digests that tie them together."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ logger = logging.get_logger(__name__)
 
 
 def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacement, **kwargs: Any) -> None:
-    """Write a model into `new.path`; weights that `new.folder` has already are left as they are.
+    """Write a model into `new.path`. Weights that are already in `new.folder` are not written again.
 
     Args:
         save: transformers' own save_pretrained.
-        model: to be saved.
-        new: where to.
-        **kwargs: of `save`.
+        model: the model to save.
+        new: the atomic replacement of the folder.
+        **kwargs: arguments of `save`.
     """
     variant = kwargs.get("variant")
     weights = weights_digest_name(variant)
@@ -50,7 +50,7 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     weights_now = {} if same else model.original_weights()
     save(new.path, **(kwargs if weights_now is None else kwargs | {"state_dict": weights_now}))
     config_file, table = new.path / "config.json", model.exit_table
-    if not config_file.is_file():  # adapters alone
+    if not config_file.is_file():  # only adapters were saved
         save_table(table, new)
         return
     digests = {weights: known[weights] if same else files_digest(weight_files(new.path, _finder(new.path), variant))}
@@ -63,16 +63,16 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     write_exit_config(model.exit_config, new.path, digests[weights])
     digests[EXIT_CONFIG_DIGEST] = model.exit_config.digest()
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    if model.converted is not None:  # transformers writes what they are now
-        config["dtype"] = model.converted.dtype
+    if model.converted is not None and model.converted.rounded is not None and (same or weights_now is not None):
+        config["dtype"] = model.converted.rounded.dtype  # transformers writes the present dtype
     digests[CONFIG_DIGEST] = settings_digest(config)
     shared = (TABLE_DIGEST, EXIT_CONFIG_DIGEST)
     fits = settings_digest(before) == digests[CONFIG_DIGEST] and all(known.get(name) == digests.get(name) for name in shared)
     if fits and (same or variant is not None):
-        digests = known | digests  # the other's weights; those of a variant may not outlive what they are a variant of
+        digests = known | digests  # keep the digests of other variants, as long as they are variants of the same model
     _write_config(config_file, config | {"digests": digests})
     if not same:
-        # Weights of a save in another number of files, which transformers might take for these.
+        # Remove weights of an earlier save in another number of files. transformers might load them instead.
         stem = re.escape(weights_name(variant).removesuffix(".safetensors"))
         old = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(index_name(variant))}")
         new.remove |= {path.name for path in new.folder.iterdir() if old.fullmatch(path.name)}
@@ -80,7 +80,7 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
 
 
 def add_digest(folder: Path, name: str, digest: str) -> None:
-    """Add a digest to those of a folder's config.json; where adapters were saved alone there is none."""
+    """Add a digest to the folder's config.json. If adapters were saved alone, there is no such file and nothing to do."""
     if config := saved_config(folder):
         _write_config(folder / "config.json", config | {"digests": saved_digests(folder) | {name: digest}})
 
@@ -90,7 +90,7 @@ def _write_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _same_weights(model: MultiExitBert, folder: Path, digest: str | None) -> bool:
-    """Whether the folder holds the model's weights, whole."""
+    """Whether the folder has complete and equal weights."""
     if digest is None or getattr(model, "_hf_peft_config_loaded", False) or model.weights_digest() != digest:
         return False
     try:

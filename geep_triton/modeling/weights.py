@@ -1,4 +1,4 @@
-"""Which files hold a checkpoint's tensors, and whether those are the weights that its configuration was saved with."""
+"""The files with a checkpoint's tensors, and whether they are the weights that its configuration was saved with."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 TABLE_DIGEST = "exit_table"
 FLOATS = ("F64", "F32", "F16", "BF16")
-NUMBERS = ("position_ids", "token_type_ids")  # buffers that older checkpoints hold
+NUMBERS = ("position_ids", "token_type_ids")  # older checkpoints have these buffers
 CONFIG_DIGEST = "config"
 EXIT_CONFIG_DIGEST = "exit_config"
 TOKENIZER_DIGEST = "tokenizer"
-# What may differ between the configurations of two variants of one model.
+# These fields may differ between the configurations of two variants of one model.
 OF_A_VARIANT = ("digests", "dtype", "transformers_version")
-# By which fields of a configuration some weights have their shape: enough to notice sizes that they are not of.
+# The fields that give the shape of some weights. They suffice to notice wrong sizes.
 SIZES = {
     EMBEDDINGS: ("vocab_size", "hidden_size"),
     "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
@@ -35,33 +35,33 @@ SIZES = {
 
 
 def weights_name(variant: str | None) -> str:
-    """Of the one file that holds all weights."""
+    """Name of the file if one file has all weights."""
     return "model.safetensors" if variant is None else f"model.{variant}.safetensors"
 
 
 def index_name(variant: str | None) -> str:
-    """Of the file that says which of several files holds which tensor."""
+    """Name of the index file, which maps each tensor to one of several files."""
     return "model.safetensors.index.json" if variant is None else f"model.safetensors.index.{variant}.json"
 
 
 def weights_digest_name(variant: str | None) -> str:
-    """Under which `config.digests` has the weights'."""
+    """Key of the weights' digest in `config.digests`."""
     return "weights" if variant is None else f"weights.{variant}"
 
 
 def weight_files(
     source: str | os.PathLike, find: Callable[[str], str | os.PathLike | None], variant: str | None
 ) -> dict[str, str]:
-    """Tensor name -> the safetensors file that holds it.
+    """Map each tensor's name to the safetensors file that has it.
 
     Args:
-        source: named in errors.
-        find: the path of a file of the checkpoint by its name; None: it has none of that name.
-        variant: as in model.<variant>.safetensors.
+        source: name of the checkpoint in errors.
+        find: maps a file name to its path in the checkpoint, or None if there is no such file.
+        variant: the variant, as in model.<variant>.safetensors.
 
     Raises:
-        ValueError: a damaged file or index, an index that names files elsewhere, pickles or tensors that are not there, a
-            checkpoint with only a pickle, or without weights.
+        ValueError: a file or an index is damaged, an index names files elsewhere, pickles or missing tensors, or the checkpoint
+            has no weights or only a pickle.
     """
     single = find(weights_name(variant))
     if single is not None:
@@ -106,7 +106,11 @@ def _indexed(index: Path, find: Callable[[str], str | os.PathLike | None]) -> di
 
 
 def refuse_wrapped(source: str | os.PathLike, names: set[str]) -> None:
-    """Raise ValueError where a model was saved with something around it, by which all its tensors' names begin."""
+    """Check that a model was not saved inside a wrapper, which adds a prefix to the names of its tensors.
+
+    Raises:
+        ValueError: it was.
+    """
     for name in names:
         prefix = name.removesuffix(EMBEDDINGS).removesuffix("bert.") if name.endswith(EMBEDDINGS) else ""
         if prefix:
@@ -119,11 +123,14 @@ def refuse_wrapped(source: str | os.PathLike, names: set[str]) -> None:
 
 
 def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None:
-    """Raise ValueError where weights are no floating point numbers, which transformers would make of them without a word.
+    """Check that weights are floating point numbers. transformers would convert integers without a warning.
 
     Args:
-        source: named in errors.
-        files: of `weight_files`.
+        source: name of the checkpoint in errors.
+        files: as returned by `weight_files`.
+
+    Raises:
+        ValueError: some weights are not.
     """
     for path in sorted(set(files.values())):
         with open_tensors(path) as file:
@@ -136,18 +143,21 @@ def refuse_integers(source: str | os.PathLike, files: Mapping[str, str]) -> None
 
 
 def settings_digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over what config.json says, but for what differs between variants."""
+    """SHA-256 (hex) of a config.json without the fields that differ between variants."""
     settings = {name: value for name, value in values.items() if name not in OF_A_VARIANT}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: PreTrainedConfig) -> None:
-    """Raise ValueError where a configuration's sizes are not the weights', before memory is taken for them.
+    """Check that a configuration's sizes are those of the weights, before memory is allocated for them.
 
     Args:
-        source: named in errors.
-        files: of `weight_files`.
-        config: of a BERT.
+        source: name of the checkpoint in errors.
+        files: as returned by `weight_files`.
+        config: configuration of a BERT.
+
+    Raises:
+        ValueError: they are not.
     """
     for suffix, fields in SIZES.items():
         for name in (suffix, f"bert.{suffix}"):
@@ -166,20 +176,23 @@ def check_sizes(source: str | os.PathLike, files: Mapping[str, str], config: Pre
 def check_digest(
     source: str | os.PathLike, digests: Mapping[str, Any] | None, variant: str | None, files: Mapping[str, str] | None
 ) -> None:
-    """Raise ValueError where the configuration was saved with other weights than these; one of an earlier version passes.
+    """Check that the configuration was saved with these weights. A configuration without digests (from version 0.1) passes.
 
     Args:
-        source: named in errors.
-        digests: of the configuration.
-        variant: of the weights.
-        files: of `weight_files`; None: the weights are a pickle.
+        source: name of the checkpoint in errors.
+        digests: digests in the configuration.
+        variant: variant of the weights.
+        files: as returned by `weight_files`. None: the weights are a pickle.
+
+    Raises:
+        ValueError: it was saved with other weights.
     """
     if not digests:
         return
     expected = digests.get(weights_digest_name(variant))
     if files is None or expected is None or files_digest(files) != expected:
         raise ValueError(
-            f"{source}: config.json was saved with other weights than those that are there: files of two models or saves "
-            "are mixed up, or one is damaged. Save the model again; if you changed the weights on purpose, and exit table, "
-            "thresholds and calibration still hold, take 'digests' out of config.json"
+            f"{source}: config.json was saved with other weights than these: files of two models or saves "
+            "are mixed up, or one is damaged. Save the model again; if you changed the weights on purpose, and the exit table, "
+            "thresholds and calibration are still valid, remove 'digests' from config.json"
         )

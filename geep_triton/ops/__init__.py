@@ -1,1 +1,1 @@
-"""The public door of each op: check the arguments, call the implementation."""
+"""The public function of each op. It checks its arguments and calls the implementation."""

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, PyTorch's or Triton's: the one place that reads the environment for it."""
+"""Chooses the implementation of an op, PyTorch or Triton. Only this module reads the environment for it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ VARIABLE = "GEEP_TRITON_BACKEND"
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton can be imported; it is not imported for that."""
+    """Whether Triton is installed. This does not import it."""
     return importlib.util.find_spec("triton") is not None
 
 
 def interprets() -> bool:
-    """Whether Triton runs its kernels in its interpreter, which takes CPU tensors."""
+    """Whether Triton runs its kernels in its interpreter, which accepts CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def choose_backend(device: torch.device, backend: str | None = None) -> str:
-    """ "torch" or "triton" for tensors on `device`.
+    """The backend "torch" or "triton" for tensors on `device`.
 
     Args:
-        device: where the op's tensors are.
-        backend: "torch", "triton" or "auto": Triton on a GPU where it is installed, else PyTorch. None: what the environment
-            variable GEEP_TRITON_BACKEND says, else "auto"; "triton" there means: wherever Triton can run, since the engine
-            also has work for the host.
+        device: device of the op's tensors.
+        backend: "torch", "triton" or "auto" (Triton on a GPU if it is installed, else PyTorch). None: the environment variable
+            GEEP_TRITON_BACKEND, or "auto" if it is not set. "triton" in the variable means: wherever Triton can run, because
+            the engine also has work for the host.
 
     Raises:
-        ValueError: unknown backend; or "triton" where it is not installed, or, as the argument, for CPU tensors outside its
-            interpreter.
+        ValueError: the backend is unknown, or it is "triton" and Triton is not installed. If "triton" is the argument: the
+            tensors are on a CPU outside Triton's interpreter.
     """
     name = "backend" if backend is not None else VARIABLE
     chosen = backend if backend is not None else os.environ.get(VARIABLE, "auto")

@@ -1,4 +1,4 @@
-"""From an op's name to its implementation."""
+"""Finds an op's implementation by its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geep_triton.ops.backend import choose_backend
 
 
 def implementation(op: str, device: torch.device, backend: str | None) -> ModuleType:
-    """The module of `op` in `reference` or `kernels`; Triton is imported only when it is used."""
+    """The module of `op` in `reference` or `kernels`. Triton is imported only when it is used."""
     room = "kernels" if choose_backend(device, backend) == "triton" else "reference"
     return _load(room, op)
 

@@ -1,4 +1,4 @@
-"""Exit scoring: logits -> prediction, uncertainty, and who may leave."""
+"""Exit scoring: from logits to predictions, uncertainties and the samples that may leave."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from geep_triton.ops.dispatch import implementation
 from geep_triton.ops.reference.exit_scores import CRITERIA as REFERENCE_CRITERIA
 
 CRITERIA = tuple(REFERENCE_CRITERIA)
-UNBOUNDED = ("entropy", "energy")  # their thresholds are not shares
+UNBOUNDED = ("entropy", "energy")  # the thresholds of these are not in 0..1
 RULES = ("confidence", "agreement")
-# Wider problems, where a row no longer fits a program's registers, go to PyTorch.
+# PyTorch runs wider problems, because a row no longer fits the registers of a program.
 MAX_CLASSES = 16384
 
 
 @dataclass(frozen=True, eq=False)
 class ExitScores:
-    """How one exit's answers score; tensors on the logits' device.
+    """The scores of one exit's answers, on the device of the logits.
 
     Attributes:
-        prediction: [N] int64, argmax; -1 where the logits are not numbers.
-        uncertainty: [N] float32, low is sure; NaN where the logits hold NaN or +inf, or nothing but -inf.
-        leaves: [N] bool, who may be answered here; never where the uncertainty is NaN.
-        streak: [N] int32, for how many exits in a row the rule has held.
-        counts: [2] int32, how many leave, and how many have logits that are not numbers.
+        prediction: [N] int64, argmax; -1 if the logits are not numbers.
+        uncertainty: [N] float32, low means sure. NaN if the logits contain NaN or +inf, or only -inf.
+        leaves: [N] bool, whether the sample may be answered here. False if the uncertainty is NaN.
+        streak: [N] int32, the number of consecutive exits for which the rule has held.
+        counts: [2] int32, the number of samples that leave, and the number whose logits are not numbers.
     """
 
     prediction: torch.Tensor
@@ -52,20 +52,23 @@ def score_exits(
 
     Args:
         logits: [N, C] floating point, C >= 2.
-        threshold: a sample is sure when its uncertainty is at or under it: 0..1, or any number for "entropy" and "energy".
-        criterion: the uncertainty, with p = softmax(logits): "normalized_entropy" (FastBERT, Liu et al. 2020, eq. 9: entropy
-            over ln C), "entropy" (DeeBERT), "max_probability" (1 - max p), "margin" (1 - (highest p - second)),
-            "top_k_entropy" (normalized entropy among the k highest, for many classes), "energy" (-ln sum exp logits).
+        threshold: a sample is sure if its uncertainty is at most this: 0..1, or any number for "entropy" and "energy".
+        criterion: the uncertainty, where p = softmax(logits): "normalized_entropy" (entropy / ln C; FastBERT, Liu et al. 2020,
+            eq. 9), "entropy" (DeeBERT), "max_probability" (1 - max p), "margin" (1 - (highest p - second highest p)),
+            "top_k_entropy" (normalized entropy of the k highest, for many classes), or "energy" (-ln sum exp logits).
         top_k: k of "top_k_entropy".
-        rule: what makes a streak: "confidence" (the sample is sure; patience above 1 is PCEE, Zhang et al. 2022) or
-            "agreement" (the answer is that of the exit before; PABEE, Zhou et al. 2020; the threshold plays no part).
-        patience: a sample leaves once its streak is that long; 1 with "confidence" is the plain threshold.
-        previous, streak: [N], prediction and streak of the same rows at the exit before; None at the first exit.
+        rule: the rule that a streak counts: "confidence" (the sample is sure; patience above 1 is PCEE, Zhang et al. 2022) or
+            "agreement" (the answer is that of the previous exit; PABEE, Zhou et al. 2020; the threshold is not used).
+        patience: length of the streak at which a sample leaves. 1 with "confidence" is the plain threshold.
+        previous: [N] int64, predictions of the same rows at the previous exit. None at the first exit.
+        streak: [N] int32, streaks of the same rows at the previous exit. None at the first exit.
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Raises:
-        ValueError: fewer than two classes (regression has no such criterion), unknown criterion or rule, threshold out of
-            range, patience below 1, top_k below 2, or only one of previous and streak, or of another number of rows.
+        ValueError: there are fewer than two classes (a regression has no such criterion), the criterion or the rule is unknown,
+            the threshold is out of range, patience is below 1, top_k is below 2, or only one of previous and streak is given,
+            or their number of rows differs.
+        TypeError: the logits are not floating point, or an argument has another type.
     """
     check_tensor("logits", logits, 2)
     if not logits.is_floating_point():
@@ -77,24 +80,15 @@ def score_exits(
         )
     backend = "torch" if logits.shape[1] > MAX_CLASSES else backend
     op = implementation("exit_scores", logits.device, backend)
-    settings = _settings(logits.shape[0], threshold, criterion, top_k, rule, patience, previous, streak)
-    return ExitScores(*op.score_exits(logits, *settings))
-
-
-def _settings(
-    rows: int,
-    threshold: float,
-    criterion: str,
-    top_k: int,
-    rule: str,
-    patience: int,
-    previous: torch.Tensor | None,
-    streak: torch.Tensor | None,
-) -> tuple[float, str, int, str, int, torch.Tensor | None, torch.Tensor | None]:
-    """The implementations' arguments after the logits, checked."""
     check_criterion(threshold, criterion, top_k)
     check_choice("rule", rule, RULES)
     check_int("patience", patience, 1)
+    _check_earlier(logits.shape[0], previous, streak)
+    return ExitScores(*op.score_exits(logits, threshold, criterion, top_k, rule, patience, previous, streak))
+
+
+def _check_earlier(rows: int, previous: torch.Tensor | None, streak: torch.Tensor | None) -> None:
+    """Raise unless `previous` and `streak` are both there, with so many rows, or both missing."""
     if (previous is None) != (streak is None):
         raise ValueError("previous and streak must come together, got only one")
     for name, value, dtype in (("previous", previous, torch.int64), ("streak", streak, torch.int32)):
@@ -103,11 +97,20 @@ def _settings(
         check_tensor(name, value, 1, dtype)
         if value.shape != (rows,):
             raise ValueError(f"{name} must have shape {(rows,)}, got {tuple(value.shape)}")
-    return threshold, criterion, top_k, rule, patience, previous, streak
 
 
 def check_criterion(threshold: float, criterion: str, top_k: int = 5) -> None:
-    """Raise ValueError unless the criterion is known and the threshold can be one of its values."""
+    """Check that the criterion is known and that the threshold can be one of its values.
+
+    Args:
+        threshold: as in `score_exits`.
+        criterion: as in `score_exits`.
+        top_k: as in `score_exits`.
+
+    Raises:
+        ValueError: they are not.
+        TypeError: a value has another type.
+    """
     check_choice("criterion", criterion, CRITERIA)
     check_int("top_k", top_k, 2)
     if criterion in UNBOUNDED:

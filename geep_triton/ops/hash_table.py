@@ -10,23 +10,23 @@ from geep_triton.checks import check_int, check_kind, check_tensor
 from geep_triton.ops.dispatch import implementation
 from geep_triton.ops.reference.ngrams import EMPTY
 
-# Buckets tried for a key before the table counts as full: as it may grow, it is better grown than searched from end to end.
+# Buckets to try for a key before the table counts as full. While it may still grow, growing beats a long search.
 MAX_PROBES, MAX_PROBES_OF_LARGEST = 32, 1024
 MAX_CAPACITY = 1 << 30
-# No table grows beyond so many slots a key, or a few slots.
+# A table does not grow beyond SPARSEST slots per key, or per FEW keys if there are fewer.
 SPARSEST, FEW = 64, 16
-# Above this share of taken slots a table grows.
+# A table grows when the share of taken slots exceeds this.
 MAX_LOAD = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class HashTable:
-    """Open addressing, buckets of four slots (32 bytes, a memory sector).
+    """A hash table with open addressing and buckets of four slots (32 bytes, one memory sector).
 
     Attributes:
-        slots: [capacity] int64 keys; `EMPTY`, the most negative int64, where free. Capacity is a power of two.
+        slots: [capacity] int64 keys. A free slot is `EMPTY`, the most negative int64. The capacity is a power of two.
         counts: [capacity, E] int64, per slot and exit.
-        probes: longest search for a key that is there, in buckets.
+        probes: length of the longest search for an existing key, in buckets.
     """
 
     slots: torch.Tensor
@@ -35,7 +35,17 @@ class HashTable:
 
     @classmethod
     def empty(cls, num_exits: int, capacity: int = 1024, device: str | torch.device = "cpu") -> HashTable:
-        """A table without keys. Raises ValueError unless `capacity` is a power of two from 4 to 2**30."""
+        """A table without keys.
+
+        Args:
+            num_exits: E, at least 1.
+            capacity: number of slots, a power of two from 4 to 2**30.
+            device: device of the table.
+
+        Raises:
+            ValueError: a number is out of range.
+            TypeError: a number is not an integer.
+        """
         check_int("num_exits", num_exits, 1)
         check_int("capacity", capacity, 4, MAX_CAPACITY)
         if capacity & (capacity - 1):
@@ -52,7 +62,7 @@ class HashTable:
         return int((self.slots != EMPTY).sum())
 
     def items(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [S], ascending, and their counts [S, E]."""
+        """The keys [S], ascending, and their counts [S, E]."""
         keys, order = self.slots.sort()
         free = self.capacity - len(self)
         return keys[free:], self.counts[order[free:]]
@@ -67,29 +77,29 @@ def insert_add(
     max_capacity: int = MAX_CAPACITY,
     backend: str | None = None,
 ) -> HashTable:
-    """A table that has also counted these pairs; it grows as need be.
+    """Count more pairs of a key and an exit. The table grows if necessary.
 
     Args:
-        table: to start from; it is left as it is.
-        keys: [M] int64, duplicates welcome, none the most negative int64.
+        table: the table to start from. It is not changed.
+        keys: [M] int64. Duplicates are allowed, the most negative int64 is not.
         exits: [M] int64, index of the exit (0..E-1).
-        weights: [M] int64, how often each pair counts, at least once; None: once.
-        max_capacity: most slots the table may grow to.
+        weights: [M] int64, the amount by which each pair counts, at least 1. None: 1 for each.
+        max_capacity: maximum number of slots.
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
-        The new table. Its counts per key are exact; where a key stands may differ from run to run.
+        The new table. Its counts per key are exact. The slot of a key may differ between runs.
 
     Raises:
-        ValueError: lengths differ, an exit out of range, a weight below 1, the reserved key, or `max_capacity` slots are not
-            enough.
+        ValueError: lengths differ, an exit is out of range, a weight is below 1, a key is the reserved one, or `max_capacity`
+            slots are not enough.
+        TypeError: an argument has another type or dtype.
     """
     check_kind("table", table, HashTable)
     check_int("max_capacity", max_capacity, 4)
     check_tensor("keys", keys, 1, torch.int64)
-    for name, value in {"exits": exits, "weights": weights}.items():
-        if value is None and name == "weights":
-            continue
+    given = {"exits": exits} if weights is None else {"exits": exits, "weights": weights}
+    for name, value in given.items():
         check_tensor(name, value, 1, torch.int64)
         if value.shape != keys.shape:
             raise ValueError(f"keys and {name} must be of one length, got {keys.numel()} and {value.numel()}")
@@ -99,14 +109,14 @@ def insert_add(
     if weights is not None and weights.numel() and int(weights.min()) < 1:
         raise ValueError(f"weights must be at least 1, got {int(weights.min())}")
     if (keys == EMPTY).any():
-        raise ValueError(f"keys must not hold {EMPTY}, which marks free slots")
+        raise ValueError(f"keys must not include {EMPTY}, which marks free slots")
 
     op = implementation("hash_table", keys.device, backend)
     start, pairs = table, (keys, exits, weights)
-    # Keys that collide more than chance has them collide, as made-up ones may, would let a table grow without end.
+    # Keys that collide more often than by chance (crafted keys) would otherwise let a table grow without end.
     enough = SPARSEST * max(FEW, len(table) + keys.numel())
     while True:
-        # Fourfold, but no further than the largest power of two that is allowed.
+        # Grow fourfold, but at most to the largest allowed power of two.
         larger = min(4 * start.capacity, 1 << (min(max_capacity, max(enough, start.capacity)).bit_length() - 1))
         grows = larger > start.capacity
         max_probes = MAX_PROBES if grows else MAX_PROBES_OF_LARGEST
@@ -117,9 +127,7 @@ def insert_add(
         if not grows:
             full = f"it may not have more than max_capacity={max_capacity} slots"
             if 4 * start.capacity <= max_capacity:
-                full = (
-                    f"{failed} keys collide with others in a table of {start.capacity} slots, as no n-grams' keys do by chance"
-                )
+                full = f"{failed} keys collide with others in a table of {start.capacity} slots, unlike keys of n-grams"
             raise ValueError(f"the table is full: {full}")
         if start is table:
             pairs = _with_old_pairs(table, keys, exits, weights)
@@ -129,7 +137,7 @@ def insert_add(
 def _with_old_pairs(
     table: HashTable, keys: torch.Tensor, exits: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the table holds, and the new pairs, as one list of pairs with weights."""
+    """The pairs in the table and the new pairs, as one list of pairs with weights."""
     old_keys, counts = table.items()
     row, exit_index = counts.nonzero(as_tuple=True)
     new_weights = torch.ones_like(keys) if weights is None else weights
@@ -144,13 +152,17 @@ def lookup(slots: torch.Tensor, probes: int, keys: torch.Tensor, *, backend: str
     """Slot of each key.
 
     Args:
-        slots: [capacity] int64, of a `HashTable`.
-        probes: the table's.
+        slots: [capacity] int64, slots of a `HashTable`.
+        probes: its longest search, in buckets.
         keys: [M] int64.
-        backend: as for `insert_add`.
+        backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
-        [M] int64; capacity for a key that is not there: the row of the prior, where scores have one behind the last slot.
+        [M] int64. For an absent key it is the capacity, which is the row of the prior in scores with one row more than slots.
+
+    Raises:
+        ValueError: the number of slots is not a power of two from 4 on, or a shape does not fit.
+        TypeError: an argument has another type or dtype.
     """
     check_tensor("slots", slots, 1, torch.int64)
     check_tensor("keys", keys, 1, torch.int64)

@@ -11,20 +11,21 @@ from geep_triton.ops.reference import ngrams as reference
 def ngram_keys(
     ids: torch.Tensor, offsets: torch.Tensor, special: torch.Tensor, ngram: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys of all n-grams of orders 1..ngram; none holds a special token or crosses one or a sample's border.
+    """Keys of all n-grams of orders 1..ngram. An n-gram lies within one sample and contains no special token.
 
     Args:
         ids: [T] int64 token ids, not negative.
         offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]].
-        special: [T] bool, where a token never counts ([PAD], [CLS], [SEP], [MASK]).
+        special: [T] bool, whether the token is never counted ([PAD], [CLS], [SEP], [MASK]).
         ngram: the highest order, 1 to 16.
 
     Returns:
-        keys [M] int64: the id itself for unigrams, a negative 64-bit hash for longer ones, never the most negative int64;
-        samples [M] int64: whose they are. Ordered by order, then position.
+        Keys [M] int64 and the samples [M] int64 that they belong to, sorted by order, then by position. The key of a single
+            token is its id. The key of a longer n-gram is a negative 64-bit hash, but never the most negative int64.
 
     Raises:
-        ValueError, TypeError: for shapes, dtypes or an order that do not fit.
+        ValueError: a shape or the order does not fit.
+        TypeError: an argument has another type or dtype.
     """
     check_tensor("ids", ids, 1, torch.int64)
     check_tensor("offsets", offsets, 1, torch.int64)

@@ -1,4 +1,4 @@
-"""Which rows go first: a stable partition by a flag."""
+"""A stable partition of rows by a flag."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from geep_triton.ops.dispatch import implementation
 
 
 def partition(flags: torch.Tensor, *, backend: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows whose flag is set before the others, both in their order.
+    """Order the rows so that those with a set flag come first. Both groups keep their order.
 
     Args:
         flags: [N] bool.
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
-        order [N] int64, row indices; count [1] int32, how many flags are set. In Triton neither waits for the device.
+        The order [N] int64 (row indices) and the count [1] int32 (number of set flags). Triton computes both without waiting
+            for the device.
+
+    Raises:
+        ValueError: `flags` is not one-dimensional.
+        TypeError: `flags` is not a bool tensor.
     """
     check_tensor("flags", flags, 1, torch.bool)
     return implementation("partition", flags.device, backend).partition(flags)

@@ -1,4 +1,7 @@
-"""Predicting each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9)."""
+"""Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
+
+The hash table is the paper's. The reduction over a sample's keys and the decision rules are *our reconstruction*.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ DECISIONS = ("argmax", "mean")
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """Scores over E exits of token ids and n-grams, laid out for lookup.
+    """Scores over E exits for token ids and n-grams, in a layout for lookup.
 
     Attributes:
-        uncounted: [V] bool, ids that never count.
-        unigrams: [V + 1, W] float32, scores of each id, indexed directly. The last row is that of a key never seen. W is E
-            rounded up to a power of two, so that rows lie on whole memory sectors.
+        uncounted: [V] bool, ids that are never counted.
+        unigrams: [V + 1, W] float32, the scores of each id, indexed by the id. The last row is for unseen keys. W is E rounded
+            up to a power of two of at least 4, so that rows fill whole memory sectors.
         slots: [capacity] int64, keys of longer n-grams; see `HashTable`.
-        ngrams: [capacity + 1, W] float32, their scores; the last row is that of a key never seen.
-        prior: [W] float32, of a sample without keys; with `log_space` what the keys' evidence is added to.
-        probes: longest search in `slots`, in buckets.
-        layers: [E] int64, the exits' layers, ascending.
-        ngram: highest order of n-grams that count.
-        log_space: scores are ln P(e|key) - ln prior(e), and summed, as naive Bayes does; else they are averaged.
+        ngrams: [capacity + 1, W] float32, their scores. The last row is for unseen keys.
+        prior: [W] float32, the distribution of a sample without keys. With `log_space` the evidence of the keys is added to it.
+        probes: length of the longest search in `slots`, in buckets.
+        layers: [E] int64, the layers of the exits, ascending.
+        ngram: highest order of the n-grams that are counted.
+        log_space: if True, scores are ln P(e|key) - ln prior(e) and are summed (naive Bayes). Else they are averaged.
     """
 
     uncounted: torch.Tensor
@@ -54,10 +57,24 @@ class ScoreTable:
         reduction: str,
         device: str | torch.device = "cpu",
     ) -> ScoreTable:
-        """From keys [S] int64, distinct (`ngram_keys`), and P(e|key) [S + 1, E], the last row the prior; built on `device`."""
+        """Build the layout on `device`.
+
+        Args:
+            keys: [S] int64, distinct keys of `ngram_keys`.
+            scores: [S + 1, E], P(e|key). The last row is the prior.
+            layers: the layers of the exits, ascending.
+            uncounted_ids: token ids that are never counted.
+            vocab_size: V.
+            ngram: highest order of the n-grams.
+            reduction: "mean" or "naive_bayes".
+            device: device of the layout.
+
+        Raises:
+            ValueError: the reduction is unknown.
+        """
         check_choice("reduction", reduction, REDUCTIONS)
         if reduction == "naive_bayes":
-            # An exit that nobody took has probability 0; the floor keeps its logarithm finite.
+            # An exit that no sample took has probability 0. The lower bound keeps its logarithm finite.
             scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
             scores[:-1] -= scores[-1]
         padded = scores.new_zeros(scores.shape[0], max(4, 1 << (len(layers) - 1).bit_length()))
@@ -91,7 +108,7 @@ class ScoreTable:
 
 @dataclass(frozen=True, eq=False)
 class PredictedExits:
-    """What `predict_exits` returns, on the table's device.
+    """The result of `predict_exits`, on the table's device.
 
     Attributes:
         probabilities: [N, E] float32, P(e|x); rows sum to 1.
@@ -112,22 +129,24 @@ def predict_exits(
     *,
     backend: str | None = None,
 ) -> PredictedExits:
-    """Distribution over exits, and one exit, of each sample of a window.
+    """The distribution over exits, and one exit, for each sample of a window.
 
-    P(e|x) is the mean of P(e|key) over the sample's tokens and n-grams; with `table.log_space` it is naive Bayes,
-    P(e|x) ~ prior(e) * prod P(e|key) / prior(e). An unseen key counts as the prior; a sample without keys gets the prior.
+    P(e|x) is the mean of P(e|key) over the sample's tokens and n-grams. With `table.log_space` it is naive Bayes, P(e|x) ~
+    prior(e) * prod P(e|key) / prior(e). An unseen key counts as the prior, and a sample without keys gets the prior. These
+    rules are *our reconstruction*.
 
     Args:
-        table: on the device of `ids`.
-        ids: [T] int64 token ids of all samples, one after another; an id outside the vocabulary counts as unseen.
-        offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]]. They must run from 0 to T, which is not checked
-            on a GPU, where the check would wait for the device.
-        decision: "argmax" (the shallowest of the most probable), "mean" (the first exit at or beyond the expected layer), or
-            a quantile q in (0, 1] (the first exit by which a share q of the probability has left).
+        table: a table on the device of `ids`.
+        ids: [T] int64, the token ids of all samples in sequence. An id outside the vocabulary counts as unseen.
+        offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]]. They must run from 0 to T. This is not checked on a
+            GPU, because the check would wait for the device.
+        decision: "argmax" (the shallowest of the most probable exits), "mean" (the first exit at or beyond the expected layer),
+            or a quantile q in (0, 1] (the first exit by which a share q of the probability has left).
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Raises:
-        ValueError, TypeError: for shapes, dtypes or a decision that do not fit.
+        ValueError: a shape or the decision does not fit.
+        TypeError: an argument has another type or dtype.
     """
     check_kind("table", table, ScoreTable)
     check_tensor("ids", ids, 1, torch.int64)
@@ -136,20 +155,35 @@ def predict_exits(
     if offsets.numel() == 0 or (offsets.device.type == "cpu" and (int(offsets[0]), int(offsets[-1])) != (0, ids.numel())):
         raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
     if offsets.device.type == "cpu" and bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must not fall, got {shorten(offsets.tolist())}")
+        raise ValueError(f"offsets must not decrease, got {shorten(offsets.tolist())}")
     op = implementation("predict_exits", ids.device, backend)
     return PredictedExits(*op.predict_exits(ids, offsets, **vars(table), decision=decision))
 
 
 def choose_exits(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float = "argmax") -> PredictedExits:
-    """One exit of each sample from a distribution [N, E] over the exits at `layers` [E]; see `predict_exits`."""
+    """One exit of each sample from a given distribution; see `predict_exits`.
+
+    Args:
+        probabilities: [N, E].
+        layers: [E] int64, the layers of the exits, ascending.
+        decision: "argmax", "mean", or a quantile in (0, 1].
+
+    Raises:
+        ValueError: the decision is unknown.
+        TypeError: the decision is neither a string nor a number.
+    """
     check_decision(decision)
     index = decide(probabilities, layers, decision)
     return PredictedExits(probabilities, layers[index], torch.bincount(index, minlength=layers.numel()).int())
 
 
 def check_decision(decision: str | float) -> None:
-    """Raise unless `decision` is "argmax", "mean" or a quantile in (0, 1]."""
+    """Check that `decision` is "argmax", "mean" or a quantile in (0, 1].
+
+    Raises:
+        ValueError: it is not.
+        TypeError: it is neither a string nor a number.
+    """
     if isinstance(decision, str):
         if decision not in DECISIONS:
             raise ValueError(f"unknown decision {shorten(decision)}; known: argmax, mean, or a quantile such as 0.9")

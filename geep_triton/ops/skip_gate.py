@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,13 +13,13 @@ from geep_triton.ops.dispatch import implementation
 
 @dataclass(frozen=True, eq=False)
 class SkipGate:
-    """Gates of one layer; tensors on the states' device.
+    """The gates of one layer, on the device of the states.
 
     Attributes:
-        soft: [N] float32, sigmoid of the gate's logit; gradients flow through it.
-        hard: [N] float32, 1.0 where the row skips the layer, else 0.0; its gradient is that of `soft` (straight through).
-        order: [N] int64, rows that run the layer before those that skip it, both in their order.
-        num_active: [1] int32, how many run it.
+        soft: [N] float32, sigmoid of the gate's logit, with gradient.
+        hard: [N] float32, 1.0 if the row skips the layer, else 0.0. Its gradient is that of `soft` (straight-through).
+        order: [N] int64, the rows that run the layer before those that skip it. Both groups keep their order.
+        num_active: [1] int32, the number of rows that run the layer.
     """
 
     soft: torch.Tensor
@@ -38,21 +39,23 @@ def skip_gate(
     """Decide which rows skip a layer: those whose gate is at or over the threshold.
 
     Args:
-        states: [N] gate logits; or [N, H] pooled states, with `weight` [H] and `bias` [1] of the gate.
-        weight, bias: None for gate logits.
+        states: [N] gate logits, or [N, H] pooled states together with `weight` and `bias` of the gate.
+        weight: [H], or None for gate logits.
+        bias: [1], or None for gate logits.
         threshold: 0..1.
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Returns:
-        The gates. A gate that is NaN runs the layer, and its NaN shows in `soft`.
+        The gates. A row whose gate is NaN runs the layer, and `soft` shows the NaN.
 
     Raises:
-        ValueError, TypeError: for shapes, dtypes, a weight without a bias, or a threshold out of range.
+        ValueError: a shape does not fit, there is a weight without a bias, or the threshold is out of range.
+        TypeError: an argument is not a tensor, or the threshold is no number.
     """
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias must come together, got only one")
     check_tensor("states", states, 1 if weight is None else 2)
-    if weight is not None:
+    if weight is not None and bias is not None:
         check_tensor("weight", weight, 1)
         check_tensor("bias", bias, 1)
         if weight.shape != states.shape[1:] or bias.numel() != 1:
@@ -73,17 +76,26 @@ def _gates(
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Gates with the gradient of the soft gate behind both the soft and the hard one."""
+    """Gates whose soft and hard output both have the gradient of the soft gate."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, threshold, backend):
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        threshold: float,
+        backend: str | None,
+    ) -> tuple[torch.Tensor, ...]:
         soft, hard, order, count = _gates(states, weight, bias, threshold, backend)
         ctx.save_for_backward(states, weight, soft)
         ctx.mark_non_differentiable(order, count)
         return soft, hard, order, count
 
     @staticmethod
-    def backward(ctx, grad_soft, grad_hard, _order, _count):
+    def backward(
+        ctx: Any, grad_soft: torch.Tensor, grad_hard: torch.Tensor, _order: None, _count: None
+    ) -> tuple[torch.Tensor | None, ...]:
         states, weight, soft = ctx.saved_tensors
         grad = (grad_soft + grad_hard) * soft * (1 - soft)
         if weight is None:

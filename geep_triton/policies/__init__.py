@@ -1,1 +1,1 @@
-"""What samples run under: where each is first looked at, who leaves there, what it skips."""
+"""Policies: where a sample is first looked at, whether it leaves there, and which layers it skips."""

@@ -1,9 +1,10 @@
-"""Who leaves at a stop: the second of the three questions that a policy answers."""
+"""Who leaves at a stop: the second of the three questions of a policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -11,16 +12,20 @@ from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import ExitScores, check_criterion, score_exits
 
+Threshold: TypeAlias = float | list[float] | tuple[float, ...]  # for every exit, or one each
 REGROUPS = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
 class ExitRule:
-    """Where samples are scored on one model, and what makes them leave; see `geep_triton.ops.exit_scores.score_exits`.
+    """At which exits of a model samples are scored, and what makes them leave. See `geep_triton.ops.exit_scores.score_exits`.
 
     Attributes:
-        thresholds: layer of an early exit -> threshold. Samples are scored at these exits only.
-        criterion, top_k, rule, patience: as for `score_exits`.
+        thresholds: layer of an early exit to threshold. Samples are scored at these exits only.
+        criterion: as for `score_exits`.
+        top_k: as for `score_exits`.
+        rule: as for `score_exits`.
+        patience: as for `score_exits`.
     """
 
     thresholds: Mapping[int, float]
@@ -35,11 +40,11 @@ class ExitRule:
 
     @property
     def remembers(self) -> bool:
-        """Whether the scores of one exit depend on those of the exit before."""
+        """Whether the scores at one exit depend on those at the previous exit."""
         return self.rule != "confidence" or self.patience > 1
 
     def score(self, layer: int, logits: torch.Tensor, previous: torch.Tensor | None, streak: torch.Tensor | None) -> ExitScores:
-        """Score the answers [B, C] of the exit at `layer`, given prediction and streak [B] at the exit before."""
+        """Score the answers [B, C] of the exit at `layer`, given the predictions and streaks [B] at the previous exit."""
         return score_exits(
             logits,
             self.thresholds[layer],
@@ -52,8 +57,22 @@ class ExitRule:
         )
 
 
+class Leave(Protocol):
+    """The method that a leave must have. Any object with it is a leave. It may have the attribute `regroup` of `Sure`, too."""
+
+    def rule(self, model: MultiExitBert) -> ExitRule:
+        """The rule on this model, with a threshold for each early exit that scores samples, in ascending order.
+
+        A subclass of `ExitRule` may have a `score` of its own. ValueError if this leave cannot be used with this model.
+        """
+
+
 class _Scored:
-    """What `Sure` and `Patient` share: their settings are checked, and their lists are kept as tuples."""
+    """The base of `Sure` and `Patient`. It checks their settings and converts lists to tuples."""
+
+    criterion: str
+    top_k: int
+    regroup: str
 
     def __post_init__(self) -> None:
         for name in ("threshold", "layers"):
@@ -65,45 +84,57 @@ class _Scored:
 
 @dataclass(frozen=True)
 class Sure(_Scored):
-    """A sample leaves at the first exit whose uncertainty is at or under the threshold (FastBERT, DeeBERT and others).
+    """A sample leaves at the first exit whose uncertainty is at most the threshold (FastBERT, DeeBERT and others).
 
     Args:
-        threshold: for every exit, or one per scored exit; None: the model's own `exit_config.thresholds`.
-        criterion: the uncertainty; see `geep_triton.ops.exit_scores.score_exits`.
-        top_k: of the criterion "top_k_entropy".
-        layers: exits at which samples are scored; None: all but the last.
-        regroup: what those who stay do. "always": they wait for others until they fill a dense batch. "never": they go on in
-            their batch, which shrinks. "auto": as measured costs say.
+        threshold: one for every exit, or one per scored exit. None: the model's own `exit_config.thresholds`.
+        criterion: the uncertainty, see `geep_triton.ops.exit_scores.score_exits`.
+        top_k: k of the criterion "top_k_entropy".
+        layers: exits at which samples are scored. None: all but the last.
+        regroup: how samples that stay continue: "always" (they wait for others until they fill a dense batch), "never" (they
+            continue in their batch, which shrinks) or "auto" (measured costs decide).
+
+    Raises:
+        ValueError: `criterion`, `regroup` or `top_k` is unknown or out of range.
+        TypeError: a setting has another type.
     """
 
-    threshold: float | Sequence[float] | None = None
+    threshold: Threshold | None = None
     criterion: str = "normalized_entropy"
     top_k: int = 5
-    layers: tuple[int, ...] | None = None
+    layers: list[int] | tuple[int, ...] | None = None
     regroup: str = "auto"
 
     def rule(self, model: MultiExitBert) -> ExitRule:
-        """A score at every chosen exit. ValueError where the model has no classes, or thresholds or layers do not fit it."""
-        layers = _scored_layers(model, self.layers)
+        """The rule on this model. ValueError if the model has no classes, or thresholds or layers do not fit it."""
+        layers = scored_layers(model, self.layers)
         return ExitRule(_thresholds(model, self.threshold, self.criterion, self.top_k, layers), self.criterion, self.top_k)
 
 
 @dataclass(frozen=True)
 class Patient(_Scored):
-    """A sample leaves once `patience` exits in a row have agreed with the one before (PABEE, Zhou et al. 2020), or, with a
-    threshold, have been sure (PCEE, Zhang et al. 2022).
+    """A sample leaves when `patience` exits in a row agree with the previous exit (PABEE, Zhou et al. 2020).
+
+    With a threshold, it leaves when `patience` exits in a row are sure (PCEE, Zhang et al. 2022).
 
     Args:
         patience: length of the streak, at least 1.
-        threshold: None: PABEE; else the uncertainty at or under which an exit is sure, for every exit or one each.
-        criterion, top_k, layers, regroup: as for `Sure`.
+        threshold: an exit is sure if its uncertainty is at most this; one for every exit, or one per scored exit. None: PABEE.
+        criterion: as for `Sure`.
+        top_k: as for `Sure`.
+        layers: as for `Sure`.
+        regroup: as for `Sure`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+        TypeError: a setting has another type.
     """
 
     patience: int
-    threshold: float | Sequence[float] | None = None
+    threshold: Threshold | None = None
     criterion: str = "normalized_entropy"
     top_k: int = 5
-    layers: tuple[int, ...] | None = None
+    layers: list[int] | tuple[int, ...] | None = None
     regroup: str = "auto"
 
     def __post_init__(self) -> None:
@@ -111,19 +142,16 @@ class Patient(_Scored):
         check_int("patience", self.patience, 1)
 
     def rule(self, model: MultiExitBert) -> ExitRule:
-        """A score at every chosen exit. ValueError as for `Sure`."""
-        layers = _scored_layers(model, self.layers)
+        """The rule on this model. It raises as `Sure.rule` does."""
+        layers = scored_layers(model, self.layers)
         if self.threshold is None:
             return ExitRule(dict.fromkeys(layers, 0.0), self.criterion, self.top_k, "agreement", self.patience)
         thresholds = _thresholds(model, self.threshold, self.criterion, self.top_k, layers)
         return ExitRule(thresholds, self.criterion, self.top_k, "confidence", self.patience)
 
 
-Leave = Sure | Patient
-
-
-def _scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[int]:
-    """The early exits at which samples are scored; ValueError unless they are exits of this model, which has classes."""
+def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[int]:
+    """The early exits at which samples are scored. ValueError if they are not exits of this model or it has no classes."""
     if model.config.num_labels < 2:
         raise ValueError(
             "exit rules need classes: no uncertainty is defined for a regression model (num_labels=1), "
@@ -140,9 +168,9 @@ def _scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[i
 
 
 def _thresholds(
-    model: MultiExitBert, threshold: float | Sequence[float] | None, criterion: str, top_k: int, layers: Sequence[int]
+    model: MultiExitBert, threshold: Threshold | None, criterion: str, top_k: int, layers: Sequence[int]
 ) -> dict[int, float]:
-    """Layer -> threshold; the model's own where none is given. ValueError where they do not fit."""
+    """Layer to threshold, by default the model's own. ValueError if they do not fit."""
     if threshold is None:
         if criterion != "normalized_entropy":
             raise ValueError(f"criterion {criterion!r} needs a threshold: exit_config.thresholds are of normalized_entropy")

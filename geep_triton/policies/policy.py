@@ -1,4 +1,4 @@
-"""A policy: where a sample is first looked at, who leaves there, and what it skips. One engine runs any of them."""
+"""A policy: where a sample is first looked at, who leaves there, and what it skips. One engine runs all policies."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from geep_triton.checks import check_choice, shorten
+from geep_triton.checks import check_choice, check_kind, shorten
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
-from geep_triton.policies.leave import ExitRule, Leave
+from geep_triton.policies.leave import REGROUPS, ExitRule, Leave, scored_layers
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, Start
 from geep_triton.tokens.ragged import Tokens
 
 
 class OneExitWarning(UserWarning):
-    """A policy that chooses each sample's exit answered all of them at one."""
+    """A policy that chooses each sample's exit gave all of them the same exit."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How deep each sample goes; `geep_triton.policies.text` has its short form, e.g. "predicted:0.05+threshold:0.3".
+    """How deep each sample goes. `geep_triton.policies.text` has the short form, e.g. "predicted:0.05+threshold:0.3".
 
     Args:
         start: where a sample is first looked at, a `geep_triton.policies.start.Start`.
-        leave: who leaves there and at later exits, `Sure` or `Patient` of `geep_triton.policies.leave`; None: everybody leaves
-            at the start.
-        skip: what samples skip on their way; None: layers by the model's gates, where it has gates.
-        answer_head: which head answers those who leave early and unscored: the exit's own ("student"), or the last layer and
-            its head on top of the state there ("shared"); see `MultiExitBert.forward`.
+        leave: who leaves there and at later exits: `Sure`, `Patient` or another `Leave` of `geep_triton.policies.leave`. None:
+            everybody leaves at the start.
+        skip: which layers samples skip. None: the model's gates decide, if it has any.
+        answer_head: the head that answers early without a score: the exit's own ("student"), or the last layer and its head on
+            top of the state there ("shared"). See `MultiExitBert.forward`.
 
     Raises:
-        ValueError: parts that make no sense together. TypeError: a part of another type.
+        ValueError: the parts do not fit together.
+        TypeError: a part has another type.
     """
 
     start: Start
@@ -43,8 +44,9 @@ class Policy:
     def __post_init__(self) -> None:
         if isinstance(self.start, type) or not all(callable(getattr(self.start, name, None)) for name in ("check", "stops")):
             raise TypeError(f"start must be a start, with the methods check and stops, got {shorten(self.start)}")
-        if not isinstance(self.leave, Leave | None):
-            raise TypeError(f"leave must be Sure, Patient or None, got {shorten(self.leave)}")
+        if isinstance(self.leave, type) or not (self.leave is None or callable(getattr(self.leave, "rule", None))):
+            raise TypeError(f"leave must be a leave, with the method rule, or None, got {shorten(self.leave)}")
+        check_choice("regroup", self.regroup, REGROUPS)
         if not isinstance(self.skip, Skip | None):
             raise TypeError(f"skip must be a Skip or None, got {shorten(self.skip)}")
         check_choice("answer_head", self.answer_head, ANSWER_HEADS)
@@ -57,24 +59,24 @@ class Policy:
 
     @property
     def chooses(self) -> bool:
-        """Whether it may answer two samples at different exits."""
+        """Whether the policy may answer two samples at different exits."""
         return self.leave is not None or not isinstance(self.start, (LastLayer, AtLayer))
 
     @property
     def regroup(self) -> str:
-        """What those do who are scored and stay: see `geep_triton.policies.leave.Sure`."""
-        return "never" if self.leave is None else self.leave.regroup
+        """How samples continue that were scored and stay. See `geep_triton.policies.leave.Sure`."""
+        return "never" if self.leave is None else getattr(self.leave, "regroup", "auto")
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError where this policy cannot run on this model."""
+        """Raise ValueError if this policy cannot run on this model."""
         self.start.check(model, tokenizer)
         self.rule(model)
         self.skip_on(model).check(model, tokenizer)
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64 on the host, the layer at which each of N samples is first answered or scored.
+        """The layer at which each sample is first answered or scored: [N] int64 on the host.
 
-        Where samples are scored, the start is moved on to the next exit at which they are.
+        If samples are scored, each start moves on to the next exit with a score.
         """
         stops, rule = self.start.stops(model, tokens), self.rule(model)
         if rule is None:
@@ -83,9 +85,14 @@ class Policy:
         return scored[torch.searchsorted(scored, stops)]
 
     def rule(self, model: MultiExitBert) -> ExitRule | None:
-        """Who leaves at a stop, and where the others stop next; None: everybody leaves at the first stop."""
-        return None if self.leave is None else self.leave.rule(model)
+        """Who leaves at a stop, and where the others stop next. None: everybody leaves at the first stop."""
+        if self.leave is None:
+            return None
+        rule = self.leave.rule(model)
+        check_kind("leave.rule(model)", rule, ExitRule)
+        scored_layers(model, list(rule.thresholds))
+        return rule
 
     def skip_on(self, model: MultiExitBert) -> Skip:
-        """What samples skip on this model: by its gates, if it has any, where the policy names nothing."""
+        """How samples skip on this model. If the policy does not say, the model's gates decide, if it has any."""
         return self.skip or Skip("gates" if len(model.gates) else "never")

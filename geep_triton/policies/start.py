@@ -1,4 +1,4 @@
-"""Where a sample is first looked at: the first of the three questions that a policy answers."""
+"""Where a sample is first looked at: the first of the three questions of a policy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from geep_triton.tokens.ragged import Tokens
 
 
 class Start(Protocol):
-    """What a policy asks of its start. Any object that has these two methods is one."""
+    """The methods that a start must have. Any object with these two methods is a start."""
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError where this start cannot be had on this model."""
+        """Raise ValueError if this start cannot be used with this model."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64 on the host: an exit's layer for each of the N samples."""
+        """The layer of an exit for each of the N samples: [N] int64 on the host."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class LastLayer:
     """Every sample runs all layers."""
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Every model can."""
+        """Every model has a last layer."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64, the last layer for all."""
+        """The last layer for all samples: [N] int64."""
         return _same_for_all(tokens, model.config.num_hidden_layers)
 
 
@@ -45,6 +45,10 @@ class AtLayer:
 
     Args:
         layer: one of the model's exits.
+
+    Raises:
+        ValueError: the layer is below 1.
+        TypeError: the layer is not an int.
     """
 
     layer: int
@@ -58,19 +62,19 @@ class AtLayer:
             raise ValueError(f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}")
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64, that layer for all."""
+        """This layer for all samples: [N] int64."""
         return _same_for_all(tokens, self.layer)
 
 
 @dataclass(frozen=True)
 class FirstExit:
-    """Every sample is first looked at where the policy's `leave` first scores anybody."""
+    """Every sample is first looked at where the policy's `leave` first scores samples."""
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Every model can; `leave` says whether it can score."""
+        """Every model has a first exit. `leave` checks whether it can score there."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64, the first exit for all; the policy moves them on to the first exit that is scored."""
+        """The first exit for all samples: [N] int64. The policy moves it on to the first exit with a score."""
         return _same_for_all(tokens, model.config.exit_layers[0])
 
 
@@ -79,12 +83,15 @@ class TableExit:
     """Each sample is first looked at where the model's exit table predicts from its tokens that it leaves (GEEP).
 
     Args:
-        decision: "argmax", "mean", or a quantile in (0, 1]; see `geep_triton.ops.predict_exits.predict_exits`. None: as
-            `ExitTable.decide` says, by learned agreement where the table has learned it, else by "argmax". With a `leave` the
-            quantile .05 is a good choice: it is about what scoring costs, in layers. Scoring earlier saves less than it
-            takes, and scoring later gives away what could be saved. Texts whose tokens tell nothing then start where
-            `FirstExit` starts all.
+        decision: "argmax", "mean", or a quantile in (0, 1], see `geep_triton.ops.predict_exits.predict_exits`. None: as
+            `ExitTable.decide`, which uses learned agreement if the table has it, else "argmax". With a `leave`, the quantile
+            .05 is a good choice, because it is about the cost of a score in layers: an earlier score saves less than it costs,
+            and a later one loses savings. Texts whose tokens carry no information then start where `FirstExit` starts.
         values: the table's "counts", or its "learned" values.
+
+    Raises:
+        ValueError: the decision or the values are unknown.
+        TypeError: the decision is neither a string nor a number.
     """
 
     decision: str | float | None = None
@@ -96,11 +103,11 @@ class TableExit:
         check_choice("values", self.values, VALUES)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError unless the model has an exit table that fits, with learned values where they are asked for."""
+        """Raise ValueError unless the model has an exit table that fits it, with learned values if they are needed."""
         _check_table(model, tokenizer, "predicted", "exits" if self.values == "learned" else None)
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64, the predicted exits."""
+        """The predicted exits: [N] int64."""
         table = _table_of(model, "predicted")
         if self.decision is None and self.values == "counts":
             return table.decide(tokens, model.device)
@@ -109,14 +116,18 @@ class TableExit:
 
 @dataclass(frozen=True)
 class TableAgreement:
-    """Each sample is first looked at where its learned agreement with the last exit, less a price for every layer, is highest.
+    """Each sample is first looked at where its learned agreement with the last exit, minus a price for every layer, is highest.
 
-    Exactly one of the three is given; see `geep_triton.table.allocate.allocate`.
+    Exactly one of the three arguments is given. See `geep_triton.table.allocate.allocate`.
 
     Args:
-        price: of a layer, in agreement.
-        mean_depth: the price at which texts like the table's take so many layers on average.
-        agreement: the price at which so many of them get the last exit's answer.
+        price: price of a layer, in agreement, 0..1.
+        mean_depth: mean number of layers on texts like the table's, which gives the price.
+        agreement: share of such texts that get the last exit's answer, 0..1, which gives the price.
+
+    Raises:
+        ValueError: not exactly one argument is given, or it is out of range.
+        TypeError: an argument is not a number.
     """
 
     price: float | None = None
@@ -135,12 +146,12 @@ class TableAgreement:
             check_number("agreement", self.agreement, 0.0, 1.0)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError unless the model has an exit table that fits, with learned agreement that allows the budget."""
+        """Raise ValueError unless the model has an exit table that fits it, with learned agreement that allows the budget."""
         _check_table(model, tokenizer, "allocated", "agreement")
-        self._price(model.exit_table)
+        self._price(_table_of(model, "allocated"))
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """[N] int64, the exits that are worth their layers."""
+        """The exits with the best trade-off of agreement and layers: [N] int64."""
         table = _table_of(model, "allocated")
         return allocate(table.predict_agreement(tokens, model.device), table.exit_layers, self._price(table))
 
@@ -153,14 +164,14 @@ def _same_for_all(tokens: Tokens, layer: int) -> torch.Tensor:
 
 
 def _table_of(model: MultiExitBert, policy: str) -> ExitTable:
-    """The model's exit table; ValueError where it has none, or none any more."""
+    """The model's exit table. ValueError if it has none."""
     if model.exit_table is None:
         raise ValueError(f"policy {policy!r} needs an exit table: model.exit_table = build_exit_table(model, ...)")
     return model.exit_table
 
 
 def _check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, needs: str | None) -> None:
-    """Raise ValueError unless the model has an exit table that fits it and this tokenizer, and the learned values needed."""
+    """Raise ValueError unless the model's exit table fits it and this tokenizer and has the needed learned values."""
     table, config = _table_of(model, policy), model.config
     table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
     if needs is not None and needs not in table.learned:

@@ -1,4 +1,4 @@
-"""The short form of policies: START+LEAVE+skip:MODE, each part with its settings behind commas."""
+"""The short form of policies: START+LEAVE+skip:MODE. Each part may have settings after commas."""
 
 from __future__ import annotations
 
@@ -34,17 +34,21 @@ OLD_DECISION = 0.05  # of "verified" where it named none
 
 
 def parse_policy(text: str | Policy) -> Policy:
-    """A policy from its short form; or as it is.
+    """Make a policy from its short form. A `Policy` is returned as it is.
 
-    "full", "constant:3", "predicted:0.9" and "allocated:0.02" are starts, "threshold:0.3" and "patience:2" leaves. A start
-    alone answers everybody there, a leave alone scores samples from the first exit on, and both together are as in
-    "predicted:0.05+threshold:0.3". "+skip:planned:2.5" may follow either. The setting `answer_head` stands with the start.
+    "full", "constant:3", "predicted:0.9" and "allocated:0.02" are starts. "threshold:0.3" and "patience:2" are leaves. A start
+    alone answers everybody there. A leave alone scores samples from the first exit on. Both are joined as in
+    "predicted:0.05+threshold:0.3". "+skip:planned:2.5" may follow any of these. The setting `answer_head` belongs to the start.
 
-    Forms of version 0.1 still parse: "verified:T" is "predicted:0.05+threshold:T" (at a price "allocated:PRICE+threshold:T"),
-    `pooling` is `regroup`, and the answer head "teacher" is "shared".
+    Forms of version 0.1 still parse: "verified:T" is "predicted:0.05+threshold:T" (with a price it is
+    "allocated:PRICE+threshold:T"), `pooling` is `regroup`, and the answer head "teacher" is "shared".
+
+    Args:
+        text: the short form, or a policy.
 
     Raises:
-        ValueError: not such a form; the error lists the known ones. TypeError: neither a text nor a policy.
+        ValueError: this is not a known form (the error lists them).
+        TypeError: this is neither a text nor a policy.
     """
     if not isinstance(text, str):
         if not isinstance(text, Policy):
@@ -65,7 +69,7 @@ def parse_policy(text: str | Policy) -> Policy:
             elif name in LEAVES and not made.keys() & {"leave", "skip"}:
                 made["leave"] = _read_part(part, LEAVES)
             elif name == "skip" and "skip" not in made:
-                made["skip"] = read_skip(part.partition(":")[2])
+                made["skip"] = _read_skip(part.partition(":")[2])
             else:
                 raise ValueError(f"{shorten(part)} has no place there")
         return Policy(**made)
@@ -74,7 +78,7 @@ def parse_policy(text: str | Policy) -> Policy:
 
 
 def format_policy(policy: Policy) -> str:
-    """The short form of a policy, from which `parse_policy` makes an equal one. TypeError where it has none."""
+    """The short form of a policy, from which `parse_policy` makes an equal policy. TypeError if it has none."""
     head = {} if policy.answer_head == "student" else {"answer_head": policy.answer_head}
     parts = [] if policy.start == FirstExit() else [_write_part(policy.start, STARTS, head)]
     if policy.leave is not None:
@@ -85,32 +89,21 @@ def format_policy(policy: Policy) -> str:
 
 
 def describe(policy: Policy) -> str:
-    """The short form of a policy; of one that has none, what Python shows of it."""
+    """The short form of a policy, or its `repr` if it has none."""
     try:
         return format_policy(policy)
     except TypeError:
         return repr(policy)
 
 
-def saved_policy(policy: str | None, skipping: str | None) -> Policy:
-    """What a model was saved to be served under: its policy's short form, None being "full".
-
-    Version 0.1 saved the way of skipping apart, as `skipping`, which counts where the policy names none.
-    """
-    found = parse_policy(policy or "full")
-    if found.skip is None and skipping is not None:
-        found = dataclasses.replace(found, skip=read_skip(skipping))
-    return found
-
-
-def read_skip(text: str) -> Skip:
-    """From "gates", "never", "planned" or "planned:PRICE". ValueError where it is none of these."""
+def _read_skip(text: str) -> Skip:
+    """Read "gates", "never", "planned" or "planned:PRICE". ValueError for anything else."""
     mode, colon, price = text.partition(":")
     return Skip(mode, _read(price, float)) if colon else Skip(mode)
 
 
 def _read_start(text: str) -> tuple[Any, dict[str, str]]:
-    """A start, and the policy's answer head where it is named."""
+    """A start, and the policy's answer head if it is given."""
     settings = text.split(",")
     heads = [setting for setting in settings if setting.startswith("answer_head=")]
     start = _read_part(",".join(setting for setting in settings if setting not in heads), STARTS)
@@ -118,13 +111,16 @@ def _read_start(text: str) -> tuple[Any, dict[str, str]]:
 
 
 def _read_verified(text: str) -> dict[str, Any]:
-    """What version 0.1 called verified: a table's exit to start from, and a threshold from there on."""
+    """The policy that version 0.1 called "verified": it starts at a table's exit and then uses a threshold."""
     first, *settings = text.split(",")
     of_table = [setting for setting in settings if setting.split("=")[0] in ("decision", "values", "price")]
     of_leave = [setting for setting in settings if setting not in of_table]
-    name = "allocated" if any(setting.startswith("price=") for setting in of_table) else "predicted"
-    if name == "predicted" and not any(setting.startswith("decision=") for setting in of_table):
+    prices = [setting for setting in of_table if setting.startswith("price=")]
+    if prices:  # they decided alone
+        of_table = prices
+    elif not any(setting.startswith("decision=") for setting in of_table):
         of_table.insert(0, f"decision={OLD_DECISION}")
+    name = "allocated" if prices else "predicted"
     return {
         "start": _read_part(",".join([name, *of_table]), STARTS),
         "leave": _read_part(",".join([first.replace("verified", "threshold"), *of_leave]), LEAVES),
@@ -138,7 +134,7 @@ def _read_part(text: str, known: dict[str, tuple[type, str | None]]) -> Any:
     pairs = [setting.partition("=")[::2] for setting in settings]
     pairs = [(OLD_NAMES.get(key, key), content) for key, content in pairs]
     if value:
-        pairs.insert(0, (main_field, value))
+        pairs.insert(0, (main_field or "", value))
     types = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
     for key, _ in pairs:
@@ -170,7 +166,7 @@ def _write(key: str, value: Any) -> str:
 
 
 def _read(text: str, kind: Any) -> Any:
-    """A setting's value from its text: numbers, several of them with slashes between, else a word."""
+    """Read a setting's value: a number, several numbers with slashes between them, or a word."""
     choices = typing.get_args(kind) or (kind,)
     if tuple[int, ...] in choices:
         return tuple(int(layer) for layer in text.split("/"))

@@ -1,1 +1,1 @@
-"""Promises about answers, made and checked above the engine."""
+"""Promises about an engine's answers: functions above the engine that make them, keep them and watch them."""

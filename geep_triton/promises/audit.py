@@ -1,4 +1,4 @@
-"""Auditing while serving: a random share of the samples also runs to the end."""
+"""Audits while serving: a random share of the samples also runs to the end."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from geep_triton.promises.guarantees import binomial_interval
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.warn import warn
 
-MEMORY = 500  # audited samples by which the next bet is placed: inputs may change late
+MEMORY = 500  # the next bet goes by so many audited samples, since inputs may change late
 
 
 def audit(
     engine: Engine, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95, seed: int | None = None
 ) -> Audit:
-    """From now on also run a random share of an engine's samples to the end, and compare.
+    """From now on, run a random share of an engine's samples to the end as well, and compare the answers.
 
-    A model with skip gates skips by them there, too, also where the policy plans paths; with "+skip:never" it runs every layer.
+    These samples skip by the model's gates, if it has any, also where the policy plans paths. With "+skip:never" they run every
+    layer.
 
     Args:
         engine: it carries the audit until its policy changes.
-        rate: that share.
-        promised: the agreement to hold answers to; None: what `calibrate` promised of this policy, if it did and the exit
-            table and temperatures are still those it was made with. Without a promise the audit only observes.
+        rate: the share of the samples, above 0, at most 1.
+        promised: the agreement that answers shall have; None: what `calibrate` promised of this policy, if the exit table and
+            the temperatures are still the same. Without a promise the audit only observes.
         confidence: of the audit's interval.
-        seed: of the choice; None: another one each time.
+        seed: of the random choice; None: another one each time.
 
     Returns:
-        The audit, whose `report()` tells the observed agreement; `predict` warns once when it is shown, at this confidence
-        however often one looks, that the promise no longer holds. A promise by the method "conformal" holds on average
-        over calibrations: any one of them may fall a little short of it, which a long audit finds. Another policy,
+        The audit. Its `report()` tells the observed agreement. `predict` warns once when the audit has shown, at this
+        confidence however often one looks, that the promise no longer holds. A promise by the method "conformal" holds on
+        average over calibrations: one calibration may fall a little short of it, and a long audit finds that. Another policy,
         calibration or fit of temperatures ends the audit.
 
     Raises:
-        ValueError: a regression model, or a rate, promise or confidence out of range. TypeError: no engine.
+        ValueError: the model is a regression model, or a rate, promise or confidence is out of range.
+        TypeError: `engine` is no engine.
     """
     check_kind("engine", engine, Engine)
     if engine.model.config.num_labels < 2:
@@ -53,7 +55,7 @@ def audit(
 
 
 def promise_of(engine: Engine) -> Promise | None:
-    """What was promised of an engine's answers; dropped, aloud, where the table or temperatures are others since."""
+    """The promise about an engine's answers. It is dropped with a warning where the table or temperatures have changed."""
     if engine.promise is not None and not engine.promise.holds(engine.model):
         warn("the exit table or temperatures have changed since the calibration: its promise is gone")
         engine.promise = None
@@ -68,7 +70,7 @@ class _Auditor:
     audit: Audit
 
     def see(self, tokens: Tokens, logits: torch.Tensor) -> None:
-        """Run some of a window's samples to the end, and count which of their answers [N, C] are the same."""
+        """Run some of a window's samples to the end, and count how many of their answers [N, C] are the same."""
         engine, made = self.engine, self.engine.promise
         if made is not None and promise_of(engine) is None and self.audit.promised == made.agreement:
             self.audit.promised = None
@@ -77,7 +79,7 @@ class _Auditor:
             self.audit.record(logits[rows].argmax(-1) == engine.full_depth(tokens.select(rows)).argmax(-1))
 
     def end(self) -> None:
-        """Say that it ends, since the answers to come are others."""
+        """Warn that the audit ends, since the answers to come are others."""
         warn("the audit that was running ends here: call `audit` again for the new answers")
 
 
@@ -86,13 +88,13 @@ class AuditReport:
     """What an audit has seen so far.
 
     Attributes:
-        samples: audited.
-        agreement: share of them that got the last exit's answer; None before the first.
-        recent: the same, weighted towards about the last 500.
+        samples: how many were audited.
+        agreement: the share of them that got the last exit's answer; None before the first.
+        recent: the same share, with most weight on about the last 500.
         interval: of the agreement, at the audit's confidence for one look (Clopper and Pearson).
-        promised: the agreement that was promised; None where none was.
+        promised: the promised agreement; None without a promise.
         holds: False once the audit has shown, at its confidence however often one looks, that the promise is broken; True
-            while it has not; None without a promise.
+            before that; None without a promise.
     """
 
     samples: int
@@ -107,10 +109,10 @@ class Audit:
     """Counts how often audited samples get the last exit's answer, and warns once when a promise no longer holds.
 
     Args:
-        rate: share of the samples to audit, above 0, at most 1.
-        promised: agreement to hold the answers to; None: only observed.
+        rate: the share of the samples to audit, above 0, at most 1.
+        promised: the agreement that answers shall have; None: the audit only observes.
         confidence: of the interval.
-        seed: of the choice; None: another one each time.
+        seed: of the random choice; None: another one each time.
     """
 
     def __init__(self, rate: float, promised: float | None = None, confidence: float = 0.95, seed: int | None = None) -> None:
@@ -134,12 +136,12 @@ class Audit:
             self._generator.manual_seed(seed)
         self._samples = 0
         self._differing = 0
-        self._recent = 0.0 if promised is None else 1 - promised  # share that differs, lately
+        self._recent = 0.0 if promised is None else 1 - promised  # the share of the latest samples that differs
         self._log_wealth = 0.0
         self._broken = False
 
     def choose(self, samples: int) -> torch.Tensor:
-        """[K] int64, which of a window's samples are audited."""
+        """[K] int64, the samples of a window that are audited."""
         return (torch.rand(samples, generator=self._generator) < self.rate).nonzero()[:, 0]
 
     def record(self, agrees: torch.Tensor) -> None:
@@ -149,7 +151,7 @@ class Audit:
             self._bet(not agreeing)
             self._samples += 1
             self._differing += not agreeing
-            # Before the first the promise itself stands for one sample.
+            # The promise itself counts as one sample, before the first.
             self._recent += ((not agreeing) - self._recent) / min(self._samples + (self.promised is not None), MEMORY)
         if self._broken and not warned:
             report = self.report()
@@ -161,10 +163,11 @@ class Audit:
             )
 
     def _bet(self, differs: bool) -> None:
-        """Bet on one sample that more differ than promised; while the promise holds, wealth never grows on average.
+        """Bet, on one sample, that more samples differ than promised.
 
-        So it reaches 1 / (1 - confidence) at any time with probability 1 - confidence at most (Ville's inequality). The stake
-        follows what was seen lately, not since the audit began, or a late change would long be held for luck.
+        While the promise holds, wealth never grows on average. So it ever reaches 1 / (1 - confidence) with probability
+        1 - confidence at most (Ville's inequality). The stake follows the latest samples, not all of them: otherwise a late
+        change would long be taken for luck.
         """
         if self.promised is None:
             return
@@ -174,7 +177,7 @@ class Audit:
         self._broken |= self._log_wealth >= -math.log(1 - self.confidence)
 
     def report(self) -> AuditReport:
-        """What was seen so far."""
+        """What the audit has seen so far."""
         if not self._samples:
             return AuditReport(0, None, None, (0.0, 1.0), self.promised, holds=None if self.promised is None else True)
         low, high = binomial_interval(self._differing, self._samples, self.confidence)

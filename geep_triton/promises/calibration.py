@@ -1,7 +1,8 @@
-"""What a calibration found."""
+"""The result of a calibration."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Candidate:
-    """One policy on the calibration samples.
+    """One policy and its figures on the calibration samples.
+
+    A family that was fitted to half of the samples is judged by the other half.
 
     Attributes:
         policy: its short form.
         family: the name of its family; see `geep_triton.promises.families`.
-        agreement: share of the calibration samples that get the last exit's answer; of a family that was fitted to half of
-            them, share of the other half, as all that follows.
-        accuracy: share that get the right one; None without labels.
-        mean_layers: layers run a sample, on average.
-        samples_per_second: wall clock here; None where it was not measured.
-        speed_up: over full depth in the same run.
+        agreement: the share of samples that get the last exit's answer.
+        accuracy: the share of samples that get the right answer; None without labels.
+        mean_layers: how many layers a sample runs on average.
+        samples_per_second: by the wall clock of this machine; None where it was not measured.
+        speed_up: how many times as fast as full depth in the same run.
     """
 
     policy: str
@@ -36,21 +38,22 @@ class Calibration:
     """What `calibrate` found.
 
     Attributes:
-        promise: which of "agreement", "max_accuracy_drop", "mean_depth", "speedup", and its value.
+        promise: its name ("agreement", "max_accuracy_drop", "mean_depth" or "speedup") and its value.
         method: "learn-then-test" or "conformal"; see `calibrate`.
-        confidence: with which "agreement" and "max_accuracy_drop" hold for texts like the calibration's; None: on average, or
-            it is not they that were asked for.
-        samples: calibration samples.
-        dtype: in which the engine ran; in another one the promise does not hold.
-        device: kind of device that it ran on, "cpu" or "cuda"; below float32 each rounds in its own way.
-        max_length: most tokens that the engine let a sample have; truncation: whether it cut longer ones.
-        exit_table: digest of the model's; None: it had none.
+        confidence: with which "agreement" or "max_accuracy_drop" holds for texts like those of the calibration. None: it holds
+            on average, or another promise was asked for.
+        samples: how many samples there were.
+        dtype: in which the engine ran; the promise holds in no other.
+        device: kind of device on which it ran, "cpu" or "cuda"; below float32 each rounds in its own way.
+        max_length: the most tokens that the engine let a sample have.
+        truncation: whether it cut longer samples.
+        exit_table: digest of the model's exit table; None: it had none.
         exit_temperatures: of the model.
-        chosen: the fastest candidate; with "mean_depth" and "speedup" the one that agrees most.
-        candidates: full depth, and the best setting of each family that keeps the promise, measured; with "conformal" the
-            chosen one is not among them, since it is set on samples that had no part in choosing its family.
-        unsafe: families of which no setting was shown to keep the promise.
-        curve: the settings of the chosen family, from cautious to bold, some of them measured.
+        chosen: the fastest candidate; with "mean_depth" and "speedup" the candidate that agrees most.
+        candidates: full depth, and the best setting of each family that keeps the promise, all measured. With "conformal" the
+            chosen policy is not among them: its setting comes from samples that had no part in the choice of its family.
+        unsafe: families without a setting that was shown to keep the promise.
+        curve: the settings of the chosen family, from cautious to bold. Some of them are measured.
     """
 
     promise: tuple[str, float]
@@ -69,13 +72,13 @@ class Calibration:
     curve: tuple[Candidate, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As saved in the model's `exit_config.calibration`: of the curve the points that were measured."""
+        """As it is saved in the model's `exit_config.calibration`, with the measured points of the curve only."""
         values = asdict(self)
         values["curve"] = [asdict(point) for point in self.curve if point.samples_per_second is not None]
         return values | {"promise": list(self.promise)}
 
     def plot(self, path: str | Path) -> None:
-        """Agreement, accuracy and measured samples/s over mean layers of the chosen family, as PNG. Needs matplotlib."""
+        """Draw agreement, accuracy and measured samples/s over mean layers of the chosen family. Needs matplotlib."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -84,14 +87,15 @@ class Calibration:
         layers = [point.mean_layers for point in points]
         axes.plot(layers, [point.agreement for point in points], marker=".", label="same answer as all layers")
         if self.chosen.accuracy is not None:
-            axes.plot(layers, [point.accuracy for point in points], marker=".", label="accuracy")
+            accuracies = [math.nan if point.accuracy is None else point.accuracy for point in points]
+            axes.plot(layers, accuracies, marker=".", label="accuracy")
         axes.axvline(self.chosen.mean_layers, color="gray", linestyle=":", label=self.chosen.family)
         axes.set(xlabel="mean layers", ylabel="share of the calibration samples")
-        measured = [point for point in points if point.samples_per_second is not None]
+        measured = [(point.mean_layers, point.samples_per_second) for point in points if point.samples_per_second is not None]
         speed = axes.twinx()
         speed.plot(
-            [point.mean_layers for point in measured],
-            [point.samples_per_second for point in measured],
+            [depth for depth, _ in measured],
+            [speed for _, speed in measured],
             color="gray", marker="x", linestyle="--", label="samples/s",
         )  # fmt: skip
         speed.set(ylabel="samples/s", ylim=(0, None))

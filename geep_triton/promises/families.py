@@ -1,8 +1,8 @@
-"""Families of policies that `calibrate` tries, each from cautious to bold: a grid over where samples start and who leaves."""
+"""The families of policies that `calibrate` tries: a grid over where samples start and who leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,31 +15,33 @@ from geep_triton.policies.policy import Policy
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, Start, TableAgreement, TableExit
 
 SETTINGS = 60  # of a family
-CAUTIOUS_SETTINGS = 12  # of one with fitted thresholds, besides
+CAUTIOUS_SETTINGS = 12  # which a family with fitted thresholds has besides
 QUANTILES = 20
-FIRST_SCORED = 0.05  # share of texts like it that have left where a sample is first scored
-PLANNING_PRICE = 0.05  # of a layer in agreement, where a check follows anyway
-LARGEST_SHARE = 0.2  # of wrong answers among those who leave at a layer that a fitted threshold may allow
+FIRST_SCORED = 0.05  # a sample is first scored where this share of texts like it has left
+PLANNING_PRICE = 0.05  # of a layer, in agreement, where samples are scored afterwards
+LARGEST_SHARE = 0.2  # of wrong answers that a fitted threshold may allow among those who leave at a layer
 CONSTANT = "constant"
-# The cells of the grid that are tried. Patience, patience of sure exits and a table's counts alone were chosen in none of the
-# 36 calibrations of bench/POLICIES.md, and only took error from the others.
+# The cells of the grid that are tried. Each takes error from the others. The 36 calibrations of docs/results/policies.md, on
+# CPUs, never chose patience, patience of sure exits and a table's counts alone, which are left out. They never chose
+# "predicted+threshold", "predicted, learned", "allocated" and `CONSTANT` either. The first stays for tables without learned
+# values. The others score nobody, and stay until they are calibrated on a GPU, where a score costs more (docs/results/gpu.md).
 TRIED = (
     *("threshold", "threshold per layer", "margin", CONSTANT),
     *("predicted+threshold", "predicted+threshold per layer", "predicted, learned", "predicted, learned+threshold"),
     *("allocated", "allocated+threshold"),
 )
-PLAIN = ("threshold", "threshold per layer", "margin")  # scored from the first exit on, whatever the tokens are
+PLAIN = ("threshold", "threshold per layer", "margin")  # they look at no tokens and score from the first exit on
 
 
 @dataclass(frozen=True, eq=False)
 class FitSamples:
-    """What families may be fitted to: recorded exits of samples that do not judge them.
+    """The recorded exits of samples to which families are fitted. Other samples judge the families.
 
     Attributes:
         uncertainty: [N, E - 1] normalized entropy at the early exits, infinite where the sample is not scored.
-        agrees: [N, E - 1] bool, whether each gives the last exit's answer.
-        layers: the E exits' layers.
-        score_cost: what scoring a sample at an exit costs, in layers.
+        agrees: [N, E - 1] bool, whether each early exit gives the last exit's answer.
+        layers: the layers of the E exits.
+        score_cost: of a sample at an exit, in layers.
     """
 
     uncertainty: torch.Tensor
@@ -49,31 +51,33 @@ class FitSamples:
 
     @classmethod
     def of(cls, record: EveryExit, layers: Sequence[int], score_cost: float) -> FitSamples:
-        """From every exit's answers to N samples."""
+        """Make them of every exit's answers to N samples."""
         answers = record.logits.argmax(-1)
         agrees = answers[:, :-1] == answers[:, -1:]
         return cls(record.uncertainty(layers)[:, :-1], agrees, tuple(layers), score_cost)
 
     @cached_property
     def thresholds(self) -> list[dict[int, float]]:
-        """Layer -> threshold: first parts of those under which nobody here left with a wrong answer, since on other samples
-        somebody will; then for ever larger shares of wrong answers among those who leave at a layer.
+        """Layer -> threshold, from cautious to bold.
+
+        The boldest thresholds under which nobody here left with a wrong answer are scaled down first, since on other samples
+        somebody will. The later ones allow ever larger shares of wrong answers among those who leave at a layer.
         """
         shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
         found = [thresholds_at(self.uncertainty, self.agrees, share) for share in shares]
         parts = torch.logspace(-2, 0, CAUTIOUS_SETTINGS + 1).tolist()[:-1]
         cautious = [tuple(None if value is None else part * value for value in found[0]) for part in parts]
-        return [worthwhile(self, thresholds) for thresholds in cautious + found]
+        return [drop_exits_that_do_not_pay(self, thresholds) for thresholds in cautious + found]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Policies of one kind: a cell of the grid.
+    """Policies of one kind, a cell of the grid.
 
     Attributes:
-        name: shown to the user: its start, "+" and its leave; a leave alone where samples are scored from the first exit on.
-        policies: from cautious to bold.
-        fitted: whether the samples given to `policies` shape them, so that others must judge.
+        name: shown to the user. It is the start, "+" and the leave; or the leave alone where all start at the first exit.
+        policies: makes the policies, from cautious to bold.
+        fitted: whether `policies` fits them to its samples, so that other samples must judge them.
     """
 
     name: str
@@ -81,29 +85,37 @@ class Family:
     fitted: bool = False
 
 
-def families_of(model: MultiExitBert, every: bool = False) -> list[Family]:
-    """What `calibrate` tries on this model; starts by a table need an exit table, and some of them its learned values.
+def families_of(model: MultiExitBert, every: bool = False, learned: Collection[str] | None = None) -> list[Family]:
+    """The families for a model. Starts by a table need an exit table, and some of them need learned values.
 
     Args:
-        model: whose exits, classes and table they are for.
-        every: all cells of the grid, not only those of `TRIED`.
+        model: its exits, classes and table decide which families there are.
+        every: give all cells of the grid, not only those of `TRIED`.
+        learned: names of the learned values of a table that is still to be built. None: the model's own table counts.
     """
     if len(model.config.exit_layers) == 1:
         return [Family("full", lambda fit: [Policy(LastLayer())])]
+    if learned is None and model.exit_table is not None:
+        learned = model.exit_table.learned
     families, leaves = [], _leaves(model)
-    for name, (start, alone) in _starts(model).items():
+    for name, (start, alone) in _starts(model.config.exit_layers[:-1], learned).items():
         if alone:
-            families.append(Family(name, lambda fit, alone=alone: [Policy(at) for at in alone]))
+            families.append(_alone(name, alone))
         if start is not None:
             families += [_family(name, start, leave, made) for leave, made in leaves.items()]
     return [family for family in families if every or family.name in TRIED]
 
 
-def error_shares(families: Sequence[Family]) -> dict[str, float]:
-    """Family -> its share of the error that a promise allows. They sum to 1, and the calibration's texts have no part in them.
+def _alone(name: str, starts: Sequence[Start]) -> Family:
+    return Family(name, lambda fit: [Policy(start) for start in starts])
 
-    Half is for the families of `PLAIN`, which were chosen most often and kept their promises under shifted texts. The others
-    share the rest, and none of them gets more than a plain one.
+
+def error_shares(families: Sequence[Family]) -> dict[str, float]:
+    """Family -> its share of the error that a promise allows. The shares sum to 1 and do not depend on any text.
+
+    The families of `PLAIN` get at least half: they were chosen in 22 of the 36 calibrations of docs/results/policies.md. Under
+    shifted texts "threshold" broke none of 27 promises and "threshold per layer" 5 of 27; "margin" is not measured there. The
+    others share the rest, and none of them gets more than an equal share.
     """
     plain = sum(family.name in PLAIN for family in families)
     others = len(families) - plain
@@ -114,43 +126,47 @@ def error_shares(families: Sequence[Family]) -> dict[str, float]:
     return {family.name: of_plain if family.name in PLAIN else of_other for family in families}
 
 
-def _starts(model: MultiExitBert) -> dict[str, tuple[Start | None, list[Start]]]:
-    """Name -> where samples start that a leave scores from there on (None: none does), and where all are answered unscored."""
-    early, table = model.config.exit_layers[:-1], model.exit_table
-    starts: dict[str, tuple[Start | None, list[Start]]] = {
+def _starts(early: Sequence[int], learned: Collection[str] | None) -> dict[str, tuple[Start | None, Sequence[Start]]]:
+    """Name -> a start for samples that are scored from there on (None: none), and starts where all are answered unscored.
+
+    Args:
+        early: layers of the exits before the last.
+        learned: names of the table's learned values. None: there is no table.
+    """
+    starts: dict[str, tuple[Start | None, Sequence[Start]]] = {
         "": (FirstExit(), []),
         CONSTANT: (None, [AtLayer(layer) for layer in reversed(early)]),
     }
-    if table is None:
+    if learned is None:
         return starts
     quantiles = [quantile / QUANTILES for quantile in range(QUANTILES, 0, -1)]
     starts["predicted"] = TableExit(FIRST_SCORED), [TableExit(quantile) for quantile in quantiles]
-    if "exits" in table.learned:
-        learned = [TableExit(quantile, "learned") for quantile in quantiles]
-        starts["predicted, learned"] = TableExit(FIRST_SCORED, "learned"), learned
-    if "agreement" in table.learned:
+    if "exits" in learned:
+        by_learned = [TableExit(quantile, "learned") for quantile in quantiles]
+        starts["predicted, learned"] = TableExit(FIRST_SCORED, "learned"), by_learned
+    if "agreement" in learned:
         prices = [0.0, *torch.logspace(-4, -0.5, SETTINGS).tolist()]
         starts["allocated"] = TableAgreement(PLANNING_PRICE), [TableAgreement(price) for price in prices]
     return starts
 
 
-Leaves = Callable[[FitSamples], Sequence[Leave | None]]  # from cautious to bold; None: nobody may leave early
+Leaves = Callable[[FitSamples], Sequence[Leave | None]]  # makes leaves from cautious to bold; None: nobody leaves early
 
 
 def _leaves(model: MultiExitBert) -> dict[str, Leaves]:
-    """Name -> who leaves."""
+    """Name -> what makes the leaves of that name."""
     grid, exits = torch.logspace(-4, 0, SETTINGS).tolist(), len(model.config.exit_layers)
     leaves: dict[str, Leaves] = {"threshold": lambda fit: [Sure(value) for value in grid], "threshold per layer": _per_layer}
-    if model.config.num_labels > 2:  # for two classes it orders samples as the entropy does
+    if model.config.num_labels > 2:  # for two classes the margin orders samples as the entropy does
         leaves["margin"] = lambda fit: [Sure(value, "margin") for value in grid]
-    if exits > 2:  # the first has none before it to agree with
+    if exits > 2:  # the first exit has no exit before it to agree with
         leaves["patience"] = lambda fit: [Patient(patience) for patience in range(exits - 2, 0, -1)]
         leaves["patience of sure exits"] = lambda fit: [Patient(2, value) for value in grid]
     return leaves
 
 
 def _per_layer(fit: FitSamples) -> list[Leave | None]:
-    """Thresholds of each layer's own for every share of wrong answers."""
+    """Leaves with a threshold for each layer, one for every share of wrong answers."""
     return [Sure(tuple(found.values()), layers=tuple(found)) if found else None for found in fit.thresholds]
 
 
@@ -162,26 +178,27 @@ def _family(start_name: str, start: Start, leave_name: str, leaves: Leaves) -> F
 
 
 def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float | None, ...]:
-    """Per layer the highest threshold under which at most `share` of the samples that pass it disagree; None where none is.
+    """Per layer, the highest threshold at which at most `share` of those who leave disagree; None where there is none.
 
     Args:
-        uncertainty, agrees: [N, E - 1]; an uncertainty that is infinite passes no threshold.
+        uncertainty: [N, E - 1]; a sample leaves under no threshold where it is infinite.
+        agrees: [N, E - 1] bool.
         share: 0..1.
     """
     values, order = uncertainty.sort(0)
     wrong = (~agrees).gather(0, order).cumsum(0)
     passing = torch.arange(1, len(values) + 1)[:, None]
     ends = torch.ones_like(agrees)
-    ends[:-1] = values[1:] != values[:-1]  # equal uncertainties pass together
+    ends[:-1] = values[1:] != values[:-1]  # samples of equal uncertainty leave together
     holds = (wrong <= share * passing) & values.isfinite() & ends
     last = torch.where(holds, passing, 0).amax(0)
     return tuple(float(values[count - 1, layer]) if count else None for layer, count in enumerate(last.tolist()))
 
 
-def worthwhile(fit: FitSamples, thresholds: Sequence[float | None]) -> dict[int, float]:
-    """Layer -> threshold of the exits at which scoring saves more than it costs; at least one of those with a threshold.
+def drop_exits_that_do_not_pay(fit: FitSamples, thresholds: Sequence[float | None]) -> dict[int, float]:
+    """Layer -> threshold, for the exits at which scoring saves more than it costs, or for one exit if there is none.
 
-    Greedy: while leaving one exit out makes the samples cheaper, the one that saves most is left out.
+    This is greedy: as long as samples get cheaper without some exit, the exit that costs most is dropped.
     """
     layers = torch.tensor(fit.layers, dtype=torch.float64)
     leaves = fit.uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
@@ -189,16 +206,16 @@ def worthwhile(fit: FitSamples, thresholds: Sequence[float | None]) -> dict[int,
     cost = _mean_cost(leaves, layers, kept, fit.score_cost)
     while len(kept) > 1:
         without = {exit_: _mean_cost(leaves, layers, [e for e in kept if e != exit_], fit.score_cost) for exit_ in kept}
-        least = min(without, key=without.get)
+        least = min(without, key=without.__getitem__)
         if without[least] > cost:
             break
         cost = without[least]
         kept.remove(least)
-    return {fit.layers[exit_]: thresholds[exit_] for exit_ in kept}
+    return {fit.layers[exit_]: value for exit_, value in enumerate(thresholds) if value is not None and exit_ in kept}
 
 
 def _mean_cost(leaves: torch.Tensor, layers: torch.Tensor, kept: list[int], score_cost: float) -> float:
-    """Mean layers a sample takes that is scored at the exits `kept`, scoring included: leaves [N, E - 1] bool."""
+    """Mean layers that a sample takes, scoring included, if it is scored at the exits `kept`: leaves [N, E - 1] bool."""
     if not kept:
         return float(layers[-1])
     leaves = leaves[:, kept]

@@ -1,4 +1,4 @@
-"""Promises about exits that hold with a stated confidence, from calibration samples exchangeable with those to come."""
+"""The statistics of promises, which hold where calibration samples are exchangeable with those to come."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from scipy.stats import binom, binomtest
 
 
 def binomial_p_value(failures: int, samples: int, risk: float) -> float:
-    """P(at most `failures` of `samples` | each fails with probability `risk`): small where the true risk is lower."""
+    """P(at most `failures` of `samples` fail | each fails with probability `risk`). Small where the true risk is lower."""
     return float(binom.cdf(failures, samples, risk))
 
 
 def binomial_interval(failures: int, samples: int, confidence: float) -> tuple[float, float]:
-    """Clopper and Pearson's two-sided interval for the failures' probability."""
+    """Clopper and Pearson's two-sided interval for the probability of a failure."""
     interval = binomtest(failures, samples).proportion_ci(confidence, "exact")
     return float(interval.low), float(interval.high)
 
@@ -23,8 +23,9 @@ def binomial_interval(failures: int, samples: int, confidence: float) -> tuple[f
 def betting_p_value(losses: torch.Tensor, risk: float, confidence: float) -> float:
     """P-value of "the mean loss is `risk` or more", for losses in [0, 1] in random order (Waudby-Smith and Ramdas 2020).
 
-    A gambler bets against it, loss by loss; under the hypothesis the fortune is a supermartingale, so by Ville's inequality
-    it exceeds 1/p with probability at most p. Uses the losses' variance, which a small drop of accuracy needs.
+    A gambler bets against the hypothesis, loss by loss. If it is true, the fortune is a supermartingale, so that by Ville's
+    inequality it ever exceeds 1/p with probability at most p. Bets use the variance of the losses: a small drop of accuracy
+    could not be shown without it.
     """
     losses = losses.double()
     count = torch.arange(1, len(losses) + 1, dtype=torch.float64)
@@ -37,15 +38,15 @@ def betting_p_value(losses: torch.Tensor, risk: float, confidence: float) -> flo
 
 
 def samples_needed(risk: float, confidence: float) -> int:
-    """Samples that without a single failure show a risk below `risk` with this confidence."""
+    """How many samples without a failure show, with this confidence, that the risk is below `risk`."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-risk))
 
 
 def boldest_safe(p_values: Sequence[float], confidence: float) -> int | None:
-    """Index of the last setting before the first that is not shown to be safe; None where the first is not.
+    """Index of the last setting before the first one that is not shown to be safe; None where already the first is not.
 
-    Settings are ordered from cautious to bold before the data are seen, so testing stops at the first failure and no
-    correction for their number is needed (fixed-sequence Learn-then-Test, Angelopoulos et al. 2021).
+    Settings are ordered from cautious to bold before the data are seen. Testing stops at the first failure, so their number
+    needs no correction (fixed-sequence Learn-then-Test, Angelopoulos et al. 2021).
     """
     chosen = None
     for index, p_value in enumerate(p_values):
@@ -56,20 +57,20 @@ def boldest_safe(p_values: Sequence[float], confidence: float) -> int | None:
 
 
 def samples_needed_on_average(risk: float) -> int:
-    """Samples after which `boldest_on_average` can choose anything, where none of them is a loss."""
+    """How many samples without a loss let `boldest_on_average` choose a setting."""
     return math.ceil(1 / risk) - 1
 
 
 def boldest_on_average(losses: torch.Tensor, risk: float) -> int | None:
     """Index of the boldest setting whose expected loss on a new sample is at most `risk`; None where there is none.
 
-    Conformal risk control (Angelopoulos et al. 2022); for agreement it is what CATs do (Schuster et al. 2021). On average over
-    calibration sets: no further confidence is stated. A loss counts from the first setting on that has it, since the
-    guarantee needs losses that do not fall as settings get bolder.
+    This is conformal risk control (Angelopoulos et al. 2022); for agreement CATs do the same (Schuster et al. 2021). It holds
+    on average over calibration sets, and no further confidence is stated. The guarantee needs losses that do not fall as
+    settings get bolder, so a loss counts for its own setting and all bolder ones.
 
     Args:
-        losses: [S, N] at most 1, a row for each setting, from cautious to bold. What is gained by a setting (a loss below 0)
-            does not count, since falling back to full depth has loss 0.
+        losses: [S, N] at most 1, a row for each setting, from cautious to bold. A gain (a loss below 0) counts as 0, since
+            full depth, the fallback, has loss 0.
         risk: the loss that is allowed.
     """
     worst = losses.double().clamp(min=0).cummax(0).values

@@ -1,4 +1,4 @@
-"""Policies simulated on recorded answers."""
+"""A judge of policies, which simulates them on recorded answers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,37 @@ from geep_triton.promises.simulate import simulate
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """One policy on the calibration samples, in the judge's random order.
+    """How one policy answers the calibration samples, in the judge's random order.
 
     Attributes:
         candidate: its figures.
-        disagrees: [N] bool.
-        drop: [N] int64, whether the last exit is right less whether this answer is; None without labels.
+        disagrees: [N] bool, whether its answer is not the last exit's.
+        drop: [N] int64: 1 where the last exit is right and this answer is not, -1 where it is the other way round, else 0. None
+            without labels.
     """
 
     candidate: Candidate
     disagrees: torch.Tensor
     drop: torch.Tensor | None
 
+    def losses(self, promise: str) -> torch.Tensor:
+        """[N], what "agreement" or "max_accuracy_drop" bounds the mean of. ValueError for a drop without labels."""
+        if promise == "agreement":
+            return self.disagrees
+        if self.drop is None:
+            raise ValueError(f"{promise} needs labels")
+        return self.drop
+
 
 class Judge:
-    """Simulates policies on recorded answers."""
+    """Simulates policies on recorded answers.
+
+    Args:
+        model: whose exits were recorded.
+        record: every exit's answers to N samples.
+        truth: [N] int64, their labels; None: not known.
+        order: [N] int64, the order in which verdicts give the samples.
+    """
 
     def __init__(self, model: MultiExitBert, record: EveryExit, truth: torch.Tensor | None, order: torch.Tensor) -> None:
         self.model, self.record = model, record
@@ -38,7 +54,7 @@ class Judge:
         self.answers = record.logits.argmax(-1)
 
     def __call__(self, policy: Policy, family: str, rows: slice = slice(None)) -> Verdict:
-        """How the policy answers the calibration samples; its candidate tells of `rows` in the judge's order."""
+        """Judge a policy. The figures of its candidate are of the samples `rows`, in the judge's order."""
         exits = simulate(self.model, policy, self.record.tokens, self.record.logits, self.record.skipped)
         given = self.answers.gather(1, exits[:, None])[:, 0]
         disagrees, drop, accuracy = given != self.answers[:, -1], None, None

@@ -1,4 +1,4 @@
-"""Where samples would leave under a policy, from the recorded answers of every exit: no layer runs."""
+"""A simulation of policies: where samples would leave, from the recorded answers of every exit. No layer runs."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from geep_triton.tokens.ragged import Tokens
 def simulate(
     model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch.Tensor, skipped: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Index among the model's exits at which each sample is answered.
+    """The exit at which each sample is answered, as an index among the model's exits.
 
     Args:
-        model: whose exits they are.
+        model: whose exits were recorded.
         policy: any policy that this model can run.
-        tokens: N samples.
-        logits: [N, E, C], every exit's answers, as `Engine.exit_logits` returns.
-        skipped: [N, L] bool, the layers each sample skips, as `Engine.every_exit` records; None: none.
+        tokens: of N samples.
+        logits: [N, E, C], every exit's answers, as `Engine.every_exit` records them.
+        skipped: [N, L] bool, the layers that each sample skips, as `Engine.every_exit` records them; None: none.
 
     Returns:
-        [N] int64; layers are `model.config.exit_layers` at these.
+        [N] int64, indices into `model.config.exit_layers`.
     """
     exit_layers, last = model.config.exit_layers, model.config.num_hidden_layers
     stops, rule = policy.stops(model, tokens), policy.rule(model)
     previous, streak = torch.full_like(stops, -1), torch.zeros_like(stops, dtype=torch.int32)
-    for layer in sorted(rule.thresholds) if rule is not None else ():
+    if rule is None:
+        return torch.searchsorted(torch.tensor(exit_layers), stops)
+    for layer in sorted(rule.thresholds):
         stopping = stops == layer
         if skipped is not None:
-            # Who skipped the layer is neither scored nor answered after it.
+            # A sample that skipped the layer is neither scored nor answered after it.
             stops[stopping & skipped[:, layer - 1]] = rule.next_stop(layer, last)
             stopping &= ~skipped[:, layer - 1]
         rows = stopping.nonzero()[:, 0]
         if not rows.numel():
             continue
-        first = not rule.remembers or layer == min(rule.thresholds)
-        memory = (None, None) if first else (previous[rows], streak[rows])
+        unscored = not rule.remembers or layer == min(rule.thresholds)
+        memory = (None, None) if unscored else (previous[rows], streak[rows])
         scores = rule.score(layer, logits[rows, exit_layers.index(layer)], *memory)
         previous[rows], streak[rows] = scores.prediction, scores.streak
         stops[rows[~scores.leaves]] = rule.next_stop(layer, last)

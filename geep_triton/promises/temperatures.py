@@ -1,10 +1,9 @@
-"""Temperatures that make an exit's probabilities mean what they say (Guo et al. 2017)."""
+"""Temperatures, by which an exit's probabilities mean what they say (Guo et al. 2017)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from geep_triton.checks import check_int, check_kind, check_tensor
 from geep_triton.engine.checks import as_list, label_ids
 from geep_triton.engine.engine import Engine
+from geep_triton.tokens.samples import Inputs
 from geep_triton.warn import warn
 
 
@@ -21,7 +21,8 @@ class TemperatureFit:
 
     Attributes:
         temperatures: above 1 for an exit that is too sure of itself.
-        error_before, error_after: expected calibration error on the given texts, at the temperatures before and now.
+        error_before: expected calibration error on the given texts, at the temperatures that the model had.
+        error_after: the same at the temperatures that were found.
     """
 
     temperatures: tuple[float, ...]
@@ -32,12 +33,12 @@ class TemperatureFit:
     def of(
         cls, logits: torch.Tensor, labels: torch.Tensor, before: Sequence[float] | None, counted: torch.Tensor | None
     ) -> TemperatureFit:
-        """From logits [N, E, C] without any temperature; see `best_temperatures`."""
+        """Fit them to logits [N, E, C] at temperature 1; see `best_temperatures`."""
         found = best_temperatures(logits, labels, counted)
 
         def errors(temperatures: Sequence[float]) -> tuple[float, ...]:
             exits = zip(logits.unbind(1), temperatures, strict=True)
-            rows = [slice(None)] * len(temperatures) if counted is None else counted.unbind(1)
+            rows: Sequence[slice | torch.Tensor] = [slice(None)] * len(temperatures) if counted is None else counted.unbind(1)
             return tuple(
                 expected_calibration_error(exit_[row] / temperature, labels[row])
                 for (exit_, temperature), row in zip(exits, rows, strict=True)
@@ -46,23 +47,22 @@ class TemperatureFit:
         return cls(tuple(found), errors(before or [1.0] * len(found)), errors(found))
 
 
-def fit_temperatures(engine: Engine, inputs: Any, labels: Sequence[str | int]) -> TemperatureFit:
-    """Fit a temperature to each exit, so that its probabilities mean what they say; answers stay the same.
+def fit_temperatures(engine: Engine, inputs: Inputs, labels: Sequence[str | int]) -> TemperatureFit:
+    """Fit a temperature to each exit, so that its probabilities mean what they say. Answers stay the same.
 
-    Thresholds, an exit table and a calibration made before then mean something else, so do this first.
+    Do this first: thresholds, an exit table and a calibration that were made before mean something else afterwards.
 
     Args:
-        engine: of the model that keeps them.
-        inputs: what `calibrate` takes; texts that were not trained on.
+        engine: its model keeps the temperatures, in `model.exit_config.temperatures`, and saves them.
+        inputs: texts as for `calibrate`. The model was not trained on them.
         labels: names or ids, one per text.
 
     Returns:
-        One temperature per exit, kept in `model.exit_config.temperatures` and saved with the model; and the expected
-        calibration error of each exit before and after.
+        One temperature per exit, and the expected calibration error of each exit before and after.
 
     Raises:
-        ValueError: labels that do not fit, before anything runs, and all that `predict` raises.
-        TypeError: no engine, or inputs of another type.
+        ValueError: labels do not fit, which is told before anything runs; and whatever `predict` raises.
+        TypeError: `engine` is no engine, or inputs have another type.
     """
     check_kind("engine", engine, Engine)
     model, inputs = engine.model, as_list(inputs)
@@ -72,7 +72,7 @@ def fit_temperatures(engine: Engine, inputs: Any, labels: Sequence[str | int]) -
     logits, counted = record.logits, None
     if served.temperatures is not None:
         logits = logits * torch.tensor(served.temperatures)[:, None]
-    if record.skipped is not None:  # early exits score only who runs their layer
+    if record.skipped is not None:  # an early exit scores only samples that run its layer
         counted = record.scored(model.config.exit_layers)
     found = TemperatureFit.of(logits, truth, served.temperatures, counted)
     stale = [name for name, value in (("calibration", served.calibration), ("exit table", model.exit_table)) if value]
@@ -88,15 +88,15 @@ def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch
     """The temperature of each exit at which its probabilities fit the labels best (least cross entropy).
 
     Args:
-        logits: [N, E, C] of labelled texts that were not trained on.
+        logits: [N, E, C], at temperature 1, of texts that the model was not trained on.
         labels: [N] int64.
-        counted: [N, E] bool, which samples each exit is judged by; None: all.
+        counted: [N, E] bool, the samples by which each exit is judged; None: all.
 
     Returns:
         E temperatures; above 1 for an exit that is too sure of itself.
 
     Raises:
-        ValueError: no samples, or shapes that differ.
+        ValueError: there are no samples, or shapes differ.
     """
     check_tensor("logits", logits, 3)
     check_tensor("labels", labels, 1, torch.int64)
@@ -104,7 +104,7 @@ def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch
         raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
     logits = logits.double()
     targets = labels[:, None].expand(logits.shape[:2])
-    # Cross entropy is convex in the inverse temperature; its logarithm keeps that positive.
+    # Cross entropy is convex in the inverse temperature. Its logarithm is fitted, which keeps it positive.
     log_inverse = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -117,7 +117,7 @@ def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch
         return loss
 
     optimizer.step(closure)
-    # Exits that are always right would grow without end.
+    # An exit that is always right would want a temperature of 0.
     return (-log_inverse.detach()).clamp(-5.0, 5.0).exp().tolist()
 
 
@@ -125,8 +125,9 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins:
     """Mean distance between confidence and accuracy over equal bins of confidence, weighted by samples (Naeini et al. 2015).
 
     Args:
-        logits: [N, C]; labels: [N] int64.
-        bins: of the highest probability, 0..1.
+        logits: [N, C].
+        labels: [N] int64.
+        bins: into how many bins the highest probability, 0..1, is cut.
     """
     check_tensor("logits", logits, 2)
     check_tensor("labels", labels, 1, torch.int64)

@@ -1,4 +1,4 @@
-"""What is promised: whether it can be, how many samples it needs, and which of a family's settings keeps it."""
+"""The terms of a promise: whether it can be made, how many samples it needs, and which setting of a family keeps it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from geep_triton.promises.judge import Verdict
 
 METHODS = ("learn-then-test", "conformal")
 FEWEST = 20  # texts to rank settings by
-BEYOND = 1.03  # what is aimed at where that much speed-up is asked for: measurements scatter
+BEYOND = 1.03  # times a speed-up is what is aimed at, since measurements scatter
 
 
 def check_method(method: str, promise: tuple[str, float], confidence: float | None) -> float | None:
-    """The confidence to be had by `method`: None where a promise is kept on average, or is one on costs, which the samples at
-    hand keep. ValueError where they do not fit.
+    """The confidence of a promise by `method`. None for a promise on average, and for one on costs, which is measured.
+
+    Raises:
+        ValueError: promise, method and confidence do not go together, or one of them is out of range.
     """
     check_choice("method", method, METHODS)
     if promise[0] not in PROMISES_ON_ANSWERS:
@@ -61,18 +63,18 @@ def check_promise(promise: tuple[str, float], labels: Sequence[str | int] | None
 
 
 def samples_for(promise: tuple[str, float], confidences: Iterable[float | None]) -> int:
-    """Texts from which on a family could keep the promise if no answer differed: fewer could show nothing."""
+    """How many texts it takes at least to show, if no answer differs, that a family keeps the promise."""
     name, value = promise
     if name not in PROMISES_ON_ANSWERS:
         return FEWEST
     least = min((confidence for confidence in confidences if confidence is not None), default=None)
-    if least is None:  # without a confidence only half of them are judged by
+    if least is None:  # by "conformal" only half of the texts judge
         return 2 * samples_needed_on_average(_risk(promise))
     return samples_needed(_risk(promise), least) if name == "agreement" else _samples_for_drop(value, least)
 
 
 def refuse_too_few(promise: tuple[str, float], samples: int, needed: int, after: str = "") -> None:
-    """Raise ValueError where `samples` are fewer than `needed`; `after` says what left so few."""
+    """Raise ValueError where `samples` are fewer than `needed`. `after` tells why they are so few."""
     if samples >= needed:
         return
     name, value = promise
@@ -85,13 +87,13 @@ def refuse_too_few(promise: tuple[str, float], samples: int, needed: int, after:
 
 
 def _risk(promise: tuple[str, float]) -> float:
-    """The loss that a promise on answers allows, without the float's dust of 1 - .9."""
+    """The loss that a promise on answers allows. It is rounded, since 1 - .9 is not .1 for floats."""
     name, value = promise
     return round(1 - value, 12) if name == "agreement" else value
 
 
 def _samples_for_drop(drop: float, confidence: float) -> int:
-    """Samples after which no drop at all is shown to be at most `drop`, by doubling and halving."""
+    """How many samples without any drop show that it is at most `drop`, found by doubling and halving."""
     enough = 1
     while _p_value_of_drop(torch.zeros(enough), drop, confidence) > 1 - confidence:
         enough *= 2
@@ -104,28 +106,28 @@ def _samples_for_drop(drop: float, confidence: float) -> int:
 
 
 def _p_value_of_drop(drop: torch.Tensor, largest: float, confidence: float) -> float:
-    """Drops are -1, 0 or 1 a sample; the bet wants them in [0, 1]."""
+    """P-value of "the drop is `largest` or more". Drops are -1, 0 or 1 a sample, and the bet wants them in [0, 1]."""
     return betting_p_value((drop + 1) / 2, (largest + 1) / 2, confidence)
 
 
 def choose_setting(
     judged: Sequence[Verdict], promise: tuple[str, float], confidence: float | None, judging: slice, num_layers: float
 ) -> int | None:
-    """Index of the setting of a family to take: the boldest that is safe, or the safest that is cheap enough.
+    """Index of the setting to take of a family: the boldest that is safe, or the most faithful that is cheap enough.
 
     Args:
-        judged: its settings, from cautious to bold.
+        judged: the settings of the family, from cautious to bold.
         promise: its name and value.
         confidence: of this family; None: on average.
         judging: samples, in the judge's order, that had no part in making the settings.
-        num_layers: mean layers times the speed-up that they gave, for a speed-up.
+        num_layers: for a speed-up: the mean layers of a measured policy times its speed-up.
     """
     name, value = promise
     if name in ("mean_depth", "speedup"):
         target = value if name == "mean_depth" else num_layers / (BEYOND * value)
         cheap = [index for index, verdict in enumerate(judged) if verdict.candidate.mean_layers <= target]
         return min(cheap, key=lambda index: float(judged[index].disagrees[judging].double().mean()), default=None)
-    losses = [(verdict.disagrees if name == "agreement" else verdict.drop)[judging] for verdict in judged]
+    losses = [verdict.losses(name)[judging] for verdict in judged]
     if confidence is None:
         return boldest_on_average(torch.stack(losses), _risk(promise))
     if name == "agreement":

@@ -1,1 +1,1 @@
-"""How trained layers run."""
+"""Runners: how trained layers run."""

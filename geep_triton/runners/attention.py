@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels run on a GPU."""
+"""Selects which of torch's attention kernels run on a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class _Switch:
-    """torch's switch for cuDNN's attention, which is one for the whole process, held off while anybody needs it off."""
+    """torch's process-wide switch for cuDNN's attention. It is off as long as anybody holds it."""
 
     def __init__(self) -> None:
         self._lock, self._holders, self._before = Lock(), 0, True
@@ -34,11 +34,11 @@ _SWITCH = _Switch()
 
 @contextmanager
 def attention_kernels(cudnn: bool) -> Iterator[None]:
-    """Within, attention runs on torch's flash, memory-efficient or plain kernels, and on cuDNN's only if `cudnn`.
+    """Run attention on torch's flash, memory-efficient or plain kernels within the block, and on cuDNN's only if `cudnn`.
 
-    On an H100 or H200 torch from 2.10 on prefers cuDNN, which builds a plan, at 50 ms and more, for every (batch, length) that
-    it has not seen. Batches that shrink make new shapes for ever. Which kernel runs is fixed where a layer is compiled or
-    recorded, so that has to happen within, too. With `cudnn` torch's own choice stays as the user has set it.
+    On an H100 or H200, torch from 2.10 on prefers cuDNN, which builds a plan (50 ms or more) for every new (batch, length).
+    Shrinking batches keep making new shapes. The kernel is fixed when a layer is compiled or recorded, so that has to happen
+    within the block too. With `cudnn`, torch's own choice stays as the user has set it.
     """
     if cudnn:
         yield

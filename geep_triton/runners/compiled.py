@@ -1,4 +1,4 @@
-"""A runner that compiles one BERT layer, which all layers then run."""
+"""A runner that compiles one BERT layer and uses it for all layers."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ RECOMPILE_LIMIT = 64
 
 
 class CompiledRunner(PaddedRunner):
-    """Runs layers by one graph, whose inputs are the weights and sizes.
+    """Runs layers with one graph, whose inputs are the weights and sizes.
 
-    It is compiled once with a mask and once without, each for one sample and for many; within `torch.inference_mode` nothing
-    else compiles later. Samples of one token, for which it would, run uncompiled. torch keeps what it compiled on disk
-    (TORCHINDUCTOR_CACHE_DIR), so that the next process takes less time.
+    It is compiled with a mask and without one, each for one sample and for many. Within `torch.inference_mode` nothing else is
+    compiled later. Samples of a single token would need another compilation, so they run uncompiled. torch caches compiled code
+    on disk (TORCHINDUCTOR_CACHE_DIR), so that the next process starts faster.
 
     Args:
-        model, parts, dtype, cudnn_attention: see `PaddedRunner`.
-        backend: of `torch.compile`.
+        model: see `PaddedRunner`.
+        parts: see `PaddedRunner`.
+        dtype: see `PaddedRunner`.
+        cudnn_attention: see `PaddedRunner`.
+        backend: backend of `torch.compile`.
 
     Attributes:
-        compile_seconds: how long compiling took.
+        compile_seconds: seconds that compiling took.
 
     Raises:
-        ValueError: where torch.compile cannot work, such as on a CPU without a C++ compiler.
+        ValueError: torch.compile does not work here, for example on a CPU without a C++ compiler.
     """
 
     def __init__(
@@ -67,14 +70,14 @@ class CompiledRunner(PaddedRunner):
         self.compile_seconds = time.perf_counter() - start
 
     def run_layer(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
-        """One layer on [B, S, H], with the mask that its attention takes."""
+        """Run one layer on [B, S, H], with the mask for its attention."""
         if hidden.shape[1] == 1:
             return super().run_layer(number, hidden, mask)
         with self._limit:
             return self._run(self.parts.layers[number - 1], hidden, mask)
 
     def _warm_up(self, samples: int) -> None:
-        """Every layer with a mask and without."""
+        """Run every layer with and without a mask."""
         like = next(self.parts.embeddings.parameters())
         hidden = like.new_zeros(samples, TOKENS, self.model.config.hidden_size)
         mask = self._make_mask(hidden, torch.ones(samples, TOKENS, dtype=torch.int64, device=like.device))

@@ -28,23 +28,23 @@ Record = Callable[[Work], Work]  # work on fixed buffers -> what repeats it
 class GraphsRunner(PaddedRunner):
     """Records layers and heads once for each shape, and replays them.
 
-    A batch is padded to a shape of a grid (see `grid_shape`) and put into fixed buffers; those that fit none run as before.
-    What a shape needs is recorded when it first comes, which takes far longer than running it. FLOPs and padding that the
-    engine reports are those of the batches it makes, without what the grid adds. All shapes lie in the same memory, of the
-    largest one.
+    A batch is padded to a shape of a grid (see `grid_shape`) and copied into fixed buffers. A batch that fits no shape runs
+    normally. A shape is recorded when it first occurs, which takes far longer than running it. The FLOPs and padding that the
+    engine reports are those of its own batches, without the padding to the grid. All shapes share one memory block, which has
+    the size of the largest.
 
-    Calls may come from several threads, but must use one stream: on another they raise ValueError. They must run within
+    Several threads may call it, but all on one stream. A call on another stream raises ValueError. Calls must run within
     `torch.inference_mode`.
 
     Args:
-        model: in evaluation mode, its weights where they will stay.
-        parts: modules of its own; their layers are made lean.
-        dtype: of their weights.
-        record: how work is recorded; None: as a CUDA graph.
-        most_tokens: of a batch that is replayed, as padded to the grid.
+        model: a model in evaluation mode, whose weights are on their final device.
+        parts: the runner's own modules. Their layers are made lean.
+        dtype: dtype of their weights.
+        record: records work for replay. None: as a CUDA graph.
+        most_tokens: maximum number of tokens of a replayed batch, after padding to the grid.
 
     Raises:
-        ValueError: a model with another attention than SDPA.
+        ValueError: the model uses another attention than SDPA.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class GraphsRunner(PaddedRunner):
         replace_layers(parts.layers, lean)
         super().__init__(model, parts, dtype, "graphs", additive_mask)
         self._record, self._most_tokens = cuda_graphs(model.device) if record is None else record, most_tokens
-        self._own_stream = None
+        self._own_stream: torch.Stream | None = None
         self._lock = RLock()  # between filling the buffers and reading them nobody else may
         self._recorded: dict[tuple[Any, ...], Work] = {}
         like = next(parts.embeddings.parameters())
@@ -70,7 +70,7 @@ class GraphsRunner(PaddedRunner):
             self._logits = like.new_zeros(SAMPLES[-1], model.config.num_labels)
 
     def run_layers(self, first: int, last: int, hidden: torch.Tensor, padding: Padding) -> torch.Tensor:
-        """Layers first..last on [B, S, H]."""
+        """Run layers first..last on [B, S, H]."""
         samples, length = hidden.shape[:2]
         shape = grid_shape(samples, length, self._most_tokens)
         if shape is None:
@@ -85,7 +85,7 @@ class GraphsRunner(PaddedRunner):
             return buffers.hidden[:samples, :length].clone()
 
     def run_head(self, layer: int, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The head at `layer` on [B, S, H], [B, S] -> [B, C]."""
+        """Run the head at `layer`: [B, S, H], [B, S] -> [B, C]."""
         samples, length = hidden.shape[:2]
         shape = grid_shape(samples, length, self._most_tokens)
         if shape is None:
@@ -99,7 +99,7 @@ class GraphsRunner(PaddedRunner):
             return buffers.logits[:samples].clone()
 
     def _check_stream(self) -> None:
-        """The first call fixes the stream: on another one, work would run on the buffers beside that of the first."""
+        """The first call fixes the stream. On another stream, work on the shared buffers would run concurrently."""
         stream = _current_stream(self.model.device)
         if self._own_stream is None:
             self._own_stream = stream
@@ -114,7 +114,7 @@ class GraphsRunner(PaddedRunner):
         return _Buffers(hidden, self._mask[:tokens].view(shape), self._logits[: shape[0]])
 
     def _layer(self, number: int, shape: tuple[int, int], buffers: _Buffers, whole: bool) -> Work:
-        """One layer on the buffers; `whole` where no sample is padded, which attention does faster without a mask."""
+        """One layer on the buffers. `whole` means that no sample is padded, so that attention is faster without a mask."""
 
         def work() -> None:
             mask = None if whole else self._make_mask(buffers.hidden, buffers.mask)
@@ -123,7 +123,7 @@ class GraphsRunner(PaddedRunner):
         return self._once(("layer", number, shape, whole), work)
 
     def _head(self, number: int, shape: tuple[int, int], buffers: _Buffers) -> Work:
-        """The head at a layer on the buffers, at the temperature that it has now."""
+        """The head at a layer on the buffers, with its present temperature."""
 
         def work() -> None:
             buffers.logits.copy_(PaddedRunner.run_head(self, number, buffers.hidden, buffers.mask))
@@ -137,7 +137,9 @@ class GraphsRunner(PaddedRunner):
 
 
 def cuda_graphs(device: torch.device) -> Record:
-    """Records CUDA graphs that share one memory pool: they run one after another, and none reads what another left there."""
+    """Records CUDA graphs that share one memory pool. They run one after another, and none reads the results of
+    another in it.
+    """
     with torch.cuda.device(device):
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
@@ -162,9 +164,9 @@ def cuda_graphs(device: torch.device) -> Record:
 
 
 def grid_shape(samples: int, length: int, most_tokens: int = MOST_TOKENS) -> tuple[int, int] | None:
-    """The smallest shape of the grid that holds a batch [samples, length].
+    """The smallest shape of the grid that fits a batch [samples, length].
 
-    None where that has more than `most_tokens`, or so many more than the batch that running it as it is will be faster.
+    None if it has more than `most_tokens`, or so much more than the batch that running the batch without padding is faster.
     """
     if samples > SAMPLES[-1] or length > LENGTHS[-1]:
         return None
@@ -178,13 +180,15 @@ def _current_stream(device: torch.device) -> torch.Stream | None:
 
 
 class _Buffers:
-    """What the graphs of one shape read and write: `hidden` [B, S, H] in place, `mask` [B, S] int64, `logits` [B, C]."""
+    """The buffers of the graphs of one shape: `hidden` [B, S, H] (changed in place), `mask` [B, S] int64, `logits` [B, C]."""
 
     def __init__(self, hidden: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor) -> None:
         self.hidden, self.mask, self.logits = hidden, mask, logits
 
     def load(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """A batch [b, s, H] and which of its tokens are real [b, s] (None: all). The rest is cleared: no NaN may linger."""
+        """Load a batch [b, s, H] and its mask [b, s] (None: all tokens are real). The rest is set to 0, so that no
+        NaN remains.
+        """
         samples, length = hidden.shape[:2]
         self.hidden.zero_()
         self.hidden[:samples, :length] = hidden

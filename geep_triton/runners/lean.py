@@ -1,4 +1,4 @@
-"""BERT's layer for inference, without what transformers' has around it for training, decoding and other attentions."""
+"""BERT's layer for inference, without the code of transformers for training, decoding and other attentions."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ def attend_padded(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     """Attention by SDPA: [B, S, heads, D] three times, an additive mask [B, 1, 1, S] or None -> [B, S, heads, D]."""
-    split = (states.transpose(1, 2) for states in (query, key, value))
-    return F.scaled_dot_product_attention(*split, attn_mask=mask, scale=scale).transpose(1, 2)
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).transpose(1, 2)
 
 
 class LeanLayer(nn.Module):
-    """A `BertLayer` that attends by SDPA: its linear layers and norms, its arithmetic, and nothing else.
+    """A `BertLayer` with SDPA attention: its linear layers, norms and arithmetic, and nothing else.
 
-    What is left out costs the same however few tokens run. No part but the linear layers, norms and activation is called.
+    The omitted code has a fixed cost even for few tokens. Only the linear layers, norms and the activation are called as
+    modules.
 
     Attributes:
-        fused: whether `attention.self` projects to query, key and value at once, by one linear layer "qkv".
-        attend: [.., heads, D] three times, mask, scale -> [.., heads, D].
+        fused: whether one linear layer `attention.self.qkv` computes query, key and value together.
+        attend: ([.., heads, D] three times, mask, scale) -> [.., heads, D].
     """
+
+    attention: Any  # transformers' BertAttention; fused, its own projects by a "qkv" that no type knows
 
     def __init__(self, layer: BertLayer, fused: bool, attend: Attend) -> None:
         super().__init__()
@@ -41,9 +44,9 @@ class LeanLayer(nn.Module):
         self.attend = attend
 
     def forward(self, hidden: torch.Tensor, mask: Any = None, *_: Any, **__: Any) -> torch.Tensor:
-        """[.., H], and the mask that `attend` takes -> [.., H].
+        """[.., H] and the mask for `attend` -> [.., H].
 
-        transformers' own encoder passes more, for decoders, which this layer is never part of.
+        transformers' own encoder passes further arguments for decoders. This layer is never part of a decoder.
         """
         project, expand, reduce = self.attention.output, self.intermediate, self.output
         hidden = project.LayerNorm(project.dense(self._attended(hidden, mask)) + hidden)
@@ -56,12 +59,12 @@ class LeanLayer(nn.Module):
             states = attention.qkv(hidden).chunk(3, dim=-1)
         else:
             states = (attention.query(hidden), attention.key(hidden), attention.value(hidden))
-        split = (each.unflatten(-1, (-1, attention.attention_head_size)) for each in states)
-        return self.attend(*split, mask, attention.scaling).flatten(-2)
+        query, key, value = (each.unflatten(-1, (-1, attention.attention_head_size)) for each in states)
+        return self.attend(query, key, value, mask, attention.scaling).flatten(-2)
 
 
 def replace_layers(layers: nn.ModuleList, make: Callable[[nn.Module], nn.Module]) -> None:
-    """Replace each layer by what `make` makes of it, one after another; those that are shared stay so."""
+    """Replace each layer by `make(layer)`, one after another. Shared layers stay shared."""
     made: dict[int, nn.Module] = {}
     for number, layer in enumerate(layers):
         if id(layer) not in made:
@@ -70,16 +73,16 @@ def replace_layers(layers: nn.ModuleList, make: Callable[[nn.Module], nn.Module]
 
 
 def lean(layer: nn.Module, fuse: bool = False, attend: Attend = attend_padded) -> nn.Module:
-    """A layer, which is for inference only from now on, made lean if it attends by SDPA.
+    """Make a layer lean if it uses SDPA attention. It is for inference only from then on.
 
     Args:
-        layer: transformers' own, or one that was converted.
-        fuse: whether query, key and value become one linear layer, too.
+        layer: a layer of transformers, or a converted one.
+        fuse: whether to fuse query, key and value into one linear layer.
         attend: see `LeanLayer`.
     """
-    if attention_implementation(layer.attention.self.config) != "sdpa":
+    if not isinstance(layer, BertLayer) or attention_implementation(layer.attention.self.config) != "sdpa":
         return layer
-    if fuse:
+    if fuse and isinstance(layer.attention.self, BertSelfAttention):
         _fuse(layer.attention.self)
     return LeanLayer(layer, fuse, attend)
 

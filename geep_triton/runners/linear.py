@@ -1,4 +1,4 @@
-"""Linear layers for inference on a CPU: laid out for oneDNN, or torch's int8 ones."""
+"""Linear layers for inference on a CPU: in oneDNN's layout, or torch's int8 layers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MULTIPLES = ((512, 32), (64, 16), (16, 8))
 
 
 def pad_rows(states: torch.Tensor) -> torch.Tensor:
-    """[.., I] -> [R, I], its rows one after another, and zeros up to one of few numbers of rows."""
+    """[.., I] -> [R, I]: all rows, padded with zeros so that few different numbers of rows occur."""
     rows = states.reshape(-1, states.shape[-1])
     multiple = next((multiple for above, multiple in MULTIPLES if len(rows) > above), 1)
     return F.pad(rows, (0, 0, 0, -len(rows) % multiple)) if len(rows) % multiple else rows
 
 
 def on_padded_rows(product: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-    """A product of rows [R, I] -> [R, O], for states [.., I] -> [.., O]."""
+    """Apply a product of rows, [R, I] -> [R, O], to states: [.., I] -> [.., O]."""
     return product(pad_rows(states))[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
 
 
-class PackedLinear(nn.Module):
+class OnednnLinear(nn.Module):
     """A linear layer [.., I] -> [.., O] for inference on a CPU, in float32 or bfloat16.
 
-    torch multiplies float32 matrices by MKL, which on processors that are not Intel's may reach less than half of what they
-    can do; oneDNN, which torch brings along, does not. Its weight is laid out once for that. State dicts, copies and pickles
-    hold it as it was. An activation ("none", "gelu" or "tanh") is applied on the way out.
+    torch multiplies float32 matrices with MKL, which may reach less than half of the speed of processors that are not Intel's.
+    oneDNN, which is part of torch, does not have this problem. The weight is converted to its layout once. State dicts, copies
+    and pickles have the original weight. An activation ("none", "gelu" or "tanh") is applied to the output.
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
@@ -63,7 +63,7 @@ class PackedLinear(nn.Module):
 
 
 class PaddedLinear(nn.Linear):
-    """A linear layer for inference in half precision on a CPU, where torch multiplies by oneDNN."""
+    """A linear layer for inference in half precision on a CPU, where torch uses oneDNN."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[.., I] -> [.., O]."""
@@ -71,14 +71,14 @@ class PaddedLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> PaddedLinear:
-        """Of a linear layer's own weights."""
+        """Make it from a linear layer and share its weights."""
         made = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         made.weight, made.bias = linear.weight, linear.bias
         return made
 
 
 class PaddedInt8Linear(nn.Module):
-    """torch's int8 layer, which multiplies by oneDNN, too. Zeros change no scale of its activations."""
+    """torch's int8 layer, which uses oneDNN too. Padding with zeros does not change the scale of its activations."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
@@ -90,34 +90,34 @@ class PaddedInt8Linear(nn.Module):
 
 
 def to_int8(linear: nn.Linear) -> PaddedInt8Linear:
-    """The linear layer as torch's dynamic quantization has it: int8 weights, a scale per output."""
+    """The linear layer under torch's dynamic quantization: int8 weights, one scale per output."""
     return PaddedInt8Linear(dynamic_int8(linear))
 
 
 def convert_linear(part: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -> None:
-    """Replace the linear layers below a module, each let go before the next is converted."""
+    """Replace the linear layers below a module one by one, so that each is freed before the next is converted."""
     for module in [module for module in part.modules() if not isinstance(module, nn.Linear)]:
         for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
             setattr(module, name, convert(getattr(module, name)))
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something besides its class decides what a module does."""
+    """Whether hooks or an overridden forward change what the module does."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def is_plain(linear: nn.Linear) -> bool:
-    """Whether a linear layer is torch's own, as it was made."""
+    """Whether this is torch's own linear layer without changes."""
     return type(linear) is nn.Linear and not has_hooks(linear)
 
 
 def check_own(name: str, module: nn.Module, expected: nn.Module, option: str) -> None:
-    """ValueError for what a conversion would lose: modules that `expected` has not (adapters), and hooks."""
+    """Raise ValueError if a conversion would lose something: modules that `expected` does not have (adapters), or hooks."""
     classes = {part: type(child) for part, child in expected.named_modules()}
     found = dict(module.named_modules())
     for part in dict.fromkeys([*classes, *found]):
         where, child = f"{name}{part and f', {part}'}", found.get(part)
-        if type(child) is not classes.get(part):
+        if child is None or type(child) is not classes.get(part):
             wanted = classes[part].__name__ if part in classes else "nothing"
             raise ValueError(
                 f"{option}: {where} is a {type(child).__name__}, expected {wanted}: merge or remove adapters first"

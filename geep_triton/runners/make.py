@@ -1,7 +1,8 @@
-"""From a runner's name and a dtype to a runner, and what does not go together."""
+"""Makes a runner from a name and a dtype, and refuses combinations that do not work."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from geep_triton.checks import check_choice, shorten
 from geep_triton.compat import BertLayer, attention_implementation, has_onednn
 from geep_triton.modeling.heads import build_heads
-from geep_triton.modeling.model import Converted, MultiExitBert, additive_mask
+from geep_triton.modeling.model import Converted, MultiExitBert, Rounded, additive_mask
 from geep_triton.runners.base import Runner
 from geep_triton.runners.compiled import CompiledRunner
 from geep_triton.runners.graphed import GraphsRunner
@@ -31,13 +32,18 @@ RUNNERS: dict[str, dict[str, tuple[str, ...]]] = {
     "packed": {"cuda": HALF},
     "graphs": {"cuda": FLOATS},
 }
-WHY = {
-    "torch": "int8 is for the runner 'onednn' on a CPU",
+# Why a runner runs on no other device, and why in no other dtype.
+WHY_NO_DEVICE = {
     "onednn": "it lays weights out for a CPU's matrix products",
-    "compiled": "torch's int8 layers cannot be compiled",
-    "packed": "torch's attention without padding runs on a GPU in half precision",
-    "graphs": "CUDA graphs need a CUDA device, and int8 a CPU",
+    "compiled": "its compiled layer is tested on CPUs and CUDA devices only",
+    "packed": "its attention without padding is a CUDA kernel",
+    "graphs": "CUDA graphs need a CUDA device",
 }
+WHY_NO_DTYPE = {
+    "onednn": "oneDNN multiplies float16 on few CPUs",
+    "packed": "its attention without padding is for half precision",
+}
+WHY_NO_INT8 = "int8 is for runner 'onednn' on a CPU"
 
 
 def make_runner(
@@ -47,28 +53,28 @@ def make_runner(
     *,
     calibrated: bool = False,
     in_place: bool = False,
-) -> Runner:
+) -> Runner[Any]:
     """A way to run the layers of a model.
 
     Args:
-        model: on the device that it shall run on; it is set to evaluation mode.
-        name: "torch": the layers as transformers has them. "onednn": on a CPU, their products by oneDNN, which torch brings
-            along, on weights that are laid out once; much faster than "torch" on CPUs that MKL was not made for, such as
-            AMD's. "compiled": one layer compiled for all (torch.compile). "packed": on a GPU, samples without padding.
-            "graphs": on a GPU, CUDA graphs for small batches, whose launches take longer than their work. "auto": "onednn" on a
-            CPU where that holds no weights twice (`in_place`, or int8) and nothing would be lost, else "torch".
-        dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (torch's dynamic quantization; see
-            `geep_triton.runners.onednn.quantize`). None: the model's own on a CPU; on a GPU half precision where the model is
-            in float32, or, where `calibrated`, that of its calibration.
-        calibrated: whether the model's calibration shall hold.
-        in_place: whether the model is the runner's to convert: its weights are then held once. It can no longer be trained,
-            moved or loaded into where its layers are converted. Else the model stays as it is, and the runner holds what it
-            converts as a copy of its own.
+        model: a model on the device that it will run on. It is set to evaluation mode.
+        name: "torch" (the layers of transformers), "onednn" (on a CPU, products by oneDNN, which is part of torch, with weights
+            in its own layout; much faster than "torch" on CPUs that MKL was not made for, such as AMD's), "compiled" (one layer
+            compiled for all by torch.compile), "packed" (on a GPU, samples without padding), "graphs" (on a GPU, CUDA graphs
+            for small batches, whose launches take longer than their work) or "auto" ("onednn" on a CPU if that holds no weights
+            twice (`in_place`, or int8) and loses nothing, else "torch").
+        dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (torch's dynamic quantization, see
+            `geep_triton.runners.onednn.quantize`). None: the model's own on a CPU. On a GPU it is half precision for a float32
+            model, or the calibration's dtype if `calibrated`.
+        calibrated: whether the model's calibration has to stay valid.
+        in_place: whether the runner may convert the model itself, so that its weights are in memory only once. A model with
+            converted layers can no longer be trained, moved or loaded into. If False, the model does not change and the runner
+            converts a copy.
 
     Raises:
-        ValueError: an unknown runner or dtype; a runner that does not run in this dtype or on this device; int8 for a model
-            that is not in float32; adapters or hooks that a conversion would lose; a model that another runner has converted;
-            and what a runner itself raises.
+        ValueError: the runner or dtype is unknown, the runner does not support this dtype or device, int8 is requested for a
+            model that is not in float32, a conversion would lose adapters or hooks, or another runner has converted the model.
+            A runner raises its own errors too.
     """
     check_choice("runner", name, ("auto", *RUNNERS))
     if isinstance(dtype, torch.dtype):
@@ -77,10 +83,10 @@ def make_runner(
         check_choice("dtype", dtype, DTYPES)
     model.eval()
     if model.converted is not None and model.converted.layers is not None:
-        return _as_converted(model, name, dtype)
+        return _as_converted(model, model.converted.layers, name, dtype)
     named, dtype = dtype is not None, dtype or usual_dtype(model, calibrated)
     name = _chosen(model, dtype, in_place) if name == "auto" else name
-    _check_goes_together(model, name, dtype)
+    check_goes_together(model, name, dtype)
     if dtype == "float16" and not named and model.device.type == "cpu":
         warn(
             "the model is in float16, which most CPUs multiply slowly: dtype='float32' or 'bfloat16' is faster, "
@@ -88,8 +94,30 @@ def make_runner(
         )
     if name in ("onednn", "packed", "graphs"):
         check_convertible(model, f"runner {name!r}")
+    own, digest = dtype_name(model), _digest_before(model, dtype) if in_place else None
+    if in_place and dtype != "int8":
+        model.to(getattr(torch, dtype))
+    runner = _made(model, name, dtype, in_place)
     if in_place:
-        _convert(model, name, dtype)
+        rounded = None if digest is None else Rounded(digest, own, _source(model), model.weights_version())
+        model.converted = Converted(dtype if name == "onednn" else None, rounded)
+    return runner
+
+
+def _digest_before(model: MultiExitBert, dtype: str) -> str | None:
+    """Digest of the weights of a model that is about to be rounded to `dtype`. None if it has this dtype."""
+    if dtype == dtype_name(model):
+        return None
+    return (model.config.digests or {}).get("weights") or model.weights_digest()
+
+
+def _source(model: MultiExitBert) -> str:
+    """Folder or hub id that the model was loaded from, whatever folder the process changes to."""
+    source = str(model.config.name_or_path)
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _made(model: MultiExitBert, name: str, dtype: str, in_place: bool) -> Runner[Any]:
     if name == "onednn":
         return _onednn(model, dtype, in_place)
     if name == "packed":
@@ -106,25 +134,14 @@ def make_runner(
     return PaddedRunner(model, parts, dtype)
 
 
-def _as_converted(model: MultiExitBert, name: str, dtype: str | None) -> PaddedRunner:
-    """A runner of a model that is no longer what it was."""
-    own = model.converted.layers
+def _as_converted(model: MultiExitBert, own: str, name: str, dtype: str | None) -> PaddedRunner:
+    """A runner for a model whose layers were already converted."""
     if name not in ("auto", "onednn") or dtype not in (None, own):
         raise ValueError(
             f"the model's layers were converted for inference: they run by runner 'onednn' in {own}, got runner {name!r}, "
             f"dtype {dtype!r}; load it again"
         )
     return PaddedRunner(model, Parts.of(model), own, "onednn", _lean_mask(model))
-
-
-def _convert(model: MultiExitBert, name: str, dtype: str) -> None:
-    """Note what becomes of the weights of a model that is the runner's, and round them to `dtype`."""
-    own, digest = dtype_name(model), None
-    if dtype != own:
-        digest = (model.config.digests or {}).get("weights") or model.weights_digest()
-    if dtype != "int8":
-        model.to(getattr(torch, dtype))
-    model.converted = Converted(dtype if name == "onednn" else None, digest, own)
 
 
 def _copied(model: MultiExitBert, dtype: str) -> Parts:
@@ -140,7 +157,7 @@ def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> PaddedRunner:
 
 
 def _lean_mask(model: MultiExitBert) -> MakeMask | None:
-    """Lean layers add their mask; those that attend otherwise stayed as they were."""
+    """The mask function of lean layers, which add the mask. Layers with another attention keep their own."""
     return additive_mask if attention_implementation(model.config) == "sdpa" else None
 
 
@@ -158,20 +175,21 @@ def _chosen(model: MultiExitBert, dtype: str, in_place: bool) -> str:
     return "onednn"
 
 
-def _check_goes_together(model: MultiExitBert, name: str, dtype: str) -> None:
-    device = model.device.type
-    dtypes = RUNNERS[name].get(device, FLOATS if name == "torch" else ())
+def check_goes_together(model: MultiExitBert, name: str, dtype: str) -> None:
+    """Raise ValueError, with the reason, unless the runner runs on the model's device in this dtype."""
+    device, devices = model.device.type, RUNNERS[name]
+    dtypes = devices.get(device, FLOATS if name == "torch" else ())
     if not dtypes:
-        devices = " or ".join(RUNNERS[name])
-        raise ValueError(f"runner {name!r} is for models on {devices}, got one on {device}: {WHY[name]}")
+        raise ValueError(f"runner {name!r} is for models on {' or '.join(devices)}, got one on {device}: {WHY_NO_DEVICE[name]}")
     if dtype not in dtypes:
-        raise ValueError(f"runner {name!r} on {device} runs in {', '.join(dtypes)}, got dtype {dtype!r}: {WHY[name]}")
+        why = WHY_NO_INT8 if dtype == "int8" else WHY_NO_DTYPE[name]
+        raise ValueError(f"runner {name!r} on {device} runs in {', '.join(dtypes)}, got dtype {dtype!r}: {why}")
     if dtype == "int8" and model.dtype != torch.float32:
         raise ValueError(f"dtype 'int8' needs a model in float32, got {model.dtype}")
 
 
 def check_runner(given: Any, model: MultiExitBert, dtype: str | torch.dtype | None) -> None:
-    """Raise unless `given` is a runner that runs this model, in `dtype` where one is given."""
+    """Raise unless `given` is a runner for this model, in `dtype` if one is given."""
     if not all(hasattr(given, name) for name in ("model", "dtype", "embed", "layers", "logits", "take", "join")):
         raise TypeError(f"runner must be a name ({', '.join(RUNNERS)}) or a runner of this model, got {shorten(given)}")
     wanted = str(dtype).removeprefix("torch.")
@@ -183,15 +201,15 @@ def check_runner(given: Any, model: MultiExitBert, dtype: str | torch.dtype | No
 
 
 def dtype_name(model: MultiExitBert) -> str:
-    """The precision of a model's weights, e.g. "float32"."""
+    """The dtype of a model's weights, e.g. "float32"."""
     return str(model.dtype).removeprefix("torch.")
 
 
 def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
-    """The dtype that a model runs in where none is named.
+    """The default dtype of a model.
 
-    Its own; but on a GPU, where float32 takes many times as long, half precision. If its calibration shall hold, the dtype of
-    that on a GPU.
+    It is the model's own. On a GPU, where float32 takes many times as long, a float32 model runs in half precision. If the
+    model's calibration has to stay valid, it is the calibration's dtype on a GPU.
     """
     own = dtype_name(model)
     if model.device.type != "cuda":
@@ -203,10 +221,10 @@ def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
 
 
 def check_convertible(model: MultiExitBert, option: str) -> None:
-    """ValueError for a model whose layers or heads are not just what its configuration says, before anything is converted."""
+    """Raise ValueError before a conversion if the model's layers or heads are not exactly what its configuration describes."""
     with torch.device("meta"):
         layer, heads = BertLayer(model.config), build_heads(model.config)
     for number, own in enumerate(model.bert.encoder.layer, start=1):
         check_own(f"layer {number}", own, layer, option)
-    for number, own in model.heads.items():
-        check_own(f"head {number}", own, heads[number], option)
+    for key, own in model.heads.items():
+        check_own(f"head {key}", own, heads[key], option)

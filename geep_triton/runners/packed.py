@@ -1,8 +1,8 @@
-"""A runner without padding: all samples' tokens in one row, attention by where samples begin and end."""
+"""A runner without padding: the tokens of all samples in one sequence, with attention within each sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from geep_triton.compat import attention_implementation, varlen_attention
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.skip_gate import SkipGate
+from geep_triton.runners.base import Cost
 from geep_triton.runners.lean import lean, replace_layers
 from geep_triton.runners.parts import Parts
 from geep_triton.tokens.ragged import Tokens, to_device
@@ -20,11 +21,11 @@ from geep_triton.tokens.ragged import Tokens, to_device
 
 @dataclass(frozen=True, eq=False)
 class Offsets:
-    """Where samples begin and end in a row of tokens.
+    """Where samples begin and end in a sequence of tokens.
 
     Attributes:
         lengths: [B] int64 on the host.
-        device: of the tokens.
+        device: device of the tokens.
     """
 
     lengths: torch.Tensor
@@ -32,7 +33,7 @@ class Offsets:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest sample."""
+        """Number of tokens of the longest sample."""
         return int(self.lengths.max())
 
     @cached_property
@@ -43,11 +44,11 @@ class Offsets:
 
 @dataclass(frozen=True, eq=False)
 class PackedStates:
-    """States [T, H] of samples one after another.
+    """States [T, H] of samples in sequence.
 
     Attributes:
         hidden: [T, H].
-        offsets: where samples begin.
+        offsets: where the samples begin.
     """
 
     hidden: torch.Tensor
@@ -58,12 +59,12 @@ class PackedStates:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """[B] int64 on the host, tokens per sample."""
+        """[B] int64 on the host, number of tokens per sample."""
         return self.offsets.lengths
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sample."""
+        """Number of tokens of the longest sample."""
         return self.offsets.longest
 
     @property
@@ -71,24 +72,24 @@ class PackedStates:
         """T."""
         return self.hidden.shape[0]
 
-    def total(self, cost: Callable[[torch.Tensor], torch.Tensor]) -> int:
-        """Each sample costs what its own tokens do."""
+    def total(self, cost: Cost) -> int:
+        """Cost of all samples, each by its own tokens."""
         return int(cost(self.lengths).sum())
 
 
 class PackedRunner:
     """Runs lean layers on samples without padding, for a GPU in half precision.
 
-    Heads and gates get the samples padded; those that read the first token only get that.
+    Heads and gates get padded samples. A head that reads only the first token gets only that.
 
     Args:
-        model: in evaluation mode, with attention by SDPA. Elsewhere than on a GPU samples attend one by one, which is for
-            tests.
-        parts: modules of its own; their layers are replaced.
-        dtype: of their weights.
+        model: a model in evaluation mode with SDPA attention. On other devices than a GPU, samples attend one by one, which is
+            for tests.
+        parts: the runner's own modules. Their layers are replaced.
+        dtype: dtype of their weights.
 
     Raises:
-        ValueError: another attention than SDPA.
+        ValueError: the model uses another attention than SDPA.
     """
 
     name = "packed"
@@ -119,7 +120,7 @@ class PackedRunner:
     def logits(self, layer: int, states: PackedStates) -> torch.Tensor:
         """See `Runner.logits`."""
         head = self.parts.heads[str(layer)]
-        return self.model.at_temperature(layer, head(*self._padded(states, head.first_token_only)))
+        return self.model.at_temperature(layer, head(*self._padded(states, bool(head.first_token_only))))
 
     def gate(self, layer: int, states: PackedStates) -> SkipGate | None:
         """See `Runner.gate`."""
@@ -128,7 +129,7 @@ class PackedRunner:
         return self.parts.gates[str(layer)](*self._padded(states, False), self.model.config.skip_threshold)
 
     def _padded(self, states: PackedStates, first_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, S, H] and their attention mask [B, S]; S is 1 where only the first token is asked for."""
+        """States [B, S, H] and their attention mask [B, S]. S is 1 if only the first token is needed."""
         starts = states.offsets.bounds[:-1].long()
         columns = torch.arange(1 if first_only else states.longest, device=starts.device)
         real = columns < states.offsets.bounds.diff()[:, None]
@@ -164,7 +165,7 @@ class PackedRunner:
 
 
 def _positions(starts: torch.Tensor, offsets: Offsets) -> torch.Tensor:
-    """[T] int64 on the device: of each sample, whose tokens begin at `starts` [B], the places of all its tokens."""
+    """[T] int64 on the device: the positions of all tokens of the samples, which begin at `starts` [B]."""
     bounds = offsets.bounds.long()
     total = int(offsets.lengths.sum())
     shift = (starts - bounds[:-1]).repeat_interleave(bounds.diff(), output_size=total)
@@ -172,13 +173,14 @@ def _positions(starts: torch.Tensor, offsets: Offsets) -> torch.Tensor:
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: Offsets, scale: float) -> torch.Tensor:
-    """Each sample attends to itself: [T, heads, D] three times -> [T, heads, D]."""
+    """Attention within each sample: [T, heads, D] three times -> [T, heads, D]."""
     if query.is_cuda:
         return varlen_attention(query, key, value, offsets.bounds, offsets.longest)
-    samples = zip(*(states.split(offsets.lengths.tolist()) for states in (query, key, value)), strict=True)
-    return torch.cat([_alone(*sample, scale=scale) for sample in samples])
+    queries, keys, values = (states.split(offsets.lengths.tolist()) for states in (query, key, value))
+    return torch.cat([_alone(q, k, v, scale) for q, k, v in zip(queries, keys, values, strict=True)])
 
 
-def _alone(*sample: torch.Tensor, scale: float) -> torch.Tensor:
+def _alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """One sample's query, key and value, [T, heads, D] each -> [T, heads, D]."""
-    return F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in sample), scale=scale).transpose(0, 1)
+    query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(0, 1)

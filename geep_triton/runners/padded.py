@@ -1,4 +1,4 @@
-"""Runners of padded batches: the layers as transformers has them, and what others build on."""
+"""Runners of padded batches: the layers of transformers, and the base of other runners."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.skip_gate import SkipGate
+from geep_triton.runners.base import Cost
 from geep_triton.runners.parts import Parts
 from geep_triton.tokens.ragged import Tokens
 
@@ -20,7 +21,7 @@ MakeMask = Callable[[torch.Tensor, torch.Tensor], Any]  # hidden states, attenti
 
 @dataclass(frozen=True, eq=False)
 class Padding:
-    """Where a batch's samples end, for all layers that it runs.
+    """Where a batch's samples end. It is shared by all layers that the batch runs.
 
     Attributes:
         lengths: [B] int64 on the host.
@@ -32,11 +33,11 @@ class Padding:
 
     @cached_property
     def none(self) -> bool:
-        """Whether no sample is padded, which the host knows without asking the device."""
+        """Whether no sample is padded. The host knows this without asking the device."""
         return int(self.lengths.min()) == self.attention_mask.shape[1]
 
     def mask(self, hidden: torch.Tensor, make: MakeMask) -> Any:
-        """The layers' mask, made once; None where no sample is padded."""
+        """The layers' mask, cached. None if no sample is padded."""
         if "_mask" not in self.__dict__:
             self.__dict__["_mask"] = None if self.none else make(hidden, self.attention_mask)
         return self.__dict__["_mask"]
@@ -44,11 +45,11 @@ class Padding:
 
 @dataclass(frozen=True, eq=False)
 class PaddedStates:
-    """States [B, S, H] of samples that are padded to the longest.
+    """States [B, S, H] of samples, padded to the longest.
 
     Attributes:
         hidden: [B, S, H].
-        padding: where samples end.
+        padding: where the samples end.
     """
 
     hidden: torch.Tensor
@@ -59,7 +60,7 @@ class PaddedStates:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """[B] int64 on the host, real tokens per sample."""
+        """[B] int64 on the host, number of real tokens per sample."""
         return self.padding.lengths
 
     @property
@@ -72,22 +73,22 @@ class PaddedStates:
         """B S."""
         return len(self) * self.longest
 
-    def total(self, cost: Callable[[int], int]) -> int:
-        """Each sample costs what the longest does."""
+    def total(self, cost: Cost) -> int:
+        """Cost of all samples. Each costs as much as the longest."""
         return len(self) * cost(self.longest)
 
 
 class PaddedRunner:
-    """Runs the modules of `parts` on padded batches; by itself the runner "torch".
+    """Runs the modules of `parts` on padded batches. On its own it is the runner "torch".
 
     Args:
-        model: in evaluation mode.
-        parts: what is run; None: the model's own modules.
-        dtype: of their weights; None: the model's.
-        name: of the runner.
-        make_mask: what layers take as mask; None: what the model's attention implementation does.
-        cudnn_attention: let torch choose cuDNN's attention on a GPU, which is made anew for every batch shape: only for texts
-            that always make the same shapes.
+        model: a model in evaluation mode.
+        parts: the modules to run. None: the model's own.
+        dtype: dtype of their weights. None: the model's.
+        name: name of the runner.
+        make_mask: makes the mask for the layers. None: the mask of the model's attention implementation.
+        cudnn_attention: whether torch may choose cuDNN's attention on a GPU. It builds a plan for every batch shape, so this is
+            only for texts that always make the same shapes.
     """
 
     def __init__(
@@ -120,14 +121,14 @@ class PaddedRunner:
         return replace(states, hidden=self.run_layers(first, last, states.hidden, states.padding))
 
     def run_layers(self, first: int, last: int, hidden: torch.Tensor, padding: Padding) -> torch.Tensor:
-        """Layers first..last on [B, S, H]."""
+        """Run layers first..last on [B, S, H]."""
         mask = padding.mask(hidden, self._make_mask)
         for number in range(first, last + 1):
             hidden = self.run_layer(number, hidden, mask)
         return hidden
 
     def run_layer(self, number: int, hidden: torch.Tensor, mask: Any) -> torch.Tensor:
-        """One layer on [B, S, H], with the mask that its attention takes."""
+        """Run one layer on [B, S, H], with the mask for its attention."""
         return self.parts.layers[number - 1](hidden, mask)
 
     def logits(self, layer: int, states: PaddedStates) -> torch.Tensor:
@@ -135,7 +136,7 @@ class PaddedRunner:
         return self.run_head(layer, states.hidden, states.padding.attention_mask)
 
     def run_head(self, layer: int, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The head at `layer` on [B, S, H], [B, S] -> [B, C]."""
+        """Run the head at `layer`: [B, S, H], [B, S] -> [B, C]."""
         return self.model.at_temperature(layer, self.parts.heads[str(layer)](hidden, attention_mask))
 
     def gate(self, layer: int, states: PaddedStates) -> SkipGate | None:

@@ -1,4 +1,4 @@
-"""The modules of a model that run: its own, or copies of them that may be converted without the model's knowing."""
+"""The modules of a model that a runner runs: the model's own, or copies that may be converted without changing the model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from geep_triton.modeling.model import MultiExitBert
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a runner calls.
+    """The modules that a runner calls.
 
     Attributes:
-        embeddings: BERT's.
-        layers: L of them.
-        heads, gates: by the number of their layer.
+        embeddings: BERT's embeddings.
+        layers: the L layers.
+        heads: exit heads by the number of their layer.
+        gates: skip gates by the number of their layer.
     """
 
     embeddings: nn.Module
@@ -29,15 +30,14 @@ class Parts:
 
     @classmethod
     def of(cls, model: MultiExitBert) -> Parts:
-        """The model's own: what replaces a layer or head here replaces it in the model."""
+        """The model's own modules. Replacing a layer or head here replaces it in the model."""
         return cls(model.bert.embeddings, model.bert.encoder.layer, model.heads, model.gates)
 
     @classmethod
     def copied(cls, model: MultiExitBert, dtype: torch.dtype | None = None) -> Parts:
-        """Modules of their own in evaluation mode that share the model's tensors and configuration.
+        """New modules in evaluation mode that share the model's tensors and configuration.
 
-        With `dtype`, weights of another dtype are converted, and those are the copy's own. What the model learns later does
-        not reach them.
+        With `dtype`, weights of another dtype are converted copies. Later training of the model does not change these.
         """
         own = cls.of(model)
         memo = {id(thing): thing for thing in (model.config, *(buffer for part in own for buffer in part.buffers()))}
@@ -50,7 +50,7 @@ class Parts:
         return copy.deepcopy(own, memo).eval()
 
     def eval(self) -> Parts:
-        """Set all of them to evaluation mode."""
+        """Set all modules to evaluation mode."""
         for part in self:
             part.eval()
         return self
@@ -59,5 +59,5 @@ class Parts:
         return iter([getattr(self, field.name) for field in fields(self)])
 
     def modules(self) -> list[nn.Module]:
-        """All of them, and those within."""
+        """All modules, including nested ones."""
         return [module for part in self for module in part.modules()]

@@ -1,1 +1,1 @@
-"""The exit table: where a sample may leave, predicted from its tokens; its learned values and its file."""
+"""The exit table, which predicts from a sample's tokens where the sample may leave; its learned values and its file."""

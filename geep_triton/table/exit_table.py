@@ -1,4 +1,4 @@
-"""The exit table: tokens -> where samples with them left, learned from unlabelled text."""
+"""The exit table, learned from unlabelled text. It maps tokens to the exits at which samples with these tokens left."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from geep_triton.tokens.ragged import Tokens, to_device
 
 VALUES = ("counts", "learned")
 OTHER_WEIGHTS = (
-    "The exit table was built with other weights than the model's, or in another dtype: build it again if they were trained "
-    "since."
+    "The exit table was built with other weights than the model's, or in another dtype: build it again if the weights were "
+    "trained since."
 )
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
 
@@ -35,26 +35,27 @@ COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_
 class ExitTable:
     """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
 
-    The paper says that exits are predicted from the distribution of tokens over exit layers, in a hash table. How the counts
-    are smoothed, averaged and decided by is our reconstruction; the learned values are our own addition.
+    The paper predicts exits from the distribution of tokens over exit layers, with a hash table. The smoothing, averaging and
+    decision rules are *our reconstruction*. The learned values are our addition.
 
-    Made by `geep_triton.build_exit_table`, or `ExitTable.from_records`. Immutable: `rebuild` and `merge` return new tables.
+    `geep_triton.build_exit_table` and `ExitTable.from_records` make a table. It is immutable: `rebuild` and `merge` return new
+    tables.
 
     Attributes:
         keys: [S] int64, distinct and ascending: token ids, and hashes of longer n-grams.
-        counts: [S, E] int64, how many samples' tokens with this key left at each exit.
-        exit_counts: [E] int64, how many samples left at each exit.
-        exit_layers: the E exits' layers, ascending.
+        counts: [S, E] int64, the number of occurrences of each key in samples that left at each exit.
+        exit_counts: [E] int64, the number of samples that left at each exit.
+        exit_layers: the layers of the E exits, ascending.
         settings: threshold, n-gram order, smoothing, reduction.
-        criterion: what the threshold is compared with.
-        vocab_size: of the model.
-        fingerprint: of the tokenizer.
-        special_ids: ids that never count.
-        text_hashes: [N] int64, ascending: `Tokens.hashes` of the texts it was built from; None: not known.
-        records: the samples behind the counts, or None where they were dropped or not saved.
-        save_records: whether its file holds the records, token ids among them; of a table that was loaded, whether it did.
-        learned: what was learned beside the counts (`learn`), by name: "agreement", "exits", "skips".
-        weights: digest of the model's weights that it was built or saved with; None: not known.
+        criterion: the uncertainty that is compared with the threshold.
+        vocab_size: size of the model's vocabulary.
+        fingerprint: fingerprint of the tokenizer.
+        special_ids: token ids that are never counted.
+        text_hashes: [N] int64, ascending: `Tokens.hashes` of the texts that the table was built from. None: unknown.
+        records: the samples behind the counts. None: they were dropped or not saved.
+        save_records: whether the table's file has the records, including token ids. For a loaded table: whether it had.
+        learned: learned values (see `learn`) by name: "agreement", "exits", "skips".
+        weights: digest of the model's weights that the table was built or saved with. None: unknown.
     """
 
     keys: torch.Tensor
@@ -86,10 +87,18 @@ class ExitTable:
     ) -> ExitTable:
         """Count where each sample leaves: at the first exit that is sure enough, else at the last.
 
-        N-grams are counted on `device`; the table itself stays on the host.
+        Args:
+            records: the N samples with the uncertainty of each exit.
+            exit_layers: the layers of the exits, ascending.
+            settings: threshold, n-gram order, smoothing, reduction.
+            vocab_size: size of the model's vocabulary.
+            fingerprint: fingerprint of the tokenizer.
+            special_ids: token ids that are never counted.
+            criterion: the uncertainty that is compared with the threshold.
+            device: device that counts n-grams. The table itself stays on the host.
 
         Raises:
-            ValueError: no samples, NaN among the uncertainties, ids outside the vocabulary, or shapes that do not fit.
+            ValueError: there are no samples, an uncertainty is NaN, ids are outside the vocabulary, or shapes do not fit.
         """
         check_choice("criterion", criterion, CRITERIA)
         records.check(len(exit_layers))
@@ -102,7 +111,7 @@ class ExitTable:
         ids, offsets = records.tokens.ids.to(device), records.tokens.offsets.to(device)
         special = torch.isin(ids, torch.tensor(special_ids, dtype=torch.int64, device=device))
         keys, samples = ngram_keys(ids, offsets, special, settings.ngram)
-        # Most keys come once: a table for all of them, up to a size, need not grow.
+        # Most keys occur once. A capacity for all of them, up to a limit, avoids growing the table.
         capacity = 1 << min(max(keys.numel().bit_length(), 10), 20)
         table = insert_add(HashTable.empty(len(exit_layers), capacity, device), keys, exits.to(device)[samples])
         table_keys, counts = table.items()
@@ -120,14 +129,17 @@ class ExitTable:
             records=records,
         )
 
-    def rebuild(self, *, device: str | torch.device = "cpu", **settings: float | int | str) -> ExitTable:
+    def rebuild(self, *, device: str | torch.device = "cpu", **settings: Any) -> ExitTable:
         """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
 
-        Learned values are kept, except for another `ngram`, and those of "exits" also for another `threshold`. N-grams are
-        counted on `device`.
+        Learned values are kept unless `ngram` changes. Those of "exits" are also dropped if `threshold` changes.
+
+        Args:
+            device: device that counts n-grams.
+            **settings: new values of threshold, ngram, smoothing, reduction.
 
         Raises:
-            ValueError: the table is without its records and the new settings need them (threshold, ngram).
+            ValueError: the table has no records and the new settings need them (threshold, ngram).
         """
         changed = replace(self.settings, **settings)
         if (changed.threshold, changed.ngram) == (self.settings.threshold, self.settings.ngram):
@@ -136,46 +148,51 @@ class ExitTable:
         rebuilt = ExitTable.from_records(
             records, self.exit_layers, changed, self.vocab_size, self.fingerprint, self.special_ids, self.criterion, device
         )
-        # Only the exits depend on the threshold, and the keys are the same unless the order of n-grams changes.
+        # Only "exits" depends on the threshold. The keys change only with the order of n-grams.
         kept = {name: values for name, values in self.learned.items() if name != "exits"}
         kept = kept if changed.ngram == self.settings.ngram else {}
         return replace(rebuilt, weights=self.weights, save_records=self.save_records, learned=kept)
 
     def learn(self, what: str, **training: Any) -> ExitTable:
-        """The table with learned values beside its counts.
+        """The table with learned values in addition to its counts.
 
         Args:
-            what: "agreement": how likely each exit already gives the last exit's answer. "exits": which exit the threshold
-                takes. "skips": which layers a text skips, and the commonest paths.
-            **training: epochs, learning_rate, batch_size, seed; of "skips" also most_paths. See
+            what: "agreement" (the probability that each exit already gives the last exit's answer), "exits" (the exit that the
+                threshold takes) or "skips" (the layers that a text skips, and the most common paths).
+            **training: epochs, learning_rate, batch_size and seed; for "skips" also most_paths. See
                 `geep_triton.table.learned.learn`.
 
         Raises:
-            ValueError: an unknown name; the table is without its records, or they hold nothing of it; fewer than 20 texts.
+            ValueError: the name is unknown, the table has no records or they lack these values, or there are fewer than 20
+                texts.
         """
         return replace(self, learned={**self.learned, what: learn(self, what, **training)})
 
     def need_records(self) -> ExitRecords:
-        """The records; ValueError where the table is without them."""
+        """The records.
+
+        Raises:
+            ValueError: the table has none.
+        """
         if self.records is None:
             raise ValueError(
-                "records: this table is without the records of its texts (a file holds them only where the table was built "
-                "with save_records=True); build it again from texts"
+                "records: this table has no records of its texts (its file has them only if the table was built "
+                "with save_records=True): build it again from texts"
             )
         return self.records
 
     def without_records(self) -> ExitTable:
-        """A smaller table that predicts the same but cannot be rebuilt."""
+        """A smaller table with the same predictions that cannot be rebuilt."""
         return replace(self, records=None, save_records=False)
 
     def predicts_as(self, other: ExitTable) -> bool:
-        """Whether this is the same table, with its records or without them."""
+        """Whether this is the same table. The records may be missing in one of them."""
         return all(getattr(self, name) is getattr(other, name) for name in PREDICT)
 
     def digest(self) -> str:
-        """A hash of all that predicts: the same for this table saved and loaded, with its records or without them."""
+        """A hash of everything that decides predictions. Saving, loading and dropping the records do not change it."""
         found = hashlib.sha256()
-        # Named as in the file, so that the digests that saved models hold stay right.
+        # The names are those in the file, so that the digests of saved models stay valid.
         parts = {name: getattr(self, name) for name in PREDICT if name != "learned"} | {"paths": None}
         parts |= learned_tensors(self.learned)
         for name, value in parts.items():
@@ -184,10 +201,11 @@ class ExitTable:
         return found.hexdigest()[:16]
 
     def merge(self, other: ExitTable) -> ExitTable:
-        """One table of both corpora, equal to one built from both at once; learned values are to be learned again.
+        """The table of both corpora, equal to one that was built from both at once. Values have to be learned again.
 
         Raises:
             ValueError: the tables differ in settings, exits, criterion, vocabulary or tokenizer.
+            TypeError: `other` is not an `ExitTable`.
         """
         check_kind("other", other, ExitTable)
         for name in COMPATIBLE:
@@ -224,7 +242,7 @@ class ExitTable:
 
     @cached_property
     def scores(self) -> torch.Tensor:
-        """[S + 1, E] float32: P(e|key) smoothed towards the prior; the last row is the prior, for unseen keys."""
+        """[S + 1, E] float32: P(e|key), smoothed towards the prior. The last row is the prior, for unseen keys."""
         prior = self.exit_counts.double() / self.exit_counts.sum()
         weight = self.settings.smoothing
         counts = self.counts.double()
@@ -232,15 +250,15 @@ class ExitTable:
         return torch.cat([smoothed, prior[None]]).float()
 
     def score_table(self, device: str | torch.device = "cpu") -> ScoreTable:
-        """The scores laid out for lookup on `device`; made once per device."""
+        """The scores in a layout for lookup on `device`, cached per device."""
         return self._laid_out("counts", self.scores, self.settings.reduction, torch.device(device))
 
     def _laid_out(self, name: str, scores: torch.Tensor, reduction: str, device: torch.device) -> ScoreTable:
         if (name, device) not in self._score_tables:
             if not scores.isfinite().all():
-                # In a comparison NaN loses or wins without a word: every text would go to one exit.
+                # NaN loses or wins comparisons silently, so every text would go to one exit.
                 raise ValueError(f"exit_table: its scores ({name}) are NaN or infinite: build it again")
-            # Of learned values only the scores are read: their columns may be layers that have no exit.
+            # Only the scores of learned values are used, because their columns may be layers without an exit.
             layers = self.exit_layers if name == "counts" else tuple(range(1, scores.shape[1] + 1))
             self._score_tables[name, device] = ScoreTable.build(
                 self.keys, scores, layers, self.special_ids, self.vocab_size, self.settings.ngram, reduction, device
@@ -258,16 +276,19 @@ class ExitTable:
         device: str | torch.device = "cpu",
         values: str = "counts",
     ) -> PredictedExits:
-        """P(e|x) and the exit layer of each sample; see `geep_triton.ops.predict_exits.predict_exits`.
+        """P(e|x) and the exit layer of each sample. See `geep_triton.ops.predict_exits.predict_exits`.
 
         Args:
-            tokens: on the host.
+            tokens: samples on the host.
             decision: "argmax", "mean", or a quantile in (0, 1].
-            device: where to look up; the result is there.
-            values: "counts", or "learned" where the table has learned the "exits" (`learn`).
+            device: device of the lookup and of the result.
+            values: "counts", or "learned" if the table has learned "exits" (see `learn`).
+
+        Returns:
+            Probabilities [N, E] float32 and exit layers [N] int64.
 
         Raises:
-            ValueError: the table has no learned values.
+            ValueError: the table has no such learned values, or `decision` or `values` is unknown.
         """
         check_choice("values", values, VALUES)
         if values == "counts":
@@ -276,35 +297,43 @@ class ExitTable:
         return choose_exits(probabilities, torch.tensor(self.exit_layers, device=device), decision)
 
     def predict_agreement(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
-        """[N, E] float32 on the host: how likely each exit gives the last exit's answer, which itself surely does.
+        """The probability that each exit gives the last exit's answer: [N, E] float32 on the host. It is 1 for the last exit.
+
+        Args:
+            tokens: samples on the host.
+            device: device of the lookup.
 
         Raises:
-            ValueError: the table has no learned values.
+            ValueError: the table has no learned agreement.
         """
         return _as_agreement(self._learned_scores("agreement", tokens, device).cpu())
 
     def predict_skips(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
-        """[N, L] float32 on the host: how likely each sample skips each layer.
+        """The probability that each sample skips each layer: [N, L] float32 on the host.
+
+        Args:
+            tokens: samples on the host.
+            device: device of the lookup.
 
         Raises:
-            ValueError: the table has no learned values.
+            ValueError: the table has no learned skips.
         """
         return self._learned_scores("skips", tokens, device).sigmoid().cpu()
 
     @property
     def decides_by(self) -> str:
-        """What `decide` goes by: "agreement" where the table has learned it, else "counts"."""
+        """The basis of `decide`: "agreement" if the table has learned it, else "counts"."""
         return "agreement" if "agreement" in self.learned else "counts"
 
     def decide(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
-        """[N] int64 on the host: the layer at which each sample leaves where nothing else is asked for.
+        """The layer at which each sample leaves by default: [N] int64 on the host.
 
-        A table with learned agreement allocates by it, at the price at which 98 % of the texts held out from the learning got
-        the last exit's answer: observed on them, not promised. Another table takes the likeliest exit by its counts.
+        A table with learned agreement allocates by it. The price is the one at which 98 % of the held-out texts got the last
+        exit's answer. This share is observed, not promised. Any other table takes the most likely exit by its counts.
 
         Args:
-            tokens: on the host.
-            device: where to look up.
+            tokens: samples on the host.
+            device: device of the lookup.
         """
         if self.decides_by == "counts":
             return self.predict(tokens, device=device).exits.cpu()
@@ -315,15 +344,16 @@ class ExitTable:
         return self.price_for(agreement=DEFAULT_AGREEMENT)
 
     def price_for(self, mean_depth: float | None = None, agreement: float | None = None) -> float:
-        """The price of a layer that keeps a budget on the texts held out when "agreement" was learned; see `allocate`.
+        """The price of a layer that keeps a budget on the texts that were held out when "agreement" was learned. See
+        `allocate`.
 
         Args:
-            mean_depth: layers that a text may take on average.
-            agreement: share of texts that shall get the last exit's answer. It is observed on the held-out texts, not
-                promised: `geep_triton.calibrate` promises.
+            mean_depth: maximum of the mean depth, in layers.
+            agreement: minimum share of texts that get the last exit's answer, 0..1. It is observed on the held-out texts, not
+                promised: use `geep_triton.calibrate` for a promise.
 
         Raises:
-            ValueError: the table has no learned values, or not exactly one budget.
+            ValueError: the table has no learned agreement, or not exactly one budget is given.
         """
         values = self._values("agreement")
         probabilities = _as_agreement(values.held_out)
@@ -335,7 +365,7 @@ class ExitTable:
         return self.learned[name]
 
     def how_to_learn(self, name: str) -> str:
-        """What a user writes to have the learned values `name`: from the records, where there are some."""
+        """The code that a user writes to get the learned values `name`. It uses the records if there are any."""
         if self.records is None:
             return f"model.exit_table = build_exit_table(model, ..., learn={(*self.learned, name)!r})"
         return f"model.exit_table = model.exit_table.learn({name!r})"
@@ -347,7 +377,16 @@ class ExitTable:
         return evidence + to_device(values.length_bias[length_bucket(tokens.lengths)], torch.device(device))
 
     def check_fits(self, vocab_size: int, exit_layers: Sequence[int], fingerprint: str | None = None) -> None:
-        """Raise ValueError unless the table was built for this vocabulary, these exits and this tokenizer."""
+        """Check that the table was built for this vocabulary, these exits and this tokenizer.
+
+        Args:
+            vocab_size: size of the model's vocabulary.
+            exit_layers: layers of the model's exits.
+            fingerprint: fingerprint of the tokenizer. None: not checked.
+
+        Raises:
+            ValueError: it was not.
+        """
         if self.vocab_size != vocab_size:
             raise ValueError(
                 f"exit_table was built for a vocabulary of {self.vocab_size}, the model has {vocab_size}: build it again"
@@ -357,51 +396,59 @@ class ExitTable:
                 f"exit_table was built for exits at {list(self.exit_layers)}, the model has {list(exit_layers)}: build it again"
             )
         if fingerprint is not None and self.fingerprint != fingerprint:
-            raise ValueError("exit_table was built with another tokenizer; build it again with this one")
+            raise ValueError("exit_table was built with another tokenizer: build it again with this one")
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `exit_table.safetensors` into a folder, replacing one that is there only once it is whole.
+        """Write `exit_table.safetensors` into a folder. An existing file is replaced only when the new one is complete.
 
-        The records, which hold the token ids of texts, are left out unless `save_records`.
+        The records, which include the token ids of texts, are left out unless `save_records`.
+
+        Args:
+            directory: folder to save to.
 
         Raises:
-            ValueError: the folder holds a model, of other weights than this table was built with; values that are NaN,
-                infinite or of other shapes than those of a table that was built.
+            ValueError: the folder has a model with other weights than this table was built with, or the table has values that
+                are NaN, infinite or of wrong shapes.
+            OSError: writing fails.
         """
         digests = saved_digests(directory)
         if digests and self.digest() != digests.get("exit_table") and self.weights not in digests.values():
             raise ValueError(
-                f"{directory} holds a model of other weights than this exit table was built with: to save them together "
-                "all the same, load the model, set model.exit_table and save the model"
+                f"{directory} has a model with other weights than this exit table was built with: to save them together "
+                "anyway, load the model, set model.exit_table and save the model"
             )
         with replacing(directory) as new:
             save_table(self, new)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> ExitTable:
-        """Read a table from its file or the folder that holds it.
+        """Read a table from its file or from the folder of the file.
+
+        Args:
+            path: the file or the folder.
 
         Raises:
-            ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
+            ValueError: there is no such file, it is damaged, it is not an exit table of this version, or it has values that
+                building a table cannot give.
         """
         with reading(path):
             return cls(**read_table(path))
 
 
-# All that decides what a table predicts.
+# The fields in PREDICT decide what a table predicts.
 ORIGIN = ("text_hashes", "records", "save_records", "weights")
 PREDICT = tuple(field.name for field in fields(ExitTable) if field.name not in ORIGIN)
 
 
 def _ids_on(device: str | torch.device, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and offsets on a device, without the host waiting for it."""
+    """Ids and offsets on a device. The host does not wait for the copy."""
     check_kind("tokens", tokens, Tokens)
     device = torch.device(device)
     return to_device(tokens.ids, device), to_device(tokens.offsets, device)
 
 
 def _as_agreement(scores: torch.Tensor) -> torch.Tensor:
-    """[N, E] scores to probabilities; the last exit surely agrees with itself."""
+    """[N, E] scores -> probabilities. The last exit always agrees with itself."""
     result = scores.sigmoid()
     result[:, -1] = 1.0
     return result

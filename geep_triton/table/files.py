@@ -1,4 +1,4 @@
-"""The exit table's file: written with a digest, and read as what may be damaged or made up."""
+"""The exit table's file. It is written with a digest, and every value is checked when it is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TABLE_FILE = "exit_table.safetensors"
 FORMAT = "geep_triton.exit_table.1"
-# The file's names of learned values are older than the keys of `ExitTable.learned`.
+# The names of learned values in the file are older than the keys of `ExitTable.learned`.
 LEARNED_NAMES = {"agreement": "agreement", "exits": "exit_values", "skips": "skip_values"}
 LEARNED_PARTS = ("weights", "length_bias", "held_out", "held_out_targets")
 FIELDS = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
@@ -34,14 +34,14 @@ SETTINGS = ("threshold", "ngram", "smoothing", "reduction")
 REQUIRED = ("keys", "counts", "exit_counts")
 RECORDS = ("ids", "offsets", "uncertainty", "type_ids", "agrees", "skipped")
 MAX_LAYERS, MAX_VOCAB, MAX_COUNT = 1 << 10, 1 << 26, 1 << 48
-MAX_SCORE = 1e6  # of learned values: sums of larger ones could overflow, and NaN would send every text out at layer 1
+MAX_SCORE = 1e6  # of learned values. Sums of larger ones could overflow, and with NaN every text would leave at layer 1
 
 
 def save_table(table: ExitTable | None, new: Replacement) -> None:
-    """Make a folder hold this table; None removes one that an earlier model left there.
+    """Write this table into a folder. None removes the table of an earlier model.
 
     Raises:
-        ValueError: contents that `read_table` would refuse.
+        ValueError: the table has contents that `read_table` would refuse.
     """
     if table is None:
         new.remove.add(TABLE_FILE)
@@ -57,14 +57,15 @@ def save_table(table: ExitTable | None, new: Replacement) -> None:
 
 
 def read_table(path: str | os.PathLike) -> dict[str, Any]:
-    """The fields of the `ExitTable` in a file, or in the folder that holds it, all of them checked.
+    """The checked fields of the `ExitTable` in a file, or in the folder of the file.
 
     Raises:
-        ValueError: no such file, damaged, not an exit table of this version, or one that could not have been built.
+        ValueError: there is no such file, it is damaged, it is not an exit table of this version, or it has values that
+            building a table cannot give.
     """
     header, tensors = _read(path)
     records, text_hashes = _read_records(tensors), tensors.get("text_hashes")
-    if records is not None and text_hashes is None:  # a file of an earlier version
+    if records is not None and text_hashes is None:  # from an earlier version
         text_hashes = records.tokens.hashes().sort().values
     return {
         **{name: tensors[name] for name in REQUIRED},
@@ -83,11 +84,12 @@ def read_table(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def learned_tensors(learned: Mapping[str, LearnedValues]) -> dict[str, torch.Tensor]:
-    """Learned values as tensors, under the names that the file has for them."""
+    """Learned values as tensors, by their names in the file."""
     tensors: dict[str, torch.Tensor] = {}
     for key in sorted(learned):
         tensors |= {f"{LEARNED_NAMES[key]}.{part}": getattr(learned[key], part) for part in LEARNED_PARTS}
-        tensors |= {} if learned[key].paths is None else {"paths": learned[key].paths}
+        if (paths := learned[key].paths) is not None:
+            tensors["paths"] = paths
     return tensors
 
 
@@ -132,7 +134,7 @@ def _read_learned(tensors: dict[str, torch.Tensor]) -> dict[str, LearnedValues]:
 
 
 def _digest_there(directory: str | os.PathLike) -> str | None:
-    """Digest of the contents of a folder's table; None where there is none that is whole."""
+    """Digest of the contents of a folder's table. None if there is no undamaged table."""
     try:
         return _contents_digest(*_read(directory))
     except (OSError, ValueError):
@@ -140,13 +142,13 @@ def _digest_there(directory: str | os.PathLike) -> str | None:
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors, checked."""
+    """The header and the tensors, checked."""
     path = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"no such exit table: {path}")
     with open_tensors(path) as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
     try:
@@ -154,7 +156,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tens
         _check(header, tensors)
         # Files of earlier versions have no digest.
         if "digest" in metadata and metadata["digest"] != _contents_digest(header, tensors):
-            raise ValueError("its contents are not those that were saved, by their digest")
+            raise ValueError("its contents are not the saved ones: their digest differs")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged exit table: {error}") from error
     return header, tensors
@@ -209,14 +211,14 @@ def _check_counts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> N
     if size and (int(keys[-1]) >= header["vocab_size"] or int(keys[0]) == EMPTY):
         raise ValueError(f"keys must be ids below {header['vocab_size']} or hashes, got {int(keys[0])}..{int(keys[-1])}")
     if not counts.sum(1).all() or not tensors["exit_counts"].sum():
-        raise ValueError("counts and exit_counts must be above 0 for some exit: no key and no table without samples")
+        raise ValueError("counts and exit_counts must be above 0 for some exit: every key and every table needs samples")
 
 
 def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     num_exits, samples = len(header["exit_layers"]), int(tensors["exit_counts"].sum())
     if "text_hashes" in tensors:
         _check_tensor("text_hashes", tensors, torch.int64, (samples,))
-        if _falls(tensors["text_hashes"]):
+        if _descends(tensors["text_hashes"]):
             raise ValueError("text_hashes must ascend")
     if not any(name.startswith("records.") for name in tensors):
         return
@@ -227,7 +229,7 @@ def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
     _check_tensor("records.ids", tensors, torch.int32, (tokens,), 0, header["vocab_size"] - 1)
     _check_tensor("records.offsets", tensors, torch.int64, (samples + 1,))
     offsets = tensors["records.offsets"]
-    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or _falls(offsets):
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or _descends(offsets):
         raise ValueError(f"records.offsets must ascend from 0 to the number of ids ({tokens})")
     _check_tensor("records.uncertainty", tensors, torch.float32, (samples, num_exits))
     if (tensors["records.uncertainty"].isnan() | tensors["records.uncertainty"].isneginf()).any():
@@ -262,8 +264,8 @@ def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
         raise ValueError(f"unknown tensors {shorten(unknown)}")
 
 
-def _falls(values: torch.Tensor) -> bool:
-    """Whether a value is below the one before it; their difference could be beyond int64."""
+def _descends(values: torch.Tensor) -> bool:
+    """Whether a value is below the one before it. Differences are not used, because they could exceed int64."""
     return bool((values[1:] < values[:-1]).any())
 
 
@@ -275,11 +277,11 @@ def _check_tensor(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    """Raise ValueError unless there is a tensor of this dtype and shape, and, where there is a bound, all within it."""
+    """Raise ValueError unless the tensor exists, has this dtype and shape, and lies within the given bounds."""
     found = tensors.get(name)
     if found is None or found.dtype != dtype or tuple(found.shape) != shape:
         got = "none" if found is None else f"{found.dtype} of {tuple(found.shape)}"
         raise ValueError(f"{name} must be {str(dtype).removeprefix('torch.')} of shape {shape}, got {got}")
-    # Written so that NaN is outside.
+    # The comparisons are written so that NaN fails them.
     if (low is not None and not (found >= low).all()) or (high is not None and not (found <= high).all()):
-        raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'between {low:g} and {high:g}'} and no NaN")
+        raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'between {low:g} and {high:g}'} and not NaN")

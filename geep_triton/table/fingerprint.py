@@ -1,4 +1,4 @@
-"""Telling whether two tokenizers give the same ids."""
+"""Checks whether two tokenizers give the same ids."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FIXED_PROBES = (
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (hex) over the vocabulary, the special tokens and how a few probe texts are cut."""
+    """SHA-256 (hex) of the vocabulary, the special tokens and the ids of a few probe texts."""
     vocabulary = tokenizer.get_vocab()
-    # Known words in capitals, so that a tokenizer that keeps case differs from one that does not.
+    # Known words in capitals distinguish a tokenizer that keeps case from one that does not.
     capitals = " ".join(sorted(word for word in vocabulary if word.isalpha())[:200]).upper()
     content = {
         "vocabulary": sorted(vocabulary.items()),
@@ -32,5 +32,5 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def uncounted_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Special token ids that say nothing about a text: all but the unknown token."""
+    """Ids of special tokens that carry no information about a text: all except the unknown token."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})

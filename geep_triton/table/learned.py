@@ -1,4 +1,4 @@
-"""Learned values for the exit table: a bag-of-n-grams model of where a text may leave."""
+"""Learned values of the exit table: a bag-of-n-grams model that predicts where a text may leave (*our addition*)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from geep_triton.table.exit_table import ExitTable
 
 LEARNED = ("agreement", "exits", "skips")
-FEWEST_TEXTS = 20  # to learn from
+FEWEST_TEXTS = 20  # needed for learning
 LENGTH_BUCKETS = 20
 HELD_OUT = 0.1
-MOST_PATHS = 8  # samples of one path run together, so few of them keep batches dense
+MOST_PATHS = 8  # samples of one path run together, so few paths keep batches dense
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedValues:
-    """A bag-of-n-grams model: score of column k = mean over the text's keys of weights[key, k] + length_bias[bucket, k].
+    """A bag-of-n-grams model: the score of column k is (mean over the text's keys of weights[key, k]) + length_bias[bucket, k].
 
-    The columns K are the exits for "agreement" and "exits", and all layers for "skips".
+    The K columns are the exits for "agreement" and "exits", and all layers for "skips".
 
     Attributes:
-        weights: [S + 1, K] float32, a row for each key of the table, the last for unseen keys.
+        weights: [S + 1, K] float32, one row per key of the table; the last row is for unseen keys.
         length_bias: [20, K] float32, by length bucket.
-        held_out: [M, K] float32, scores of texts that were kept from the training.
-        held_out_targets: [M, K] bool, what was true of them.
-        paths: [P, K] bool, the commonest sets of skipped layers, most frequent first; None but for "skips".
+        held_out: [M, K] float32, scores of texts that were held out from the training.
+        held_out_targets: [M, K] bool, the targets of these texts.
+        paths: [P, K] bool, the most common sets of skipped layers, most frequent first. Only for "skips", else None.
     """
 
     weights: torch.Tensor
@@ -46,23 +46,24 @@ class LearnedValues:
 
 
 def learn(table: ExitTable, what: str, *, most_paths: int | None = None, **training: Any) -> LearnedValues:
-    """Learn from a table's records what its counts do not tell.
+    """Learn values from a table's records in addition to its counts.
 
     Args:
-        table: with its records.
-        what: "agreement": for each exit, how likely it already gives the last exit's answer. "exits": which exit the
-            threshold takes. "skips": which layers a text skips, and the commonest paths.
-        most_paths: of "skips": so many paths are kept; None: 8.
-        **training: epochs, learning_rate, batch_size, seed of `fit_values`.
+        table: a table with its records.
+        what: "agreement" (the probability that each exit already gives the last exit's answer), "exits" (the exit that the
+            threshold takes) or "skips" (the layers that a text skips, and the most common paths).
+        most_paths: number of paths to keep, only for "skips". None: 8.
+        **training: epochs, learning_rate, batch_size and seed, as in `fit_values`.
 
     Raises:
-        ValueError: an unknown name; the table is without its records, or they hold nothing of it; fewer than 20 texts.
+        ValueError: the name is unknown, the table has no records or they lack these values, or there are fewer than 20 texts.
+        TypeError: a setting has another type.
     """
     check_choice("what", what, LEARNED)
     if most_paths is not None:
         check_int("most_paths", most_paths, 1)
         if what != "skips":
-            raise ValueError(f"most_paths is of 'skips', got most_paths={most_paths} with {what!r}")
+            raise ValueError(f"most_paths is only for 'skips', got most_paths={most_paths} with {what!r}")
     records, targets = table.need_records(), _targets(table, what)
     special = torch.isin(records.tokens.ids, torch.tensor(table.special_ids, dtype=torch.int64))
     values = fit_values(table.keys, records.tokens, special, table.settings.ngram, targets, what == "exits", **training)
@@ -70,7 +71,7 @@ def learn(table: ExitTable, what: str, *, most_paths: int | None = None, **train
 
 
 def _targets(table: ExitTable, what: str) -> torch.Tensor:
-    """[N, K] bool, what is true of each text."""
+    """[N, K] bool, the targets of each text."""
     records = table.need_records()
     if what == "exits":
         exits = first_sure_exit(records.uncertainty, table.settings.threshold)
@@ -80,12 +81,12 @@ def _targets(table: ExitTable, what: str) -> torch.Tensor:
             raise ValueError("records.skipped: this table's records are of a model without skip gates")
         return records.skipped
     if records.agrees is None:
-        raise ValueError("records.agrees: this table's records hold no agreement; build it again from texts")
+        raise ValueError("records.agrees: this table's records have no agreement: build it again from texts")
     return records.agrees
 
 
 def length_bucket(lengths: torch.Tensor) -> torch.Tensor:
-    """[N] token counts -> [N] int64 in 0..19: half powers of two."""
+    """[N] token counts -> [N] int64 in 0..19. Two buckets cover one power of two."""
     return (2 * lengths.clamp(min=1).double().log2()).long().clamp(max=LENGTH_BUCKETS - 1)
 
 
@@ -103,21 +104,25 @@ def fit_values(
     batch_size: int = 1024,
     seed: int = 0,
 ) -> LearnedValues:
-    """Train the values on unlabelled texts, stopping when a tenth of them that is held out gets no better.
+    """Train the values on unlabelled texts. A tenth of them is held out, and training stops when the loss on these no longer
+    improves.
 
     Args:
-        keys: [S] int64, ascending, of the table.
+        keys: [S] int64, the ascending keys of the table.
         tokens: N samples.
-        special: [T] bool, where a token never counts.
-        ngram: highest order of the table's keys.
-        targets: [N, E] bool, what is true of each exit.
-        one_exit: it is true of exactly one exit a sample, and a softmax of the scores is its probability; else each exit's
-            sigmoid is.
-        epochs: at most.
-        learning_rate, batch_size, seed: of the training; batches are smaller where there are few texts.
+        special: [T] bool, whether a token is special and is not counted.
+        ngram: highest order of the table's n-grams.
+        targets: [N, E] bool, the targets of each exit.
+        one_exit: if True, each sample has exactly one True target, and a softmax of the scores gives probabilities. Else a
+            sigmoid per exit does.
+        epochs: maximum number of epochs.
+        learning_rate: learning rate of Adam.
+        batch_size: samples per step. Batches are smaller if there are few texts.
+        seed: seed of the split and of the batches.
 
     Raises:
-        ValueError: fewer than 20 samples, keys that lack some of the texts' n-grams, or a loss that is not finite.
+        ValueError: there are fewer than 20 samples, `keys` lacks some of the texts' n-grams, or the loss is not finite.
+        TypeError: a setting has another type.
     """
     check_int("epochs", epochs, 1)
     check_number("learning_rate", learning_rate, 1e-12, 1e12)
@@ -129,7 +134,7 @@ def fit_values(
     bags = _bags(keys, tokens, special, ngram)
     buckets, wanted = length_bucket(tokens.lengths), targets.float()
 
-    batch_size = min(batch_size, max(32, samples // 20))  # few texts need more steps an epoch
+    batch_size = min(batch_size, max(32, samples // 20))  # few texts need more steps per epoch
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(samples, generator=generator)
     count = max(1, int(HELD_OUT * samples))
@@ -167,11 +172,11 @@ def fit_values(
 
 
 def _bags(keys: torch.Tensor, tokens: Tokens, special: torch.Tensor, ngram: int) -> Tokens:
-    """Each sample's keys, as rows of the table."""
+    """The keys of each sample as row numbers of the table."""
     found, owners = ngram_keys(tokens.ids, tokens.offsets, special, ngram)
     rows = torch.searchsorted(keys, found).clamp_(max=max(0, keys.numel() - 1))
     rows = rows[order := owners.argsort(stable=True)]
     if not bool((keys[rows] == found[order]).all()):
-        raise ValueError("keys must hold every n-gram of the texts")
+        raise ValueError("keys must include every n-gram of the texts")
     counts = torch.bincount(owners, minlength=len(tokens))
     return Tokens(rows, F.pad(counts.cumsum(0), (1, 0)))

@@ -1,4 +1,4 @@
-"""Paths: which layers a sample skips, predicted from its tokens before any layer runs."""
+"""Paths: the layers that a sample skips, predicted from its tokens before any layer runs (*our addition*)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import torch
 
 
 def common_paths(skipped: torch.Tensor, most: int) -> torch.Tensor:
-    """[N, L] bool, the layers each sample skipped -> the `most` commonest rows, the most frequent first."""
+    """The most common sets of skipped layers, most frequent first.
+
+    Args:
+        skipped: [N, L] bool, the layers that each sample skipped.
+        most: number of paths to return at most.
+
+    Returns:
+        [K, L] bool, K <= most.
+    """
     paths, counts = torch.unique(skipped, dim=0, return_counts=True)
     return paths[counts.argsort(descending=True, stable=True)[:most]]
 
 
 def choose_paths(probabilities: torch.Tensor, paths: torch.Tensor, price: float = 0.0) -> torch.Tensor:
-    """The likeliest path of each sample, less a price for every layer it runs.
+    """The most likely path of each sample, minus a price for every layer that it runs.
 
     Args:
-        probabilities: [N, L], that each layer is skipped.
-        paths: [K, L] bool.
-        price: of a layer, in nats of likelihood; below 0 layers that run are worth something.
+        probabilities: [N, L], the probability that each layer is skipped.
+        paths: [K, L] bool, the skipped layers of each path.
+        price: price of a layer in nats of log-likelihood. Below 0 it rewards layers that run.
 
     Returns:
         [N] int64, index of the path.

@@ -1,4 +1,4 @@
-"""What an exit table is made of: recorded exits of texts, and settings."""
+"""The inputs of an exit table: the recorded exits of texts, and the settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from geep_triton.tokens.ragged import Tokens
 
 @dataclass(frozen=True, eq=False)
 class ExitRecords:
-    """What one run of every exit over a corpus leaves behind: enough to rebuild a table for any threshold.
+    """The results of one run of every exit over a corpus. They suffice to rebuild a table for any threshold.
 
     Attributes:
-        tokens: the samples.
-        uncertainty: [N, E] float32, the criterion's value at each exit; low is sure.
-        agrees: [N, E] bool, whether each exit gives the last exit's answer; None where that was not recorded.
-        skipped: [N, L] bool, the layers each sample skipped; None of a model without skip gates.
+        tokens: the N samples.
+        uncertainty: [N, E] float32, the criterion's value at each exit; low means sure.
+        agrees: [N, E] bool, whether each exit gives the last exit's answer. None: not recorded.
+        skipped: [N, L] bool, the layers that each sample skipped. None for a model without skip gates.
     """
 
     tokens: Tokens
@@ -30,7 +30,11 @@ class ExitRecords:
     skipped: torch.Tensor | None = None
 
     def check(self, num_exits: int) -> None:
-        """Raise ValueError unless there are samples, each with a value of each exit and none of them NaN or -infinity."""
+        """Check shapes and values.
+
+        Raises:
+            ValueError: there are no samples, a sample lacks a value for an exit, or a value is NaN or -infinity.
+        """
         check_tensor("records.uncertainty", self.uncertainty, 2)
         if not len(self.tokens):
             raise ValueError("records: an exit table needs at least one sample")
@@ -46,13 +50,17 @@ class ExitRecords:
 
 @dataclass(frozen=True)
 class TableSettings:
-    """How a table is made of records, and how it predicts.
+    """How a table is made from records, and how it predicts.
 
     Attributes:
-        threshold: uncertainty at or under which a sample leaves, 0..1.
-        ngram: highest order of the n-grams counted, up to 16; 1 counts tokens only, 2 also pairs of neighbours.
+        threshold: a sample leaves at the first exit whose uncertainty is at most this, 0..1.
+        ngram: highest order of the n-grams that are counted, 1..16. 1 counts single tokens, 2 also pairs of neighbours.
         smoothing: pseudo-count a of the prior: P(e|v) = (count[v,e] + a prior[e]) / (sum_e count[v,e] + a).
-        reduction: how keys make a sample's distribution: "mean" or "naive_bayes".
+        reduction: how the keys of a sample are combined into its distribution: "mean" or "naive_bayes".
+
+    Raises:
+        ValueError: a setting is out of range.
+        TypeError: a setting has another type.
     """
 
     threshold: float
@@ -69,7 +77,15 @@ class TableSettings:
 
 
 def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor:
-    """[N, E] -> [N] int64, index of the first exit whose uncertainty is at or under `threshold`, else of the last."""
+    """Index of the first exit whose uncertainty is at most a threshold, else of the last exit.
+
+    Args:
+        uncertainty: [N, E].
+        threshold: the threshold.
+
+    Returns:
+        [N] int64.
+    """
     sure = uncertainty <= threshold
     sure[:, -1] = True
     return sure.int().argmax(-1)

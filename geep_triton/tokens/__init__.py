@@ -1,1 +1,1 @@
-"""Whatever a user has, to token ids."""
+"""Converts any input of a user to token ids."""

@@ -1,4 +1,4 @@
-"""Samples to token ids, checked."""
+"""Converts samples to token ids, with checks."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import BadSample as BadSample
 from geep_triton.checks import refuse_samples, shorten
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.ragged import Tokens
-from geep_triton.tokens.rows import Row, tokens_from_lists, tokens_of, too_long
+from geep_triton.tokens.rows import tokens_from_lists, tokens_of, too_long
 from geep_triton.tokens.samples import Sample
-from geep_triton.tokens.tokenizing import Encoded, text_tokenizer
+from geep_triton.tokens.tokenizing import Encoded, FastTokenizer, SlowTokenizer, text_tokenizer
 
 
 class Encoder:
-    """Turns samples into `Tokens` with a tokenizer; truncates only when asked.
+    """Converts samples to `Tokens` with a tokenizer. It truncates only on request.
 
-    It keeps no state and leaves the tokenizer as it is, so any number of threads and encoders may share either. Once a
-    tokenizer has other tokens, or another truncation side, the encoders made of it before refuse to go on.
+    It keeps no state and does not change the tokenizer, so any number of threads and encoders may share both. If a tokenizer's
+    tokens or truncation side change, encoders that were made from it before raise an error.
 
     Args:
-        tokenizer: a Hugging Face tokenizer; None where all samples are token ids.
-        max_length: most tokens a sample may have, special tokens included.
-        truncation: cut longer samples (longest of a pair first, on the tokenizer's truncation side) instead of raising;
-            `Tokens.cut` says which.
-        vocab_size: ids must be below it; None: not checked.
+        tokenizer: a Hugging Face tokenizer. None: all samples are token ids.
+        max_length: maximum number of tokens of a sample, including special tokens.
+        truncation: whether to cut longer samples instead of raising an error. The longer text of a pair is cut first, on the
+            tokenizer's truncation side. `Tokens.cut` says which samples were cut.
+        vocab_size: ids must be below it. None: not checked.
         type_vocab_size: segment ids must be below it.
     """
 
@@ -48,33 +49,32 @@ class Encoder:
         self._knows_words = tokenizer is not None and len(tokenizer) > len(set(tokenizer.all_special_ids))
 
     def __call__(self, samples: Sequence[Sample | Row], first: int = 0) -> Tokens:
-        """Encode a window of samples; texts and pairs may be mixed.
+        """Encode a window of samples. Texts and pairs may be mixed.
 
         Args:
             samples: texts with or without a pair, or rows of input_ids.
             first: index of samples[0] in the user's input, for errors.
 
         Raises:
-            BadSample: a text that is empty, no string or no valid Unicode; a sample longer than max_length; ids or segment
-                ids that are no integers, of another length or out of range.
-            ValueError: a mix of texts and tokenized rows; a max_length that special tokens alone exceed.
+            BadSample: a text is empty, no string or no valid Unicode; a sample is longer than max_length; ids or segment ids
+                are not integers, are out of range, or differ in number.
+            ValueError: texts and tokenized rows are mixed, or there are more special tokens than max_length.
         """
-        tokenized = [isinstance(sample, Mapping) for sample in samples]
-        if any(tokenized) and not all(tokenized):
+        rows = [sample for sample in samples if isinstance(sample, Mapping)]
+        texts = [sample for sample in samples if not isinstance(sample, Mapping)]
+        if rows and texts:
             raise ValueError(f"samples {first}..{first + len(samples) - 1} mix texts and rows of input_ids")
-        tokens = (
-            tokens_of(samples, first, self.max_length, self.type_vocab_size) if tokenized[0] else self._texts(samples, first)
-        )
+        tokens = tokens_of(rows, first, self.max_length, self.type_vocab_size) if rows else self._texts(texts, first)
         if self.vocab_size is not None:
-            self._check_ids(tokens, first)
+            self._check_ids(tokens, self.vocab_size, first)
         return tokens
 
     def padding_of(self, samples: Sequence[Sample | Row], tokens: Tokens, first: int = 0) -> str | None:
-        """What to warn of where rows of input_ids are padded and no attention mask tells that; None: of nothing.
+        """A warning for rows of input_ids that are padded but have no attention mask. None if there are none.
 
         Args:
-            samples: a window of them.
-            tokens: what they were encoded to.
+            samples: a window of samples.
+            tokens: the encoded samples.
             first: index of samples[0] in the user's input.
         """
         if self._pad_id is None or not isinstance(samples[0], Mapping):
@@ -90,10 +90,11 @@ class Encoder:
         )
 
     def _texts(self, samples: Sequence[Sample], first: int) -> Tokens:
-        if not self._knows_words:  # transformers makes a tokenizer of special tokens where there is no vocabulary
+        # Without a vocabulary file transformers makes a tokenizer of special tokens.
+        if self._encode is None or not self._knows_words:
             raise ValueError("the tokenizer knows no words, only special tokens: the file of its vocabulary is missing")
         refuse_samples({index: reason for index, sample in enumerate(samples) if (reason := _text_error(*sample))}, first)
-        encoded = self._tokenize(samples)
+        encoded = self._tokenize(self._encode, samples)
         special = self._encode.special
         empty = {
             index: "has a text without any token"
@@ -108,40 +109,41 @@ class Encoder:
         self._check_segments(tokens, first)
         return tokens
 
-    def _tokenize(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """Each sample encoded, single texts apart from pairs."""
+    def _tokenize(self, encode: FastTokenizer | SlowTokenizer, samples: Sequence[Sample]) -> list[Encoded]:
+        """Each sample encoded. Single texts and pairs are encoded separately."""
         encoded: list[Encoded] = [Encoded([], [], 0)] * len(samples)
         for has_pair in (False, True):
             rows = [index for index, (_, pair) in enumerate(samples) if (pair is not None) == has_pair]
             if not rows:
                 continue
-            texts = [samples[index] if has_pair else samples[index][0] for index in rows]
-            found = self._encode(texts, has_pair, self.max_length if self.truncation else None)
+            chosen = (samples[index] for index in rows)
+            texts = [text if pair is None else (text, pair) for text, pair in chosen]
+            found = encode(texts, has_pair, self.max_length if self.truncation else None)
             for index, row in zip(rows, found, strict=True):
                 encoded[index] = row
         return encoded
 
-    def _check_ids(self, tokens: Tokens, first: int) -> None:
-        found = _named(tokens, tokens.ids, (tokens.ids < 0) | (tokens.ids >= self.vocab_size))
-        known = f"outside the model's vocabulary of {self.vocab_size}: is this the model's own tokenizer?"
+    def _check_ids(self, tokens: Tokens, vocab_size: int, first: int) -> None:
+        found = _first_wrong(tokens, tokens.ids, (tokens.ids < 0) | (tokens.ids >= vocab_size))
+        known = f"outside the model's vocabulary of {vocab_size}: is this the model's own tokenizer?"
         refuse_samples({index: f"has token id {number}, {known}" for index, number in found.items()}, first)
 
     def _check_segments(self, tokens: Tokens, first: int) -> None:
         if tokens.type_ids is None:
             return
-        found = _named(tokens, tokens.type_ids, tokens.type_ids >= self.type_vocab_size)
+        found = _first_wrong(tokens, tokens.type_ids, tokens.type_ids >= self.type_vocab_size)
         known = f"outside the model's {self.type_vocab_size}: is this the model's own tokenizer?"
         refuse_samples({index: f"has segment id {number}, {known}" for index, number in found.items()}, first)
 
 
 def _padding_only(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of the token that pads; None where there is none, or where texts begin or end with it, too."""
+    """The id of the padding token. None if there is no such token, or if texts also begin or end with it."""
     around = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id)
     return None if tokenizer.pad_token_id in around else tokenizer.pad_token_id
 
 
-def _named(tokens: Tokens, values: torch.Tensor, wrong: torch.Tensor) -> dict[int, int]:
-    """The first wrong value [T] of each sample that has one, by the sample."""
+def _first_wrong(tokens: Tokens, values: torch.Tensor, wrong: torch.Tensor) -> dict[int, int]:
+    """Map each sample that has wrong values to its first wrong value [T]."""
     if not wrong.any():
         return {}
     samples = torch.repeat_interleave(tokens.lengths)
@@ -153,11 +155,11 @@ def _text_error(text: Any, pair: Any) -> str | None:
         if value is None and name == "text_pair":
             continue
         if not isinstance(value, str):
-            return f"has a {name} that is no string: {shorten(value)}"
+            return f"has a {name} that is not a string: {shorten(value)}"
         if not value.strip():
             return f"has an empty {name}"
         try:
             value.encode()
         except UnicodeEncodeError:
-            return f"has a {name} that is no valid Unicode: {shorten(value)}"
+            return f"has a {name} that is not valid Unicode: {shorten(value)}"
     return None

@@ -17,10 +17,10 @@ class Tokens:
     """Token ids of N samples without padding.
 
     Attributes:
-        ids: [T] int64, all samples' ids one after another, special tokens included.
+        ids: [T] int64, the ids of all samples in sequence, including special tokens.
         offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]].
-        type_ids: [T] int64 segment ids, or None where all are 0.
-        cut: [N] bool on the host, the samples that had more tokens and were cut; None where none was.
+        type_ids: [T] int64 segment ids. None: all are 0.
+        cut: [N] bool on the host, whether a sample was longer and was cut. None: none was.
     """
 
     ids: torch.Tensor
@@ -33,17 +33,22 @@ class Tokens:
 
     @cached_property
     def lengths(self) -> torch.Tensor:
-        """[N] int64, tokens per sample."""
+        """[N] int64, number of tokens per sample."""
         return self.offsets.diff()
 
     @property
     def truncated(self) -> int:
-        """How many samples were cut."""
+        """Number of samples that were cut."""
         return 0 if self.cut is None else int(self.cut.sum())
 
     @classmethod
     def from_lists(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> Tokens:
-        """From one list of ids (and one of segment ids) per sample."""
+        """Make tokens from lists.
+
+        Args:
+            ids: one list of token ids per sample.
+            type_ids: one list of segment ids per sample. None: all are 0.
+        """
         lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)
         offsets = torch.zeros(len(ids) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
@@ -51,7 +56,7 @@ class Tokens:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Tokens]) -> Tokens:
-        """All samples of `parts`, in order; segment ids where any part has them."""
+        """All samples of `parts`, in order. They have segment ids if any part has them."""
         type_ids, cut = None, None
         if any(part.type_ids is not None for part in parts):
             type_ids = torch.cat([torch.zeros_like(p.ids) if p.type_ids is None else p.type_ids for p in parts])
@@ -62,7 +67,7 @@ class Tokens:
         return cls(torch.cat([part.ids for part in parts]), offsets, type_ids, cut)
 
     def hashes(self) -> torch.Tensor:
-        """[N] int64, a hash of each sample's ids: the same in every process."""
+        """[N] int64, a hash of each sample's ids. It is the same in every process."""
         ids, bounds = memoryview(self.ids.cpu().numpy().tobytes()), (8 * self.offsets).tolist()
         found = [blake2b(ids[start:end], digest_size=8).digest() for start, end in pairwise(bounds)]
         return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.int64) if found else torch.empty(0, dtype=torch.int64)
@@ -77,19 +82,22 @@ class Tokens:
         return Tokens(self.ids[positions], offsets, type_ids, None if self.cut is None else self.cut[rows])
 
     def to(self, device: torch.device) -> Tokens:
-        """The same samples on a device; see `to_device`."""
+        """The same samples on a device. See `to_device`."""
         type_ids = None if self.type_ids is None else to_device(self.type_ids, device)
         return Tokens(to_device(self.ids, device), to_device(self.offsets, device), type_ids, self.cut)
 
     def padded(
         self, rows: torch.Tensor, pad_id: int, longest: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The samples `rows` as a padded batch: input_ids, attention_mask, token_type_ids, each [B, S].
+        """The samples `rows` as a padded batch.
 
         Args:
-            rows: [B] int64, where the tokens are.
-            pad_id: token that pads.
-            longest: S, the most tokens that one of them has; None: the tensors are asked, for which the host waits.
+            rows: [B] int64, on the device of the tokens.
+            pad_id: id of the padding token.
+            longest: S, the length of the longest of them. None: it is read from the tensors, and the host waits for them.
+
+        Returns:
+            input_ids, attention_mask and token_type_ids (or None), each [B, S] int64.
         """
         starts, lengths = self.offsets[rows], self.lengths[rows]
         columns = torch.arange(int(lengths.max()) if longest is None else longest, device=rows.device)
@@ -101,7 +109,7 @@ class Tokens:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`; the host does not wait for a copy to a GPU."""
+    """Copy a tensor from the host to `device`. The host does not wait for a copy to a GPU."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,22 +1,44 @@
-"""Whatever a user has, sample by sample: texts, pairs, or rows of token ids."""
+"""Reads any input of a user sample by sample: texts, pairs, or rows of token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from operator import methodcaller
-from typing import Any
-
-import numpy as np
-import torch
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, Protocol, TypeAlias
 
 from geep_triton.checks import shorten
-from geep_triton.tokens.rows import Columns, Row, arrow_columns
+from geep_triton.tokens.columns import Row, rows_of
 
 Sample = tuple[str, str | None]
+COLUMNS = ("text", "text_pair")  # of rows: a text, and the other text of a pair
+
+
+class Frame(Protocol):
+    """A pandas DataFrame, as far as it is looked at."""
+
+    def iterrows(self) -> Any:
+        """Its rows, with their labels."""
+
+
+class ArrowTable(Protocol):
+    """A pyarrow Table or RecordBatch, as far as it is looked at."""
+
+    schema: Any
+
+    def to_pylist(self) -> Any:
+        """Its rows."""
+
+
+# What `iter_samples` takes: texts, pairs or rows, one after another; or columns.
+Inputs: TypeAlias = Iterable[Sequence[str | None] | Mapping[str, Any]] | Mapping[str, Any] | Frame | ArrowTable
 
 
 def check_columns(row: Row, required: Sequence[str]) -> None:
-    """Raise ValueError naming the columns that `row` lacks and those it has, TypeError for what is no row."""
+    """Check that a row has the required columns.
+
+    Raises:
+        ValueError: columns are missing (the error names them and the existing columns).
+        TypeError: `row` is not a mapping.
+    """
     if not isinstance(row, Mapping):
         raise TypeError(f"each row must be a mapping of columns, got {shorten(row)} of type {type(row).__name__}")
     missing = [name for name in required if name not in row]
@@ -24,31 +46,36 @@ def check_columns(row: Row, required: Sequence[str]) -> None:
         raise ValueError(f"missing column {', '.join(map(repr, missing))}; columns: {', '.join(map(repr, row)) or 'none'}")
 
 
-def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "text_pair") -> Iterator[Sample | Row]:
-    """One (text, pair or None) per sample from whatever holds texts.
-
-    Args:
-        inputs: a text; a mapping of columns (lists, arrays, tensors, Arrow columns), a pandas DataFrame or a pyarrow Table
-            or RecordBatch; or an iterable of texts, of (text, pair) tuples, or of rows (mappings, as a `datasets.Dataset`
-            yields). A row with `input_ids` passes through as it is: it is tokenized already. Columns of `input_ids` become
-            rows that are read a window at a time.
+def column_names(columns: str | Sequence[str | None]) -> tuple[str, str | None]:
+    """The columns of a row's text and of the other text of a pair, from one name or two. None: rows hold no pairs.
 
     Raises:
-        TypeError: inputs or an element are none of these, or a bare tuple of two texts, which may be one pair or two texts.
-        ValueError: a row lacks the text column, or columns are not of one length.
+        TypeError: `columns` is neither a name nor a pair of names.
     """
+    names = (columns, None) if isinstance(columns, str) else columns
+    if not isinstance(names, (tuple, list)) or [type(name) for name in names] not in ([str, str], [str, type(None)]):
+        raise TypeError(f"columns must be the name of a column or a pair of names (text, other text), got {shorten(columns)}")
+    return names[0], names[1]
+
+
+def iter_samples(inputs: Any, columns: str | Sequence[str | None] = COLUMNS) -> Iterator[Sample | Row]:
+    """One (text, pair or None) per sample, from any container of texts.
+
+    Args:
+        inputs: a text; a mapping of columns (lists, arrays, tensors, Arrow columns), a pandas DataFrame or a pyarrow Table or
+            RecordBatch; or an iterable of texts, of (text, pair) tuples, or of rows (mappings, as a `datasets.Dataset` yields
+            them). A row with `input_ids` is already tokenized and is passed through. Columns with `input_ids` become rows that
+            are read one window at a time.
+        columns: name of the column with texts, or two names, the second of the column with the other texts of pairs.
+
+    Raises:
+        TypeError: the inputs or an element are none of these, or are a bare tuple of two texts, which may be one pair or two
+            texts; or `columns` are not names.
+        ValueError: a row lacks the text column, or columns have different lengths.
+    """
+    text_column, pair_column = column_names(columns)
     check_no_bare_pair(inputs)
-    if isinstance(inputs, str):
-        inputs = [inputs]
-    elif isinstance(inputs, Mapping):
-        inputs = _rows_of_columns(inputs, text_column)
-    elif hasattr(inputs, "iterrows"):  # a pandas DataFrame, whose own iterator gives column names
-        inputs = inputs.to_dict("records")
-    elif hasattr(inputs, "schema") and hasattr(inputs, "to_pylist"):  # a pyarrow Table or RecordBatch
-        inputs = _rows_of_columns(arrow_columns(inputs), text_column)
-    elif _holds_ids(inputs):
-        inputs = Columns.of_dataset(inputs).rows()
-    for index, item in enumerate(_iterated(inputs)):
+    for index, item in enumerate(_iterated([inputs] if isinstance(inputs, str) else rows_of(inputs, text_column))):
         if isinstance(item, str):
             yield item, None
         elif isinstance(item, (tuple, list)) and len(item) == 2:
@@ -61,13 +88,13 @@ def iter_samples(inputs: Any, text_column: str = "text", pair_column: str = "tex
                 check_columns(item, (text_column,))
             except ValueError as error:
                 raise ValueError(f"sample {index}: {error}") from None
-            yield item[text_column], item.get(pair_column)
+            yield item[text_column], None if pair_column is None else item.get(pair_column)
         else:
             raise TypeError(f"sample {index} must be a text, a (text, pair) tuple or a mapping, got {shorten(item)}")
 
 
 def _iterated(inputs: Any) -> Iterator[Any]:
-    """The inputs, if they come in an order that answers can keep. TypeError otherwise."""
+    """An iterator over the inputs, if they have an order. TypeError otherwise."""
     try:
         if isinstance(inputs, (bytes, bytearray, Set)):
             raise TypeError
@@ -80,7 +107,7 @@ def _iterated(inputs: Any) -> Iterator[Any]:
 
 
 def check_no_bare_pair(inputs: Any) -> None:
-    """Raise TypeError for a tuple of a text and another one or None, which does not say whether it is one pair or two texts."""
+    """Raise TypeError for a tuple of two texts (or of a text and None), which may be one pair or two texts."""
     if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], str) and isinstance(inputs[1], str | None):
         raise TypeError(
             f"inputs: a bare tuple of two texts may be one pair or two texts, got {shorten(inputs)}: "
@@ -89,50 +116,15 @@ def check_no_bare_pair(inputs: Any) -> None:
 
 
 def check_rows(rows: Any) -> None:
-    """Raise TypeError unless these are rows that can be counted and read more than once, ValueError where there are none."""
+    """Check that there are rows that can be counted and read repeatedly.
+
+    Raises:
+        TypeError: they cannot.
+        ValueError: there are none.
+    """
     if isinstance(rows, (str, bytes, Mapping, Set)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
         raise TypeError(
             f"rows must be a list of rows (mappings with text and label), got {shorten(rows)} of type {type(rows).__name__}"
         )
     if not len(rows):
         raise ValueError("rows: expected at least one, got none")
-
-
-def _rows_of_columns(columns: Mapping[str, Any], text_column: str) -> Iterator[Row]:
-    if _is_one_sample(columns.get("input_ids")) or isinstance(columns.get(text_column), str) or not columns:
-        return iter([columns])
-    lengths = {name: _length_of_column(name, values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns must be of one length, got {lengths}")
-    if "input_ids" in columns:
-        return Columns.of_mapping(columns).rows()
-    # An Arrow column iterates over its own scalars.
-    values = [map(methodcaller("as_py"), of) if hasattr(of, "to_pylist") else of for of in columns.values()]
-    return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
-
-
-def _length_of_column(name: str, values: Any) -> int:
-    """How many values a column has. TypeError for a text, which is a value and no column of letters, and what has no order."""
-    try:
-        if isinstance(values, (str, bytes, bytearray, Mapping, Set)):
-            raise TypeError
-        return len(values)
-    except TypeError:
-        raise TypeError(
-            f"column {name!r} must be a list or an array with a value for each sample, got {shorten(values)} of type "
-            f"{type(values).__name__}; pass a single row as [row]"
-        ) from None
-
-
-def _is_one_sample(ids: Any) -> bool:
-    """Whether a column holds the ids of one sample, as tokenizer("a text") gives them."""
-    if isinstance(ids, (np.ndarray, torch.Tensor)):
-        return ids.ndim == 1 and len(ids) > 0 and ids.dtype != object
-    return isinstance(ids, (list, tuple)) and bool(ids) and isinstance(ids[0], int)
-
-
-def _holds_ids(inputs: Any) -> bool:
-    """Whether this is a `datasets.Dataset` of token ids, and no code of the user's makes its rows."""
-    if not (hasattr(inputs, "with_format") and hasattr(inputs, "__getitem__") and hasattr(inputs, "format")):
-        return False
-    return "input_ids" in inputs.format["columns"] and inputs.format["type"] != "custom"

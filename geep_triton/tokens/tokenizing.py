@@ -1,11 +1,11 @@
-"""Texts to token ids by a Hugging Face tokenizer that stays as its owner left it, whatever threads and engines share it."""
+"""Tokenizes texts with a Hugging Face tokenizer without changing it. Threads and engines may share one."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,12 +17,12 @@ SETTINGS = "tokens, truncation_side, split_special_tokens"
 
 
 class Encoded(NamedTuple):
-    """A text or pair as token ids, special tokens included.
+    """A text or pair as token ids, including special tokens.
 
     Attributes:
-        ids: of its tokens.
-        type_ids: of its segments; empty where all are 0.
-        length: how many tokens it has uncut.
+        ids: token ids.
+        type_ids: segment ids. Empty: all are 0.
+        length: number of tokens before it was cut.
     """
 
     ids: list[int]
@@ -31,10 +31,10 @@ class Encoded(NamedTuple):
 
 
 class FastTokenizer:
-    """A tokenizer of the package tokenizers.
+    """A tokenizer with a backend from the package tokenizers.
 
-    Its backend keeps truncation and padding as state that every call sets anew, so this uses a copy that never cuts or pads,
-    and cuts the ids itself. Changes made to `tokenizer` later do not reach it: it refuses where it sees one.
+    The backend keeps truncation and padding as state that every call sets anew. So this class uses a copy that never cuts or
+    pads, and cuts the ids itself. Later changes to `tokenizer` do not reach the copy: a call that notices one raises an error.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -45,24 +45,22 @@ class FastTokenizer:
         self.backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
         self.special = {pair: self.backend.num_special_tokens_to_add(pair) for pair in (False, True)}
         self.keeps_end = tokenizer.truncation_side == "left"
-        # A post-processor gives every token of a text the same segment: reading those of single texts is nearly always in vain.
+        # A post-processor gives every token of a single text the same segment, nearly always 0, so one probe text suffices.
         self.has_types = {False: any(self.backend.encode("a").type_ids), True: True}
 
-    def __call__(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], pair: bool, max_length: int | None
-    ) -> Iterator[Encoded]:
+    def __call__(self, texts: Sequence[str | tuple[str, str]], pair: bool, max_length: int | None) -> Iterator[Encoded]:
         """Encode texts, or pairs, each cut to `max_length` tokens as Hugging Face's truncation "longest_first" cuts it.
 
         Raises:
-            ValueError: special tokens alone are more than `max_length`, a post-processor repeats a text that is to be cut, or
-                the tokenizer has other tokens, or cuts another side, than when this was made.
+            ValueError: there are more special tokens than `max_length`, a post-processor repeats a text that has to be cut, or
+                the tokenizer's tokens or truncation side have changed.
         """
         if (now := _settings(self._owner)) != self._was:
             raise ValueError(
-                f"the tokenizer has changed since this encoder or engine was made of it ({SETTINGS}: {self._was}, now {now}): "
-                "make a new one"
+                f"the tokenizer has changed since this encoder or engine was made from it ({SETTINGS}: {self._was}, now {now})"
+                ": make a new one"
             )
-        # A third faster than the tokenizer's call, which also makes offsets and copies all it found.
+        # This is a third faster than the tokenizer's own call, which also makes offsets and copies its results.
         for encoding in self.backend.encode_batch_fast(texts):
             ids, types = encoding.ids, encoding.type_ids if self.has_types[pair] else []
             length = len(ids)
@@ -72,7 +70,7 @@ class FastTokenizer:
             yield Encoded(ids, types, length)
 
     def _kept(self, sequence_ids: list[int | None], room: int, pair: bool) -> list[bool]:
-        """Whether each token stays: all special ones, and of a text and its pair as many as there is room for."""
+        """Whether each token stays: all special tokens, and as many tokens of a text and its pair as there is room for."""
         lengths = sequence_ids.count(0), sequence_ids.count(1)
         if len(sequence_ids) - sum(lengths) != self.special[pair]:
             raise ValueError("the tokenizer's post-processor repeats a text, which truncation=True cannot cut")
@@ -89,26 +87,25 @@ class FastTokenizer:
 
 
 class SlowTokenizer:
-    """A tokenizer in Python, whose calls leave no trace in it."""
+    """A tokenizer in pure Python. Its calls do not change it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.special = {pair: tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)}
 
-    def __call__(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], pair: bool, max_length: int | None
-    ) -> Iterator[Encoded]:
-        """As `FastTokenizer`; where both texts are as long, Python's "longest_first" cuts more of the other one."""
+    def __call__(self, texts: Sequence[str | tuple[str, str]], pair: bool, max_length: int | None) -> Iterator[Encoded]:
+        """Encode as `FastTokenizer` does. For texts of equal length, Python's "longest_first" cuts the other one more."""
         for text in texts:
-            sides = [self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(side)) for side in (text if pair else [text])]
+            parts = [text] if isinstance(text, str) else text
+            sides: list[Any] = [self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(side)) for side in parts]
             length = sum(map(len, sides)) + self.special[pair]
-            cut = max_length is not None and length > max_length
-            if cut:
-                room_taken(self.special[pair], max_length)
+            limit = max_length if max_length is not None and length > max_length else None
+            if limit is not None:
+                room_taken(self.special[pair], limit)
             row = self.tokenizer.prepare_for_model(
                 *sides,
-                truncation=cut,
-                max_length=max_length if cut else None,
+                truncation=limit is not None,
+                max_length=limit,
                 return_token_type_ids=True,
                 return_attention_mask=False,
                 verbose=False,
@@ -117,27 +114,27 @@ class SlowTokenizer:
 
 
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> FastTokenizer | SlowTokenizer:
-    """What encodes texts as `tokenizer` does, from any number of threads."""
+    """A function that encodes texts as `tokenizer` does, from any number of threads."""
     return (FastTokenizer if tokenizer.is_fast else SlowTokenizer)(tokenizer)
 
 
 def _settings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str, bool]:
-    """What its owner may change and a copy does not follow, read in a microsecond."""
+    """Settings that the owner may change and that a copy would not follow. Reading them takes a microsecond."""
     return len(tokenizer), tokenizer.truncation_side, bool(tokenizer.split_special_tokens)
 
 
 def room_taken(special: int, max_length: int) -> int:
-    """`special`. ValueError where so many special tokens are more than `max_length`."""
+    """Return `special`. ValueError if there are more special tokens than `max_length`."""
     if special > max_length:
         raise ValueError(f"max_length must leave room for {special} special tokens, got {max_length}")
     return special
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts stay where both have more than `room`, as the package tokenizers shares it out.
+    """Number of tokens that stay of two texts that together have more than `room`, as in the package tokenizers.
 
-    The longer one is cut to the rest that the shorter one leaves, but not below it; then both are halves, the odd token going
-    to the longer one, or, where they were as long, to the second.
+    First the longer text is cut to the room that the shorter one leaves, but not below the length of the shorter one. If that
+    is not enough, each text gets half. An odd token goes to the longer text, or to the second one if their lengths are equal.
     """
     shorter, longer = sorted((first, second))
     longer = max(shorter, room - shorter)
@@ -147,9 +144,9 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _copy_of(backend: Tokenizer) -> Tokenizer:
-    """A tokenizer of the same parts: their settings, which nobody changes, are shared, what it keeps itself is its own.
+    """A tokenizer of the same parts. The parts' settings never change and are shared, its own state is not.
 
-    Copied by `copy.deepcopy` only where ids of added tokens would move: that writes out and reads the whole vocabulary, and
+    `copy.deepcopy` is used only if the ids of added tokens would change. It writes and reads the whole vocabulary, and it
     cannot copy parts that are written in Python.
     """
     copied = type(backend)(backend.model)

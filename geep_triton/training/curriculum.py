@@ -1,4 +1,4 @@
-"""Curriculum: how much of the training set, easiest samples first, is drawn from at which point of the training."""
+"""Curriculum learning: the share of the training set, easiest samples first, that is in use at each point of the training."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ GROUPED_BATCHES = 16
 
 
 def competence(progress: float, start: float) -> float:
-    """c(t) = min(1, sqrt(t (1 - c0^2) + c0^2)) (Platanios et al. 2019, eq. 7), t = progress, c0 = start."""
+    """c(t) = min(1, sqrt(t (1 - c0^2) + c0^2)) with t = progress and c0 = start (Platanios et al. 2019, eq. 7)."""
     return min(1.0, math.sqrt(progress * (1 - start**2) + start**2))
 
 
 def staged(progress: float, buckets: int) -> float:
-    """One bucket of equal size more in each equal part of the training; the last part has all."""
+    """One more bucket of equal size in each equal part of the training. The last part uses all buckets."""
     return min(1.0, (math.floor(progress * buckets) + 1) / buckets)
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Share of the training that is over -> share of the training set to draw from.
+    """A function from the share of the training that is over to the share of the training set to draw from.
 
     Attributes:
         schedule: "competence" or "staged".
-        start: first share, of "competence".
-        buckets: of "staged".
-        until: share of the training after which all data are in.
+        start: the first share, for "competence".
+        buckets: number of buckets, for "staged".
+        until: share of the training after which all samples are in use.
 
     Raises:
-        ValueError, TypeError: settings out of range.
+        ValueError: a setting is out of range.
+        TypeError: a setting has another type.
     """
 
     schedule: str = "competence"
@@ -51,27 +52,27 @@ class Curriculum:
         check_number("until", self.until, 1e-6, 1.0)
 
     def __call__(self, progress: float) -> float:
-        """0..1 -> 0..1."""
+        """Map progress 0..1 to a share 0..1."""
         progress = min(1.0, progress / self.until)
         return competence(progress, self.start) if self.schedule == "competence" else staged(progress, self.buckets)
 
 
 class TrainSampler(Sampler[int]):
-    """N samples an epoch, by a curriculum, and batches of like length where lengths are given.
+    """Draws N samples per epoch by a curriculum, in batches of similar length if lengths are given.
 
-    What an epoch draws follows from seed and epoch alone: all processes draw the same, and a resumed training draws what the
-    first one would have. The easiest samples are passed over again and again in new random orders, each sample once a pass;
-    with all data in, an epoch that starts so is one pass.
+    The draws of an epoch depend only on the seed and the epoch. So all processes draw the same samples, and a resumed training
+    continues with the same draws. The sampler goes over the samples in use again and again, each time in a new random order and
+    each sample once. An epoch that starts with all samples in use is one such pass.
 
     Args:
         num_samples: N.
-        seed: of all draws.
-        epoch: gives the number of the epoch, from 0, at its start.
-        difficulty: [N], higher is harder; ties are broken at random. None: no curriculum.
-        curriculum: see `MultiExitTrainer`; None: all samples from the start.
-        total: samples that the training draws in all.
-        lengths: [N] tokens; None: batches of mixed lengths.
-        batch_size: over all processes and accumulation steps; for grouping by length.
+        seed: seed of all draws.
+        epoch: returns the number of the current epoch, from 0.
+        difficulty: [N], higher is harder. Ties are broken at random. None if there is no curriculum.
+        curriculum: see `MultiExitTrainer`. None: all samples are in use from the start.
+        total: number of samples that the whole training draws.
+        lengths: [N] numbers of tokens. None: batches have mixed lengths.
+        batch_size: samples per step over all processes and accumulation steps, for grouping by length.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class TrainSampler(Sampler[int]):
         self.total = total
         self.lengths = lengths
         self.batch_size = batch_size
-        if curriculum is not None:
+        if curriculum is not None and difficulty is not None:
             shuffled = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
             order = shuffled[difficulty[shuffled].argsort(stable=True)]
             self.rank = order.argsort().tolist()
@@ -104,7 +105,7 @@ class TrainSampler(Sampler[int]):
         epoch = self.epoch()
         generator = torch.Generator().manual_seed(self.seed + epoch)
         drawn = self._draw(epoch, generator)
-        return iter(drawn if self.lengths is None else self._grouped(drawn, generator))
+        return iter(drawn if self.lengths is None else self._grouped(drawn, self.lengths, generator))
 
     def _draw(self, epoch: int, generator: torch.Generator) -> list[int]:
         if self.curriculum is None:
@@ -118,12 +119,14 @@ class TrainSampler(Sampler[int]):
                     if len(drawn) == self.num_samples:
                         return drawn
 
-    def _grouped(self, drawn: list[int], generator: torch.Generator) -> list[int]:
-        """Sorted by length within a few batches, whose order is then random; a last part of a batch stays last."""
+    def _grouped(self, drawn: list[int], lengths: Sequence[int], generator: torch.Generator) -> list[int]:
+        """Sort by length within windows of a few batches, then shuffle the batches of each window. A partial batch stays at the
+        end.
+        """
         window = GROUPED_BATCHES * self.batch_size
         grouped: list[int] = []
         for first in range(0, len(drawn), window):
-            part = sorted(drawn[first : first + window], key=self.lengths.__getitem__, reverse=True)
+            part = sorted(drawn[first : first + window], key=lengths.__getitem__, reverse=True)
             whole = len(part) // self.batch_size
             for batch in torch.randperm(whole, generator=generator).tolist():
                 grouped += part[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -1,4 +1,4 @@
-"""Labelled rows as the trainer wants them."""
+"""Labelled rows as a data set for the trainer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from geep_triton.warn import warn
 
 
 def label_names(rows: Sequence[Row]) -> list[str]:
-    """The distinct labels as names, sorted (numerically where all are integers).
+    """The distinct labels as names, sorted numerically if all are integers, else alphabetically.
+
+    Args:
+        rows: rows with a column "label".
 
     Raises:
-        ValueError: no rows, a row without a label, or fewer than two classes. TypeError: no rows, but something else.
+        ValueError: there are no rows, a row has no label or a float label, or there are fewer than two classes.
+        TypeError: `rows` is not a sequence of rows.
     """
     check_rows(rows)
     names = {str(_label(row, index)) for index, row in enumerate(rows)}
@@ -35,38 +39,52 @@ def _label(row: Row, index: int) -> Any:
     if row["label"] is None or row["label"] == "":
         raise ValueError(f"row {index} has no label")
     if isinstance(row["label"], float):
-        raise ValueError(f"row {index} has the label {row['label']}: training needs classes, not numbers to regress to")
+        raise ValueError(f"row {index} has the label {row['label']}: training needs classes, not regression targets")
     return row["label"]
 
 
+def _label_ids(rows: Sequence[Row], label2id: Mapping[str, int]) -> list[int]:
+    check_kind("label2id", label2id, Mapping)
+    labels = []
+    for index, row in enumerate(rows):
+        name = str(_label(row, index))
+        if name not in label2id:
+            raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
+        labels.append(label2id[name])
+    return labels
+
+
 class TextDataset(Dataset):
-    """Tokenized rows, each {"input_ids", "labels"} and, where any row has a pair, "token_type_ids".
+    """Tokenized rows. Each item is {"input_ids", "labels"}, plus "token_type_ids" if any row has a text pair.
 
     Args:
-        rows: with columns text, label and optionally text_pair.
-        encoder: tokenizes and truncates.
-        label2id: class names to ids, as in the model's configuration; None: without labels, for recipes that need none.
-        window: rows tokenized at once.
+        rows: rows with the columns text, label and optionally text_pair.
+        encoder: tokenizes and truncates the texts.
+        label2id: class name to class id, as in the model's configuration. None: items have no labels (for recipes that need
+            none).
+        window: number of rows to tokenize at once.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: no rows; a label that is not in `label2id`, naming it, its row and the known ones; and all that `Encoder`
-            raises. TypeError: no rows, but something else.
+        ValueError: there are no rows, or a label is not in `label2id` (the error names it, its row and the known labels).
+            `Encoder` raises its own errors too.
+        TypeError: `rows` is not a sequence of rows.
     """
 
-    def __init__(self, rows: Sequence[Row], encoder: Encoder, label2id: Mapping[str, int] | None, window: int = 4096) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        encoder: Encoder,
+        label2id: Mapping[str, int] | None,
+        window: int = 4096,
+        progress: bool = True,
+    ) -> None:
         check_rows(rows)
         check_kind("encoder", encoder, Encoder)
         check_int("window", window, 1)
-        if label2id is not None:
-            check_kind("label2id", label2id, Mapping)
-        self.labels: list[int] | None = None if label2id is None else []
-        for index, row in enumerate(rows if label2id is not None else ()):
-            name = str(_label(row, index))
-            if name not in label2id:
-                raise ValueError(f"row {index} has the label {shorten(name)}, unseen in training; known: {', '.join(label2id)}")
-            self.labels.append(label2id[name])
+        self.labels: list[int] | None = None if label2id is None else _label_ids(rows, label2id)
         parts, padding = [], None
-        with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False) as bar:
+        with tqdm(total=len(rows), desc="tokenize", unit="row", leave=False, disable=not progress) as bar:
             for first in range(0, len(rows), window):
                 part = list(iter_samples(rows[first : first + window]))
                 parts.append(encoder(part, first))
@@ -82,7 +100,7 @@ class TextDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tokens
         span = slice(int(tokens.offsets[index]), int(tokens.offsets[index + 1]))
-        item = {"input_ids": tokens.ids[span].tolist()}
+        item: dict[str, Any] = {"input_ids": tokens.ids[span].tolist()}
         if self.labels is not None:
             item["labels"] = self.labels[index]
         if tokens.type_ids is not None:

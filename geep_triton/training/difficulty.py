@@ -1,4 +1,4 @@
-"""How hard each training sample is: reviewed by models that never saw it, by the exit it needs, or from a column."""
+"""Difficulty of each training sample: by cross review, by the exit that it needs, or from a column."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Teach = Callable[[Dataset], torch.Tensor]
 
 
 def cross_review(labels: torch.Tensor, dataset: Dataset, teach: Teach, folds: int = 5, seed: int = 0) -> torch.Tensor:
-    """Difficulty by cross review (Xu et al., ACL 2020): how many of the teachers of the other folds get a sample wrong.
+    """Difficulty by cross review: the number of teachers of other folds that get a sample wrong (Xu et al., ACL 2020).
 
     Args:
         labels: [N] int64.
         dataset: the N samples.
-        teach: trains a teacher on a fold and returns its answers [N] int64 on the whole data set; see `full_model_teacher`.
-        folds: 2..N.
-        seed: of the random folds.
+        teach: trains a teacher on a fold and returns its answers [N] int64 for the whole data set. See `full_model_teacher`.
+        folds: number of folds, 2..N.
+        seed: seed of the random folds.
 
     Returns:
         [N] float32, 0..folds - 1.
 
     Raises:
-        ValueError: fewer samples than folds.
+        ValueError: there are fewer samples than folds.
     """
     check_tensor("labels", labels, 1, torch.int64)
     check_int("folds", folds, 2)
@@ -54,12 +54,13 @@ def cross_review(labels: torch.Tensor, dataset: Dataset, teach: Teach, folds: in
 
 
 def remembered(teach: Teach, folder: Path) -> Teach:
-    """`teach` that writes down the answers of each fold's teacher, the first call being fold 0, and reads what is there: a
-    cross review that was killed goes on with the teachers that are left.
+    """A `teach` that saves the answers of each fold's teacher and reads the answers that are already saved.
+
+    So a cross review that was killed continues with the remaining teachers. The first call is fold 0.
 
     Args:
-        teach: for `cross_review`.
-        folder: for the answers, of one data set, seed and number of folds.
+        teach: as for `cross_review`.
+        folder: where to save the answers. It serves one data set, seed and number of folds.
     """
     fold = count()
 
@@ -82,18 +83,18 @@ def full_model_teacher(
     dataset: TextDataset,
     class_weights: Sequence[float] | str | None = None,
 ) -> Teach:
-    """A `teach` for `cross_review`: fine-tunes a new model's last exit on the fold and has it answer `dataset`.
+    """A `teach` for `cross_review`: it fine-tunes the last exit of a new model on the fold, then answers `dataset`.
 
     Args:
-        make_model: gives a fresh model.
-        args: of each teacher's training; nothing should be saved.
-        data_collator: pads.
-        dataset: to answer.
-        class_weights: of the teachers' losses; see `MultiExitTrainer`.
+        make_model: returns a new model.
+        args: training arguments of each teacher. They should save nothing.
+        data_collator: pads the batches.
+        dataset: the samples to answer.
+        class_weights: see `MultiExitTrainer`.
     """
 
     def teach(fold: Dataset) -> torch.Tensor:
-        recipe = get_recipe("fastbert", finetune=1.0)  # its first step alone is plain fine-tuning
+        recipe = get_recipe("fastbert", finetune=1.0)  # finetune=1 is plain fine-tuning
         trainer = MultiExitTrainer(
             model=make_model(),
             args=args,
@@ -103,20 +104,24 @@ def full_model_teacher(
             class_weights=class_weights,
         )
         trainer.train()
-        return torch.from_numpy(trainer.predict(dataset).predictions[:, -1].argmax(-1))
+        return torch.as_tensor(trainer.predict(dataset).predictions)[:, -1].argmax(-1)
 
     return teach
 
 
 def first_right_exit(exit_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Difficulty by depth: index of the first exit from which a trained model's answer stays right to the end.
+    """Difficulty by depth: the index of the first exit from which on all answers of a trained model are right.
 
     Args:
         exit_logits: [N, E, C].
         labels: [N] int64.
 
     Returns:
-        [N] int64, 0..E, E where the last exit is wrong.
+        [N] int64, 0..E. It is E if the last exit is wrong.
+
+    Raises:
+        ValueError: a tensor has another number of dimensions.
+        TypeError: an argument is not a tensor, or `labels` is not int64.
     """
     check_tensor("exit_logits", exit_logits, 3)
     check_tensor("labels", labels, 1, torch.int64)
@@ -125,10 +130,17 @@ def first_right_exit(exit_logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 
 def difficulty_column(rows: Sequence[Row], name: str = "difficulty") -> torch.Tensor:
-    """Difficulty from a column of the training rows, [N] float32.
+    """Difficulty from a column of the training rows.
+
+    Args:
+        rows: the training rows.
+        name: name of the column.
+
+    Returns:
+        [N] float32.
 
     Raises:
-        ValueError: rows without a value, or with something that is no finite number, naming them.
+        ValueError: rows have no value, or a value that is not a finite number (the error names the rows).
     """
     check_rows(rows)
     for index, row in enumerate(rows):

@@ -1,8 +1,8 @@
-"""Layer-wise distillation: which exit learns from which, and the losses.
+"""Layer-wise distillation between exits: pairs of student and teacher, and the losses.
 
-Curriculum learning and knowledge distillation for multi-exit BERT (Gu et al., IJSEKE 33(3):395-413, 2023). Only its abstract
-could be had: distillation goes layer by layer from shallow to deep, in place of a single teacher. The formulas are our
-reconstruction.
+Source: Gu et al., "Curriculum learning and knowledge distillation for multi-exit BERT", IJSEKE 33(3):395-413, 2023. Only the
+abstract was available to us. It says that distillation goes layer by layer from shallow to deep and replaces a single teacher.
+The formulas are *our reconstruction*.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ ORDERS = ("together", "shallow_to_deep")
 
 
 def exit_pairs(num_exits: int, pairing: str) -> list[tuple[int, tuple[int, ...]]]:
-    """(student, its teachers) of each early exit, shallow to deep, by the exits' indices.
+    """Each early exit with its teachers, shallow to deep, as indices of exits.
 
     Args:
-        num_exits: the last one teaches only.
-        pairing: "next" (the next deeper exit), "last", or "deeper" (all deeper exits).
+        num_exits: number of exits. The last exit is only a teacher.
+        pairing: "next" (the next deeper exit), "last" (the last exit) or "deeper" (all deeper exits).
+
+    Returns:
+        One (student, teachers) per early exit.
+
+    Raises:
+        ValueError: the pairing is unknown.
     """
     check_choice("pairing", pairing, PAIRINGS[:3])
     last = num_exits - 1
@@ -33,7 +39,16 @@ def exit_pairs(num_exits: int, pairing: str) -> list[tuple[int, tuple[int, ...]]
 
 
 def active_layers(num_layers: int, progress: float, order: str) -> int:
-    """How many layers, the shallowest first, learn: all together, or one more in each equal part of the training."""
+    """Number of layers that learn, counted from the shallowest.
+
+    Args:
+        num_layers: number of layers.
+        progress: share of the training that is over, 0..1.
+        order: "together" (all layers learn) or "shallow_to_deep" (one more layer learns in each equal part of the training).
+
+    Raises:
+        ValueError: the order is unknown.
+    """
     check_choice("order", order, ORDERS)
     return num_layers if order == "together" else min(num_layers, int(progress * num_layers) + 1)
 
@@ -46,20 +61,26 @@ def layerwise_distillation_loss(
     progress: float = 0.0,
     order: str = "together",
 ) -> torch.Tensor:
-    """Sum over the students of T^2 KL(sg teacher || student), the mean where a student has several teachers.
+    """Sum over the students of T^2 KL(sg teacher || student), averaged over the teachers of each student (*our
+    reconstruction*).
 
     Args:
         exit_logits: one [B, C] per exit.
-        pairing: see `exit_pairs`; or "teacher": every exit learns from `teacher_logits`.
+        pairing: as in `exit_pairs`, or "teacher" if every exit learns from `teacher_logits`.
         temperature: T.
-        teacher_logits: [B, C] of an external model; for pairing "teacher" only.
+        teacher_logits: [B, C] of an external model, only for pairing "teacher".
         progress: share of the training that is over, 0..1.
-        order: see `active_layers`.
+        order: as in `active_layers`.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: the pairing or the order is unknown.
     """
     if pairing == "teacher":
+        if teacher_logits is None:
+            raise ValueError("pairing 'teacher' needs teacher_logits")
         pairs = [(logits, [teacher_logits]) for logits in exit_logits]
     else:
         pairs = [(exit_logits[i], [exit_logits[j] for j in js]) for i, js in exit_pairs(len(exit_logits), pairing)]
@@ -80,16 +101,22 @@ def feature_loss(
     progress: float = 0.0,
     order: str = "together",
 ) -> torch.Tensor:
-    """Sum over the students of ||norm(h_i) - sg norm(h_j)||^2, mean over each sample's real tokens, samples and teachers j.
+    """Sum over the students of ||norm(h_i) - sg norm(h_j)||^2 (*our reconstruction*).
+
+    Each term is a mean over the real tokens of a sample, over samples and over the teachers j.
 
     Args:
         hidden_states: one [B, S, H] per exit.
         attention_mask: [B, S], 1 for real tokens.
-        pairing: see `exit_pairs`.
-        progress, order: as in `layerwise_distillation_loss`.
+        pairing: as in `exit_pairs`.
+        progress: share of the training that is over, 0..1.
+        order: as in `active_layers`.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: the pairing or the order is unknown.
     """
     unit = [F.normalize(states, dim=-1) for states in hidden_states]
     weights = attention_mask.to(unit[0].dtype)

@@ -1,4 +1,4 @@
-"""What trains in a stage, how much, and what stands still."""
+"""Freezes what a stage does not train, and scales gradients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from geep_triton.training.stages import Recipe, Stage
 
 
 class StageParameters:
-    """Which parameters train in a stage; those that the user froze before stay frozen.
+    """The parameters that a stage trains. Parameters that the user froze stay frozen.
 
-    Optimizers skip parameters without a gradient, so what is frozen is moved by neither momentum nor weight decay.
+    Optimizers skip parameters without a gradient, so neither momentum nor weight decay changes a frozen parameter.
 
     Attributes:
         flags: each parameter, and whether it trains.
-        frozen: the modules of which the stage wants nothing.
+        frozen: modules in which the stage trains nothing.
 
     Raises:
         ValueError: nothing is left to train.
@@ -32,13 +32,13 @@ class StageParameters:
         self.flags = [(parameter, wanted[name] and parameter.requires_grad) for name, parameter in model.named_parameters()]
         if not any(trains for _, trains in self.flags):
             raise ValueError(
-                f"recipe {recipe.name!r} has a stage that trains {stage.trains!r}, of which this model has nothing that may "
-                f"train; its exits: {model.config.exit_layers}"
+                f"recipe {recipe.name!r} has a stage that trains {stage.trains!r}, but this model has no such parameters to "
+                f"train; its exits are {model.config.exit_layers}"
             )
         self.frozen = list(_unwanted(model, "", wanted))
 
     def apply(self) -> None:
-        """Freeze and thaw; call it after `model.train()`, which wakes the dropout of the frozen modules too."""
+        """Freeze and unfreeze. Call this after `model.train()`, which also turns on the dropout of the frozen modules."""
         for parameter, trains in self.flags:
             parameter.requires_grad_(trains)
         for module in self.frozen:
@@ -46,7 +46,7 @@ class StageParameters:
 
 
 def _unwanted(module: nn.Module, name: str, wanted: dict[str, bool]) -> Iterator[nn.Module]:
-    """The topmost modules with parameters, all of them unwanted."""
+    """The topmost modules that have parameters and train none of them."""
     own = [wanted[f"{name}{parameter}"] for parameter, _ in module.named_parameters()]
     if own and not any(own):
         yield module
@@ -56,7 +56,7 @@ def _unwanted(module: nn.Module, name: str, wanted: dict[str, bool]) -> Iterator
 
 
 def scale_gradients(model: MultiExitBert, scale: Callable[[str, tuple[int, ...]], float]) -> list[RemovableHandle]:
-    """Have every gradient that arrives at a parameter multiplied by `scale(its name, exit layers)`, until the hooks go."""
+    """Multiply the gradient of each parameter by `scale(name, exit layers)` until the returned hooks are removed."""
     exit_layers = tuple(model.config.exit_layers)
     return [
         parameter.register_hook(partial(torch.mul, scale(name, exit_layers)))

@@ -1,4 +1,4 @@
-"""What a recipe needs besides model and data, and what it does not go with."""
+"""Checks of the trainer's arguments against its recipe, model and data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LABEL_COLUMNS = {"labels", "label", "label_ids"}
 
 
 def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_best_model_at_end: bool) -> None:
-    """What looks at evaluations alone does not know of stages.
+    """Check options that choose by evaluations, because they do not know about stages.
 
     Raises:
-        ValueError: early stopping with a recipe of several stages, which it would end before the exits are trained.
+        ValueError: the recipe has several stages and early stopping could end it before the exits are trained.
     """
     if recipe.alternating or len(recipe.stages) == 1:
         return
@@ -44,20 +44,24 @@ def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_be
 
 
 def check_gates(recipe: Recipe, model: MultiExitBert) -> None:
-    """Say so where a recipe that was not made for skip gates meets some."""
+    """Warn if the model has skip gates and the recipe does not train them."""
     if len(model.gates) and not recipe.gates:
         logger.warning(
-            f"The model has skip gates, for which recipe {recipe.name!r} is not made: they learn nothing of what layers cost, "
-            "or nothing at all, and Engine skips by them as they are. Recipe 'smartbert' trains them; "
+            f"The model has skip gates, but recipe {recipe.name!r} is not made for them: they do not learn what layers cost, "
+            "or do not learn at all, and Engine skips layers by them all the same. Recipe 'smartbert' trains them; "
             "Engine(..., 'full+skip:never') runs every layer."
         )
 
 
 def check_curriculum(curriculum: Callable[[float], float] | None) -> Callable[[float], float] | None:
-    """The curriculum; TypeError where it cannot be called."""
+    """Return the curriculum.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
     if curriculum is not None and not callable(curriculum):
         raise TypeError(
-            f"curriculum must be a Curriculum, or a function from the share of the training that is over to that of the "
+            f"curriculum must be a Curriculum, or a function from the share of the training that is over to the share of the "
             f"training set to draw from, got {shorten(curriculum)}"
         )
     return curriculum
@@ -68,12 +72,12 @@ def check_difficulty(
     curriculum: Callable[[float], float] | None,
     dataset: Dataset | None,
 ) -> torch.Tensor | None:
-    """[N] float32 for a training with a curriculum, else None.
+    """The difficulties [N] float32 for a training with a curriculum, else None.
 
     Raises:
-        ValueError: missing, useless, of another length than the training set, or with gaps; a training set that streams, from
-            which no sample can be chosen.
-        TypeError: something that is no number.
+        ValueError: difficulties are missing, are given without a curriculum, have another length than the training set, or have
+            gaps. The training set has no length, so that no sample can be chosen from it.
+        TypeError: a difficulty is not a number.
     """
     if curriculum is None:
         if difficulty is not None:
@@ -105,11 +109,12 @@ def check_difficulty(
 
 
 def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe: Recipe) -> PreTrainedModel | None:
-    """The teacher in evaluation mode on the model's device.
+    """The teacher in evaluation mode on the model's device, or None.
 
     Raises:
-        TypeError: no model.
-        ValueError: missing, useless, or of other classes or another vocabulary than the model.
+        TypeError: the teacher is not a transformers model.
+        ValueError: the recipe needs a teacher and there is none, or the reverse. The teacher has other classes or another
+            vocabulary than the model.
     """
     needed = any(stage.needs_teacher for stage in recipe.stages)
     if needed != (teacher is not None):
@@ -127,13 +132,13 @@ def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe:
         raise ValueError(f"teacher has the classes {shorten(other.id2label)}, the model {shorten(own.id2label)}")
     if own.vocab_size != other.vocab_size:
         raise ValueError(
-            f"teacher has a vocabulary of {other.vocab_size}, the model of {own.vocab_size}: both read the same ids"
+            f"teacher has a vocabulary of {other.vocab_size}, the model of {own.vocab_size}: both must read the same ids"
         )
-    return teacher.to(model.device).eval()
+    return teacher.eval().to(model.device)
 
 
 def _has_names(config: PretrainedConfig) -> bool:
-    return config.id2label != {index: f"LABEL_{index}" for index in range(config.num_labels)}
+    return config.id2label != {index: f"LABEL_{index}" for index in range(config.num_labels or 0)}
 
 
 @torch.no_grad()
@@ -143,10 +148,18 @@ def teacher_logits(teacher: PreTrainedModel, features: Mapping[str, Any]) -> tor
 
 
 def check_labels(name: str, dataset: Any, num_labels: int) -> bool:
-    """Whether a data set's labels could be looked at before training, and are all right; others are looked at as they come.
+    """Check the labels of a data set before the training, where they can be read without running the user's code.
+
+    Args:
+        name: the name of the data set in errors.
+        dataset: the data set.
+        num_labels: number of classes.
+
+    Returns:
+        Whether the labels were checked. If False, they are checked batch by batch.
 
     Raises:
-        ValueError: no rows, or a label that is no class, named with its row.
+        ValueError: there are no rows, or a label is not a class (the error names it and its row).
     """
     if has_length(dataset) and not len(dataset):
         raise ValueError(f"{name} has no rows")
@@ -154,7 +167,7 @@ def check_labels(name: str, dataset: Any, num_labels: int) -> bool:
     if labels is None:
         return False
     for row, label in enumerate(labels):
-        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < num_labels:
+        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= int(label) < num_labels:
             raise ValueError(
                 f"{name}: row {row} has the label {shorten(label)}, expected one of the classes 0..{num_labels - 1}"
                 + (" (drop rows without a label)" if label in (None, -100) else "")
@@ -163,27 +176,29 @@ def check_labels(name: str, dataset: Any, num_labels: int) -> bool:
 
 
 def refuse_unlabelled(name: str, dataset: Any, needed_by: str) -> None:
-    """Raise ValueError for a data set that has no labels, as far as that can be seen."""
+    """Check that a data set has labels, as far as its columns show it.
+
+    Raises:
+        ValueError: it has none.
+    """
     columns = _columns(dataset)
     if (isinstance(dataset, TextDataset) and dataset.labels is None) or not (columns is None or set(columns) & LABEL_COLUMNS):
         what = "TextDataset(..., label2id=...) makes them" if columns is None else f"its columns are {', '.join(columns)}"
-        raise ValueError(f"{name} has no labels, which {needed_by} needs: {what}")
+        raise ValueError(f"{needed_by} needs labels, but {name} has none: {what}")
 
 
 def _columns(dataset: Any) -> list[str] | None:
-    """Of a list of rows, or a datasets.Dataset whose samples are its rows; None: another data set, or samples that the user's
-    code makes.
-    """
+    """Columns of a list of rows or of a `datasets.Dataset` without a custom transform, else None."""
     if _is_rows(dataset):
         return list(dict.fromkeys(name for row in dataset for name in row))
-    names = getattr(dataset, "column_names", None)
-    if not isinstance(names, list) or not has_length(dataset) or dataset.format["type"] == "custom":
+    names, form = getattr(dataset, "column_names", None), getattr(dataset, "format", None)
+    if not isinstance(names, list) or not has_length(dataset) or form is None or form["type"] == "custom":
         return None
     return names
 
 
 def _label_column(dataset: Any) -> Iterable[Any] | None:
-    """Of what `_columns` sees."""
+    """The labels, if `_columns` shows a column of them."""
     column = next((column for column in _columns(dataset) or () if column in LABEL_COLUMNS), None)
     if column is None:
         return None
@@ -197,11 +212,11 @@ def _is_rows(dataset: Any) -> bool:
 def resolve_class_weights(
     class_weights: Sequence[float] | str | None, model: MultiExitBert, recipe: Recipe, dataset: Dataset | None
 ) -> torch.Tensor | None:
-    """[C] float32, or None.
+    """Class weights [C] float32, or None.
 
     Raises:
-        ValueError: a recipe that reads no labels; another number of weights than classes; a weight below 0 or not finite;
-            "balanced" over a training set that lacks a class or has no labels.
+        ValueError: the recipe reads no labels, the number of weights is not the number of classes, or a weight is negative or
+            not finite. With "balanced": the training set lacks a class or has no labels.
     """
     if class_weights is None:
         return None
@@ -219,8 +234,8 @@ def resolve_class_weights(
     return weights
 
 
-def _balanced(dataset: Dataset, classes: int) -> torch.Tensor:
-    """N / (C * samples of the class), [C]."""
+def _balanced(dataset: Any, classes: int) -> torch.Tensor:
+    """N / (C * samples of the class), as [C]."""
     name = next((name for name in ("labels", "label") if name in dataset[0]), None)
     if name is None:
         raise ValueError(f"class_weights 'balanced' needs labels in train_dataset, which has {', '.join(dataset[0])}")

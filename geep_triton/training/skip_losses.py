@@ -1,4 +1,4 @@
-"""Losses of models that skip layers (SmartBERT, Hu et al., IJCAI 2023), as pure functions."""
+"""Losses of models that skip layers, as pure functions (SmartBERT, Hu et al., IJCAI 2023)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def inverse_gate_sum(gates: Sequence[torch.Tensor]) -> torch.Tensor:
-    """1 / sum over the layers of the batch's mean gate: SmartBERT's cost term, to be weighted by lambda.
+    """1 / (sum over the layers of the batch's mean gate): SmartBERT's cost term before its weight lambda.
 
     Args:
         gates: one [B] soft gate per gated layer.
@@ -21,11 +21,11 @@ def inverse_gate_sum(gates: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def skip_rate_loss(gates: Sequence[torch.Tensor], target: float) -> torch.Tensor:
-    """(mean gate - target)^2, the mean over samples and gated layers: a wanted rate instead of a lambda to be searched.
+    """(mean gate - target)^2 over samples and gated layers. A target rate replaces the search for lambda (*our addition*).
 
     Args:
         gates: one [B] soft gate per gated layer.
-        target: 0..1.
+        target: target of the mean gate, 0..1.
 
     Returns:
         Scalar.
@@ -34,11 +34,12 @@ def skip_rate_loss(gates: Sequence[torch.Tensor], target: float) -> torch.Tensor
 
 
 def flops_budget_loss(gates: Sequence[torch.Tensor], costs: torch.Tensor, num_layers: int, budget: float) -> torch.Tensor:
-    """(share of the layers' FLOPs that runs - budget)^2; long samples weigh more, layers without a gate always run.
+    """(share of the layers' FLOPs that runs - budget)^2 (*our addition*). Long samples weigh more. Layers without a gate always
+    run.
 
     Args:
         gates: one [B] soft gate per gated layer.
-        costs: [B], FLOPs of one layer on each sample.
+        costs: [B], FLOPs of one layer for each sample, in any unit.
         num_layers: L.
         budget: share of all layers' FLOPs, 0..1.
 
@@ -57,17 +58,18 @@ def token_contrast(
     temperature: float,
     positive_below: bool = True,
 ) -> torch.Tensor:
-    """Token InfoNCE within each sequence: a token's feature shall be nearest to its own in the neighbouring layer.
+    """Token InfoNCE within each sequence: it pulls a token's feature to its own feature in the neighbouring layer.
 
-    -mean_t log( exp(q_t . k_t / tau) / sum_u exp(q_t . k_u / tau) ), q and k normalised; mean over a sample's tokens, then
-    over samples (Hu et al. 2023, cross-layer contrastive learning). Unlike in the released code padding takes no part.
+    -mean_t log( exp(q_t . k_t / tau) / sum_u exp(q_t . k_u / tau) ) with normalised q and k. The loss is a mean over a sample's
+    tokens, then over samples (Hu et al. 2023, cross-layer contrastive learning). Padding is left out, unlike in the released
+    code.
 
     Args:
-        queries, keys: [B, S, D].
+        queries: [B, S, D].
+        keys: [B, S, D].
         attention_mask: [B, S], 1 for real tokens.
         temperature: tau, above 0.
-        positive_below: whether u runs over t too (first stage) or leaves it out (second stage, where a sample of one token,
-            which has no other, counts 0).
+        positive_below: whether u includes t (first stage). Without t (second stage) a sample of a single token counts 0.
 
     Returns:
         Scalar.
@@ -79,7 +81,7 @@ def token_contrast(
     if not positive_below:
         below = below & ~torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
     counted = real & below.any(-1)
-    # A row with nothing below would be ln 0; it is left out, but must not make a NaN of the gradient either.
+    # A row with nothing below gives ln 0. It is not counted, but it must not turn the gradient into NaN.
     below = below | ~counted[:, :, None]
     terms = similarity.masked_fill(~below, -torch.inf).logsumexp(-1) - positive
     terms = torch.where(counted, terms, 0.0).sum(1) / counted.sum(1).clamp(min=1)

@@ -1,11 +1,11 @@
-"""What a recipe is made of: stages, each with its loss, what the forward pass returns for it, and what trains."""
+"""The parts of a recipe: stages, each with its loss, its forward options and the parameters that it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,9 +20,9 @@ class Batch:
     """What a loss may need besides the model's output.
 
     Attributes:
-        labels: [B] int64; None in unlabelled data.
+        labels: [B] int64, or None for unlabelled data.
         attention_mask: [B, S], 1 for real tokens.
-        exit_layers: the exits' layers, ascending.
+        exit_layers: layers that have an exit, ascending.
         class_weights: [C], or None.
         teacher_logits: [B, C] of an external teacher, or None.
         progress: share of the stage that is over, 0 <= progress < 1.
@@ -36,14 +36,22 @@ class Batch:
     progress: float = 0.0
 
 
+T = TypeVar("T")
 Loss = Callable[[MultiExitBertOutput, Batch], torch.Tensor]
+
+
+def asked(value: T | None) -> T:
+    """What a loss reads of output or batch. TypeError where it is not there, since its stage did not ask for it."""
+    if value is None:
+        raise TypeError("the stage's loss reads what the stage did not ask for: see forward, needs_labels and needs_teacher")
+    return value
 
 
 def _is_early_head(name: str, last_layer: int) -> bool:
     return name.startswith("heads.") and not name.startswith(f"heads.{last_layer}.")
 
 
-# Parts of a model that can train: (name of a parameter, number of the last layer) -> whether it does.
+# Parts of a model that can train. Each function takes a parameter's name and the number of the last layer.
 PARTS: dict[str, Callable[[str, int], bool]] = {
     "all": lambda name, last_layer: True,
     "heads": lambda name, last_layer: name.startswith("heads."),
@@ -54,20 +62,21 @@ PARTS: dict[str, Callable[[str, int], bool]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the training.
+    """One part of the training.
 
     Attributes:
-        loss: model output and batch -> scalar, a mean over the batch.
-        forward: what `MultiExitBert.forward` is asked for besides its inputs, no more than the loss uses; or a function of the
-            share of the stage that is over.
-        trains: one of `PARTS`, or a function (name of a parameter, number of the last layer) -> whether it trains. The rest is
-            frozen and in evaluation mode, so that it answers as it will answer when it is used.
-        share: of the training's steps, relative to the other stages' shares.
+        loss: maps a model output and a batch to a scalar, which is a mean over the batch.
+        forward: options of `MultiExitBert.forward` besides its inputs. They should ask for no more than the loss uses. A
+            function gets the share of the stage that is over and returns the options.
+        trains: a name in `PARTS`, or a function of a parameter's name and the number of the last layer that says whether the
+            parameter trains. All other parameters are frozen and their modules are in evaluation mode, as in inference.
+        share: share of the training steps, relative to the shares of the other stages.
         needs_labels: whether the loss reads `Batch.labels`.
-        needs_teacher: whether it reads `Batch.teacher_logits`.
+        needs_teacher: whether the loss reads `Batch.teacher_logits`.
 
     Raises:
-        ValueError, TypeError: an unknown part, or a share that is not above 0.
+        ValueError: `trains` names an unknown part, or `share` is not above 0.
+        TypeError: a setting has another type.
     """
 
     loss: Loss
@@ -83,7 +92,7 @@ class Stage:
         check_number("share", self.share, 1e-6)
 
     def asks(self, progress: float) -> Mapping[str, Any]:
-        """What the forward pass is asked for when so much of the stage is over."""
+        """Options of the forward pass at this progress, which is the share of the stage that is over."""
         return self.forward(progress) if callable(self.forward) else self.forward
 
     def wants(self, name: str, last_layer: int) -> bool:
@@ -97,18 +106,18 @@ class Recipe:
     """One way to train a MultiExitBert.
 
     Attributes:
-        name: as given to `MultiExitTrainer(recipe=...)`.
-        stages: run one after another, each with a learning-rate schedule of its own.
-        alternating: the stages take turns step by step instead (BERxiT).
-        gradient_scale: (name of a parameter, exit layers) -> factor of its gradient; None: 1 for all.
-        modules: configuration -> a module of the recipe's own, which trains with the model as `model.auxiliary`, is in its
-            checkpoints and leaves it when the training is over. In each training step it is called with the model, its output
-            and the attention mask [B, S], and makes `output.auxiliary`. None: none.
-        gates: whether it is made for skip gates.
-        settings: that a named recipe was made with; checkpoints remember name and settings.
+        name: the name that `MultiExitTrainer(recipe=...)` takes.
+        stages: run one after another, each with its own learning rate schedule.
+        alternating: if True, the stages take turns step by step instead (BERxiT).
+        gradient_scale: maps a parameter's name and the exit layers to a factor for its gradient. None: the factor is 1.
+        modules: maps the configuration to an extra module that is needed only in training, or None. The module trains with the
+            model as `model.auxiliary` and is saved in checkpoints. It is removed after the training. In each training step it
+            is called with the model, its output and the attention mask [B, S], and its result becomes `output.auxiliary`.
+        gates: whether the recipe trains skip gates.
+        settings: the settings of a named recipe. Checkpoints store the name and the settings.
 
     Raises:
-        ValueError: no stages.
+        ValueError: there are no stages.
     """
 
     name: str
@@ -124,10 +133,10 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} has no stages")
 
     def bounds(self, max_steps: int) -> list[int]:
-        """First step of each stage, then `max_steps`; stages that take turns share one stretch.
+        """The first step of each stage, followed by `max_steps`. Alternating stages share one range.
 
         Raises:
-            ValueError: fewer steps than stages.
+            ValueError: there are fewer steps than stages.
         """
         if self.alternating:
             return [0, max_steps]
@@ -135,13 +144,21 @@ class Recipe:
         bounds = [0, *(round(max_steps * share / total) for share in accumulate(stage.share for stage in self.stages))]
         if len(set(bounds)) != len(bounds):
             raise ValueError(
-                f"recipe {self.name!r} divides the training into {len(self.stages)} stages, for which {max_steps} steps are "
-                "too few"
+                f"recipe {self.name!r} divides the training into {len(self.stages)} stages, but {max_steps} steps are too few "
+                "for them"
             )
         return bounds
 
     def at(self, step: int, max_steps: int) -> tuple[int, float]:
-        """(index of the stage, share of it that is over) at a step of the training, counted from 0."""
+        """Stage of a training step.
+
+        Args:
+            step: number of the step, from 0.
+            max_steps: number of steps of the training.
+
+        Returns:
+            The index of the stage and the share of it that is over.
+        """
         if self.alternating:
             return step % len(self.stages), step / max_steps
         bounds = self.bounds(max_steps)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from torch.utils.hooks import RemovableHandle
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput, has_length
 from transformers.utils import logging
 
 from geep_triton.checks import check_number
@@ -40,42 +40,47 @@ from geep_triton.training.stages import Batch, Recipe
 
 logger = logging.get_logger(__name__)
 
-WANT_METRICS = ("reduce_lr_on_plateau", "greedy")  # schedules that follow evaluations, not steps
+WANT_METRICS = ("reduce_lr_on_plateau", "greedy")  # these schedules follow evaluations, not steps
 
 
 class MultiExitTrainer(Trainer):
-    """Trains a `MultiExitBert` by a recipe; everything else is transformers' Trainer (Accelerate, mixed precision,
-    checkpoints and resume, several processes, callbacks).
+    """Trains a `MultiExitBert` by a recipe.
 
-    A recipe's stages run within one `train()`. Which one it is follows from the global step alone, so a resumed training goes
-    on in the right stage. The optimizer holds what any stage trains; each stage has a learning-rate schedule of its own.
+    Everything else is transformers' Trainer: Accelerate, mixed precision, checkpoints and resume, several processes, callbacks.
 
-    Evaluation runs every exit: predictions are logits [N, exits, C], and unless `compute_metrics` is given the metrics are
-    `accuracy_exit_<layer>` and `accuracy` (the last exit).
+    All stages of a recipe run within one `train()`. The stage depends only on the global step, so a resumed training continues
+    in the right stage. The optimizer holds the parameters of all stages. Each stage has its own learning rate schedule.
+
+    Evaluation runs every exit. Predictions are logits [N, exits, C]. Without `compute_metrics`, the metrics are
+    `accuracy_exit_<layer>` and `accuracy` (of the last exit).
 
     Args:
-        *args, **kwargs: of `transformers.Trainer`.
-        head_learning_rate: of the exit heads, where it differs from the backbone's; new heads learn faster with about ten
-            times as much. It is that of a recipe's own modules, too.
-        gate_learning_rate: of the skip gates, where it differs from the backbone's.
-        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, as
-            `get_recipe(name, **settings)` makes it.
-        curriculum: share of the training that is over, 0..1 -> share of the training set, easiest samples first, to draw
-            from: a `geep_triton.training.curriculum.Curriculum`, or a function of your own. None: all samples from the start.
-        difficulty: of each training sample, higher is harder, for a curriculum; see `geep_triton.training.difficulty`.
-        teacher: a classifier of the same classes and token ids, for recipes that learn from one.
-        class_weights: one factor per class of the cross entropies, or "balanced": N / (C * samples of the class).
+        *args: arguments of `transformers.Trainer`.
+        recipe: name of a recipe (see `geep_triton.training.recipes.RECIPES`) or a `Recipe`, which `get_recipe(name,
+            **settings)` makes.
+        head_learning_rate: learning rate of the exit heads and of a recipe's own modules. None: the backbone's. About ten times
+            the backbone's suits new heads.
+        gate_learning_rate: learning rate of the skip gates. None: the backbone's.
+        curriculum: maps the share of the training that is over to the share of the training set to draw from, easiest samples
+            first (both 0..1). Pass a `geep_triton.training.curriculum.Curriculum` or your own function. None: all samples are
+            used from the start.
+        difficulty: one number per training sample for a curriculum, higher is harder. See `geep_triton.training.difficulty`.
+        teacher: a classifier with the same classes and token ids, for recipes that learn from one.
+        class_weights: one factor per class for the cross entropies, or "balanced" for N / (C * samples of the class).
+        **kwargs: keyword arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: unknown recipe, a regression model, no rows, labels that are no classes (those of a data set whose labels
-            cannot be looked at before: while training), or arguments that would replace the recipe's loss; a difficulty,
-            teacher or class weights that the training lacks, has no use for, or that do not fit. While training: a stage with
-            nothing to train, fewer steps than stages, a batch without labels, a checkpoint of another recipe, early stopping
-            with several stages.
-        TypeError: another kind of model, or a curriculum that cannot be called.
+        ValueError: the recipe is unknown, or an argument would replace the recipe's loss.
+        ValueError: the model is a regression, there are no rows, or labels are not classes. Labels that cannot be read before
+            the training are checked while it runs.
+        ValueError: a difficulty, teacher or class weights are missing, have no use in this training, or do not fit it.
+        ValueError: while training, a stage has nothing to train, there are fewer steps than stages, a batch has no labels, the
+            checkpoint is of another recipe, or early stopping is used with several stages.
+        TypeError: `model` is not a MultiExitBert, or `curriculum` cannot be called.
     """
 
-    # A recipe's loss is a mean over the batch: the Trainer divides it by the accumulation steps.
+    model: MultiExitBert
+    # A recipe's loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -102,9 +107,7 @@ class MultiExitTrainer(Trainer):
                 "compute_loss_func and label_smoothing_factor would be ignored: the recipe makes the loss; "
                 "pass a Recipe with a loss of your own"
             )
-        if not isinstance(self.model, MultiExitBert):
-            raise TypeError(f"model must be a MultiExitBert, got {type(self.model).__name__}")
-        self.model.check_config()
+        _checked_model(self.model).check_config()
         if self.model.config.num_labels < 2:
             raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
         if self.model.config.problem_type not in (None, "single_label_classification"):
@@ -114,7 +117,7 @@ class MultiExitTrainer(Trainer):
         if gate_learning_rate is not None and not len(self.model.gates):
             raise ValueError("gate_learning_rate would be ignored: the model has no skip gates")
         if self.recipe.modules is not None and self.optimizer is not None:
-            raise ValueError(f"recipe {self.recipe.name!r} has modules of its own, which no optimizer of yours would train")
+            raise ValueError(f"recipe {self.recipe.name!r} has its own modules, which your optimizer would not train")
         if self.train_dataset is not None and has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("train_dataset has no rows")
         if self.compute_metrics is None:
@@ -131,15 +134,16 @@ class MultiExitTrainer(Trainer):
         self._resumes_from: Path | None = None
 
     def _check_unlabelled(self) -> None:
-        """Raise ValueError for a data set that shows no labels where a recipe or an evaluation will ask for them."""
+        """Raise ValueError if a data set shows no labels and the recipe or an evaluation needs them."""
         if self._needs_labels and self.train_dataset is not None:
             refuse_unlabelled("train_dataset", self.train_dataset, f"recipe {self.recipe.name!r}")
-        if self.args.eval_strategy != "no":
+        strategy = IntervalStrategy(self.args.eval_strategy).value
+        if strategy != "no":
             for name, dataset in self._eval_datasets().items():
-                refuse_unlabelled(name, dataset, f"evaluation (eval_strategy={str(self.args.eval_strategy.value)!r})")
+                refuse_unlabelled(name, dataset, f"evaluation (eval_strategy={strategy!r})")
 
     def _check_labels(self) -> bool:
-        """Whether all of the training set's labels are known to be classes."""
+        """Whether all labels of the training set are known to be classes."""
         for name, dataset in self._eval_datasets().items():
             check_labels(name, dataset, self.model.config.num_labels)
         if self.train_dataset is None or not self._needs_labels:
@@ -151,28 +155,38 @@ class MultiExitTrainer(Trainer):
         return any(stage.needs_labels for stage in self.recipe.stages)
 
     def _eval_datasets(self) -> dict[str, Any]:
-        """By the names that errors call them."""
+        """The evaluation data sets by the names that errors use."""
         if isinstance(self.eval_dataset, dict):
             return {f"eval_dataset[{name!r}]": dataset for name, dataset in self.eval_dataset.items()}
         return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As transformers' Trainer; what the model holds about its old weights is dropped: table, temperatures, calibration."""
-        self._resumes_from = checkpoint_of(resume_from_checkpoint, self.args.output_dir)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as transformers' Trainer does. The model's exit table, temperatures and calibration are dropped, because
+        training changes the exits.
+
+        Args:
+            resume_from_checkpoint: path of a checkpoint, or True for the newest one in `args.output_dir`.
+            **kwargs: as in transformers' Trainer.
+
+        Raises:
+            ValueError: the checkpoint is missing, damaged, or of another recipe or number of steps; early stopping is used with
+                several stages; or the errors of the class that occur while training.
+        """
+        self._resumes_from = checkpoint_of(resume_from_checkpoint, str(self.args.output_dir))
         if self._resumes_from is not None:
             check_same_recipe(RecipeRecord.of(self.recipe, self.curriculum), self._resumes_from)
         check_stopping(self.recipe, self.callback_handler.callbacks, self.args.load_best_model_at_end)
         check_gates(self.recipe, self.model)
         if self.model.exit_table is not None:
-            logger.warning("The model's exit table is dropped, since training changes its exits: build it again afterwards.")
+            logger.warning("The model's exit table is dropped, because training changes its exits: build it again afterwards.")
             self.model.exit_table = None
         self.model.forget_calibration()
         if self.model.exit_config.temperatures is not None:
-            logger.warning("The model's exit temperatures are dropped, the last exit's too: fit them again afterwards.")
+            logger.warning("The model's exit temperatures are dropped, including the last exit's: fit them again afterwards.")
             self.model.exit_config.temperatures = None
         self._attach_modules(self.model)
         try:
-            return super().train(resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter, flag in self._flags:
                 parameter.requires_grad_(flag)
@@ -181,19 +195,19 @@ class MultiExitTrainer(Trainer):
                 hook.remove()
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> MultiExitBert:
-        """transformers', which makes a new model for each `train()`."""
-        model = super().call_model_init(*args, **kwargs)
+        """Make a new model as transformers' Trainer does for each `train()`, with the recipe's modules."""
+        model = _checked_model(super().call_model_init(*args, **kwargs))
         self._attach_modules(model)
         return model
 
     def _attach_modules(self, model: MultiExitBert) -> None:
-        """Before a checkpoint is loaded, which holds them too."""
+        """Add the recipe's modules before a checkpoint is loaded, because it has their weights too."""
         if self.recipe.modules is not None:
             model.auxiliary = self.recipe.modules(model.config).to(model.device, model.dtype)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """transformers' optimizer over what any stage trains, with heads and gates in groups of their own where they have
-        learning rates of their own.
+        """transformers' optimizer over the parameters that any stage trains. Heads and gates with their own learning rates form
+        their own groups.
         """
         self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self._stages = [StageParameters(self.model, self.recipe, stage) for stage in self.recipe.stages]
@@ -213,7 +227,12 @@ class MultiExitTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """transformers' schedule, one for each stage: it starts anew with each, warm-up included."""
+        """transformers' learning rate schedule for each stage. It starts anew with each stage, including warm-up.
+
+        Raises:
+            ValueError: there are fewer steps than stages, the checkpoint is of a training with another number of steps, or the
+                schedule follows evaluations and the recipe has several stages.
+        """
         if self._resumes_from is not None:
             check_same_steps(self.recipe, self.curriculum, self._resumes_from, num_training_steps)
         bounds = self.recipe.bounds(num_training_steps)
@@ -221,18 +240,20 @@ class MultiExitTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.args.lr_scheduler_type in WANT_METRICS:
             raise ValueError(
-                f"lr_scheduler_type {self.args.lr_scheduler_type!s} cannot start anew with each of the stages of recipe "
-                f"{self.recipe.name!r}: it follows evaluations. linear, cosine, constant_with_warmup and their like can"
+                f"lr_scheduler_type {self.args.lr_scheduler_type!s} cannot start anew with each stage of recipe "
+                f"{self.recipe.name!r}, because it follows evaluations: use linear, cosine, constant_with_warmup or the like"
             )
         schedules = []
         for first, end in pairwise(bounds):
             self.lr_scheduler = None
             schedules.append(super().create_scheduler(end - first, optimizer))
-        self.lr_scheduler = SequentialLR(self.optimizer if optimizer is None else optimizer, schedules, bounds[1:-1])
+        self.lr_scheduler = SequentialLR(schedules[0].optimizer, schedules, bounds[1:-1])  # type: ignore[assignment]  # it is stepped and saved, no more
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """transformers' sampler; for a curriculum and for batches of like length our own, which resumes within an epoch."""
+        """Our sampler for a curriculum or for batches of similar length, which can resume within an epoch; else transformers'
+        sampler.
+        """
         dataset = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
         if self.curriculum is None and not grouped:
@@ -253,16 +274,21 @@ class MultiExitTrainer(Trainer):
             difficulty=self.difficulty,
             curriculum=self.curriculum,
             total=steps * batch_size if steps > 0 else math.ceil(self.args.num_train_epochs * len(dataset)),
-            lengths=[len(sample["input_ids"]) for sample in dataset] if grouped else None,
+            lengths=_lengths(dataset) if grouped else None,
             batch_size=batch_size,
         )
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        """Predictions come in the order of the data set; transformers' own follow the training's sampling strategy."""
+        """Keep predictions in the order of the data set. transformers' sampler would follow the sampling strategy of the
+        training.
+        """
         return SequentialSampler(eval_dataset) if has_length(eval_dataset) and self.args.world_size <= 1 else None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """transformers', which writes trainer_state.json last: that of an earlier save must not vouch for a mixture of both."""
+        """Remove an old trainer_state.json before transformers saves the checkpoint and writes this file last.
+
+        Otherwise the old file would make a half-written checkpoint look complete.
+        """
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -275,7 +301,11 @@ class MultiExitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss of the recipe's stage at this step, a mean over the batch."""
+        """The loss of the recipe's stage at this step, a mean over the batch.
+
+        Raises:
+            ValueError: the batch has no labels, or labels that are not classes.
+        """
         index, progress = self.recipe.at(self.state.global_step, self.state.max_steps)
         stage = self.recipe.stages[index]
         self._stages[index].apply()
@@ -290,14 +320,18 @@ class MultiExitTrainer(Trainer):
             attention_mask=inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
             exit_layers=tuple(self.model.config.exit_layers),
             class_weights=None if self.class_weights is None else self.class_weights.to(output.logits.device),
-            teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher else None,
+            teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher and self.teacher is not None else None,
             progress=progress,
         )
         loss = stage.loss(output, batch)
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As transformers' Trainer; ValueError where nothing was evaluated: no rows, or none with a label."""
+        """Evaluate as transformers' Trainer does.
+
+        Raises:
+            ValueError: nothing was evaluated, because there are no rows or no labels.
+        """
         metrics = super().evaluate(*args, **kwargs)
         if not any(name.endswith("loss") for name in metrics):
             raise ValueError(
@@ -307,9 +341,10 @@ class MultiExitTrainer(Trainer):
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers', whose data loader draws a seed: a training goes on as if nothing had been evaluated meanwhile.
+        """Evaluate without a change to the random numbers of the training.
 
-        Else one that is resumed at an epoch's end, and does not evaluate there again, would draw other numbers.
+        transformers' data loader draws a seed. A training that resumes at the end of an epoch and does not evaluate there again
+        would otherwise draw other numbers.
         """
         with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
             return super().evaluation_loop(*args, **kwargs)
@@ -331,9 +366,21 @@ class MultiExitTrainer(Trainer):
         return loss, torch.stack(output.exit_logits, dim=1).float(), inputs.get("labels")
 
     def _exit_accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
-        check_targets(torch.as_tensor(prediction.label_ids), self.model.config.num_labels)
-        correct = (prediction.predictions.argmax(-1) == prediction.label_ids[:, None]).mean(0)
+        labels, logits = torch.as_tensor(prediction.label_ids), torch.as_tensor(prediction.predictions)
+        check_targets(labels, self.model.config.num_labels)
+        correct = (logits.argmax(-1) == labels[:, None]).double().mean(0)
         metrics = {
             f"accuracy_exit_{layer}": float(value) for layer, value in zip(self.model.config.exit_layers, correct, strict=True)
         }
         return {**metrics, "accuracy": float(correct[-1])}
+
+
+def _checked_model(given: Any) -> MultiExitBert:
+    """The model; TypeError where it is of another kind."""
+    if not isinstance(given, MultiExitBert):
+        raise TypeError(f"model must be a MultiExitBert, got {type(given).__name__}")
+    return given
+
+
+def _lengths(dataset: Any) -> list[int]:
+    return [len(sample["input_ids"]) for sample in dataset]

@@ -85,12 +85,16 @@ def test_a_hundred_runs_are_bit_for_bit_the_same(calls, op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_waits_for_the_device(calls, op):
-    calls[op]()  # compiled before
+    expected = calls[op]()  # compiled before
     torch.cuda.set_sync_debug_mode("error")
     try:
-        calls[op]()
+        found = calls[op]()
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            torch.ones(1, device="cuda").item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_offsets_beyond_two_to_the_31():

@@ -1,1 +1,1 @@
-"""The ops as Triton kernels, one file an op: the kernel, then its launcher."""
+"""The ops as Triton kernels. Each file has the kernels of one op and their launcher."""

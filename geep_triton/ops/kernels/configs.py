@@ -1,4 +1,4 @@
-"""Launch configurations: a table per op and architecture, chosen by size. Nothing is searched at run time."""
+"""Launch configurations: a table per op and architecture with a row per size. Nothing is searched at run time."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from geep_triton.ops.backend import interprets
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel is launched.
+    """The launch configuration of a kernel.
 
     Attributes:
-        block: items a program handles.
-        warps: warps (AMD: wavefronts) a program runs on.
+        block: number of items per program.
+        warps: number of warps (AMD: wavefronts) per program.
     """
 
     block: int
     warps: int
 
 
-# op -> architecture -> (largest size, configuration), ascending. "default" serves every architecture without a row of its
-# own. `python -m bench.gpu` measures the candidates in bench/ops/tune.py.
+# op -> architecture -> (largest size, configuration), ascending. "default" is for every architecture without its own row.
+# `python -m bench.gpu` measures the candidates in bench/ops/tune.py.
 TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
     "insert_add": {"default": ((math.inf, Config(256, 4)),), "interpreter": ((math.inf, Config(1024, 4)),)},
     "lookup": {"default": ((math.inf, Config(128, 2)),), "interpreter": ((math.inf, Config(1024, 4)),)},
-    # The size is tokens a sample on average; a program is a sample.
+    # The size is the mean number of tokens per sample. A program handles one sample.
     "predict_exits": {"default": ((math.inf, Config(32, 1)),), "interpreter": ((math.inf, Config(128, 1)),)},
-    # The block is elements of a tile of rows by classes; a tile is one row at least.
+    # The block is the number of elements in a tile of rows by classes. A tile has at least one row.
     "score_exits": {
         "default": ((256, Config(1024, 4)), (2048, Config(4096, 8)), (math.inf, Config(16384, 16))),
         "interpreter": ((math.inf, Config(4096, 4)),),
     },
-    # The block is rows.
-    "gate_logits": {"default": ((math.inf, Config(16, 4)),)},
+    # The block is a number of rows.
+    "gate_logits": {"default": ((math.inf, Config(8, 4)),)},
     "skip_gate": {"default": ((math.inf, Config(1024, 4)),)},
     "partition": {"default": ((math.inf, Config(1024, 4)),)},
 }
 
 
 def architecture(device: torch.device) -> str:
-    """ "sm_90" and the like, "gfx942" and the like, or "interpreter"."""
+    """The architecture of a device, such as "sm_90" or "gfx942", or "interpreter"."""
     if interprets():
         return "interpreter"
     return _architecture(torch.cuda.current_device() if device.index is None else device.index)

@@ -14,7 +14,7 @@ from geep_triton.ops.kernels.configs import choose
 
 @triton.jit
 def uncertainty_of(x, column, scale, top_k, CRITERION: tl.constexpr):
-    """Prediction [R], uncertainty [R] and validity [R] of logits [R, C] whose padding is -inf; `scale` is ln C or ln k."""
+    """Prediction [R], uncertainty [R] and validity [R] of logits [R, C] whose padding is -inf. `scale` is ln C or ln k."""
     nan = tl.sum((x != x).to(tl.int32), 1) > 0
     x = tl.where(x != x, -float("inf"), x)
     top = tl.max(x, 1)
@@ -58,12 +58,12 @@ def decide_leaving(
     row, inside, prediction, uncertainty, valid, predictions, uncertainties, leaving, previous, streak_before, streaks, counts,
     threshold, patience, by_agreement, is_first,
 ):  # fmt: skip
-    """Update the streaks, decide who leaves, store all, count leavers and rows that are not numbers."""
+    """Update the streaks, decide which rows leave, store everything, and count the rows that leave or are not numbers."""
     known = inside & (is_first == 0)
     agrees = valid & (prediction == tl.load(previous + row, mask=known & (by_agreement != 0), other=-1))
-    goes_on = tl.where(by_agreement != 0, agrees, uncertainty <= threshold)
+    continues = tl.where(by_agreement != 0, agrees, uncertainty <= threshold)
     before = tl.load(streak_before + row, mask=known, other=0)
-    streak = tl.where(goes_on, before + 1, 0)
+    streak = tl.where(continues, before + 1, 0)
     leaves = valid & (streak >= patience)
     tl.store(predictions + row, prediction.to(tl.int64), mask=inside)
     tl.store(uncertainties + row, uncertainty, mask=inside)
@@ -79,7 +79,7 @@ def score_exits_kernel(
     num_rows, num_classes, threshold, scale, top_k, patience, by_agreement, is_first,
     CRITERION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program scores a tile of rows."""
+    """Each program scores a tile of rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = row < num_rows
@@ -93,7 +93,7 @@ def score_exits_kernel(
     )  # fmt: skip
 
 
-# Few widths, so that few kernels are ever compiled; `ops` keeps wider problems away.
+# There are few widths, so that few kernels are compiled. `ops` sends wider problems to PyTorch.
 WIDTHS = (4, 32, 256, 2048, 16384)
 
 
@@ -111,7 +111,9 @@ def _outputs(rows: int, device: torch.device) -> tuple[torch.Tensor, ...]:
 def _pointers(
     outputs: tuple[torch.Tensor, ...], previous: torch.Tensor | None, streak: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """The kernels' pointers from predictions to counts; what is not given is not read, so any pointer of its type will do."""
+    """The kernels' pointers from predictions to counts. A missing input is never read, so any pointer of its type can
+    stand in.
+    """
     prediction, uncertainty, leaves, streaks, counts = outputs
     before = prediction if previous is None else previous.contiguous()
     streak_before = streaks if streak is None else streak.contiguous()
@@ -121,7 +123,9 @@ def _pointers(
 def _scalars(
     classes: int, threshold: float, criterion: str, top_k: int, rule: str, patience: int, streak: torch.Tensor | None
 ) -> tuple[float, float, int, int, int, int]:
-    """Threshold, the entropy's maximum, logits looked at, patience, whether by agreement, whether the first exit."""
+    """The threshold, the maximum of the entropy, the number of logits it covers, the patience, and flags for
+    "agreement" and the first exit.
+    """
     looked_at = min(top_k, classes) if criterion == "top_k_entropy" else classes
     return float(threshold), math.log(looked_at), looked_at, patience, int(rule == "agreement"), int(streak is None)
 

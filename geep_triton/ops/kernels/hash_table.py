@@ -1,4 +1,4 @@
-"""Open addressing with buckets of a memory sector: insertion from many programs at once, and lookup."""
+"""A hash table with open addressing and buckets of one memory sector: parallel insertion, and lookup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def insert_add_kernel(
     keys, exits, weights, slots, counts, state, num_keys, num_exits, last_bucket, max_probes,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program inserts a block of keys, each lane its own, slot after slot until all have one."""
+    """Each program inserts a block of keys. Each lane tries slot after slot for its key until all keys are placed."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_keys
     key = tl.load(keys + index, mask=inside, other=EMPTY)
@@ -27,11 +27,11 @@ def insert_add_kernel(
     step = 0
     while (step < max_probes * BUCKET) & (tl.max(pending.to(tl.int32), 0) > 0):
         slot = ((home + step // BUCKET) & last_bucket) * BUCKET + step % BUCKET
-        # A key that is there stays there, so blocks of known keys need no atomic; a stale free slot is settled by the swap.
+        # Keys are never removed, so blocks of known keys need no atomics. The swap detects a slot that is no longer free.
         stored = tl.load(slots + slot, mask=pending, other=EMPTY)
         claims = pending & (stored == EMPTY)
         if tl.max(claims.to(tl.int32), 0) > 0:
-            # The swap has no mask: lanes that claim nothing swap a free slot for a free slot.
+            # The swap has no mask. Lanes without a claim swap a free slot for a free slot.
             free = tl.full([BLOCK], EMPTY, tl.int64)
             before = tl.atomic_cas(slots + slot, free, tl.where(claims, key, EMPTY), sem="relaxed")
             stored = tl.where(claims & (before == EMPTY), key, tl.where(claims, before, stored))
@@ -75,7 +75,7 @@ def insert_add(
 
 @triton.jit(do_not_specialize=["num_keys", "last_bucket", "probes"])
 def lookup_kernel(keys, slots, rows, num_keys, last_bucket, probes, BLOCK: tl.constexpr):
-    """A program finds a block of keys."""
+    """Each program looks up a block of keys."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_keys
     key = tl.load(keys + index, mask=inside, other=EMPTY)

@@ -1,13 +1,13 @@
-"""What the hash table's kernels share: the mixer and the search for a key's slot."""
+"""The parts that the hash table's kernels share: the mixer and the search for a key's slot."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Slots of a bucket: 4 keys of 8 bytes fill one 32-byte sector of memory.
+# Slots per bucket: 4 keys of 8 bytes fill one 32-byte memory sector.
 BUCKET = tl.constexpr(4)
-# The key of a free slot, never a key of the table: the most negative int64.
+# The most negative int64 marks a free slot. It is never a key.
 EMPTY = tl.constexpr(-(2**63))
 
 
@@ -22,9 +22,9 @@ def mix64(x):
 
 @triton.jit
 def find_slots(slots, keys, wanted, last_bucket, probes):
-    """Slot of each key of a block, -1 for a key that is not there or not wanted.
+    """Slot of each key of a block. It is -1 for a key that is absent or not wanted.
 
-    A bucket is read whole. Keys are never taken out, so a bucket with a free slot ends the search.
+    A bucket is read as a whole. Keys are never removed, so a bucket with a free slot ends the search.
     """
     home = mix64(keys) & last_bucket
     row = tl.full(keys.shape, -1, tl.int64)

@@ -1,4 +1,4 @@
-"""Every launch goes through here, so that one place sees them all."""
+"""The one place through which every kernel is launched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triton.runtime import KernelInterface
 
 
 def launch(kernel: KernelInterface, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
-    """Run `kernel` on the device of its first argument; an empty grid is no launch."""
+    """Run `kernel` on the device of its first argument. An empty grid launches nothing."""
     if math.prod(grid) == 0:
         return
     device = arguments[0].device

@@ -12,7 +12,10 @@ from geep_triton.ops.kernels.configs import choose
 
 @triton.jit
 def partition_places(row, flag, ahead, total):
-    """Place of each row of a block: `total` rows are flagged, `ahead` of them before the block. And how many are behind it."""
+    """Place of each row of a block, and the number of flagged rows up to its end.
+
+    `total` rows are flagged in all, `ahead` of them before the block.
+    """
     flag = flag.to(tl.int32)
     before = ahead + tl.cumsum(flag, 0) - flag
     return tl.where(flag != 0, before, total + row - before), ahead + tl.sum(flag, 0)
@@ -20,7 +23,7 @@ def partition_places(row, flag, ahead, total):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def partition_kernel(flags, order, count, num_rows, BLOCK: tl.constexpr):
-    """One program, since a batch is small: it counts the flags, then puts each row to its place."""
+    """One program counts the flags, then stores each row at its place. One is enough, because a batch is small."""
     total = 0
     begin = 0
     while begin < num_rows:

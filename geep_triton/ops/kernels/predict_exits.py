@@ -1,4 +1,4 @@
-"""Exits of a window of samples from their tokens, in one launch: keys, lookups, reduction, decision, histogram."""
+"""Exits of a window of samples from their tokens in one launch: keys, lookups, reduction, decision, histogram."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from geep_triton.ops.kernels import launching
 from geep_triton.ops.kernels.configs import choose
 from geep_triton.ops.kernels.hashing import BUCKET, EMPTY, find_slots, mix64
 
-# Golden ratio, as in reference/ngrams.py.
+# The golden ratio, as in reference/ngrams.py.
 STEP = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
 SIGN = tl.constexpr(-(2**63))
 DECISIONS, QUANTILE = {"argmax": 0, "mean": 1}, 2
@@ -18,7 +18,7 @@ DECISIONS, QUANTILE = {"argmax": 0, "mean": 1}, 2
 
 @triton.jit
 def load_tokens(ids, uncounted, position, end, vocab_size):
-    """Token ids, whether each is an ordinary token of the sample, and whether it is within the vocabulary."""
+    """Token ids, whether each is an ordinary token of the sample, and whether it is in the vocabulary."""
     inside = position < end
     token = tl.load(ids + position, mask=inside, other=0)
     known = inside & (token >= 0) & (token < vocab_size)
@@ -32,7 +32,7 @@ def predict_exits_kernel(
     vocab_size, last_bucket, probes, num_exits, ngram, log_space, decision, quantile,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program is a sample; blocks of its tokens, and of each order of n-grams, one after another."""
+    """Each program handles one sample. It goes over blocks of its tokens, and for each block over the orders of n-grams."""
     sample = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(offsets + sample), tl.load(offsets + sample + 1)
     column = tl.arange(0, WIDTH)
@@ -106,7 +106,7 @@ def predict_exits(
         ids.contiguous(), offsets.contiguous(), uncounted.view(torch.uint8), unigrams, slots, ngrams, prior, layers,
         probabilities, exits, histogram,
         unigrams.shape[0] - 1, slots.numel() // BUCKET.value - 1, probes, num_exits, ngram, int(log_space),
-        DECISIONS.get(decision, QUANTILE), 0.0 if decision in DECISIONS else float(decision),
+        DECISIONS[decision] if isinstance(decision, str) else QUANTILE, 0.0 if isinstance(decision, str) else float(decision),
         WIDTH=unigrams.shape[1], BLOCK=config.block, num_warps=config.warps,
     )  # fmt: skip
     return probabilities, exits, histogram

@@ -1,4 +1,6 @@
-"""Skip gates of a batch: gate logits, then soft gate, decision, order and count of the rows that run the layer."""
+"""Skip gates of a batch: gate logits, then the soft gate, the decision, and the order and count of the rows that run
+the layer.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from geep_triton.ops.kernels import launching
 from geep_triton.ops.kernels.configs import choose
 from geep_triton.ops.kernels.partition import partition_places
 
-UNITS = 128  # hidden units of a row read at a time
+UNITS = 128  # hidden units of a row that are read at a time
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def gate_logits_kernel(
     states, weight, bias, logits, num_rows, hidden_size, ROWS: tl.constexpr, UNITS: tl.constexpr
 ):  # fmt: skip
-    """A program multiplies a few rows with the gate's weight."""
+    """Each program multiplies a few rows by the gate's weight."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < num_rows
     products = tl.zeros([ROWS, UNITS], tl.float32)
@@ -41,9 +43,10 @@ def soft_gate(logits, row, inside):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def skip_gate_kernel(logits, soft, hard, order, count, num_rows, threshold, BLOCK: tl.constexpr):
-    """One program, since a batch is small: it counts the rows that run, then puts each to its place.
+    """One program counts the rows that run, then stores each row at its place. One is enough, because a batch is small.
 
-    The second pass decides anew: what other waves stored in the first might not be there yet, whatever barrier stood between.
+    The second pass decides again. It must not read what other waves stored in the first pass, because a barrier does not order
+    these stores on AMD.
     """
     total = 0
     begin = 0
@@ -73,7 +76,7 @@ def skip_gate(
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.skip_gate.skip_gate`."""
     rows, device = states.shape[0], states.device
-    logits = states.contiguous() if weight is None else gate_logits(states, weight, bias)
+    logits = states.contiguous() if weight is None or bias is None else gate_logits(states, weight, bias)
     soft, hard = (torch.empty(rows, device=device) for _ in range(2))
     order = torch.empty(rows, dtype=torch.int64, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)

@@ -1,1 +1,1 @@
-"""The ops in PyTorch: the oracle in tests, and what runs on a CPU."""
+"""The ops in PyTorch. Tests compare the kernels with them, and they run on a CPU."""

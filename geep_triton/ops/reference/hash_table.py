@@ -1,4 +1,4 @@
-"""Open addressing in PyTorch: keys in buckets of four slots, one row of counts a slot."""
+"""Open addressing in PyTorch, with buckets of four slots and one row of counts per slot."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ def insert_add(
     weights: torch.Tensor | None,
     max_probes: int,
 ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    """Add to the counts of (key, exit) pairs, taking free slots for new keys.
+    """Add to the counts of (key, exit) pairs. New keys take free slots.
 
     Args:
-        slots: [capacity] int64 keys, EMPTY where free; capacity a power of two, at least a bucket.
+        slots: [capacity] int64 keys, EMPTY if free. The capacity is a power of two of at least one bucket.
         counts: [capacity, E] int64.
         probes: longest search so far, in buckets.
-        keys, exits: [M] int64.
+        keys: [M] int64.
+        exits: [M] int64.
         weights: [M] int64 to add, or None for 1 each.
-        max_probes: buckets to try for a key before giving up.
+        max_probes: number of buckets to try for a key before giving up.
 
     Returns:
-        New slots and counts; the longest search; how many keys found no slot: unless it is 0 the table is not whole and of no
-        use. Which slot a key gets may differ between implementations, its counts may not.
+        The new slots, the new counts, the longest search, and the number of keys that found no slot. If this number is not 0,
+            the table is incomplete and must not be used. The slot of a key may differ between implementations, its counts may
+            not.
     """
     slots = slots.clone()
     last_bucket = slots.numel() // BUCKET - 1
@@ -44,7 +46,7 @@ def insert_add(
                 break
             slot = ((mix64(new) + step) & last_bucket) * BUCKET + place
             free = slots[slot] == EMPTY
-            slots[slot[free]] = new[free]  # of several keys for one slot any may win; the others go on
+            slots[slot[free]] = new[free]  # if several keys want one slot, one of them wins and the others continue
             placed = slots[slot] == new
             probes = max(probes, step + 1) if placed.any() else probes
             new = new[~placed]
@@ -69,6 +71,6 @@ def lookup(slots: torch.Tensor, probes: int, keys: torch.Tensor) -> torch.Tensor
         stored = buckets[bucket]
         hit, place = (stored == keys[pending, None]).max(1)
         rows[pending[hit]] = bucket[hit] * BUCKET + place[hit]
-        # A bucket with a free slot ends the search: keys are never taken out.
+        # Keys are never removed, so a bucket with a free slot ends the search.
         pending = pending[~hit & (stored != EMPTY).all(1)]
     return rows

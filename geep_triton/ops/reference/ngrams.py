@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import torch
 
-# Signed because torch has no unsigned 64-bit arithmetic; products wrap all the same.
+# These are signed, because torch has no unsigned 64-bit arithmetic. Products wrap around all the same.
 _MIX_1 = 0xFF51AFD7ED558CCD - (1 << 64)
 _MIX_2 = 0xC4CEB9FE1A85EC53 - (1 << 64)
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _SIGN = -(1 << 63)
-# The key that no n-gram has: the hash table's mark of a free slot.
+# No n-gram has this key. It marks a free slot of the hash table.
 EMPTY = -(1 << 63)
 MAX_NGRAM = 16  # each order is a pass over all tokens
 
 
 def mix64(x: torch.Tensor) -> torch.Tensor:
-    """Murmur3's 64-bit finaliser on int64: a bijection in which every bit of x moves every bit of the result."""
+    """Murmur3's 64-bit finaliser on int64: a bijection in which every bit of x affects every bit of the result."""
     x = (x ^ _shift_right(x, 33)) * _MIX_1
     x = (x ^ _shift_right(x, 33)) * _MIX_2
     return x ^ _shift_right(x, 33)
@@ -30,16 +30,17 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
 def ngram_windows(
     ids: torch.Tensor, offsets: torch.Tensor, special: torch.Tensor, ngram: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each order n = 1..ngram the windows of n tokens, by their last token's position n-1..T-1.
+    """The windows of n tokens for each order n = 1..ngram, by the position n-1..T-1 of their last token.
 
     Yields:
-        keys [T - n + 1] int64; whole [T - n + 1] bool: no special token in the window, and one sample throughout.
+        Keys [T - n + 1] int64 and flags [T - n + 1] bool. A flag is True if the window lies in one sample and has no special
+            token.
     """
     yield ids, ~special
     if ngram == 1:
         return
     position = torch.arange(ids.numel(), device=ids.device)
-    # Where the run of ordinary tokens that a position stands in begins; a special token's run begins behind it.
+    # Start of the run of ordinary tokens at each position. For a special token it is the next position.
     start = torch.where(special, position + 1, torch.repeat_interleave(offsets[:-1], offsets.diff()))
     run = position + 1 - start.cummax(0).values
     key = ids

@@ -1,4 +1,4 @@
-"""Which rows go first."""
+"""A stable partition of rows by a flag."""
 
 from __future__ import annotations
 

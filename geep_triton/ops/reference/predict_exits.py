@@ -23,24 +23,29 @@ def predict_exits(
     log_space: bool,
     decision: str | float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `geep_triton.ops.predict_exits.predict_exits`; the table taken apart.
+    """See `geep_triton.ops.predict_exits.predict_exits`. The arguments are the fields of the table.
 
     Args:
-        ids: [T] int64; offsets: [N + 1] int64.
-        uncounted: [V] bool, ids that never count.
-        unigrams: [V + 1, W] float32, scores of each id, directly indexed, the last row of an unseen one; W >= E columns.
-        slots: [capacity] int64, keys of longer n-grams; ngrams: [capacity + 1, W] float32, the last row of an unseen one.
+        ids: [T] int64.
+        offsets: [N + 1] int64.
+        uncounted: [V] bool, ids that are never counted.
+        unigrams: [V + 1, W] float32, the scores of each id, W >= E. The last row is for unseen keys.
+        slots: [capacity] int64, keys of longer n-grams.
+        ngrams: [capacity + 1, W] float32, their scores. The last row is for unseen keys.
         prior: [W] float32.
         probes: longest search in `slots`, in buckets.
-        layers: [E] int64, the exits' layers.
-        ngram: highest order that counts.
-        log_space: scores are logarithms (naive Bayes) instead of probabilities.
+        layers: [E] int64, the layers of the exits.
+        ngram: highest order of the n-grams that are counted.
+        log_space: whether scores are logarithms (naive Bayes) instead of probabilities.
         decision: "argmax", "mean" or a quantile.
+
+    Returns:
+        Probabilities [N, E] float32, exit layers [N] int64, and samples per exit [E] int32.
     """
     num_exits, vocab_size = layers.numel(), uncounted.numel()
     known = (ids >= 0) & (ids < vocab_size)
     special = known & uncounted[torch.where(known, ids, 0)]
-    total, keys_found = 0.0, 0
+    total, keys_found = unigrams.new_zeros(()), torch.zeros((), dtype=torch.int64, device=ids.device)
     for last, (keys, whole) in enumerate(ngram_windows(ids, offsets, special, ngram)):
         counts = torch.zeros_like(special)
         counts[last:] = whole
@@ -61,12 +66,21 @@ def predict_exits(
 
 
 def decide(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float) -> torch.Tensor:
-    """Index of the exit [N] int64 from P(e|x) [N, E] and the exits' layers [E]; see `geep_triton.ops.predict_exits`."""
-    # Sums of float32 shares miss the exact bound by rounding; half a millionth of a layer is no reason to go one deeper.
+    """Choose an exit by its distribution; see `geep_triton.ops.predict_exits`.
+
+    Args:
+        probabilities: P(e|x), [N, E].
+        layers: [E], the layers of the exits.
+        decision: "argmax", "mean" or a quantile.
+
+    Returns:
+        [N] int64, index of the exit.
+    """
+    # Rounding lets sums of float32 shares miss the exact bound. Half a millionth of a layer must not cost a layer.
     slack = 5e-7 * layers.numel()
     if decision == "argmax":
         return probabilities.argmax(-1)
-    if decision == "mean":
+    if isinstance(decision, str):  # "mean"
         expected = (probabilities * layers).sum(-1)
         index = (layers < expected[:, None] - slack).sum(-1)
     else:

@@ -12,9 +12,9 @@ def skip_gate(
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.skip_gate.skip_gate`."""
     logits = states.float()
-    if weight is not None:
-        with torch.autocast(states.device.type, enabled=False):  # under mixed precision in float32 too, as the kernel is
+    if weight is not None and bias is not None:  # they come together
+        with torch.autocast(states.device.type, enabled=False):  # float32 even under mixed precision, as in the kernel
             logits = logits @ weight.float() + bias.float()
     soft = logits.sigmoid()
-    skips = soft >= threshold  # a NaN compares false: a layer is never skipped by mistake
+    skips = soft >= threshold  # a comparison with NaN is False, so NaN never skips a layer
     return soft, skips.float(), *partition(~skips)

@@ -1,0 +1,71 @@
+"""A folder in which a long call keeps what it needs to continue after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows does not separate two calls with the same folder
+    fcntl = None  # type: ignore[assignment]  # whoever uses it asks
+
+RECORD = "call.json"
+
+
+@contextmanager
+def unfinished(folder: Path, call: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the folder of a call, and remove it once the call has succeeded. A call that fails or is killed leaves it.
+
+    Args:
+        folder: made if it does not exist.
+        call: everything that the contents of the folder depend on, in JSON values.
+
+    Raises:
+        ValueError: the folder holds files of something else, or an unfinished call with other values, or another process is
+            at work in it.
+    """
+    call = json.loads(json.dumps(call))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        record = folder / RECORD
+        if record.is_file():
+            _check_same(folder, json.loads(record.read_text(encoding="utf-8")), call)
+        elif others := [path.name for path in folder.iterdir() if path.name != f"{RECORD}.part"]:
+            raise ValueError(f"{folder} holds files of something else ({min(others)}): move it away, or choose another output")
+        else:
+            part = record.with_name(f"{RECORD}.part")
+            part.write_text(json.dumps(call, indent=1) + "\n", encoding="utf-8")
+            part.replace(record)
+        yield
+        shutil.rmtree(folder)
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], call: Mapping[str, Any]) -> None:
+    for name in call:
+        if before.get(name) != call[name]:
+            raise ValueError(
+                f"{folder} holds an unfinished call with another {name} ({before.get(name)!r}, now {call[name]!r}): make the "
+                "same call to finish it, remove the folder, or choose another output"
+            )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lock the folder. The lock ends with its process."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(f"another process is at work in {folder}: wait for it, or choose another output") from None
+    finally:
+        os.close(handle)

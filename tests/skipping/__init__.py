@@ -1,0 +1,1 @@
+"""Tests of skipping in the engine."""

@@ -1,0 +1,163 @@
+"""One call gives a fine-tuned BERT exits that keep a promise, and leaves its own answers as they are."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from geep_triton import Engine, MultiExitBert, from_fine_tuned, give_exits
+from geep_triton.policies.policy import OneExitWarning
+from geep_triton.policies.text import parse_policy
+from geep_triton.unfinished import unfinished
+from tests.conftest import WORDS
+
+SETTINGS = {"agreement": 0.8, "epochs": 1.0, "learning_rate": 1e-2, "progress": False, "pooling": "mean", "head_size": 16}
+
+
+@pytest.fixture(scope="module")
+def many():
+    chosen = random.Random(0)
+    words = [word for word in WORDS if word.isalpha()]
+    return [" ".join(chosen.choices(words, k=chosen.randint(1, 12))) for _ in range(300)]
+
+
+@pytest.fixture(scope="module")
+def given(fine_tuned, many, tmp_path_factory):
+    output = tmp_path_factory.mktemp("given") / "out"
+    return give_exits(fine_tuned, many, output=output, **SETTINGS), output
+
+
+def test_answers_of_all_layers_stay_to_the_bit(given, fine_tuned, many, tokenizer):
+    engine, output = given
+    before = BertForSequenceClassification.from_pretrained(fine_tuned).eval()
+    after = Engine.from_pretrained(output, "full", runner="torch")
+    batch = tokenizer(many[:5], return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        assert torch.equal(before(**batch).logits, after.model(**batch).logits)
+    assert engine.predict(many[:5]).labels[0] in ("no", "yes")
+
+
+def test_the_policy_is_calibrated_on_texts_that_were_held_out(given, many):
+    engine, output = given
+    saved = Engine.from_pretrained(output)
+    assert saved.policy == engine.policy
+    calibration = saved.model.exit_config.calibration
+    assert calibration["promise"] == ["agreement", 0.8]
+    assert calibration["samples"] == pytest.approx(100, abs=10)
+    assert saved.model.exit_table is not None
+    assert saved.promise is not None
+    assert not (output / from_fine_tuned.UNFINISHED).exists()
+
+
+def test_the_exits_have_learned(given, many):
+    """They give the last one's answer more often than exits that were not trained, on texts they did not see."""
+    engine, _ = given
+    answers = engine.with_policy("full").every_exit(many).logits.argmax(-1)
+    agrees = (answers == answers[:, -1:]).float().mean(0)
+    assert agrees[1] > 0.75, agrees
+
+
+def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_call_that_was_killed_continues(given, fine_tuned, many, tmp_path, monkeypatch):
+    """In its training, and then after it; the result is that of a call that nobody killed."""
+    real, steps = from_fine_tuned.MultiExitTrainer.training_step, []
+
+    def step(*args, **kwargs):
+        steps.append(len(steps))
+        return killed() if len(steps) == 5 else real(*args, **kwargs)
+
+    monkeypatch.setattr(from_fine_tuned.MultiExitTrainer, "training_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        give_exits(fine_tuned, many, output=tmp_path, **SETTINGS)
+    for changed in ({"batch_size": 16}, {"head": "linear"}):
+        with pytest.raises(ValueError, match="an unfinished call with another (batch_size|model|config)"):
+            give_exits(fine_tuned, many, output=tmp_path, **SETTINGS | changed)
+    with monkeypatch.context() as patch:
+        patch.setattr(from_fine_tuned, "calibrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            give_exits(fine_tuned, many, output=tmp_path, **SETTINGS)
+    assert Engine.from_pretrained(tmp_path).policy == parse_policy("full")
+    assert len(steps) == 8  # the fifth of seven was begun twice
+    engine = give_exits(fine_tuned, many, output=tmp_path, **SETTINGS)
+    assert len(steps) == 8
+    assert engine.model.weights_digest() == given[0].model.weights_digest()
+    assert engine.model.exit_config.calibration is not None
+
+
+def test_it_is_calibrated_in_the_dtype_it_is_served_in(fine_tuned, many, tmp_path, capsys):
+    engine = give_exits(
+        fine_tuned, many, output=tmp_path, dtype="bfloat16", **SETTINGS | {"progress": True}, max_length=8, truncation=True
+    )
+    assert engine.dtype == "bfloat16"
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert "of 3 layers" in printed
+    assert "at least 80.0% are promised" in printed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Engine.from_pretrained(tmp_path, dtype="bfloat16")
+    assert (again.max_length, again.truncation, again.promise.agreement) == (8, True, 0.8)
+    assert MultiExitBert.from_pretrained(tmp_path).dtype == torch.float32
+
+
+def test_equal_texts_are_not_parted(fine_tuned, many, tmp_path):
+    """Else those held out would be known to the exit table, and prove nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "only .* texts are distinct")
+        warnings.filterwarnings("ignore", category=OneExitWarning)
+        engine = give_exits(fine_tuned, many * 3, output=tmp_path / "out", **SETTINGS)
+    assert engine.model.exit_config.calibration["samples"] == pytest.approx(300, abs=30)
+
+
+def test_it_gives_the_same_twice(given, fine_tuned, many, tmp_path):
+    again = give_exits(fine_tuned, many, output=tmp_path / "again", **SETTINGS)
+    assert again.model.weights_digest() == given[0].model.weights_digest()
+
+
+def test_refusals(fine_tuned, many, tmp_path):
+    BertModel(BertConfig.from_pretrained(fine_tuned)).save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="is not fine-tuned"):
+        give_exits(tmp_path / "plain", many, output=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"\d+ texts are too few to promise agreement=0.99, 33% of all, .* at least 437"):
+        give_exits(fine_tuned, many, output=tmp_path / "out", agreement=0.99)
+    with pytest.raises(ValueError, match="output must be another folder than the model's"):
+        give_exits(fine_tuned, many, output=fine_tuned)
+    with pytest.raises(ValueError, match="sample 7 has an empty text"):
+        give_exits(fine_tuned, [*many[:7], "", *many[8:]], output=tmp_path / "out", **SETTINGS)
+    with pytest.raises(TypeError, match="must be a list"):
+        give_exits(fine_tuned, iter(many), output=tmp_path / "out")
+    for wrong in (
+        {"agreement": 98}, {"epochs": 0}, {"epochs": "3"}, {"learning_rate": float("nan")}, {"batch_size": 0}, {"seed": 1.5},
+        {"truncation": "no"}, {"progress": "x"}, {"max_length": 1000},
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=f"{min(wrong)} must be"):
+            give_exits(fine_tuned, many, output=tmp_path / "out", **SETTINGS | wrong)
+    with pytest.raises(ValueError, match="unknown dtype 'int4'"):
+        give_exits(fine_tuned, many, output=tmp_path / "out", dtype="int4", **SETTINGS)
+    with pytest.raises(ValueError, match="output must be a folder"):
+        give_exits(fine_tuned, many, output=fine_tuned / "config.json", **SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_others_stay(fine_tuned, many, tmp_path):
+    theirs = tmp_path / from_fine_tuned.UNFINISHED / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("precious")
+    with pytest.raises(ValueError, match="holds files of something else"):
+        give_exits(fine_tuned, many, output=tmp_path, **SETTINGS)
+    assert theirs.read_text() == "precious"
+
+
+def test_a_second_call_at_the_same_time_is_refused(tmp_path):
+    with unfinished(tmp_path / "folder", {"seed": 1}):
+        with pytest.raises(ValueError, match="another process is at work"), unfinished(tmp_path / "folder", {"seed": 1}):
+            pass
+        (tmp_path / "folder" / "more").write_text("of this call")
+    assert not (tmp_path / "folder").exists()
