@@ -90,14 +90,14 @@ def give_exits(
     """
     texts = as_list(texts)
     check_number("agreement", agreement, 0.5, 0.9999)
-    for name, whole in (("batch_size", batch_size), ("seed", seed)):
-        check_int(name, whole, 1 if name == "batch_size" else 0)
+    check_int("batch_size", batch_size, 1)
+    check_int("seed", seed, 0)
     check_number("epochs", epochs, 1e-6)
     check_number("learning_rate", learning_rate, 0.0, 1.0)
     if dtype is not None:
         check_choice("dtype", str(dtype).removeprefix("torch."), DTYPES)
-    for name, flag in (("truncation", truncation), ("progress", progress)):
-        check_bool(name, flag)
+    check_bool("truncation", truncation)
+    check_bool("progress", progress)
     source, output = pretrained_model_name_or_path, Path(output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"output must be a folder, got the file {output}")

@@ -63,9 +63,10 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {folder}: wait for it, or choose another output") from None
         yield
-    except BlockingIOError:
-        raise ValueError(f"another process is at work in {folder}: wait for it, or choose another output") from None
     finally:
         os.close(handle)
