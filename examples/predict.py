@@ -1,4 +1,5 @@
 """Classify a JSON lines file. Each input line gives one output line with label, score and exit layer, in the same order.
+A model of one score has no label, but a decision where there is a cut; a multi-label model has labels and scores.
 
     python examples/predict.py --model runs/mine --input in.jsonl --output out.jsonl --policy threshold:0.3
 
@@ -22,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from geep_triton import Engine
+from geep_triton.answers import LabelSet, Score
 from geep_triton.checks import BadSample
 from geep_triton.data import BadLine, Row, read_json_lines
 from geep_triton.engine.predictions import Predictions
@@ -89,10 +91,23 @@ def answer_window(engine: Engine, path: Path, rows: list[Row], first_line: int, 
 
 
 def describe(results: Predictions) -> list[dict]:
-    """The label (not for a regression), score and exit_layer of each sample."""
+    """The label (of a multi-label model: the labels), score and exit_layer of each sample.
+
+    Of a score model no label, and the decision where there is a cut.
+    """
     exits = results.exit_layers.tolist()
-    if results.is_regression:
-        return [{"score": s, "exit_layer": e} for s, e in zip(results.logits[:, 0].tolist(), exits, strict=True)]
+    if isinstance(results.answers, Score):
+        lines = [{"score": s, "exit_layer": e} for s, e in zip(results.scores.tolist(), exits, strict=True)]
+        if results.answers.decision is None:
+            return lines
+        return [line | {"decision": decision} for line, decision in zip(lines, results.decisions.tolist(), strict=True)]
+    if isinstance(results.answers, LabelSet):
+        names = list(results.id2label.values())
+        scores = [dict(zip(names, row, strict=True)) for row in results.probabilities.tolist()]
+        return [
+            {"labels": labels, "scores": row, "exit_layer": layer}
+            for labels, row, layer in zip(results.label_sets, scores, exits, strict=True)
+        ]
     scores = results.probabilities.amax(-1).tolist()
     return [
         {"label": label, "score": score, "exit_layer": layer}
@@ -151,7 +166,7 @@ def answer_file(arguments: argparse.Namespace, output: ResumableFile) -> None:
     truncated = counts.pop("truncated", 0)
     answered = sum(counts.values())
     if truncated:
-        print(f"{truncated} texts were cut to the model's maximum length")
+        print(f"{truncated} texts were cut to {engine.max_length} tokens")
     if answered:
         mean = sum(int(layer) * count for layer, count in counts.items()) / answered
         print(f"{answered} of {output.lines} lines answered, mean exit layer {mean:.2f}: {arguments.output}")

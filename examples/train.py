@@ -6,8 +6,9 @@
     python examples/train.py --model my-fine-tuned-bert --recipe frozen ...    # keeps its answers; needs no labels
     accelerate launch examples/train.py ...                                    # several processes; or torchrun
 
-The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. A run that was killed
-continues when it is started again with the same --output, including cross review.
+The files are JSON lines or CSV with the columns text, label and optionally text_pair, or hub ids. With --problem-type
+regression a label is a number and the model has one score; with multi_label_classification it is a list of names. A run that
+was killed continues when it is started again with the same --output, including cross review.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from transformers import (
 )
 
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
+from geep_triton.answers import Score, kind_of
+from geep_triton.config import PROBLEM_TYPES
 from geep_triton.data import Row, read_rows
 from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.tokens.encoder import Encoder
@@ -39,6 +42,7 @@ from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher, remembered
 from geep_triton.training.recipes import RECIPES, get_recipe
 
+METRICS = {"classes": "accuracy", "score": "mse", "label sets": "f1"}  # by the kind of the model's answers
 MODEL_CHOICES = ("exit_layers", "head", "head_size", "pooling", "head_dropout", "skip_gate", "skip_layers")
 
 
@@ -57,6 +61,15 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         help="names of the model's classes in their order; default: those of a fine-tuned --model, else of --train, sorted",
     )
+    parser.add_argument(
+        "--problem-type", choices=PROBLEM_TYPES, help="what the model answers with; default: that of --model, else one class"
+    )
+    parser.add_argument(
+        "--decision",
+        type=float,
+        help="score from which on a text counts as positive, or probability from which on a label is given",
+    )
+    parser.add_argument("--tolerance", type=float, help="scores that differ by at most this are the same answer")
     parser.add_argument("--curriculum", choices=SCHEDULES, help="easy samples first; default: all samples from the start")
     parser.add_argument(
         "--curriculum-settings", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="start, buckets, until"
@@ -84,7 +97,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=128, help="maximum number of tokens of a sample")
     parser.add_argument("--truncate", action="store_true", help="cut longer samples instead of stopping")
     parser.add_argument(
-        "--threshold", type=float, default=0.3, help="uncertainty at which a sample leaves, for the exit table, 0..1"
+        "--threshold",
+        type=float,
+        help="uncertainty at which a sample leaves, for the exit table of a model of classes, 0..1; default: 0.3",
     )
     parser.add_argument("--ngram", type=int, default=2, help="highest order of the exit table's n-grams")
     parser.add_argument(
@@ -133,8 +148,11 @@ def class_names(arguments: argparse.Namespace, config: PretrainedConfig, rows: l
     """Names of the classes by number. None: the checkpoint's own names, whose numbers never change."""
     if arguments.labels is not None:
         return arguments.labels
+    problem_type = arguments.problem_type or config.problem_type
     if not is_fine_tuned(config):
-        return label_names(rows)
+        return None if problem_type == "regression" else label_names(rows, problem_type)
+    if problem_type is not None and problem_type != "single_label_classification":
+        return None
     known = list(config.id2label.values())
     given = {str(row["label"]) for row in rows if row.get("label") is not None}
     numbers = [str(number) for number in range(len(known))]
@@ -191,9 +209,18 @@ def start_or_resume(output: Path, run: dict) -> Path | None:
 
 def agreements(trainer: MultiExitTrainer, dataset: TextDataset) -> dict[str, float]:
     """Share of samples for which each exit gives the last exit's answer, for data without labels."""
-    answers = trainer.predict(dataset).predictions.argmax(-1)
-    shares = (answers == answers[:, -1:]).mean(0).tolist()
+    logits = torch.as_tensor(trainer.predict(dataset).predictions)
+    shares = trainer.model.answers.agree(logits, logits[:, -1:]).double().mean(0).tolist()
     return {f"eval_agreement_exit_{k}": share for k, share in zip(trainer.model.config.exit_layers, shares, strict=True)}
+
+
+def take_decision(model: MultiExitBert, arguments: argparse.Namespace) -> bool:
+    """Set the model's decision and tolerance. Returns whether its answers can be compared by them."""
+    served = model.exit_config
+    served.decision = served.decision if arguments.decision is None else arguments.decision
+    served.tolerance = served.tolerance if arguments.tolerance is None else arguments.tolerance
+    answers = model.answers
+    return not isinstance(answers, Score) or answers.decision is not None or answers.tolerance is not None
 
 
 def main() -> None:
@@ -221,6 +248,10 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     choices = {name: getattr(arguments, name) for name in MODEL_CHOICES}
+    if arguments.problem_type is not None:
+        choices["problem_type"] = arguments.problem_type
+    if names is None and arguments.problem_type == "regression":
+        choices["num_labels"] = 1
     if names is not None:
         choices |= {"num_labels": len(names), "id2label": dict(enumerate(names))}
         choices["label2id"] = {name: index for index, name in enumerate(names)}
@@ -231,9 +262,17 @@ def main() -> None:
         )
 
     model = make_model()
+    comparable, kind = take_decision(model, arguments), kind_of(model.config)
+    if kind == "classes":
+        arguments.threshold = 0.3 if arguments.threshold is None else arguments.threshold
+    elif arguments.threshold is not None:
+        raise SystemExit(f"--threshold is for models of classes, and this one is of {kind}")
+    if curriculum is not None and kind != "classes":
+        raise SystemExit(f"--curriculum ranks samples by their class, and this model is of {kind}")
     encoder = Encoder(tokenizer, arguments.max_length, arguments.truncate, model.config.vocab_size)
     label2id = model.config.label2id if needs_labels else None
-    train_set, dev_set = (TextDataset(rows, encoder, label2id) for rows in (train_rows, dev_rows))
+    problem_type = model.config.problem_type if needs_labels else None
+    train_set, dev_set = (TextDataset(rows, encoder, label2id, problem_type=problem_type) for rows in (train_rows, dev_rows))
     if cut := train_set.tokens.truncated + dev_set.tokens.truncated:
         print(f"{cut} of {len(train_set) + len(dev_set)} samples were cut to {arguments.max_length} tokens")
 
@@ -257,7 +296,10 @@ def main() -> None:
             eval_steps=arguments.save_steps,
             load_best_model_at_end=arguments.keep_best,
             # If only early exits train, the last exit's accuracy never changes, so the mean loss of all exits decides.
-            metric_for_best_model="accuracy" if recipe.stages[-1].wants(f"heads.{last_layer}.", last_layer) else "loss",
+            # A score's metric is an error, and Trainer would take the greatest.
+            metric_for_best_model="loss"
+            if kind == "score" or not recipe.stages[-1].wants(f"heads.{last_layer}.", last_layer)
+            else METRICS[kind],
             save_steps=arguments.save_steps,
             save_total_limit=2,
         ),
@@ -273,15 +315,21 @@ def main() -> None:
         callbacks=[] if arguments.patience is None else [EarlyStoppingCallback(arguments.patience)],
     )
     result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    metrics = trainer.evaluate() if needs_labels else agreements(trainer, dev_set)
+    metrics = {}
+    if needs_labels or comparable:
+        metrics = trainer.evaluate() if needs_labels else agreements(trainer, dev_set)
     if not trainer.is_world_process_zero():
         return
 
-    settings = {"threshold": arguments.threshold, "ngram": arguments.ngram}
+    settings = {"threshold": arguments.threshold if kind == "classes" else None, "ngram": arguments.ngram}
     settings |= {} if arguments.skip_gate is None else {"learn": ("agreement", "skips")}
     settings |= {"save_records": arguments.save_records, "max_length": arguments.max_length, "truncation": arguments.truncate}
-    model.exit_table = build_exit_table(model, tokenizer, train_rows, **settings)
-    model.exit_config.thresholds = arguments.threshold
+    if comparable:
+        model.exit_table = build_exit_table(model, tokenizer, train_rows, **settings)
+    else:
+        print("no exit table, which rankings do without: --decision or --tolerance says when two scores are the same answer")
+    if kind == "classes":
+        model.exit_config.thresholds = arguments.threshold
     Engine(model, tokenizer, "full").save_pretrained(arguments.output)
     report = {
         "arguments": vars(arguments) | {"output": str(arguments.output)},
@@ -290,10 +338,10 @@ def main() -> None:
         "metrics": metrics,
     }
     (arguments.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
-    what = "accuracy" if needs_labels else "agreement"
-    for layer in model.config.exit_layers:
+    what = METRICS[kind] if needs_labels else "agreement"
+    for layer in model.config.exit_layers if metrics else ():
         print(f"exit {layer}: {what} {metrics[f'eval_{what}_exit_{layer}']:.4f}")
-    print(f"model, tokenizer and exit table: {arguments.output}")
+    print(f"{'model, tokenizer and exit table' if comparable else 'model and tokenizer'}: {arguments.output}")
 
 
 if __name__ == "__main__":

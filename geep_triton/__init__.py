@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from geep_triton.compat import name_text_classifiers
 from geep_triton.config import MultiExitBertConfig as MultiExitBertConfig
+from geep_triton.engine.served_model import ServedMultiExitBert
 from geep_triton.modeling.model import MultiExitBert as MultiExitBert
 
 if TYPE_CHECKING:
+    from geep_triton.cross_encoder import CrossEncoder as CrossEncoder
     from geep_triton.engine.build_exit_table import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
     from geep_triton.engine.predictions import Predictions as Predictions
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from geep_triton.policies.policy import Policy as Policy
     from geep_triton.promises.audit import audit as audit
     from geep_triton.promises.calibrate import calibrate as calibrate
+    from geep_triton.promises.ranking import calibrate_ranking as calibrate_ranking
     from geep_triton.table.exit_table import ExitTable as ExitTable
     from geep_triton.training.trainer import MultiExitTrainer as MultiExitTrainer
 
@@ -25,6 +29,7 @@ __version__ = "0.2.0"
 
 # Imported on first use: the trainer alone would double the time that `import geep_triton` takes.
 _LAZY = {
+    "CrossEncoder": "geep_triton.cross_encoder",
     "Engine": "geep_triton.engine.engine",
     "ExitTable": "geep_triton.table.exit_table",
     "MultiExitTrainer": "geep_triton.training.trainer",
@@ -33,13 +38,15 @@ _LAZY = {
     "audit": "geep_triton.promises.audit",
     "build_exit_table": "geep_triton.engine.build_exit_table",
     "calibrate": "geep_triton.promises.calibrate",
+    "calibrate_ranking": "geep_triton.promises.ranking",
     "give_exits": "geep_triton.from_fine_tuned",
 }
 
 __all__ = ["MultiExitBert", "MultiExitBertConfig", "__version__", *_LAZY]
 
 AutoConfig.register(MultiExitBertConfig.model_type, MultiExitBertConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(MultiExitBertConfig, MultiExitBert, exist_ok=True)
+AutoModelForSequenceClassification.register(MultiExitBertConfig, ServedMultiExitBert, exist_ok=True)
+name_text_classifiers(MultiExitBertConfig.model_type, (MultiExitBert.__name__, ServedMultiExitBert.__name__))
 
 
 if not TYPE_CHECKING:  # where it would give any name a type

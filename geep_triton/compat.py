@@ -16,9 +16,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook as register_
 from transformers import PretrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss as ForSequenceClassificationLoss
 from transformers.masking_utils import create_bidirectional_mask as create_bidirectional_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.models.bert.modeling_bert import BertLayer as BertLayer
 from transformers.models.bert.modeling_bert import BertPreTrainedModel as BertPreTrainedModel
 from transformers.models.bert.modeling_bert import BertSelfAttention as BertSelfAttention
+
+
+def name_text_classifiers(model_type: str, names: tuple[str, ...]) -> None:
+    """Tell transformers that classes of these names classify texts.
+
+    Otherwise its text-classification pipeline works, but reports an error. Registering a class does not tell it.
+    """
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.setdefault(model_type, names)  # type: ignore[arg-type]  # as read there
 
 
 def attention_implementation(config: PretrainedConfig) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import BertConfig
 from transformers.activations import ACT2FN
@@ -61,6 +61,8 @@ class MultiExitBertConfig(BertConfig):
     """
 
     model_type = "multi_exit_bert"
+    # transformers' Trainer takes all other outputs for predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["exit_layers"]
 
     if TYPE_CHECKING:  # may be left out, and is never None once the configuration is made
         id2label: dict[int, str] = _LEFT_OUT

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from geep_triton.checks import check_choice, check_number, shorten
 from geep_triton.tensor_files import refuse_pointer
@@ -20,13 +20,20 @@ OLD_FIELDS = {
     "exit_policy": "policy", "exit_thresholds": "thresholds", "exit_temperatures": "temperatures",
     "calibration": "calibration", "skipping": "policy",
 }  # fmt: skip
-PROMISES = {"agreement": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6}  # and their highest values
-PROMISES_ON_ANSWERS = ("agreement", "max_accuracy_drop")  # the others are on costs
+# Promises and their highest values.
+PROMISES = {
+    "agreement": 1.0, "label_agreement": 1.0, "class_recall": 1.0, "max_accuracy_drop": 1.0, "mean_depth": 1e6, "speedup": 1e6
+}  # fmt: skip
+PROMISES_ON_ANSWERS = ("agreement", "label_agreement", "class_recall", "max_accuracy_drop")  # the others are on costs
+Promises: TypeAlias = Mapping[str, float | Mapping[str, float]]  # name -> value, or label -> value
+NEW_FIELDS = ("decision", "tolerance", "ranking", "ranking_calibration")
+NUMBERS = ("thresholds", "temperatures", "decision", "tolerance")  # fields of one number or several
+LARGEST_SCORE = 1e12
 
 
 @dataclass
 class ExitConfig:
-    """How a model is served. Each field is checked when it is set, and lists of numbers become tuples.
+    """How a model is served. Each field is checked when it is set, and lists and arrays of numbers become tuples.
 
     Attributes:
         policy: short form of the policy that `Engine` uses by default, e.g. "threshold:0.2"; `calibrate` sets it. None: "full".
@@ -35,6 +42,12 @@ class ExitConfig:
         temperatures: one number above 0 for each exit, by which its logits are divided; `fit_temperatures` sets them. None: 1
             for all.
         calibration: what `calibrate` found, as `Calibration.to_dict` gives it.
+        decision: the score from which on a text counts as positive; or the probability from which on a multi-label model gives
+            a label, one for all labels or one each. None: .5 for probabilities, none for other scores.
+        tolerance: scores that differ by at most this are the same answer. None: only their side of the decision counts.
+        ranking: short form of who leaves early in `Engine.rank`, e.g. "top:10,margins=1.5/0.8,layers=2/4"; `calibrate_ranking`
+            sets it. None: nobody.
+        ranking_calibration: what `calibrate_ranking` found, as `RankCalibration.to_dict` gives it.
 
     Raises:
         TypeError: a value has another type.
@@ -46,11 +59,15 @@ class ExitConfig:
     thresholds: float | tuple[float, ...] | None = None
     temperatures: tuple[float, ...] | None = None
     calibration: dict[str, Any] | None = None
+    decision: float | tuple[float, ...] | None = None
+    tolerance: float | None = None
+    ranking: str | None = None
+    ranking_calibration: dict[str, Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("thresholds", "temperatures") and isinstance(value, list):
-            value = tuple(value)  # nobody would check an element that is set later
-        if name == "policy":
+        if name in NUMBERS:
+            value = _plain(value)
+        if name in ("policy", "ranking"):
             _check_type(name, value, str)
         elif name == "thresholds":
             _check_thresholds(value)
@@ -58,6 +75,12 @@ class ExitConfig:
             _check_temperatures(value)
         elif name == "calibration":
             _check_calibration(value)
+        elif name == "ranking_calibration":
+            _check_type(name, value, dict)
+        elif name == "decision":
+            _check_decision(value)
+        elif name == "tolerance":
+            _check_tolerance(value)
         else:
             known = ", ".join(field.name for field in fields(self))
             raise AttributeError(f"an ExitConfig has no field {name!r}; it has {known}")
@@ -99,6 +122,12 @@ class ExitConfig:
                 found.calibration = calibration | {"chosen": chosen | {"policy": f"{chosen['policy']}+skip:{skipping}"}}
         return found
 
+    def judge_by(self, decision: float | Sequence[float] | None, tolerance: float | None) -> None:
+        """Take a decision and a tolerance where they are given. TypeError or ValueError as when a field is set."""
+        for name, value in (("decision", decision), ("tolerance", tolerance)):
+            if value is not None:
+                setattr(self, name, value)
+
     def take_over(self, other: ExitConfig) -> None:
         """Take copies of the values of another one."""
         for name, value in asdict(other).items():
@@ -115,7 +144,11 @@ class ExitConfig:
 
     def digest(self) -> str:
         """SHA-256 (hex) over all fields. What was read has the same digest as what was written."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name. Fields that older files did not have are left out where they are not set, as in those files."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in NEW_FIELDS}
 
 
 def write_exit_config(exit_config: ExitConfig, folder: str | os.PathLike, weights: str | None) -> None:
@@ -126,7 +159,7 @@ def write_exit_config(exit_config: ExitConfig, folder: str | os.PathLike, weight
         folder: it must exist.
         weights: digest of the model's weights; None: not known.
     """
-    text = json.dumps(asdict(exit_config) | {WEIGHTS: weights}, indent=2)
+    text = json.dumps(exit_config.to_dict() | {WEIGHTS: weights}, indent=2)
     Path(folder, EXIT_CONFIG_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -149,6 +182,18 @@ def read_exit_config(path: str | os.PathLike) -> tuple[ExitConfig, str | None]:
         return ExitConfig.from_dict(values), weights
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python has them: those of numpy and torch become floats or ints, and several become a tuple.
+
+    Nobody would check an element that is set later, and a file takes no others.
+    """
+    if hasattr(value, "tolist"):  # an array or a tensor, also of no dimensions
+        value = value.tolist()
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_SCORE:
+        return float(value)
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:
@@ -174,6 +219,22 @@ def _check_temperatures(temperatures: Any) -> None:
         check_number("each of temperatures", value, 1e-6, 1e6)
 
 
+def _check_decision(decision: Any) -> None:
+    """Raise unless `decision` is None, one finite number, or some of them."""
+    if decision is None:
+        return
+    if not isinstance(decision, (int, float, tuple)):
+        raise TypeError(f"decision must be a number, or a list of one for each label in their order, got {shorten(decision)}")
+    for value in decision if isinstance(decision, tuple) else (decision,):
+        check_number("decision", value, -LARGEST_SCORE, LARGEST_SCORE)
+
+
+def _check_tolerance(tolerance: Any) -> None:
+    """Raise unless `tolerance` is None or a finite number from 0."""
+    if tolerance is not None:
+        check_number("tolerance", tolerance, 0.0, LARGEST_SCORE)
+
+
 def _check_calibration(calibration: Any) -> None:
     """Raise unless `calibration` is None or may come from `calibrate`. Only what an engine reads of it is checked."""
     _check_type("calibration", calibration, dict)
@@ -184,5 +245,9 @@ def _check_calibration(calibration: Any) -> None:
         raise ValueError(
             f"calibration must be what `calibrate` found, with a promise [name, number], got {shorten(calibration)}"
         )
-    check_choice("promise of calibration", promise[0], PROMISES)
-    check_number(f"{promise[0]} that calibration promises", promise[1], 0.0, PROMISES[promise[0]])
+    promises = calibration.get("promises", {})
+    _check_type("promises of calibration", promises, dict)
+    for name, value in {promise[0]: promise[1], **promises}.items():
+        check_choice("promise of calibration", name, PROMISES)
+        for number in value.values() if isinstance(value, dict) else (value,):
+            check_number(f"{name} that calibration promises", number, 0.0, PROMISES[name])

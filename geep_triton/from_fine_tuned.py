@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Subset
 from transformers import AutoConfig, DataCollatorWithPadding, TrainingArguments
 
+from geep_triton.answers import Score, kind_of
 from geep_triton.checks import check_bool, check_choice, check_int, check_number
 from geep_triton.engine.build_exit_table import build_exit_table
 from geep_triton.engine.checks import as_list
@@ -23,7 +24,7 @@ from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.calibrate import calibrate
 from geep_triton.promises.families import error_shares, families_of
-from geep_triton.promises.terms import refuse_too_few, samples_for
+from geep_triton.promises.terms import Term, refuse_too_few, samples_for
 from geep_triton.runners.make import DTYPES
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.samples import Inputs
@@ -44,6 +45,8 @@ def give_exits(
     *,
     output: str | os.PathLike,
     agreement: float = 0.98,
+    decision: float | Sequence[float] | None = None,
+    tolerance: float | None = None,
     epochs: float = 3.0,
     learning_rate: float = 1e-3,
     batch_size: int = 32,
@@ -54,7 +57,10 @@ def give_exits(
     progress: bool = True,
     **config: Any,
 ) -> Engine:
-    """Give a fine-tuned classifier early exits, and find the fastest policy that keeps its answers.
+    """Give a fine-tuned model early exits, and find the fastest policy that keeps its answers.
+
+    Its answers may be classes, sets of labels (multi-label) or one score (num_labels=1). A score needs a decision (the cut from
+    which on you take a text) or a tolerance.
 
     The recipe "frozen" trains the exits to give the classifier's own answers. The classifier itself does not change, so at full
     depth the result answers as before. A random two thirds of the texts train the exits and build the exit table. The rest are
@@ -68,6 +74,9 @@ def give_exits(
             will be served.
         output: folder for model, exits, table, policy and tokenizer, as `Engine.save_pretrained` writes them.
         agreement: minimum share of texts that get the answer of all layers, with 95 % confidence. See `calibrate`.
+        decision: the score from which on a text counts as positive, or the probability from which on a label is given. See
+            `geep_triton.exit_config.ExitConfig`.
+        tolerance: scores that differ by at most this are the same answer.
         epochs: number of training epochs.
         learning_rate: learning rate of the exit heads.
         batch_size: samples per training step.
@@ -111,11 +120,11 @@ def give_exits(
     torch.manual_seed(seed)  # the exits start at random
     with _quiet():  # the exits are new, and about to be trained
         model = MultiExitBert.from_pretrained(source, **config)
-    if model.dtype != torch.float32 or model.config.num_labels < 2:
-        raise ValueError(
-            f"{source}: expected a classifier of at least two classes in float32, got num_labels={model.config.num_labels}, "
-            f"{model.dtype}"
-        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"{source}: expected a model in float32, got {model.dtype}")
+    model.exit_config.judge_by(decision, tolerance)
+    if isinstance(model.answers, Score):
+        model.answers.check_comparable()
     tokenizer = load_tokenizer(source)
     longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
     max_length = longest if max_length is None else max_length
@@ -129,6 +138,7 @@ def give_exits(
         "model": model.weights_digest(), "texts": hashlib.sha256(hashes.numpy().tobytes()).hexdigest(), "seed": seed,
         "config": repr(sorted(config.items())), "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
         "max_length": max_length, "truncation": truncation,
+        "decision": repr(model.exit_config.decision), "tolerance": model.exit_config.tolerance,
     }  # fmt: skip
     with unfinished(output / UNFINISHED, call):
         trainer = MultiExitTrainer(
@@ -154,7 +164,8 @@ def give_exits(
         last = last_whole_checkpoint(output / UNFINISHED)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "progress": progress}
-        model.exit_table = build_exit_table(model, tokenizer, [texts[index] for index in training], THRESHOLD, **settings)
+        threshold = THRESHOLD if kind_of(model.config) == "classes" else None
+        model.exit_table = build_exit_table(model, tokenizer, [texts[index] for index in training], threshold, **settings)
         Engine(model, tokenizer, "full").save_pretrained(output)
         engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
         held = [texts[index] for index in held_out]
@@ -194,5 +205,6 @@ def _split(hashes: torch.Tensor, seed: int) -> tuple[list[int], list[int]]:
 def _check_enough(agreement: float, held_out: int, model: MultiExitBert) -> None:
     """Refuse too few texts before the training, by what `calibrate` will need once the exit table has learned agreement."""
     shares = error_shares(families_of(model, learned=("agreement",))).values()
-    needed = samples_for(("agreement", agreement), [1 - (1 - CONFIDENCE) * share for share in shares])
-    refuse_too_few(("agreement", agreement), held_out, needed, f", {HELD_OUT:.0%} of all, which are held out to calibrate")
+    term = Term("agreement", agreement)
+    needed = samples_for(term, [1 - (1 - CONFIDENCE) * share for share in shares])
+    refuse_too_few(term, held_out, needed, f", {HELD_OUT:.0%} of all, which are held out to calibrate")

@@ -71,6 +71,31 @@ def check_targets(labels: torch.Tensor, num_labels: int, ignored: int | None = N
         raise ValueError(f"labels must be between 0 and {num_labels - 1}, got {shorten(sorted(set(wrong.tolist())))}")
 
 
+def check_scores(labels: torch.Tensor) -> None:
+    """Raise ValueError unless labels [B] are finite numbers. On a GPU the host waits for the check."""
+    if labels.ndim != 1 or not labels.is_floating_point() or not labels.isfinite().all():
+        raise ValueError(
+            f"labels must be one finite number per sample, as floating point, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}: {shorten(labels.tolist())}"
+        )
+
+
+def check_label_sets(labels: torch.Tensor, num_labels: int) -> None:
+    """Raise ValueError unless labels [B, C] are probabilities, mostly 0 or 1. On a GPU the host waits for the check.
+
+    Args:
+        labels: [B] will do for one label.
+        num_labels: C.
+    """
+    shapes = ([len(labels), num_labels], [len(labels)]) if num_labels == 1 else ([len(labels), num_labels],)
+    fits = labels.is_floating_point() and list(labels.shape) in shapes
+    if not fits or not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError(
+            f"labels must be 0 or 1 for each of {num_labels} labels of a sample, as floating point, got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}: {shorten(labels.tolist())}"
+        )
+
+
 def _as_ints(labels: Mapping[Any, Any], place: int) -> dict[Any, Any]:
     """The map with ids as ints (None if invalid) and names as strings. Ids are its keys if `place` is 0, its values
     if it is 1.

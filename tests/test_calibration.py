@@ -26,6 +26,7 @@ def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokeni
     assert agreement == pytest.approx(result.chosen.agreement, abs=0.05 if fitted else 1e-9)
     assert result.promise == ("agreement", 0.8)
     assert result.samples == 400
+    assert "curve" not in repr(result)  # it would fill the screen
     names = {candidate.family for candidate in result.candidates}
     assert {"full", "threshold", "predicted+threshold"} <= names
     full = result.candidates[0].mean_layers
@@ -51,7 +52,7 @@ def test_the_conformal_method_sets_the_chosen_family_on_texts_that_did_not_choos
     assert result.chosen.samples_per_second > 0
     with pytest.raises(ValueError, match="takes no confidence, got 0.9"):
         calibrate(engine, many, agreement=0.8, method="conformal", confidence=0.9)
-    with pytest.raises(ValueError, match="method 'conformal' are for agreement and max_accuracy_drop, got speedup"):
+    with pytest.raises(ValueError, match="method 'conformal' are for agreement, .*, max_accuracy_drop, got speedup"):
         calibrate(engine, many, speedup=2.0, method="conformal")
     with pytest.raises(ValueError, match="unknown method 'magic'; known: conformal, learn-then-test"):
         calibrate(engine, many, agreement=0.8, method="magic")
@@ -66,12 +67,12 @@ def test_a_speed_up_and_an_accuracy_on_real_exits(real_logits, monkeypatch):
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     rows, settings = list(range(1200)), {"rounds": 1, "speed_samples": 10}
-    fast = find_policy(engine, rows, None, ("speedup", 2.0), "learn-then-test", None, **settings)
+    fast = find_policy(engine, rows, None, {"speedup": 2.0}, "learn-then-test", None, **settings)
     assert fast.chosen.speed_up >= 2.0
     assert fast.chosen.agreement > 0.97
     labels = real_logits[:1200, -1].argmax(-1).tolist()
     for method in ("learn-then-test", "conformal"):
-        right = find_policy(engine, rows, labels, ("max_accuracy_drop", 0.05), method, None, **settings)
+        right = find_policy(engine, rows, labels, {"max_accuracy_drop": 0.05}, method, None, **settings)
         assert right.chosen.accuracy >= 0.95
         assert right.chosen.speed_up > 1.5
 
@@ -92,7 +93,7 @@ def test_a_policy_that_was_held_up_once_is_measured_again(real_logits, monkeypat
     for measure in (simulated, held_up):
         monkeypatch.setattr("geep_triton.promises.search.speeds_of", measure)
         settings = {"rounds": 1, "speed_samples": 10}
-        result = find_policy(engine, list(range(1200)), None, ("speedup", 2.0), "learn-then-test", None, **settings)
+        result = find_policy(engine, list(range(1200)), None, {"speedup": 2.0}, "learn-then-test", None, **settings)
         chosen.append(result.chosen.policy)
         assert all(candidate.speed_up >= 2.0 for candidate in result.candidates[1:])
         assert not {candidate.family for candidate in result.candidates} & set(result.unsafe)
@@ -119,8 +120,8 @@ def test_calibrate_to_a_depth_and_to_an_accuracy(model, tokenizer, many):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "exactly one of agreement, max_accuracy_drop, mean_depth, speedup, got 0"),
-        ({"agreement": 0.9, "speedup": 2.0}, "exactly one of .*, got 2"),
+        ({}, "exactly one of agreement, .*, mean_depth, speedup, or several of agreement, .*, got none"),
+        ({"agreement": 0.9, "speedup": 2.0}, "exactly one of .*, got agreement, speedup"),
         ({"agreement": 1.5}, "agreement must be between"),
         ({"max_accuracy_drop": 0.1}, "max_accuracy_drop needs labels"),
         ({"max_accuracy_drop": 0.1, "labels": ["LABEL_0"]}, r"labels must be one per text \(400\), got 1"),
@@ -162,7 +163,7 @@ def test_audit_sees_what_the_engine_answers(model, tokenizer, many):
 
 def test_what_costs_are_measured_by_takes_no_confidence(model, tokenizer, many):
     with pytest.raises(
-        ValueError, match="are for agreement and max_accuracy_drop, got mean_depth: what a policy costs is measured"
+        ValueError, match="are for agreement, .*, max_accuracy_drop, got mean_depth: what a policy costs is measured"
     ):
         calibrate(Engine(model, tokenizer), many, mean_depth=2.0, confidence=0.99)
 
@@ -198,7 +199,7 @@ def test_a_calibration_is_of_the_texts_that_the_table_does_not_know(model, token
     labels = {text: index % 3 for index, text in enumerate(distinct)}
     found = []
     for inputs in (distinct, others):
-        settings = (("max_accuracy_drop", 0.4), "learn-then-test", None)
+        settings = ({"max_accuracy_drop": 0.4}, "learn-then-test", None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = find_policy(
@@ -233,7 +234,7 @@ def test_a_constant_depth_must_be_clearly_faster(real_logits, monkeypatch):
             },
         )
         result = find_policy(
-            engine, list(range(1200)), None, ("agreement", 0.9), "learn-then-test", 0.9, rounds=1, speed_samples=10
+            engine, list(range(1200)), None, {"agreement": 0.9}, "learn-then-test", 0.9, rounds=1, speed_samples=10
         )
         assert {"constant", "threshold"} <= {candidate.family for candidate in result.candidates}
         assert (result.chosen.family == "constant") == wins

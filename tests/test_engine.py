@@ -128,13 +128,14 @@ def test_regression(make_model, tokenizer, texts):
     for policy in ("full", "constant:2"):
         result = Engine(model, tokenizer, policy).predict(texts)
         assert result.logits.shape == (len(texts), 1)
-        with pytest.raises(ValueError, match="regression model"):
+        assert torch.equal(result.scores, result.logits[:, 0])
+        with pytest.raises(ValueError, match="read scores"):
             _ = result.labels
         with pytest.raises(ValueError, match="regression model"):
             _ = result.probabilities
-    with pytest.raises(ValueError, match="need classes.*full or constant depth"):
+    with pytest.raises(ValueError, match="threshold of uncertainty needs a model of classes, got one of score"):
         Engine(model, tokenizer, "threshold:0.5")
-    with pytest.raises(ValueError, match="needs at least two classes"):
+    with pytest.raises(ValueError, match="'agreement' takes no threshold"):
         build_exit_table(model, tokenizer, texts, 0.5, progress=False)
 
 

@@ -84,11 +84,11 @@ def test_bad_arguments(model, tokenizer, arguments, message):
         Engine(model, tokenizer, **arguments)
 
 
-def test_other_models_and_multi_label(make_model, tokenizer):
+def test_other_models_and_several_scores(make_model, tokenizer):
     with pytest.raises(TypeError, match="must be a MultiExitBert, got Linear"):
         Engine(torch.nn.Linear(2, 2), tokenizer)
-    with pytest.raises(ValueError, match="multi_label_classification is not supported"):
-        Engine(make_model(problem_type="multi_label_classification"), tokenizer)
+    with pytest.raises(ValueError, match="problem_type regression needs num_labels=1, got 2"):
+        Engine(make_model(num_labels=2, problem_type="regression"), tokenizer)
 
 
 def test_table_of_another_vocabulary_depth_or_tokenizer(model, make_model, tokenizer, texts):

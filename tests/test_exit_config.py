@@ -216,7 +216,7 @@ def test_what_the_caller_chooses(saved, request):
 def test_other_exits(saved, load, request, caplog):
     path = request.getfixturevalue(saved)
     assert load(path, exit_layers=[2, 4]).exit_config == ExitConfig()
-    for words in ("thresholds are left out", "temperatures are left out", "calibration is left out, because the exits or the"):
+    for words in ("thresholds are left out", "temperatures are left out", "calibration is left out, because exits, gates or"):
         assert words in caplog.text
     kept = load(path, exit_layers=[2, 4], exit_thresholds=[0.5], exit_temperatures=[2.0, 1.0], exit_policy="constant:2")
     assert kept.exit_config == ExitConfig("constant:2", thresholds=[0.5], temperatures=[2.0, 1.0])

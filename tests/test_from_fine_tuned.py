@@ -161,3 +161,46 @@ def test_a_second_call_at_the_same_time_is_refused(tmp_path):
             pass
         (tmp_path / "folder" / "more").write_text("of this call")
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "judged_by"),
+    [
+        ({"num_labels": 1, "problem_type": "regression"}, {"decision": "median"}),
+        ({"num_labels": 1}, {"tolerance": 3.0}),
+        ({"num_labels": 4, "problem_type": "multi_label_classification"}, {}),
+    ],
+    ids=["score with a cut", "score with a tolerance", "label sets"],
+)
+def test_exits_for_scores_and_label_sets(settings, judged_by, fine_tuned, many, tokenizer, tmp_path):
+    """They learn the model's own answers without labels, which stay as they are, and are held to a promise in their unit."""
+    config = BertConfig.from_pretrained(fine_tuned)
+    for name in ("id2label", "label2id", "num_labels"):
+        config.__dict__.pop(name, None)
+    config = BertConfig(**{**config.to_dict(), "id2label": None, "label2id": None, **settings})
+    before = BertForSequenceClassification(config).eval()
+    before.save_pretrained(tmp_path / "before")
+    tokenizer.save_pretrained(tmp_path / "before")
+    with torch.inference_mode():
+        answers = before(**tokenizer(many, return_tensors="pt", padding=True)).logits
+    judged_by = {name: float(answers.median()) if value == "median" else value for name, value in judged_by.items()}
+    engine = give_exits(tmp_path / "before", many, output=tmp_path / "after", **SETTINGS | {"epochs": 3.0} | judged_by)
+    found = Engine.from_pretrained(tmp_path / "after", "full", runner="torch")
+    torch.testing.assert_close(found.predict(many).logits, answers, rtol=0, atol=1e-5)
+    record = found.every_exit(many)
+    agrees = found.model.answers.agree(record.logits, record.logits[:, -1:]).double().mean(0)
+    assert agrees[0] > 0.3
+    assert engine.model.exit_config.calibration["promise"] == ["agreement", 0.8]
+    assert engine.model.exit_table.criterion == "agreement"
+    with pytest.raises(ValueError, match=r"texts are too few to promise agreement=0\.9999"):
+        give_exits(tmp_path / "before", many, output=tmp_path / "other", **SETTINGS | {"agreement": 0.9999} | judged_by)
+
+
+def test_a_score_needs_a_decision_or_a_tolerance(fine_tuned, many, tokenizer, tmp_path):
+    config = BertConfig.from_pretrained(fine_tuned, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "before")
+    tokenizer.save_pretrained(tmp_path / "before")
+    with pytest.raises(ValueError, match="compared by a decision .* or a tolerance"):
+        give_exits(tmp_path / "before", many, output=tmp_path / "after", **SETTINGS)
+    with pytest.raises(ValueError, match="decision is for scores and label sets"):
+        give_exits(fine_tuned, many, output=tmp_path / "after", decision=0.5, **SETTINGS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.engine.engine import IN_FLIGHT
+from geep_triton.engine.batching import IN_FLIGHT
 
 pytestmark = [
     pytest.mark.gpu,

@@ -23,6 +23,7 @@ FLOORS = {
     "exit_config": 0.1,
     "labels": 0.1,
     "config": 0.2,
+    "answers": 0.3,
     "resumable": 0.2,
     "unfinished": 0.2,
     "ops": 1,
@@ -35,6 +36,7 @@ FLOORS = {
     "training": 4,
     "engine": 4,
     "promises": 5,
+    "cross_encoder": 6,
     "from_fine_tuned": 6,
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -77,6 +79,7 @@ OF_ANY_STATES = re.compile(r"\b(Batch|Pools|Runner|Scorer|WindowLayers|WindowRun
 ANY = {
     ("config.py", "config_dict"): "JSON",
     ("exit_config.py", "calibration"): "JSON",
+    ("exit_config.py", "ranking_calibration"): "JSON",
     ("modeling/storing.py", "config"): "JSON",
     ("saving.py", "config"): "JSON",
     ("engine/build_exit_table.py", "engine"): "further arguments of an engine",
@@ -224,7 +227,7 @@ def test_import_works_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None; import geep_triton as g; "
         "g.Engine; g.ExitTable; g.MultiExitTrainer; g.build_exit_table; g.Policy; g.Predictions; g.calibrate; g.audit; "
-        "g.give_exits"
+        "g.give_exits; g.CrossEncoder"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig, build_exit_table
+from tests.conftest import WORDS
 
 SMALL = {
     "vocab_size": 41,
@@ -66,6 +67,30 @@ def test_classifier_keeps_its_full_depth_logits(classifier):
         torch.testing.assert_close(model(ids).logits, reference(ids).logits, atol=1e-6, rtol=0)
     assert (model.config.last_head, model.config.last_pooling, model.config.head) == ("pooler", "cls", "linear")
     assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "problem_type"),
+    [
+        *((1, None), (1, "regression"), (1, "multi_label_classification"), (3, None), (3, "single_label_classification")),
+        (5, "multi_label_classification"),
+    ],
+)
+def test_every_kind_of_classifier_keeps_its_answers_to_the_bit(tokenizer, texts, tmp_path, num_labels, problem_type):
+    """One label, classes and label sets, at full depth: the forward pass with padding, and an engine text by text."""
+    config = BertConfig(**{**SMALL, "vocab_size": len(WORDS)}, num_labels=num_labels, problem_type=problem_type)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    models = (BertForSequenceClassification.from_pretrained(tmp_path), MultiExitBert.from_pretrained(tmp_path))
+    for weight in (weight for model in models for weight in model.parameters()):
+        weight.data = weight.data.clone()  # last bits may depend on where a weight lies in a file
+    reference, model = models
+    assert (model.config.num_labels, model.config.problem_type) == (num_labels, problem_type)
+    with torch.no_grad():
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        assert torch.equal(model(**batch).logits, reference(**batch).logits)
+        expected = torch.cat([reference(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    engine = Engine(model, tokenizer, "full", runner="torch")
+    assert torch.equal(torch.cat([engine.predict(text).logits for text in texts]), expected)
 
 
 def test_classifier_round_trip_keeps_them_too(classifier, tmp_path):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from geep_triton import Engine, build_exit_table
 from geep_triton.exit_config import ExitConfig
-from geep_triton.ops.exit_scores import CRITERIA, score_exits
-from geep_triton.policies.leave import REGROUPS, ExitRule, Patient, Sure
+from geep_triton.ops.exit_scores import CLASS_CRITERIA, score_exits
+from geep_triton.policies.leave import REGROUPS, ExitRule, Far, Patient, Steady, Sure
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
@@ -78,12 +78,20 @@ STARTS = st.one_of(
 )
 SCORED = {
     "threshold": st.none() | FLOATS | st.lists(FLOATS, min_size=1, max_size=4).map(tuple),
-    "criterion": st.sampled_from(CRITERIA),
+    "criterion": st.sampled_from(CLASS_CRITERIA),
     "top_k": st.integers(2, 9),
     "layers": LAYERS,
     "regroup": st.sampled_from(REGROUPS),
 }
-LEAVES = st.builds(Sure, **SCORED) | st.builds(Patient, st.integers(1, 9), **SCORED)
+FROM_ZERO = st.floats(0.0, 1e9)
+VALUES = FROM_ZERO | st.lists(FROM_ZERO, min_size=1, max_size=4).map(tuple)
+PLACES = {"layers": LAYERS, "regroup": st.sampled_from(REGROUPS)}
+LEAVES = st.one_of(
+    st.builds(Sure, **SCORED),
+    st.builds(Patient, st.integers(1, 9), **SCORED),
+    st.builds(Far, VALUES, **PLACES),
+    st.builds(Steady, VALUES, st.integers(1, 9), **PLACES),
+)
 SKIPS = st.none() | st.sampled_from([Skip("gates"), Skip("never")]) | st.builds(Skip, st.just("planned"), FLOATS)
 ANY_POLICY = st.one_of(
     st.builds(Policy, STARTS | st.just(LastLayer()), skip=SKIPS),

@@ -204,7 +204,7 @@ def test_measuring_costs_makes_no_compiled_layer_compile_again(make_model):
 
 
 def test_costs_of_a_regression_model(make_model):
-    assert measure(PaddedRunner(make_model(num_labels=1)), 64).stop == 0
+    assert measure(PaddedRunner(make_model(num_labels=1)), 64).stop > 0
 
 
 def test_costs_are_measured_where_the_model_is(sharp):

@@ -278,7 +278,7 @@ def test_weights_that_are_no_floating_point_numbers(model, tokenizer):
 def test_usual_dtype(monkeypatch, device, own, calibrated_in, calibrated, native, expected):
     """Half precision on a GPU, but where a calibration in another is to hold; what has no bfloat16 of its own takes float16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    served = SimpleNamespace(calibration=calibrated_in and {"dtype": calibrated_in})
+    served = SimpleNamespace(calibration=calibrated_in and {"dtype": calibrated_in}, ranking_calibration=None)
     model = SimpleNamespace(device=torch.device(device), dtype=own, exit_config=served)
     assert usual_dtype(model, calibrated) == expected
 

@@ -16,9 +16,7 @@ def test_a_promise_goes_with_what_it_was_made_with(calibrated, tokenizer):
     engine, _ = calibrated
     model = engine.model
     assert audit(engine).promised == 0.8
-    with pytest.warns(
-        UserWarning, match="calibrated with max_length .*, now 5; truncation False, now True: its policy is used"
-    ):
+    with pytest.warns(UserWarning, match="calibrated with max_length .*, now 5: its policy is used"):
         assert audit(Engine(model, tokenizer, max_length=5, truncation=True)).promised is None
     assert audit(Engine(model, tokenizer)).promised == 0.8
     model.exit_table = model.exit_table.rebuild(smoothing=50.0)
@@ -113,10 +111,28 @@ def test_an_audit_no_longer_judges_by_a_promise_that_is_gone(calibrated, many):
     assert running.report().samples == 20
 
 
-def test_a_regression_cannot_be_audited(make_model, tokenizer):
+def test_scores_are_audited_by_a_decision_or_a_tolerance(make_model, tokenizer):
     model = make_model(num_labels=1, problem_type="regression")
-    with pytest.raises(ValueError, match="audit needs classes to compare"):
+    with pytest.raises(ValueError, match="compared by a decision .* or a tolerance"):
         audit(Engine(model, tokenizer, "constant:1"), 1.0)
+    model.exit_config.decision = 0.0
+    engine = Engine(model, tokenizer, "constant:1")
+    running = audit(engine, 1.0)
+    texts = ["good", "bad film", "the hotel was cold"]
+    full = Engine(model, tokenizer, "full").predict(texts)
+    same = engine.predict(texts).decisions == full.decisions
+    assert running.report().agreement == pytest.approx(float(same.double().mean()))
+
+
+def test_the_recall_of_a_class_is_audited(model, tokenizer, many):
+    engine, full = Engine(model, tokenizer, "constant:1"), Engine(model, tokenizer, "full").predict(many).label_ids
+    running = audit(engine, 1.0, promised=0.9, recall_of="LABEL_2")
+    given = engine.predict(many).label_ids
+    having = full == 2
+    assert running.report().samples == int(having.sum())
+    assert running.report().agreement == pytest.approx(float((given[having] == 2).double().mean()))
+    with pytest.raises(ValueError, match="unknown recall_of 'toxic'; known: LABEL_0"):
+        audit(engine, recall_of="toxic")
 
 
 def test_a_policy_may_be_set(calibrated, many):

@@ -34,8 +34,13 @@ def test_early_stopping_knows_no_stages(make_model, tokenizer, tmp_path, caplog)
 
 
 def test_what_a_recipe_does_not_go_with(make_model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="the model's problem_type is 'multi_label_classification'"):
+    with pytest.raises(ValueError, match="row 0 has the label 1, expected a list of 2 numbers from 0 to 1, one per label"):
         build(make_model(num_labels=2, problem_type="multi_label_classification"), tokenizer, tmp_path, "joint")
+    with pytest.raises(ValueError, match="class_weights are for classes and label sets, but the model answers with one score"):
+        build(make_model(num_labels=1), tokenizer, tmp_path, "joint", class_weights=[1.0])
+    balanced = {"class_weights": "balanced", "data": [{"input_ids": [2, 3], "labels": [0.0, 1.0]}]}
+    with pytest.raises(ValueError, match="class_weights 'balanced' are for classes"):
+        build(make_model(num_labels=2, problem_type="multi_label_classification"), tokenizer, tmp_path, "joint", **balanced)
     with pytest.raises(ValueError, match="gate_learning_rate would be ignored: the model has no skip gates"):
         build(make_model(num_labels=2), tokenizer, tmp_path, "joint", gate_learning_rate=1e-3)
     with pytest.raises(TypeError, match="teacher must be a transformers model, got 'bert' of type str"):

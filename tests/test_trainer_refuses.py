@@ -13,7 +13,9 @@ from torch.utils.data import Dataset
 
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
-from geep_triton.training.dataset import TextDataset
+from geep_triton.training.dataset import TextDataset, label_names
+from geep_triton.training.requirements import check_labels
+from tests.conftest import tiny_config
 from tests.trainers import ROWS, build
 
 
@@ -44,6 +46,16 @@ def test_labels_that_are_no_classes(make_model, tokenizer, tmp_path, labels, mes
     for several in (data, {"a": rows_of(tokenizer, [0, 1]), "b": data}):
         with pytest.raises(ValueError, match=rf"eval_dataset(\['b'\])?: {message}"):
             build(make_model(num_labels=2), tokenizer, tmp_path, "joint", eval_dataset=several)
+
+
+@pytest.mark.parametrize("wrong", [["a", "b"], [0, 2], [0], "ab", 1])
+def test_labels_that_are_no_sets(wrong):
+    config = tiny_config(num_labels=2, problem_type="multi_label_classification")
+    right = [[0, 1], [True, False], torch.tensor([0.5, 1.0])]
+    rows = [{"labels": label} for label in right]
+    assert check_labels("train_dataset", rows, config)
+    with pytest.raises(ValueError, match="train_dataset: row 3 has the label .*, expected a list of 2 numbers from 0 to 1"):
+        check_labels("train_dataset", [*rows, {"labels": wrong}], config)
 
 
 def test_no_rows(make_model, tokenizer, tmp_path):
@@ -241,3 +253,11 @@ def test_copies_of_checkpoints_by_other_names(trained):
     for name in ("checkpoint-999-backup", "checkpoint-old", "checkpoint-"):
         shutil.copytree(newest, folder / name)
     assert last_whole_checkpoint(folder) == newest
+
+
+@pytest.mark.parametrize("label", ["a", 3, ["1", 1], [0, 1, 0], [0.5]])
+def test_a_row_has_different_names(label):
+    rows = [{"text": "a film", "label": ["0", 1]}, {"text": "a film", "label": label}]
+    assert label_names([*rows[:1], {"text": "none", "label": []}], "multi_label_classification") == ["0", "1"]
+    with pytest.raises(ValueError, match="row 1 has the label .*, expected a list of (different )?names"):
+        label_names(rows, "multi_label_classification")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -207,10 +208,12 @@ def test_unknown_recipe_lists_the_known():
     assert all(get_recipe(name).name == name for name in RECIPES)
 
 
-def test_regression_needs_no_recipe(make_model, tmp_path):
+def test_one_class_has_nothing_to_learn(make_model, tmp_path):
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[])
-    with pytest.raises(ValueError, match="needs classes"):
-        MultiExitTrainer(model=make_model(num_labels=1), args=arguments)
+    model = make_model(num_labels=1)
+    model.config.problem_type = "single_label_classification"  # transformers refuses it only where a configuration is made
+    with pytest.raises(ValueError, match="num_labels=1 has nothing to learn: set 'regression'"):
+        MultiExitTrainer(model=model, args=arguments)
     with pytest.raises(TypeError, match="must be a MultiExitBert, got Linear"):
         MultiExitTrainer(model=torch.nn.Linear(2, 2), args=arguments)
 
@@ -220,12 +223,41 @@ def test_label_names():
     assert label_names([{"label": 10}, {"label": 9}]) == ["9", "10"]
     with pytest.raises(ValueError, match="at least two classes, got \\['a'\\]"):
         label_names([{"label": "a"}])
+    with pytest.raises(ValueError, match="got \\['a'\\]; a model of one label is told its name .* and takes 0, 1 or"):
+        label_names([{"label": ["a"]}, {"label": []}], "multi_label_classification")
     with pytest.raises(ValueError, match="row 1 has no label"):
         label_names([{"label": "a"}, {"label": None}])
-    with pytest.raises(ValueError, match="row 0 has the label 0.5: training needs classes"):
+    with pytest.raises(ValueError, match="row 0 has the label 0.5, expected a class"):
         label_names([{"label": 0.5}, {"label": 1.5}])
     with pytest.raises(ValueError, match="missing column 'label'; columns: 'text'"):
         label_names([{"text": "a"}])
+    assert label_names([{"label": np.int64(2)}, {"label": torch.tensor(1)}]) == ["1", "2"]
+    assert label_names([{"label": np.array(["b", "a"])}, {"label": []}], "multi_label_classification") == ["a", "b"]
+    for wrong in (np.float32(0.5), np.array([1, 0]), torch.tensor([1, 0]), {"a": 1}, {"a"}, b"a"):
+        with pytest.raises(ValueError, match="row 1 has the label .*, expected a class"):
+            label_names([{"label": "a"}, {"label": wrong}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "label", "message"),
+    [
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, ["good", "bad"], "a list of 2 numbers from 0 to 1"),
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, [None, 1.0], "a list of 2 numbers from 0 to 1"),
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, torch.tensor(1.0), "a list of 2 numbers from 0 to 1"),
+        ({"num_labels": 1}, 1e300, "a finite number from -1e\\+12 to 1e\\+12"),
+        ({"num_labels": 1}, 10**400, "a finite number from -1e\\+12 to 1e\\+12"),
+    ],
+)
+def test_a_label_of_the_wrong_kind_is_named(settings, label, message, make_model, tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[])
+    with pytest.raises(ValueError, match=f"train_dataset: row 0 has the label .*, expected {message}"):
+        MultiExitTrainer(model=make_model(**settings), args=arguments, train_dataset=[{"input_ids": [5], "labels": label}])
+
+
+def test_a_number_too_large_for_a_score_is_named(tokenizer):
+    for label in (10**400, 1e300):
+        with pytest.raises(ValueError, match="row 0 has the label 1.*, expected a finite number from -1e\\+12 to 1e\\+12"):
+            TextDataset([{"text": "good", "label": label}], Encoder(tokenizer, 64), None, problem_type="regression")
 
 
 def test_no_rows_are_named(tokenizer, make_model, tmp_path):

@@ -205,7 +205,7 @@ def add_budgets(
 
 def curves(held_out: HeldOut, calibration: EveryExit, score_cost: float) -> dict[str, list[dict[str, float]]]:
     """Family -> its settings, from cautious to bold, on the held-out texts; fitted ones by the calibration's exits."""
-    fit = FitSamples.of(calibration, held_out.model.config.exit_layers, score_cost)
+    fit = FitSamples.of(calibration, held_out.model.config.exit_layers, score_cost, held_out.model.answers)
     return {family.name: [held_out.judge(policy) for policy in family.policies(fit)] for family in families_of(held_out.model)}
 
 

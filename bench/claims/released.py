@@ -36,7 +36,7 @@ class ReleasedSmartBert:
             logits=torch.stack(logits),
             exit_layers=exits,
             layers_run=exits,
-            id2label=dict(self.model.config.id2label),
+            answers=self.model.answers,
             num_layers=depth,
             timings={"run": time.perf_counter() - start},
         )

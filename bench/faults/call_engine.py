@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bench.faults import hostile
 from bench.faults.hostile import not_bool, not_choice, not_int, not_number, not_path, not_texts
-from bench.faults.material import make_texts
+from bench.faults.material import make_model, make_texts
 from bench.faults.target import Target
-from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
+from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate, calibrate_ranking
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.temperatures import fit_temperatures
 
@@ -49,6 +51,10 @@ def engine_targets(engine: Engine) -> list[Target]:
         "mean_depth": not_number(0.9, optional=True),
         "speedup": not_number(0.9, optional=True),
     }
+    ranker = Engine(make_model(num_labels=1), tokenizer)
+    ranker.ranking = "top:2,margins=0.5,layers=2"
+    groups = [("good film", texts)] * SAMPLES
+    ranking = {"groups": groups, "relevances": [[1.0] * SAMPLES] * SAMPLES, "top_k": 2, "confidence": 0.5}
     return [
         Target("Engine", Engine, settings, {"model": model, "tokenizer": tokenizer}),
         Target("Engine.with_policy", engine.with_policy, run),
@@ -57,6 +63,36 @@ def engine_targets(engine: Engine) -> list[Target]:
         Target("Engine.predict_windows", lambda inputs: list(engine.predict_windows(inputs)), reading),
         Target("Engine.every_exit_windows", lambda inputs: list(engine.every_exit_windows(inputs)), reading),
         Target("Engine.every_exit", engine.every_exit, reading),
+        Target(
+            "Engine.rank",
+            ranker.rank,
+            {
+                "query": lambda: [None, 3, b"x", [], {}, hostile.NAN, hostile.Stranger(), "\ud800", " "],
+                "candidates": not_candidates,
+                "top_k": not_int(1, optional=True),
+                "return_documents": not_bool,
+            },
+            {"query": "good film", "candidates": texts},
+        ),
+        Target("Engine.rank_many", lambda groups: list(ranker.rank_many(groups)), {"groups": not_groups}),
+        *(
+            Target(
+                f"calibrate_ranking({promise}=)",
+                calibrate_ranking,
+                {
+                    "engine": lambda: [*no_engine["engine"](), engine],
+                    "groups": lambda: [*not_groups(), [], groups[:1]],
+                    "relevances": lambda: not_relevances(SAMPLES),
+                    "top_k": not_int(1),
+                    promise: lambda: [value for value in not_number(0.0001, 0.9999)() if value is not None],
+                    "confidence": not_number(0.5, 0.9999),
+                    "rounds": not_int(1),
+                    "speed_queries": not_int(1),
+                },
+                {"engine": ranker, **ranking, promise: 0.5},
+            )
+            for promise in ("same_top_k", "max_ndcg_drop", "max_mrr_drop")
+        ),
         *(
             Target(
                 f"calibrate({promise}=)",
@@ -117,3 +153,23 @@ def engine_targets(engine: Engine) -> list[Target]:
             {"model": model, "tokenizer": tokenizer, "texts": texts, "threshold": 0.5, "progress": False},
         ),
     ]
+
+
+def not_candidates() -> list[Any]:
+    """Values that are no candidates of a query."""
+    return [
+        *(None, 3, True, "good", b"good", {}, {"good"}, hostile.NAN, hostile.Stranger(), [None], ["good", None], ["good", 3]),
+        *([""], ["good", " "], [b"good"], [["good"]], [("good", "bad")], ["good " * 500], ["\ud800"], torch.tensor([1, 2])),
+    ]
+
+
+def not_groups() -> list[Any]:
+    """Values that are no queries with their candidates."""
+    wrong = [None, 3, "good", b"good", {"good": ["bad"]}, hostile.Stranger(), ["good"], [("good",)], [("good", [], [])], [None]]
+    return [*wrong, *([(query, ["bad"])] for query in (None, 3, b"x", [])), *([("good", texts)] for texts in not_candidates())]
+
+
+def not_relevances(queries: int) -> list[Any]:
+    """Values that are not a number from 0 for each of as many candidates as there are queries."""
+    rows = [[], None, [-1.0] * queries, [hostile.NAN] * queries, ["x"] * queries, [None] * queries, [1.0] * (queries + 1), 3]
+    return [3, "x", [], [[1.0] * queries] * (queries + 1), hostile.Stranger(), *([row] * queries for row in rows)]

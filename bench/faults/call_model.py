@@ -162,7 +162,11 @@ def table_targets(engine: Engine) -> list[Target]:
             Target(policy.__name__, policy, refuses, valid)
             for policy, refuses, valid in (
                 (AtLayer, {"layer": not_int()}, {"layer": 1}),
-                (TableExit, {"decision": decisions, "values": not_choice()}, {}),
+                (
+                    TableExit,
+                    {"decision": lambda: [value for value in decisions() if value is not None], "values": not_choice()},
+                    {},
+                ),
                 (TableAgreement, {"price": lambda: [v for v in not_number(0.0, 1.0)() if v is not None]}, {}),
                 (Sure, {"criterion": not_choice(), "top_k": not_int(2), "regroup": not_choice()}, {"threshold": 0.5}),
                 (Patient, {"patience": not_int(), "regroup": not_choice()}, {"patience": 1}),

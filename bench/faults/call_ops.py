@@ -11,6 +11,7 @@ from geep_triton.engine.batching import schedule
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.ngrams import ngram_keys
+from geep_triton.ops.outranked import outranked
 from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import predict_exits
 from geep_triton.ops.skip_gate import skip_gate
@@ -48,9 +49,42 @@ def ops_targets(engine: Engine) -> list[Target]:
                 "rule": not_choice(),
                 "patience": not_int(),
                 "previous": lambda: [torch.zeros(2), torch.zeros(5, dtype=I64), 3, "x"],
+                "cuts": lambda: [torch.zeros(3), torch.zeros(2), 3, "x", [0.0]],
                 **backend,
             },
             {"logits": torch.randn(4, 3), "threshold": 0.5},
+        ),
+        Target(
+            "score_exits, distance",
+            score_exits,
+            {
+                "logits": not_tensor(2, F32),
+                "threshold": not_number(),
+                "criterion": lambda: [*not_choice()(), "margin", "change"],
+                "rule": lambda: [*not_choice()(), "agreement"],
+                "patience": not_int(),
+                "cuts": lambda: [*not_tensor(1, F32)(), torch.zeros(2), torch.zeros(3, dtype=torch.float64)],
+            },
+            {"logits": torch.randn(4, 3), "threshold": -0.5, "criterion": "distance", "cuts": torch.zeros(3)},
+        ),
+        Target(
+            "score_exits, change",
+            score_exits,
+            {
+                "logits": lambda: [*not_tensor(2, F32)(), torch.zeros(4, 2), torch.zeros(3, 1)],
+                "threshold": not_number(0.0),
+                "criterion": lambda: [*not_choice()(), "margin", "distance"],
+                "rule": lambda: [*not_choice()(), "agreement"],
+                "previous": lambda: [*not_tensor(1, F32)(), torch.zeros(5), torch.zeros(4, dtype=I64)],
+                "streak": lambda: [*not_tensor(1, torch.int32)(), torch.zeros(5).int(), torch.zeros(4, dtype=I64)],
+            },
+            {
+                "logits": torch.randn(4, 1),
+                "threshold": 0.5,
+                "criterion": "change",
+                "previous": torch.zeros(4),
+                "streak": torch.zeros(4).int(),
+            },
         ),
         Target(
             "HashTable.empty",
@@ -97,6 +131,18 @@ def ops_targets(engine: Engine) -> list[Target]:
                 ],
             },
             {"ids": three, "offsets": torch.tensor([0, 3]), "special": three < 0, "ngram": 2},
+        ),
+        Target(
+            "outranked",
+            outranked,
+            {
+                "scores": not_tensor(1, F32),
+                "offsets": lambda: [*not_tensor(1, I64)(), torch.tensor([0, 9]), torch.tensor([0, 2, 1, 3])],
+                "top_k": not_int(1),
+                "margin": not_number(0.0),
+                **backend,
+            },
+            {"scores": torch.randn(3), "offsets": torch.tensor([0, 3]), "top_k": 1, "margin": 1.0},
         ),
         Target("partition", partition, {"flags": not_tensor(1, torch.bool), **backend}, {"flags": three > 1}),
         Target(

@@ -21,6 +21,7 @@ from bench.rows import Found, found
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.ngrams import ngram_keys
+from geep_triton.ops.outranked import outranked
 from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
 from geep_triton.ops.skip_gate import skip_gate
@@ -197,8 +198,19 @@ def entropy_eager(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.argmax(-1), entropy <= 0.3
 
 
+def distance_eager(logits: torch.Tensor, cuts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many labels are given, and who leaves: every logit is at least .1 away from its cut."""
+    return (logits >= cuts).sum(-1), ((logits - cuts).abs() >= 0.1).all(-1)
+
+
+def change_eager(logits: torch.Tensor, before: torch.Tensor, streak: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The streaks of scores that changed by at most .5, and who leaves after two."""
+    streak = torch.where((logits[:, 0] - before).abs() <= 0.5, streak + 1, 0).int()
+    return streak, streak >= 2
+
+
 def score_cases(device: torch.device) -> Iterator[Case]:
-    """A batch of two and of five classes."""
+    """A batch of two and of five classes, of one score and of 28 labels at cuts, and of one score that changes."""
     for rows, classes in itertools.product(ROWS, (2, 5)):
         logits = 4 * torch.randn(rows, classes, device=device)
 
@@ -215,6 +227,45 @@ def score_cases(device: torch.device) -> Iterator[Case]:
             {OURS: ours} | {name: lambda call=call, logits=logits: call(logits) for name, call in rivals.items()},
             same=nearly_same,
         )
+    for rows, labels in itertools.product(ROWS, (1, 28)):
+        logits, cuts = 4 * torch.randn(rows, labels, device=device), torch.randn(labels, device=device)
+
+        def at_cuts(logits=logits, cuts=cuts):
+            scores = score_exits(logits, -0.1, "distance", cuts=cuts)
+            return scores.prediction, scores.leaves
+
+        rivals = {"torch eager": distance_eager} | compiled(distance_eager, device)
+        yield Case(
+            "score_exits",
+            {"rows": rows, "labels": labels},
+            rows,
+            (logits.numel() + labels) * 4 + rows * 17,
+            {OURS: at_cuts} | {name: lambda call=call, given=(logits, cuts): call(*given) for name, call in rivals.items()},
+            same=equal_tensors,
+        )
+    for rows in ROWS:
+        logits, streak = torch.randn(rows, 1, device=device), torch.zeros(rows, dtype=torch.int32, device=device)
+        before = logits[:, 0] + torch.randn(rows, device=device)
+
+        def by_change(logits=logits, before=before, streak=streak):
+            scores = score_exits(logits, 0.5, "change", patience=2, previous=before, streak=streak)
+            return scores.streak, scores.leaves
+
+        rivals = {"torch eager": change_eager} | compiled(change_eager, device)
+        yield Case(
+            "score_exits",
+            {"rows": rows, "scores": 1},
+            rows,
+            rows * 29,
+            {OURS: by_change}
+            | {name: lambda call=call, given=(logits, before, streak): call(*given) for name, call in rivals.items()},
+            same=equal_tensors,
+        )
+
+
+def equal_tensors(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> bool:
+    """Whether all are equal: one subtraction is rounded once, wherever it runs."""
+    return all(map(torch.equal, ours, theirs))
 
 
 def nearly_same(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> bool:
@@ -245,6 +296,37 @@ def row_cases(device: torch.device) -> Iterator[Case]:
         })  # fmt: skip
 
 
+def outranked_by_loop(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Who is more than 1 below the 10th best of a group, group by group, with `torch.topk`."""
+    leaves = [group.topk(min(10, len(group))).values[-1] - group > 1 for group in scores.split(offsets.diff().tolist())]
+    return torch.cat(leaves)
+
+
+def outranked_by_sort(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The same with one sort of all groups, padded to the longest."""
+    sizes = offsets.diff()
+    column = torch.arange(int(sizes.max()), device=scores.device)
+    real = column < sizes[:, None]
+    padded = scores.new_full(real.shape, -math.inf).masked_scatter_(real, scores)
+    best = padded.sort(1, descending=True).values[:, :10]
+    tenth = best.gather(1, (sizes - 1).clamp(max=9)[:, None])
+    return (tenth - padded > 1)[real]
+
+
+def outranked_cases(device: torch.device) -> Iterator[Case]:
+    """The candidates of many queries, 10 of which are wanted."""
+    for queries, candidates in ((40, 100), (200, 100), (20, 1000)):
+        sizes = torch.randint(candidates // 2, 3 * candidates // 2, (queries,))
+        offsets = F.pad(sizes.cumsum(0), (1, 0)).to(device)
+        scores = 2 * torch.randn(int(sizes.sum()), device=device)
+        given, rows = (scores, offsets), len(scores)
+        yield Case("outranked", {"queries": queries, "candidates": candidates, "rows": rows}, rows, rows * 5, {
+            OURS: lambda given=given: outranked(*given, 10, 1.0).leaves,
+            "torch.topk of each": lambda given=given: outranked_by_loop(*given),
+            "torch.sort, padded": lambda given=given: outranked_by_sort(*given),
+        })  # fmt: skip
+
+
 MAKERS = {
     "lookup": lookup_cases,
     "insert_add": insert_cases,
@@ -252,6 +334,7 @@ MAKERS = {
     "score_exits": score_cases,
     "skip_gate": row_cases,
     "partition": row_cases,
+    "outranked": outranked_cases,
 }
 
 

@@ -32,7 +32,7 @@ from bench.environment import environment
 from bench.ops.barriers import unordered_barriers
 from bench.rows import Found
 from geep_triton.ops.backend import VARIABLE, interprets
-from geep_triton.ops.reference.exit_scores import CRITERIA
+from geep_triton.ops.exit_scores import CLASS_CRITERIA
 
 ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -114,8 +114,20 @@ def sweep_exit_scores() -> Iterator[None]:
     from geep_triton.ops.exit_scores import score_exits
     from geep_triton.ops.kernels.exit_scores import WIDTHS
 
-    for criterion, dtype, width in itertools.product(CRITERIA, DTYPES, WIDTHS):
-        yield score_exits(torch.zeros(40, width, dtype=dtype), 0.5, criterion)
+    for dtype, width in itertools.product(DTYPES, WIDTHS):
+        logits = torch.zeros(40, width, dtype=dtype)
+        for criterion in CLASS_CRITERIA:
+            yield score_exits(logits, 0.5, criterion)
+        yield score_exits(logits, -0.5, "distance", cuts=torch.zeros(width))
+    for dtype in DTYPES:
+        yield score_exits(torch.zeros(40, 1, dtype=dtype), 0.5, "change")
+
+
+def sweep_outranked() -> Iterator[None]:
+    from geep_triton.ops.outranked import outranked
+
+    for dtype, candidates in itertools.product(DTYPES, (100, 1000)):
+        yield outranked(torch.zeros(candidates, dtype=dtype), torch.tensor([0, candidates]), 10, 1.0)
 
 
 def sweep_rows() -> Iterator[None]:
@@ -139,7 +151,9 @@ def launches(architecture: str) -> list[Launch]:
         if math.prod(grid):
             found[record(kernel, arguments, num_warps, constants)] = None
 
-    sweeps: tuple[Callable[[], Iterator[None]], ...] = (sweep_hash_table, sweep_predict_exits, sweep_exit_scores, sweep_rows)
+    sweeps: tuple[Callable[[], Iterator[None]], ...] = (
+        *(sweep_hash_table, sweep_predict_exits, sweep_exit_scores, sweep_outranked, sweep_rows),
+    )
     with (
         mock.patch.object(launching, "launch", recorder),
         mock.patch.object(configs, "architecture", return_value=architecture),

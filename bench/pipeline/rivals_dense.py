@@ -203,7 +203,7 @@ def answers(
         logits=logits,
         exit_layers=exits,
         layers_run=exits,
-        id2label=dict(model.config.id2label),
+        answers=model.answers,
         num_layers=model.config.num_hidden_layers,
         timings=seconds,
         tokens=tokens,

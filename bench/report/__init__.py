@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.environment import ROOT
-from bench.report import experiments, faults, gpu, ops, pipeline, policies, skipping
+from bench.report import answers, experiments, faults, gpu, ops, pipeline, policies, skipping
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
 PAGES = ROOT / "docs" / "results"
@@ -32,5 +32,6 @@ def pages() -> dict[Path, str]:
         PAGES / "pipeline.md": pipeline.page(),
         PAGES / "skipping.md": skipping.page(),
         PAGES / "experiments.md": experiments.page(),
+        PAGES / "answers.md": answers.page(),
         PAGES / "faults.md": faults.page(),
     }

@@ -11,6 +11,10 @@ import torch
 from geep_triton.checks import check_int, check_tensor
 
 BATCH_COST = 64
+TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
+# A CPU runs small batches as well as large ones; a GPU needs thousands of tokens to hide a layer's launches.
+BATCH_COSTS = {"cpu": BATCH_COST, "cuda": 4096}
+IN_FLIGHT = 3  # batches on a GPU
 
 
 def joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from geep_triton.answers import Score, check_kind_of, kind_of
 from geep_triton.checks import check_bool, check_choice, check_kind, shorten
 from geep_triton.engine.engine import Engine
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
-from geep_triton.ops.exit_scores import check_criterion
+from geep_triton.ops.exit_scores import CLASS_CRITERIA, check_criterion
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.table.learned import FEWEST_TEXTS, LEARNED
-from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.table.records import AGREEMENT, ExitRecords, TableSettings
 from geep_triton.tokens.samples import Inputs
 
 
@@ -23,12 +25,12 @@ def build_exit_table(
     model: MultiExitBert,
     tokenizer: PreTrainedTokenizerBase,
     texts: Inputs,
-    threshold: float,
+    threshold: float | None = None,
     *,
     ngram: int = 2,
     smoothing: float = 1.0,
     reduction: str = "mean",
-    criterion: str = "normalized_entropy",
+    criterion: str | None = None,
     learn: Sequence[str] | None = None,
     save_records: bool = False,
     progress: bool = True,
@@ -40,9 +42,12 @@ def build_exit_table(
         model: the model whose exits the table shall predict.
         tokenizer: the model's own.
         texts: whatever `Engine.predict` takes; labels are not needed.
-        threshold: a sample leaves where its uncertainty is at most this, 0..1; `ExitTable.rebuild` changes it later for free.
+        threshold: for classes: a sample leaves where its uncertainty is at most this, 0..1; `ExitTable.rebuild` changes it
+            later for free.
         ngram, smoothing, reduction: see `TableSettings`.
-        criterion: see `geep_triton.ops.exit_scores.score_exits`.
+        criterion: see `geep_triton.ops.exit_scores.score_exits`; or "agreement", which needs no threshold: a sample leaves at
+            the first exit from which on every exit gives the last one's answer, as `model.answers` compares them. None:
+            "normalized_entropy" for classes, else "agreement".
         learn: what the table learns beside the counts (see `ExitTable.learn`), some of "agreement" (how likely each exit gives
             the last exit's answer), "exits" (which exit the threshold takes) and "skips" (which layers the model's gates skip,
             for a policy with "+skip:planned"). None: the agreement, where there are the 20 texts that learning needs; a
@@ -56,22 +61,24 @@ def build_exit_table(
         The table. Assign it to `model.exit_table` to use it and to save it with the model.
 
     Raises:
-        ValueError: the model is a regression model; skips shall be learned of a model without gates; settings are out of range;
-            and whatever `Engine.predict` raises.
+        ValueError: the threshold is missing, or has no use; scores have no decision or tolerance to compare them by; skips
+            shall be learned of a model without gates; settings are out of range; and whatever `Engine.predict` raises.
     """
     check_kind("model", model, MultiExitBert)
     check_bool("save_records", save_records)
+    criterion, threshold = _check_threshold(model, criterion, threshold)
     settings = TableSettings(threshold, ngram, smoothing, reduction)
     if learn is not None:
         _check_learn(learn, model)
-    check_criterion(threshold, criterion)
-    if model.config.num_labels < 2:
-        raise ValueError("build_exit_table needs at least two classes: a regression model (num_labels=1) has no uncertainty")
     # At full depth samples skip by the gates: from this a table learns skips.
     record = Engine(model, tokenizer, "full", progress=progress, **engine).every_exit(texts)
-    answers = record.logits.argmax(-1)
-    uncertainty = record.uncertainty(model.config.exit_layers, criterion)
-    records = ExitRecords(record.tokens, uncertainty, answers == answers[:, -1:], record.skipped)
+    agrees = model.answers.agree(record.logits, record.logits[:, -1:])
+    if criterion == AGREEMENT:
+        agrees_from_here = agrees.int().flip(1).cummin(1).values.flip(1).bool()
+        uncertainty = (~agrees_from_here).float().masked_fill(~record.scored(model.config.exit_layers), torch.inf)
+    else:
+        uncertainty = record.uncertainty(model.config.exit_layers, criterion)
+    records = ExitRecords(record.tokens, uncertainty, agrees, record.skipped)
     built = ExitTable.from_records(
         records,
         model.config.exit_layers,
@@ -88,6 +95,24 @@ def build_exit_table(
     for what in learn:
         table = table.learn(what)
     return table
+
+
+def _check_threshold(model: MultiExitBert, criterion: str | None, threshold: float | None) -> tuple[str, float]:
+    """The criterion and its threshold. ValueError where they do not go together or do not fit the model's answers."""
+    if criterion is None:
+        criterion = "normalized_entropy" if kind_of(model.config) == "classes" else AGREEMENT
+    if criterion != AGREEMENT:
+        check_kind_of(model.config, ("classes",), f"criterion {criterion!r}")
+        if threshold is None:
+            raise ValueError(f"criterion {criterion!r} needs a threshold, 0..1")
+        check_choice("criterion", criterion, CLASS_CRITERIA)
+        check_criterion(threshold, criterion)
+        return criterion, threshold
+    if threshold is not None:
+        raise ValueError(f"criterion {AGREEMENT!r} takes no threshold, got {shorten(threshold)}")
+    if isinstance(model.answers, Score):
+        model.answers.check_comparable()
+    return criterion, 0.5  # uncertainties are 0 or 1
 
 
 def _check_learn(learn: Sequence[str], model: MultiExitBert) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from geep_triton.checks import shorten
+from geep_triton.checks import check_bool, check_int, shorten
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.runners.make import dtype_name
 from geep_triton.tokens.rows import to_list
@@ -53,23 +54,30 @@ def label_ids(labels: Sequence[str | int], samples: int, label2id: dict[str, int
     )
 
 
-def check_calibrated(model: MultiExitBert, dtype: str) -> None:
-    """Raise ValueError where the model was calibrated in another dtype, or below float32 on another kind of device."""
-    calibration = model.exit_config.calibration
-    if calibration is None:
-        return
-    device = model.device.type
-    made_in, made_on = calibration.get("dtype", dtype_name(model)), calibration.get("device", device)
-    if made_in != dtype:
-        made, here = made_in, f"in dtype {dtype!r}"
-    elif made_on != device and dtype != "float32":
-        made, here = f"{made_in} on a device {made_on!r}", f"on {device!r}"
-    else:
-        return
-    raise ValueError(
-        f"the model was calibrated in {made}, and what that promises does not hold {here}: calibrate again "
-        f"(calibrate(Engine(..., policy='full', dtype={dtype!r}), ...)), or name the policy"
-    )
+def check_calibrated(model: MultiExitBert, dtype: str, ranks: bool = True) -> None:
+    """Raise ValueError where the model was calibrated in another dtype, or below float32 on another kind of device.
+
+    Args:
+        model: with its calibrations.
+        dtype: of the layers.
+        ranks: whether it may rank, so that the calibration of its ranking counts too.
+    """
+    served, device = model.exit_config, model.device.type
+    of_ranking = None if served.ranking is None else served.ranking_calibration  # at full depth nothing depends on the dtype
+    for calibration, verb in ((served.calibration, "calibrate"), (of_ranking if ranks else None, "calibrate_ranking")):
+        if calibration is None:
+            continue
+        made_in, made_on = calibration.get("dtype", dtype_name(model)), calibration.get("device", device)
+        if made_in != dtype:
+            made, here = made_in, f"in dtype {dtype!r}"
+        elif made_on != device and dtype != "float32":
+            made, here = f"{made_in} on a device {made_on!r}", f"on {device!r}"
+        else:
+            continue
+        raise ValueError(
+            f"the model was calibrated in {made}, and what that promises does not hold {here}: calibrate again "
+            f"({verb}(Engine(..., policy='full', dtype={dtype!r}), ...)), or name the policy"
+        )
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
@@ -86,14 +94,8 @@ def check_device(device: str | torch.device | None) -> torch.device:
 
 
 def check_model(model: MultiExitBert) -> None:
-    """Raise ValueError for a multi-label model, a configuration that does not fit it, or weights that are no finite numbers."""
+    """Raise ValueError for a configuration that does not fit the model, or weights that are no finite numbers."""
     model.check_config()
-    if model.config.problem_type == "multi_label_classification":
-        raise ValueError("problem_type multi_label_classification is not supported: an exit answers with one class")
-    if model.config.problem_type == "regression" and model.config.num_labels != 1:
-        raise ValueError(
-            f"problem_type regression needs num_labels=1, got {model.config.num_labels}: an exit answers with one score"
-        )
     for name, parameter in model.named_parameters():
         if parameter.dtype not in FLOATS:
             raise ValueError(
@@ -111,6 +113,30 @@ def check_model(model: MultiExitBert) -> None:
                 raise ValueError(
                     f"the weights of {name} are NaN or infinite: the checkpoint is damaged or its training diverged"
                 )
+
+
+def text_limits(
+    model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, calibrated: bool, max_length: int | None, truncation: bool | None
+) -> tuple[int, bool]:
+    """The most tokens that a sample may have, and whether longer ones are cut.
+
+    Args:
+        model, tokenizer: they bound the length.
+        calibrated: take what is None as the model was calibrated.
+        max_length, truncation: as for `geep_triton.engine.engine.Engine`.
+
+    Raises:
+        ValueError: `max_length` is out of range.
+        TypeError: a value has another type.
+    """
+    longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+    served = model.exit_config
+    calibration = (served.calibration or served.ranking_calibration or {}) if calibrated else {}
+    max_length = min(calibration.get("max_length", longest), longest) if max_length is None else max_length
+    truncation = calibration.get("truncation", False) if truncation is None else truncation
+    check_bool("truncation", truncation)
+    check_int("max_length", max_length, 3, longest)
+    return max_length, truncation
 
 
 def check_finite(logits: torch.Tensor, first: int) -> None:

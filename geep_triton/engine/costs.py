@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from geep_triton.answers import kind_of
 from geep_triton.engine.flight import Copying
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.partition import partition
@@ -88,9 +89,13 @@ class LayerCosts:
         batches = {size: runner.take(every, slice(size), lengths[:size]) for size in sizes}
         exit_layer, one = config.exit_layers[0], batches[1]
 
+        classes = kind_of(config) == "classes"
+        criterion = "normalized_entropy" if classes else "distance"
+        cuts = None if classes else torch.zeros(config.num_labels, device=device)
+
         def stop() -> None:
             logits = runner.logits(exit_layer, one)
-            leaves = score_exits(logits, 0.0).leaves
+            leaves = score_exits(logits, 0.0, criterion, cuts=cuts).leaves
             Copying(leaves).get()
             staying, _ = partition(leaves)
             logits.index_select(0, staying)
@@ -101,9 +106,7 @@ class LayerCosts:
         ]
         score = _seconds(partial(runner.logits, exit_layer, every), device, rounds)
         move = _seconds(lambda: runner.join([runner.take(every, order, lengths), one]), device, rounds)
-        besides = 0.0
-        if config.num_labels > 1:  # a regression model's exits are never scored
-            besides = _seconds(stop, device, rounds) - _seconds(partial(runner.logits, exit_layer, one), device, rounds)
+        besides = _seconds(stop, device, rounds) - _seconds(partial(runner.logits, exit_layer, one), device, rounds)
         most, layer = points[-1]
         return cls(tuple(points), move / most, score / layer, max(besides, 0.0))
 

@@ -6,8 +6,9 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,17 +16,21 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_bool, check_int, check_kind
-from geep_triton.engine.batching import BATCH_COST, Batches, schedule
-from geep_triton.engine.checks import check_calibrated, check_device, check_finite, check_model
+from geep_triton.engine.batching import BATCH_COSTS, IN_FLIGHT, TOKEN_BUDGETS, Batches, schedule
+from geep_triton.engine.checks import check_calibrated, check_device, check_finite, check_model, text_limits
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.exit_counts import ExitCounts
+from geep_triton.engine.gather import gather
+from geep_triton.engine.groups import RankInputs, windows_of_groups
 from geep_triton.engine.layers import WindowLayers
 from geep_triton.engine.loading import load_tokenizer
 from geep_triton.engine.model_watch import ModelWatch
-from geep_triton.engine.observer import Observer
+from geep_triton.engine.observer import Observer, observe
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.predictions import EveryExit, Predictions
-from geep_triton.engine.promise import Promise
+from geep_triton.engine.promise import Promise, still_kept, warn_of_another_ranking
+from geep_triton.engine.ranker import Ranker
+from geep_triton.engine.ranking import Ranking
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.scorer import Scorer
 from geep_triton.engine.windows import Encoded, Window, encoded_windows, one_ahead
@@ -33,6 +38,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.modeling.storing import add_digest
 from geep_triton.modeling.weights import TOKENIZER_DIGEST
 from geep_triton.policies.policy import Policy
+from geep_triton.policies.ranking import RankPolicy, check_ranking
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.text import describe, parse_policy
 from geep_triton.runners.base import Runner
@@ -43,11 +49,6 @@ from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import COLUMNS, Inputs, column_names
 from geep_triton.warn import warn
-
-TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
-# A CPU runs small batches as well as large ones; a GPU needs thousands of tokens to hide a layer's launches.
-BATCH_COSTS = {"cpu": BATCH_COST, "cuda": 4096}
-IN_FLIGHT = 3  # batches on a GPU
 
 
 class Engine:
@@ -61,8 +62,8 @@ class Engine:
         model: on the device on which it shall run. The engine sets it to evaluation mode and leaves it so.
         tokenizer: the model's own.
         policy: a policy, or its short form, such as "full", "constant:3", "threshold:0.3", "predicted:0.05+threshold:0.3" or
-            "threshold:0.3+skip:planned"; see `geep_triton.policies.text`. None: the policy of the model's `exit_config`, else
-            "full". Where the policy does not say what samples skip, they skip by the model's gates, if it has any.
+            "threshold:0.3+skip:planned"; see `geep_triton.policies.text`. None: policy and ranking of the model's
+            `exit_config`, else "full". Samples skip by the model's gates, if it has any, where the policy does not say how.
         runner: how layers run: "auto", "torch", "onednn", "compiled", "packed" or "graphs"; see
             `geep_triton.runners.make.make_runner`. Or a runner of this model.
         dtype: of the layers: "float32", "bfloat16", "float16" (or torch's own) or "int8". None: on a CPU the model's own. On a
@@ -85,7 +86,7 @@ class Engine:
 
     Raises:
         ValueError: the model cannot run the policy; its weights are NaN or infinite; its exit table was built with another
-            tokenizer; a window or budget is below 1; the model is multi-label; `policy` is None and the calibration was made in
+            tokenizer; a window or budget is below 1; `policy` is None and the calibration was made in
             another dtype; and whatever `make_runner` raises.
         TypeError: the model or an argument has another type.
 
@@ -117,16 +118,12 @@ class Engine:
         check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
         on_gpu = model.device.type == "cuda"
         prefetch = on_gpu if prefetch is None else prefetch
-        longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
-        calibration = (model.exit_config.calibration if policy is None else None) or {}
-        max_length = min(calibration.get("max_length", longest), longest) if max_length is None else max_length
-        truncation = calibration.get("truncation", False) if truncation is None else truncation
-        for name, value in (("prefetch", prefetch), ("truncation", truncation), ("progress", progress)):
-            check_bool(name, value)
+        check_bool("prefetch", prefetch)
+        check_bool("progress", progress)
+        self.max_length, self.truncation = text_limits(model, tokenizer, policy is None, max_length, truncation)
         check_int("window", window, 1)
         self.in_flight = (IN_FLIGHT if on_gpu else 1) if in_flight is None else in_flight
         check_int("in_flight", self.in_flight, 1)
-        check_int("max_length", max_length, 3, longest)
         if token_budget is None:
             token_budget = TOKEN_BUDGETS.get(model.device.type, TOKEN_BUDGETS["cuda"])
         self._batch_cost = BATCH_COSTS.get(model.device.type, BATCH_COSTS["cuda"])
@@ -136,12 +133,14 @@ class Engine:
         self.tokenizer = tokenizer
         self.observer: Observer | None = None
         self.policy = (model.exit_config.policy or "full") if policy is None else policy
+        self.ranking = model.exit_config.ranking if policy is None else None
         if isinstance(runner, str):
             runner = make_runner(model, runner, dtype, calibrated=policy is None)
         check_runner(runner, model, dtype)
         self.runner = runner
         if policy is None:
             check_calibrated(model, self.dtype)
+            warn_of_another_ranking(model, self.max_length)
         self._watch = ModelWatch(runner)
         self.token_budget = token_budget
         self.window = min(window, sys.maxsize)
@@ -150,10 +149,9 @@ class Engine:
         self._planner = torch.cuda.Stream(model.device, priority=-1) if prefetch and on_gpu else None
         self.columns = column_names(columns)
         self.progress = progress
-        self.max_length = max_length
-        self.truncation = truncation
-        self._encoder = Encoder(tokenizer, self.max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
-        self.promise = Promise.saved(model, self.max_length, truncation) if policy is None else None
+        sizes = model.config.vocab_size, model.config.type_vocab_size
+        self._encoder = Encoder(tokenizer, self.max_length, self.truncation, *sizes)
+        self.promise = Promise.saved(model, self.max_length) if policy is None else None
         self._checked_table = model.exit_table
 
     def __repr__(self) -> str:
@@ -179,6 +177,15 @@ class Engine:
         self._policy, self._skip = policy, policy.skip_on(self.model)
         self.forget_promise()
         self._exits = ExitCounts(self.model.config.num_hidden_layers)
+
+    @property
+    def ranking(self) -> RankPolicy | None:
+        """Which candidates leave early in `rank`. None: nobody. It may be set, also by its short form."""
+        return self._ranking
+
+    @ranking.setter
+    def ranking(self, ranking: str | RankPolicy | None) -> None:
+        self._ranking = check_ranking(ranking, self.model)
 
     @classmethod
     def from_pretrained(
@@ -246,16 +253,16 @@ class Engine:
                 vocabulary; or logits are not finite.
             TypeError: the inputs hold no text, or are a bare tuple of two texts.
         """
-        parts = list(self.predict_windows(inputs))
-        return Predictions.concatenate(parts)
+        return Predictions.concatenate(list(self.predict_windows(inputs)))
 
     def predict_windows(self, inputs: Inputs) -> Iterator[Predictions]:
         """Answer the inputs window by window, as `predict` does. Use it for streams that do not fit into memory."""
-        scores = self.policy.rule(self.model) is not None
+        if self.observer is None:  # an audit looks itself
+            self.promise = still_kept(self.promise, self.model)
         windows = self._windows(inputs)
         if self.prefetch:
             by_gates = self._skip.mode == "gates" or (self.observer is not None and self._skip.mode == "planned")
-            if scores or by_gates:
+            if by_gates or self.policy.rule(self.model) is not None:
                 _ = self.layer_costs  # measured now, since a thread that works beside would disturb it
             windows = one_ahead(windows)
         with closing(windows):
@@ -267,6 +274,36 @@ class Engine:
                     self._exits.add(result.histogram)
                 yield result
         self._exits.warn_of_one(self.policy)
+
+    def rank(
+        self, query: str, candidates: Iterable[str], top_k: int | None = None, *, return_documents: bool = False
+    ) -> Ranking:
+        """Order the candidates of one query, the best first; see `rank_many`."""
+        return next(self.rank_many([(query, candidates)], top_k, return_documents=return_documents))
+
+    def rank_many(self, groups: RankInputs, top_k: int | None = None, *, return_documents: bool = False) -> Iterator[Ranking]:
+        """Order the candidates of many queries, with a model of one score. Those of many queries run together.
+
+        Candidates leave early as `ranking` says, if at most its `top_k` are wanted, else nobody does. The engine's policy only
+        says what they skip. Who went deeper comes first, then who has the higher logit, then who was given first.
+
+        Args:
+            groups: (query, candidates) tuples of texts, as many as there are. Without candidates an order is empty.
+            top_k: how many of the best candidates are wanted; None: all, in the full model's order.
+            return_documents: keep the candidates' texts in `Ranking.documents`.
+
+        Raises:
+            ValueError: the model has several labels; layers are skipped though candidates may leave early; `top_k` is below 1;
+                a text is empty or too long; or a score is not finite.
+            TypeError: an argument has another type.
+        """
+        policy = check_ranking(self.ranking, self.model, top_k)
+        check_bool("return_documents", return_documents)
+        costs = None if policy is None and self._skip.mode != "gates" else self.layer_costs
+        ranker = Ranker(self.runner, policy, self._skip, self.token_budget, self._batch_cost, self.in_flight, costs)
+        windows = windows_of_groups(groups, self._encoder, self.window)
+        windows = one_ahead(windows) if self.prefetch else windows
+        return ranker.rankings(windows, self._watch.running, top_k, return_documents, self.progress)
 
     def every_exit(self, inputs: Inputs) -> EveryExit:
         """Run every exit on all inputs, which are as for `predict`, whatever the policy.
@@ -308,51 +345,18 @@ class Engine:
             yield Window(encoded, layers, batches, time.perf_counter() - start)
 
     def _predict_window(self, window: Window) -> Predictions:
-        config, layers, encoded = self.model.config, window.layers, window.encoded
         start = time.perf_counter()
         with self._watch.running():
             run = self._window_run(window)
             answers = list(run.answers(window.batches))
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
-        back = torch.cat([answer.rows for answer in answers]).argsort()
-        sizes = torch.tensor([answer.rows.numel() for answer in answers])
-        exits, layers_run = torch.tensor([(answer.exit_layer, answer.layers_run) for answer in answers]).T
-        exits, layers_run = (values.repeat_interleave(sizes)[back] for values in (exits, layers_run))
-        if layers.skipped is not None:
-            layers_run = layers_run - layers.skipped.sum(1)
-        logits = logits[back]
-        check_finite(logits, encoded.first)
+        found = gather(window, answers, logits, self.model.answers)
         if run.scorer is not None:
-            run.scorer.check(encoded.first, len(encoded.tokens))
-        observed = self._observe(encoded.tokens, logits)
-        return Predictions(
-            logits=logits,
-            exit_layers=exits,
-            layers_run=layers_run,
-            id2label=dict(config.id2label),
-            num_layers=config.num_hidden_layers,
-            timings={
-                "tokenize": encoded.seconds,
-                "plan": window.plan_seconds,
-                "run": ran - start,
-                "gather": time.perf_counter() - ran - sum(observed.values()),
-                **observed,
-            },
-            truncated=encoded.tokens.truncated,
-            tokens=window.batches.tokens,
-            padding=window.batches.padding,
-            flops=layers.flops,
-            skipped=layers.skipped,
-        )
-
-    def _observe(self, tokens: Tokens, logits: torch.Tensor) -> dict[str, float]:
-        """Show the answers to the observer. Returns the seconds that this took, by stage."""
-        if self.observer is None:
-            return {}
-        start = time.perf_counter()
-        self.observer.see(tokens, logits)
-        return {"audit": time.perf_counter() - start}
+            run.scorer.check(window.encoded.first, len(window.encoded.tokens))
+        seconds = {"run": ran - start, "gather": time.perf_counter() - ran}
+        seconds |= observe(self.observer, window.encoded.tokens, found.logits)
+        return replace(found, timings=found.timings | seconds)
 
     def full_depth(self, tokens: Tokens) -> torch.Tensor:
         """The last exit's answers [N, C] on the host, whatever the policy.

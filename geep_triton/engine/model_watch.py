@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from geep_triton.answers import is_logistic, kind_of
 from geep_triton.compat import attention_implementation
 from geep_triton.engine.weight_watch import WeightWatch
 from geep_triton.runners.attention import attention_kernels
@@ -69,6 +70,8 @@ class ModelWatch:
         return (
             dict(config.id2label),
             dict(config.label2id),
+            kind_of(config),
+            is_logistic(config),
             list(config.exit_layers),
             config.num_hidden_layers,
             config.vocab_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import torch
@@ -17,3 +18,12 @@ class Observer(Protocol):
 
     def end(self) -> None:
         """Take note that the engine will show no more answers, since those to come are others."""
+
+
+def observe(observer: Observer | None, tokens: Tokens, logits: torch.Tensor) -> dict[str, float]:
+    """Show a window's answers to an observer. Returns the seconds that this took, by stage; none where there is no observer."""
+    if observer is None:
+        return {}
+    start = time.perf_counter()
+    observer.see(tokens, logits)
+    return {"audit": time.perf_counter() - start}

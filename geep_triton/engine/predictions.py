@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from geep_triton.answers import Answers, LabelSet, OneClass, Score
 from geep_triton.engine.batching import joined
 from geep_triton.modeling.flops import Flops
 from geep_triton.ops.exit_scores import score_exits
@@ -43,14 +44,24 @@ class EveryExit:
             may[:, :-1] = ~self.skipped[:, [layer - 1 for layer in exit_layers[:-1]]]
         return may
 
-    def uncertainty(self, exit_layers: Sequence[int], criterion: str = "normalized_entropy") -> torch.Tensor:
+    def uncertainty(
+        self, exit_layers: Sequence[int], criterion: str = "normalized_entropy", cuts: Sequence[float] | None = None
+    ) -> torch.Tensor:
         """[N, E] float32, the uncertainty of each exit's answer; infinite where the sample is not scored.
 
         Args:
             exit_layers: the E exits' layers.
-            criterion: see `geep_triton.ops.exit_scores.score_exits`.
+            criterion: see `geep_triton.ops.exit_scores.score_exits`. "change" is taken from the exit before, whether the sample
+                is scored there or not.
+            cuts: as for `score_exits`, for "distance".
         """
-        found = score_exits(self.logits.flatten(0, 1), 1.0, criterion).uncertainty.view(self.logits.shape[:2])
+        if criterion == "change":
+            change = self.logits[:, 1:, 0] - self.logits[:, :-1, 0]
+            found = torch.cat([torch.full_like(change[:, :1], torch.inf), change.abs()], dim=1)
+        else:
+            given = torch.tensor(cuts, dtype=torch.float32) if criterion == "distance" and cuts is not None else None
+            scores = score_exits(self.logits.flatten(0, 1), 1.0, criterion, cuts=given)
+            found = scores.uncertainty.view(self.logits.shape[:2])
         return found.masked_fill(~self.scored(exit_layers), torch.inf)
 
     def layers_run(self, exit_layers: Sequence[int], exits: torch.Tensor) -> torch.Tensor:
@@ -83,7 +94,7 @@ class Predictions:
         exit_layers: [N] int64, the layer after which each sample was answered.
         layers_run: [N] int64, how many layers each sample ran: those up to its exit, less those that it skipped, and one more
             where the last layer and its head answered on top of an early state.
-        id2label: names of the classes.
+        answers: what the logits mean.
         num_layers: L of the model that answered.
         timings: seconds per stage: "tokenize", "plan" (predict exits and schedule), "run" (layers and heads), "gather".
         truncated: how many texts were cut to the maximum length.
@@ -96,7 +107,7 @@ class Predictions:
     logits: torch.Tensor
     exit_layers: torch.Tensor
     layers_run: torch.Tensor
-    id2label: dict[int, str]
+    answers: Answers
     num_layers: int
     timings: dict[str, float] = field(default_factory=dict)
     truncated: int = 0
@@ -116,7 +127,7 @@ class Predictions:
             logits=torch.cat([part.logits for part in parts]),
             exit_layers=torch.cat([part.exit_layers for part in parts]),
             layers_run=torch.cat([part.layers_run for part in parts]),
-            id2label=parts[0].id2label,
+            answers=parts[0].answers,
             num_layers=parts[0].num_layers,
             timings={stage: sum(part.timings[stage] for part in parts) for stage in parts[0].timings},
             truncated=sum(part.truncated for part in parts),
@@ -127,28 +138,59 @@ class Predictions:
         )
 
     @property
-    def is_regression(self) -> bool:
-        """Whether the logits are one number a sample instead of classes."""
-        return self.logits.shape[1] == 1
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes or labels."""
+        return self.answers.id2label
 
     @property
     def label_ids(self) -> torch.Tensor:
-        """[N] int64, the class with the highest logit. Raises ValueError for a regression model."""
-        if self.is_regression:
-            raise ValueError("label_ids: a regression model (num_labels=1) has no classes; read logits[:, 0]")
+        """[N] int64, the class with the highest logit. ValueError for a model of scores or label sets."""
+        if not isinstance(self.answers, OneClass):
+            other = "scores" if isinstance(self.answers, Score) else "label_sets"
+            raise ValueError(f"label_ids and labels are of models of one class per text; read {other}")
         return self.logits.argmax(-1)
 
     @property
     def labels(self) -> list[str]:
-        """The names of the classes. Raises ValueError for a regression model."""
+        """The names of the classes. ValueError for a model of scores or label sets."""
         return [self.id2label[i] for i in self.label_ids.tolist()]
 
     @property
+    def label_sets(self) -> list[list[str]]:
+        """The names of the labels that each sample is given, in the order of their ids. ValueError unless the model is
+        multi-label.
+        """
+        if not isinstance(self.answers, LabelSet):
+            raise ValueError("label_sets are of multi-label models (problem_type multi_label_classification)")
+        names = [self.id2label[i] for i in range(len(self.id2label))]
+        return [[name for name, given in zip(names, row, strict=True) if given] for row in self.given.tolist()]
+
+    @property
+    def given(self) -> torch.Tensor:
+        """[N, C] bool, which classes or labels the samples are given. For a score [N, 1]: whether it is at least the decision.
+
+        ValueError for a score without a decision.
+        """
+        return self.answers.given(self.logits)
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """[N] float32, the scores. ValueError unless the model has one label."""
+        if not isinstance(self.answers, Score):
+            raise ValueError("scores are of models of one label (num_labels=1); read probabilities or logits")
+        return self.answers.scores(self.logits)
+
+    @property
+    def decisions(self) -> torch.Tensor:
+        """[N] bool, whether each score is at least the decision. ValueError for other models, or without a decision."""
+        if not isinstance(self.answers, Score):
+            raise ValueError("decisions are of models of one label (num_labels=1); read labels or label_sets")
+        return self.given[:, 0]
+
+    @property
     def probabilities(self) -> torch.Tensor:
-        """[N, C] float32, softmax of the logits. Raises ValueError for a regression model."""
-        if self.is_regression:
-            raise ValueError("probabilities: a regression model (num_labels=1) has no classes; read logits[:, 0]")
-        return self.logits.softmax(-1)
+        """[N, C] float32: softmax of the logits; sigmoid for a multi-label model. ValueError for a regression model."""
+        return self.answers.probabilities(self.logits)
 
     @property
     def mean_exit_layer(self) -> float:

@@ -65,8 +65,8 @@ class Scorer(Generic[StatesT]):
         """The batch with a prediction and a streak, where the rule remembers them and nobody was scored before."""
         if not self.rule.remembers or batch.streak is not None:
             return batch
-        prediction = torch.full((len(batch),), -1, device=self._runner.model.device)
-        return replace(batch, prediction=prediction, streak=torch.zeros_like(prediction, dtype=torch.int32))
+        prediction, streak = self.rule.nothing_remembered(len(batch), self._runner.model.device)
+        return replace(batch, prediction=prediction, streak=streak)
 
     def _score(
         self, stop: int, batch: Batch[StatesT], ran: Ran | None

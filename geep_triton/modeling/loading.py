@@ -106,6 +106,9 @@ def _load(
     if edited and served.calibration is not None:
         logger.warning(f"{source}: its calibration is left out, because it was made with another config.json; calibrate again.")
         served.calibration = None
+    if edited and served.ranking_calibration is not None:
+        logger.warning(f"{source}: its ranking is left out, because it was made with another config.json; calibrate it again.")
+        served.ranking = served.ranking_calibration = None
     keeps_shapes = not kwargs.pop("ignore_mismatched_sizes", False)
     if keeps_shapes and files is not None:
         check_sizes(source, files, config)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import BertModel
 from transformers.utils import logging
 
+from geep_triton.answers import Answers, answers_of, is_logistic, kind_of
 from geep_triton.checks import check_choice, check_int, check_kind, shorten
 from geep_triton.compat import (
     BertPreTrainedModel,
@@ -23,6 +24,7 @@ from geep_triton.compat import (
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exit_config import ExitConfig, write_exit_config
 from geep_triton.labels import check_targets
+from geep_triton.modeling.converted import Converted
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
@@ -63,37 +65,6 @@ def additive_mask(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> 
     samples, length = attention_mask.shape
     added = hidden_states.new_zeros(samples, 1, 1, -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT)[..., :length]
     return added.masked_fill_(attention_mask[:, None, None, :] == 0, -torch.inf)
-
-
-@dataclass(frozen=True)
-class Converted:
-    """How an engine that owns a model changed it in place.
-
-    Attributes:
-        layers: dtype of the layers that were laid out for inference, such as "float32" or "int8". The model is then for
-            inference only, on its device. None: the layers are unchanged.
-        rounded: how the weights were rounded. None: they were not.
-    """
-
-    layers: str | None
-    rounded: Rounded | None
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """Where the weights are that were rounded in place.
-
-    Attributes:
-        digest: digest of the weights before.
-        dtype: dtype of the weights before.
-        source: folder or hub id that has them. A folder is an absolute path.
-        version: version of the rounded weights. Once it has changed, the weights before are no longer the model's.
-    """
-
-    digest: str
-    dtype: str
-    source: str
-    version: int
 
 
 class MultiExitBert(BertPreTrainedModel):
@@ -295,6 +266,18 @@ class MultiExitBert(BertPreTrainedModel):
                     f"{f' (id2label={shorten(config.id2label)})' if name == 'num_labels' else ''}"
                 )
         self.exit_config.check_fits(len(config.exit_layers))
+        _ = self.answers
+        if self.exit_config.temperatures is not None and kind_of(config) == "score":
+            raise ValueError("temperatures are of probabilities, by which exits are compared: they would change a score")
+
+    @property
+    def answers(self) -> Answers:
+        """What the logits mean: one class, one score or a set of labels.
+
+        Raises:
+            ValueError: the decision or the tolerance of `exit_config` does not fit the number of labels or the problem type.
+        """
+        return answers_of(self.config, self.exit_config)
 
     def resize_token_embeddings(self, *arguments: Any, **kwargs: Any) -> nn.Embedding:
         """Resize as in transformers. With another vocabulary, the exit table and the calibration are dropped with a warning."""
@@ -313,11 +296,18 @@ class MultiExitBert(BertPreTrainedModel):
             )
             self.exit_table = None
 
-    def forget_calibration(self) -> None:
+    def forget_calibration(self, of_ranking: bool = True) -> None:
         """Drop the calibrated policy and its promise. They are valid only for these weights, exits, temperatures and this
         table.
+
+        Args:
+            of_ranking: whether to drop those of ranking too, which do not depend on a table.
         """
         served = self.exit_config
+        if of_ranking:
+            if served.ranking is not None:
+                logger.warning("The model's ranking is dropped, because the model has changed since: calibrate it again.")
+            served.ranking = served.ranking_calibration = None
         if served.calibration is not None:
             logger.warning("The model's calibration is dropped, because the model has changed since: calibrate again.")
         served.policy = served.calibration = None
@@ -366,7 +356,7 @@ class MultiExitBert(BertPreTrainedModel):
         if table is not None:
             table.check_fits(self.config.vocab_size, self.config.exit_layers)
         if self._exit_table is not None and (table is None or not table.predicts_as(self._exit_table)):
-            self.forget_calibration()  # the calibration used the other table
+            self.forget_calibration(of_ranking=False)  # the calibration used the other table
         self._exit_table = table
 
     def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -440,8 +430,8 @@ class MultiExitBert(BertPreTrainedModel):
             input_ids: [B, S] int64 or int32.
             attention_mask: [B, S], 1 for real tokens. None: all tokens are real.
             token_type_ids: [B, S] segment ids, int64 or int32. None: all are 0.
-            labels: [B] int64 classes, or float targets for regression. The loss is the answer's if `exit_layer` is given, else
-                the mean over all exits, so that any training loop trains every head.
+            labels: [B] int64 classes; [B] numbers for one score; [B, C] numbers from 0 to 1 for label sets. The loss is the
+                answer's if `exit_layer` is given, else the mean over all exits, so that any training loop trains every head.
             exit_layer: the exit to stop at. None: the last.
             answer_head: which head answers at an early `exit_layer`: its own ("student"), or the last layer and last head on
                 top of it ("shared", one layer more, trained by the GEEP recipe).
@@ -461,7 +451,7 @@ class MultiExitBert(BertPreTrainedModel):
             TypeError: an input has another type or dtype.
         """
         self._check_inputs(input_ids, exit_layer, answer_head, output_shared_logits)
-        self._check_labels(labels, len(input_ids))
+        labels = self._targets(labels, len(input_ids))
         self._check_mask_and_segments(input_ids, attention_mask, token_type_ids)
         gating = self._gating(gating, output_gates)
         last = self.config.num_hidden_layers
@@ -548,18 +538,25 @@ class MultiExitBert(BertPreTrainedModel):
                     f"token_type_ids must be between 0 and {self.config.type_vocab_size - 1}, got {int(low)}..{int(high)}"
                 )
 
-    def _check_labels(self, labels: torch.Tensor | None, samples: int) -> None:
-        """Check labels here, because transformers would take floats for multi-label targets and the loss would index unknown
+    def _targets(self, labels: torch.Tensor | None, samples: int) -> torch.Tensor | None:
+        """The labels as the loss takes them.
+
+        They are checked here, because transformers would take floats for multi-label targets and the loss would index unknown
         classes.
         """
-        if labels is not None:
-            check_kind("labels", labels, torch.Tensor)
-            if labels.ndim == 0 or len(labels) != samples:
-                raise ValueError(f"labels must be one per sample ({samples}), got shape {tuple(labels.shape)}")
-        if labels is None or labels.ndim != 1 or labels.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        if self.num_labels > 1 and self.config.problem_type in (None, "single_label_classification"):
+        if labels is None:
+            return None
+        check_kind("labels", labels, torch.Tensor)
+        if labels.ndim == 0 or len(labels) != samples:
+            raise ValueError(f"labels must be one per sample ({samples}), got shape {tuple(labels.shape)}")
+        if kind_of(self.config) != "classes":
+            wanted = (samples, self.num_labels) if is_logistic(self.config) else (samples,)
+            if labels.numel() != math.prod(wanted):
+                raise ValueError(f"labels must have shape {wanted}, got {tuple(labels.shape)}")
+            return labels.float().view(wanted)
+        if labels.ndim == 1 and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_targets(labels, self.num_labels, ignored=-100)
+        return labels
 
     def _check_inputs(
         self, input_ids: torch.Tensor, exit_layer: int | None, answer_head: str, output_shared_logits: bool

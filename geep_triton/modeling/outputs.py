@@ -24,6 +24,8 @@ class MultiExitBertOutput(ModelOutput):
         skips: one [B] bool per gated layer up to the depth: whether the sample skips the layer.
         layer_outputs: T_1(h_0) .. T_k(h_{k-1}), each [B, S, H]: each layer's output before a gate mixes it with its input.
         auxiliary: in training, the results of the recipe's own modules by name.
+        exit_layers: [B] int64, the layer after which each sample was answered, where a model answers by its own policy (see
+            `geep_triton.engine.served_model`).
     """
 
     loss: torch.Tensor | None = None
@@ -35,3 +37,4 @@ class MultiExitBertOutput(ModelOutput):
     skips: tuple[torch.Tensor, ...] | None = None
     layer_outputs: tuple[torch.Tensor, ...] | None = None
     auxiliary: dict[str, Any] | None = None
+    exit_layers: torch.Tensor | None = None

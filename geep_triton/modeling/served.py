@@ -10,6 +10,7 @@ from typing import Any
 from transformers import BertConfig
 from transformers.utils import logging
 
+from geep_triton.answers import is_logistic
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exit_config import EXIT_CONFIG_FILE, ExitConfig, read_exit_config
 from geep_triton.modeling.weights import EXIT_CONFIG_DIGEST
@@ -17,7 +18,7 @@ from geep_triton.saving import digests_of
 
 logger = logging.get_logger(__name__)
 
-# Exit tables and calibrations are valid only for these fields.
+# Exit tables and calibrations are valid only for these fields, and for the kind of answers.
 MADE_FOR = ("exit_layers", "skip_gate", "skip_layers", "skip_threshold")
 
 
@@ -52,8 +53,11 @@ def served_as(
                 logger.warning(f"The {name} are left out, because there is one per exit and the exits have changed.")
                 values[name] = None
     if saved.calibration is not None and changed:
-        logger.warning("The calibration is left out, because the exits or the gates have changed: calibrate again.")
+        logger.warning("The calibration is left out, because exits, gates or the kind of answers changed: calibrate again.")
         values |= {name: chosen.get(name) for name in ("policy", "calibration")}
+    if saved.ranking is not None and changed:
+        logger.warning("The ranking is left out, because exits, gates or the kind of answers changed: calibrate it again.")
+        values |= {"ranking": None, "ranking_calibration": None}
     served = ExitConfig(**values)
     try:
         served.check_fits(len(now.exit_layers))
@@ -66,7 +70,10 @@ def changed_since(then: BertConfig, now: MultiExitBertConfig) -> list[str]:
     """Names of changed fields that tables and calibrations depend on. Empty for a BERT without exits."""
     if not isinstance(then, MultiExitBertConfig):
         return []
-    return [name for name in MADE_FOR if getattr(then, name) != getattr(now, name)]
+    changed = [name for name in MADE_FOR if getattr(then, name) != getattr(now, name)]
+    # The same logits are another score, or another set of labels, under another kind of answers.
+    kinds = [(config.num_labels == 1, is_logistic(config)) for config in (then, now)]
+    return changed if kinds[0] == kinds[1] else [*changed, "problem_type"]
 
 
 def _saved(source: str | os.PathLike, path: str | None, there: Mapping[str, Any]) -> ExitConfig:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+ARCHITECTURES = ["MultiExitBert"]
+
 
 def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacement, **kwargs: Any) -> None:
     """Write a model into `new.path`. Weights that are already in `new.folder` are not written again.
@@ -49,6 +51,8 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     same = kwargs.keys() == {"save_original_format"} and _same_weights(model, new.folder, known.get(weights))
     weights_now = {} if same else model.original_weights()
     save(new.path, **(kwargs if weights_now is None else kwargs | {"state_dict": weights_now}))
+    # transformers set the name of the model's class, which may be that of a subclass with the same weights.
+    model.config.architectures = list(ARCHITECTURES)
     config_file, table = new.path / "config.json", model.exit_table
     if not config_file.is_file():  # only adapters were saved
         save_table(table, new)
@@ -62,7 +66,7 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     save_table(table, new)
     write_exit_config(model.exit_config, new.path, digests[weights])
     digests[EXIT_CONFIG_DIGEST] = model.exit_config.digest()
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"architectures": ARCHITECTURES}
     if model.converted is not None and model.converted.rounded is not None and (same or weights_now is not None):
         config["dtype"] = model.converted.rounded.dtype  # transformers writes the present dtype
     digests[CONFIG_DIGEST] = settings_digest(config)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, TypeAlias
 
 import torch
 
-from geep_triton.checks import check_choice, check_int, shorten
+from geep_triton.answers import check_kind_of
+from geep_triton.checks import check_choice, check_int, check_number, shorten
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.ops.exit_scores import ExitScores, check_criterion, score_exits
+from geep_triton.ops.exit_scores import CLASS_CRITERIA, ExitScores, check_criterion, score_exits
+from geep_triton.tokens.ragged import to_device
 
 Threshold: TypeAlias = float | list[float] | tuple[float, ...]  # for every exit, or one each
 REGROUPS = ("auto", "always", "never")
@@ -26,6 +28,7 @@ class ExitRule:
         top_k: as for `score_exits`.
         rule: as for `score_exits`.
         patience: as for `score_exits`.
+        cuts: as for `score_exits`, one for each logit. None: the criterion needs none.
     """
 
     thresholds: Mapping[int, float]
@@ -33,6 +36,7 @@ class ExitRule:
     top_k: int = 5
     rule: str = "confidence"
     patience: int = 1
+    cuts: tuple[float, ...] | None = None
 
     def next_stop(self, layer: int, last: int) -> int:
         """The next layer after `layer` at which a sample is scored, or the last layer."""
@@ -41,7 +45,14 @@ class ExitRule:
     @property
     def remembers(self) -> bool:
         """Whether the scores at one exit depend on those at the previous exit."""
-        return self.rule != "confidence" or self.patience > 1
+        return self.rule != "confidence" or self.patience > 1 or self.criterion == "change"
+
+    def nothing_remembered(self, samples: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions and streaks [B] of samples that were not scored yet."""
+        previous = torch.full((samples,), -1, device=device)
+        if self.criterion == "change":
+            previous = torch.full((samples,), torch.nan, device=device)
+        return previous, torch.zeros(samples, dtype=torch.int32, device=device)
 
     def score(self, layer: int, logits: torch.Tensor, previous: torch.Tensor | None, streak: torch.Tensor | None) -> ExitScores:
         """Score the answers [B, C] of the exit at `layer`, given the predictions and streaks [B] at the previous exit."""
@@ -54,6 +65,7 @@ class ExitRule:
             patience=self.patience,
             previous=previous,
             streak=streak,
+            cuts=None if self.cuts is None else to_device(torch.tensor(self.cuts, dtype=torch.float32), logits.device),
         )
 
 
@@ -68,22 +80,31 @@ class Leave(Protocol):
 
 
 class _Scored:
-    """The base of `Sure` and `Patient`. It checks their settings and converts lists to tuples."""
+    """The base of the leaves. It checks `regroup` and converts lists to tuples."""
 
-    criterion: str
-    top_k: int
     regroup: str
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "layers"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        for field in fields(self):  # type: ignore[arg-type]  # every leave is a dataclass
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
         check_choice("regroup", self.regroup, REGROUPS)
+
+
+class _Unsure(_Scored):
+    """The base of the leaves that go by the uncertainty of a class."""
+
+    criterion: str
+    top_k: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("criterion", self.criterion, CLASS_CRITERIA)
         check_criterion(0.0, self.criterion, self.top_k)
 
 
 @dataclass(frozen=True)
-class Sure(_Scored):
+class Sure(_Unsure):
     """A sample leaves at the first exit whose uncertainty is at most the threshold (FastBERT, DeeBERT and others).
 
     Args:
@@ -107,12 +128,13 @@ class Sure(_Scored):
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """The rule on this model. ValueError if the model has no classes, or thresholds or layers do not fit it."""
+        check_kind_of(model.config, ("classes",), "a threshold of uncertainty")
         layers = scored_layers(model, self.layers)
         return ExitRule(_thresholds(model, self.threshold, self.criterion, self.top_k, layers), self.criterion, self.top_k)
 
 
 @dataclass(frozen=True)
-class Patient(_Scored):
+class Patient(_Unsure):
     """A sample leaves when `patience` exits in a row agree with the previous exit (PABEE, Zhou et al. 2020).
 
     With a threshold, it leaves when `patience` exits in a row are sure (PCEE, Zhang et al. 2022).
@@ -143,6 +165,7 @@ class Patient(_Scored):
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """The rule on this model. It raises as `Sure.rule` does."""
+        check_kind_of(model.config, ("classes",), "patience")
         layers = scored_layers(model, self.layers)
         if self.threshold is None:
             return ExitRule(dict.fromkeys(layers, 0.0), self.criterion, self.top_k, "agreement", self.patience)
@@ -150,13 +173,79 @@ class Patient(_Scored):
         return ExitRule(thresholds, self.criterion, self.top_k, "confidence", self.patience)
 
 
+@dataclass(frozen=True)
+class Far(_Scored):
+    """A sample leaves at the first exit where every logit is far enough from its cut.
+
+    For a score the cut is the model's decision, so that a sample leaves where it is clear on which side it lies. For label
+    sets each label has its cut, so that a sample leaves where every label is clear.
+
+    Args:
+        distance: from the cut, at least 0, in the unit of the logits (a score's own unit; log-odds for labels and
+            probabilities): one for every exit, or one per scored exit.
+        layers: as for `Sure`.
+        regroup: as for `Sure`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+        TypeError: a setting has another type.
+    """
+
+    distance: Threshold
+    layers: list[int] | tuple[int, ...] | None = None
+    regroup: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value in self.distance if isinstance(self.distance, (list, tuple)) else (self.distance,):
+            check_number("distance", value, 0.0)
+
+    def rule(self, model: MultiExitBert) -> ExitRule:
+        """The rule on this model. ValueError for a model of classes, or a score without a decision."""
+        check_kind_of(model.config, ("score", "label sets"), "a distance")
+        if (cuts := model.answers.cuts) is None:
+            raise ValueError("a distance needs a decision: set model.exit_config.decision to the score that is the cut")
+        layers = scored_layers(model, self.layers)
+        thresholds = {layer: -value for layer, value in _for_layers("distance", self.distance, layers).items()}
+        return ExitRule(thresholds, "distance", cuts=cuts)
+
+
+@dataclass(frozen=True)
+class Steady(_Scored):
+    """A sample leaves when its score changed little over `patience` exits in a row (PABEE for regression, Zhou et al. 2020).
+
+    Args:
+        change: an exit is steady if its logit differs by at most this from that of the scored exit before, from 0 on: one
+            for every exit, or one per scored exit. At the first one nobody leaves.
+        patience: length of the streak, at least 1.
+        layers: as for `Sure`.
+        regroup: as for `Sure`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+        TypeError: a setting has another type.
+    """
+
+    change: Threshold
+    patience: int = 1
+    layers: list[int] | tuple[int, ...] | None = None
+    regroup: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("patience", self.patience, 1)
+        for value in self.change if isinstance(self.change, (list, tuple)) else (self.change,):
+            check_number("change", value, 0.0)
+
+    def rule(self, model: MultiExitBert) -> ExitRule:
+        """The rule on this model. ValueError unless the model has one score."""
+        check_kind_of(model.config, ("score",), "a steady score")
+        layers = scored_layers(model, self.layers)
+        return ExitRule(_for_layers("change", self.change, layers), "change", patience=self.patience)
+
+
 def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[int]:
-    """The early exits at which samples are scored. ValueError if they are not exits of this model or it has no classes."""
-    if model.config.num_labels < 2:
-        raise ValueError(
-            "exit rules need classes: no uncertainty is defined for a regression model (num_labels=1), "
-            "which runs at full or constant depth"
-        )
+    """The early exits at which samples are scored. ValueError if they are not exits of this model."""
     early = model.config.exit_layers[:-1]
     if layers is None:
         return early
@@ -180,9 +269,15 @@ def _thresholds(
         if isinstance(threshold, (list, tuple)):
             by_layer = dict(zip(model.config.exit_layers[:-1], threshold, strict=True))
             threshold = [by_layer[layer] for layer in layers]
-    values = list(threshold) if isinstance(threshold, (list, tuple)) else [threshold] * len(layers)
-    if len(values) != len(layers):
-        raise ValueError(f"threshold must be one number, or one per scored exit {list(layers)}, got {len(values)}")
-    for value in values:
+    by_exit = _for_layers("threshold", threshold, layers)
+    for value in by_exit.values():
         check_criterion(value, criterion, top_k)
+    return by_exit
+
+
+def _for_layers(name: str, value: Threshold, layers: Sequence[int]) -> dict[int, float]:
+    """Layer to value, from one for all or one each. ValueError if there are more or fewer."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * len(layers)
+    if len(values) != len(layers):
+        raise ValueError(f"{name} must be one number, or one per scored exit {list(layers)}, got {len(values)}")
     return dict(zip(layers, values, strict=True))

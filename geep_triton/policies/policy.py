@@ -67,8 +67,8 @@ class Policy:
         """How samples continue that were scored and stay. See `geep_triton.policies.leave.Sure`."""
         return "never" if self.leave is None else getattr(self.leave, "regroup", "auto")
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError if this policy cannot run on this model."""
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Raise ValueError if this policy cannot run on this model. A tokenizer of None is not checked."""
         self.start.check(model, tokenizer)
         self.rule(model)
         self.skip_on(model).check(model, tokenizer)

@@ -41,7 +41,7 @@ class Skip:
         if self.price and self.mode != "planned":
             raise ValueError(f"skip {self.mode!r} takes no price, got {self.price:g}")
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError if the model lacks gates, or its table lacks learned paths."""
         if self.mode != "never" and not len(model.gates):
             raise ValueError(f"skip={self.mode!r}: {NO_GATES}")
@@ -57,7 +57,8 @@ class Skip:
                 raise ValueError(
                     f"exit_table learned paths that skip layers beside skip_layers={model.config.skip_layers}: build it again"
                 )
-            table.check_fits(model.config.vocab_size, model.config.exit_layers, tokenizer_fingerprint(tokenizer))
+            fingerprint = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
+            table.check_fits(model.config.vocab_size, model.config.exit_layers, fingerprint)
 
 
 def planned_paths(model: MultiExitBert) -> tuple[ExitTable, torch.Tensor]:

@@ -20,8 +20,8 @@ from geep_triton.tokens.ragged import Tokens
 class Start(Protocol):
     """The methods that a start must have. Any object with these two methods is a start."""
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ValueError if this start cannot be used with this model."""
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Raise ValueError if this start cannot be used with this model, and with its tokenizer if that is known."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The layer of an exit for each of the N samples: [N] int64 on the host."""
@@ -31,7 +31,7 @@ class Start(Protocol):
 class LastLayer:
     """Every sample runs all layers."""
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Every model has a last layer."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
@@ -56,7 +56,7 @@ class AtLayer:
     def __post_init__(self) -> None:
         check_int("layer", self.layer, 1)
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError unless the layer is an exit of this model."""
         if self.layer not in model.config.exit_layers:
             raise ValueError(f"layer {self.layer} is not an exit of this model; exit_layers: {model.config.exit_layers}")
@@ -70,7 +70,7 @@ class AtLayer:
 class FirstExit:
     """Every sample is first looked at where the policy's `leave` first scores samples."""
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Every model has a first exit. `leave` checks whether it can score there."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
@@ -102,7 +102,7 @@ class TableExit:
             check_decision(self.decision)
         check_choice("values", self.values, VALUES)
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError unless the model has an exit table that fits it, with learned values if they are needed."""
         _check_table(model, tokenizer, "predicted", "exits" if self.values == "learned" else None)
 
@@ -145,7 +145,7 @@ class TableAgreement:
         if self.agreement is not None:
             check_number("agreement", self.agreement, 0.0, 1.0)
 
-    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError unless the model has an exit table that fits it, with learned agreement that allows the budget."""
         _check_table(model, tokenizer, "allocated", "agreement")
         self._price(_table_of(model, "allocated"))
@@ -170,9 +170,10 @@ def _table_of(model: MultiExitBert, policy: str) -> ExitTable:
     return model.exit_table
 
 
-def _check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, policy: str, needs: str | None) -> None:
+def _check_table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None, policy: str, needs: str | None) -> None:
     """Raise ValueError unless the model's exit table fits it and this tokenizer and has the needed learned values."""
     table, config = _table_of(model, policy), model.config
-    table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
+    fingerprint = None if tokenizer is None else tokenizer_fingerprint(tokenizer)
+    table.check_fits(config.vocab_size, config.exit_layers, fingerprint)
     if needs is not None and needs not in table.learned:
         raise ValueError(f"policy {policy!r} needs learned values: {table.how_to_learn(needs)}")

@@ -8,7 +8,7 @@ import typing
 from typing import Any
 
 from geep_triton.checks import shorten
-from geep_triton.policies.leave import Patient, Sure
+from geep_triton.policies.leave import Far, Patient, Steady, Sure
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
@@ -20,11 +20,15 @@ STARTS: dict[str, tuple[type, str | None]] = {
     "predicted": (TableExit, "decision"),
     "allocated": (TableAgreement, "price"),
 }
-LEAVES: dict[str, tuple[type, str | None]] = {"threshold": (Sure, "threshold"), "patience": (Patient, "patience")}
+LEAVES: dict[str, tuple[type, str | None]] = {
+    "threshold": (Sure, "threshold"), "patience": (Patient, "patience"),
+    "distance": (Far, "distance"), "steady": (Steady, "change"),
+}  # fmt: skip
+LISTS = ("threshold", "distance", "change")  # settings that may be one number for all exits, or one each
 KNOWN = (
-    "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, predicted, predicted:mean, predicted:Q, "
-    "allocated:PRICE; a start and a leave, as in predicted:0.05+threshold:0.3; +skip:gates, +skip:planned, "
-    "+skip:planned:PRICE or +skip:never at the end; further settings behind commas, as in "
+    "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, distance:D, steady:D, predicted, "
+    "predicted:mean, predicted:Q, allocated:PRICE; a start and a leave, as in predicted:0.05+threshold:0.3; +skip:gates, "
+    "+skip:planned, +skip:planned:PRICE or +skip:never at the end; further settings behind commas, as in "
     "threshold:0.2,criterion=margin,layers=2/4"
 )
 # Version 0.1 wrote these into saved models.
@@ -36,9 +40,10 @@ OLD_DECISION = 0.05  # of "verified" where it named none
 def parse_policy(text: str | Policy) -> Policy:
     """Make a policy from its short form. A `Policy` is returned as it is.
 
-    "full", "constant:3", "predicted:0.9" and "allocated:0.02" are starts. "threshold:0.3" and "patience:2" are leaves. A start
-    alone answers everybody there. A leave alone scores samples from the first exit on. Both are joined as in
-    "predicted:0.05+threshold:0.3". "+skip:planned:2.5" may follow any of these. The setting `answer_head` belongs to the start.
+    "full", "constant:3", "predicted:0.9" and "allocated:0.02" are starts. "threshold:0.3", "patience:2", and for scores and
+    label sets "distance:0.5" and "steady:0.1" are leaves. A start alone answers everybody there. A leave alone scores samples
+    from the first exit on. Both are joined as in "predicted:0.05+threshold:0.3". "+skip:planned:2.5" may follow any of these.
+    The setting `answer_head` belongs to the start.
 
     Forms of version 0.1 still parse: "verified:T" is "predicted:0.05+threshold:T" (with a price it is
     "allocated:PRICE+threshold:T"), `pooling` is `regroup`, and the answer head "teacher" is "shared".
@@ -161,7 +166,7 @@ def _write_part(part: Any, known: dict[str, tuple[type, str | None]], further: d
 def _write(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         text = "/".join(repr(float(item) if isinstance(item, float) else int(item)) for item in value)
-        return f"{text}/" if key == "threshold" and len(value) == 1 else text  # one of a list is no number for all exits
+        return f"{text}/" if key in LISTS and len(value) == 1 else text  # one of a list is no number for all exits
     return str(value)
 
 

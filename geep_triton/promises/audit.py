@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_int, check_kind, check_number
+from geep_triton.answers import Score
+from geep_triton.checks import check_choice, check_int, check_kind, check_number
 from geep_triton.engine.engine import Engine
-from geep_triton.engine.promise import Promise
+from geep_triton.engine.promise import Promise, still_kept
 from geep_triton.promises.guarantees import binomial_interval
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.warn import warn
@@ -18,7 +19,12 @@ MEMORY = 500  # the next bet goes by so many audited samples, since inputs may c
 
 
 def audit(
-    engine: Engine, rate: float = 0.01, promised: float | None = None, confidence: float = 0.95, seed: int | None = None
+    engine: Engine,
+    rate: float = 0.01,
+    promised: float | None = None,
+    confidence: float = 0.95,
+    seed: int | None = None,
+    recall_of: str | None = None,
 ) -> Audit:
     """From now on, run a random share of an engine's samples to the end as well, and compare the answers.
 
@@ -32,6 +38,8 @@ def audit(
             the temperatures are still the same. Without a promise the audit only observes.
         confidence: of the audit's interval.
         seed: of the random choice; None: another one each time.
+        recall_of: the name of a class or label. Then only those audited samples count to which the full model gives it, and an
+            answer agrees where it has it too. None: whole answers are compared.
 
     Returns:
         The audit. Its `report()` tells the observed agreement. `predict` warns once when the audit has shown, at this
@@ -40,25 +48,36 @@ def audit(
         calibration or fit of temperatures ends the audit.
 
     Raises:
-        ValueError: the model is a regression model, or a rate, promise or confidence is out of range.
+        ValueError: scores have neither decision nor tolerance to compare them by; there is no such class; or a rate, promise
+            or confidence is out of range.
         TypeError: `engine` is no engine.
     """
     check_kind("engine", engine, Engine)
-    if engine.model.config.num_labels < 2:
-        raise ValueError("audit needs classes to compare: a regression model (num_labels=1) has none")
+    answers = engine.model.answers
+    if isinstance(answers, Score):
+        answers.check_comparable()
+    if recall_of is not None:
+        check_choice("recall_of", recall_of, engine.model.config.label2id)
+        if isinstance(answers, Score) and answers.decision is None:
+            raise ValueError("recall_of a score needs a decision, from which on it is positive: set model.exit_config.decision")
     promise = promise_of(engine)
-    if promised is None and promise is not None:
-        promised = promise.agreement
+    if promised is None:
+        promised = _promised(promise, recall_of)
     made = Audit(rate, promised, confidence, seed)
-    engine.observer = _Auditor(engine, made)
+    engine.observer = _Auditor(engine, made, recall_of)
     return made
+
+
+def _promised(promise: Promise | None, recall_of: str | None) -> float | None:
+    """What was promised of agreement, or of the recall of a class."""
+    if promise is None:
+        return None
+    return promise.agreement if recall_of is None else promise.class_recall.get(recall_of)
 
 
 def promise_of(engine: Engine) -> Promise | None:
     """The promise about an engine's answers. It is dropped with a warning where the table or temperatures have changed."""
-    if engine.promise is not None and not engine.promise.holds(engine.model):
-        warn("the exit table or temperatures have changed since the calibration: its promise is gone")
-        engine.promise = None
+    engine.promise = still_kept(engine.promise, engine.model)
     return engine.promise
 
 
@@ -68,15 +87,25 @@ class _Auditor:
 
     engine: Engine
     audit: Audit
+    recall_of: str | None
 
     def see(self, tokens: Tokens, logits: torch.Tensor) -> None:
         """Run some of a window's samples to the end, and count how many of their answers [N, C] are the same."""
         engine, made = self.engine, self.engine.promise
-        if made is not None and promise_of(engine) is None and self.audit.promised == made.agreement:
+        if made is not None and promise_of(engine) is None and self.audit.promised == _promised(made, self.recall_of):
             self.audit.promised = None
         rows = self.audit.choose(len(tokens))
         if rows.numel():
-            self.audit.record(logits[rows].argmax(-1) == engine.full_depth(tokens.select(rows)).argmax(-1))
+            self.audit.record(self._agrees(logits[rows], engine.full_depth(tokens.select(rows))))
+
+    def _agrees(self, logits: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+        """[M] bool: whether answers are the last exit's. Of a class: of the samples that have it, whether they get it."""
+        answers = self.engine.model.answers
+        if self.recall_of is None:
+            return answers.agree(logits, full)
+        label = self.engine.model.config.label2id[self.recall_of]
+        having = answers.given(full)[:, label]
+        return answers.given(logits)[having, label]
 
     def end(self) -> None:
         """Warn that the audit ends, since the answers to come are others."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from geep_triton.answers import Answers, Score
 from geep_triton.checks import check_int, check_kind
-from geep_triton.engine.checks import as_list, label_ids
+from geep_triton.engine.checks import as_list
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.promise import Promise
-from geep_triton.exit_config import PROMISES_ON_ANSWERS
+from geep_triton.engine.truth import true_answers
+from geep_triton.exit_config import Promises
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.calibration import Calibration
 from geep_triton.promises.families import Family, error_shares, families_of
 from geep_triton.promises.search import Samples, Search
-from geep_triton.promises.terms import check_method, check_promise, refuse_too_few, samples_for
+from geep_triton.promises.terms import Term, check_method, read_terms, refuse_too_few, samples_for
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import Inputs
 from geep_triton.warn import warn
@@ -27,19 +30,27 @@ FEWEST_DISTINCT = 0.9  # of the texts; short texts come again by chance
 def calibrate(
     engine: Engine,
     inputs: Inputs,
-    labels: Sequence[str | int] | None = None,
+    labels: Sequence[Any] | None = None,
     *,
     agreement: float | None = None,
+    label_agreement: float | Mapping[str, float] | None = None,
+    class_recall: Mapping[str, float] | None = None,
     max_accuracy_drop: float | None = None,
     mean_depth: float | None = None,
     speedup: float | None = None,
+    decision: float | Sequence[float] | None = None,
+    tolerance: float | None = None,
     method: str = "learn-then-test",
     confidence: float | None = None,
     rounds: int = 3,
     speed_samples: int = 512,
     save: bool = True,
 ) -> Calibration:
-    """Find the fastest policy that keeps a promise on answers, or the most faithful policy within a budget, and use it.
+    """Find the fastest policy that keeps promises on answers, or the most faithful policy within a budget, and use it.
+
+    Several promises on answers may be asked for, and are kept together, each with the confidence. What the same answer is
+    depends on the model: the same class; the same set of labels; for a score the same side of the decision, and a difference of
+    at most the tolerance, as far as they are set.
 
     A promise on answers holds with `confidence` for texts like the given ones (fixed-sequence Learn-then-Test, Angelopoulos et
     al. 2021; `geep_triton.promises.families.error_shares` says how the families of policies share the error). By the method
@@ -53,11 +64,19 @@ def calibrate(
         engine: it gets the policy that was found.
         inputs: a list of what `predict` takes, or a `datasets.Dataset`. The model was not trained on them. Those that the exit
             table was built from are left out, with a warning. More inputs can show bolder policies to be safe.
-        labels: names or ids, one per text; only "max_accuracy_drop" needs them.
+        labels: the true answers, one per text: names or ids; numbers for a score; lists of names for sets of labels. Only
+            "max_accuracy_drop" needs them.
         agreement: the share of texts that must get the full model's answer, e.g. .98.
-        max_accuracy_drop: by how much accuracy may lie below the full model's, e.g. .01.
+        label_agreement: of a multi-label model: for each label, the share of texts for which it must be given, or not given, as
+            by the full model. One share for all labels, or a share for some by name.
+        class_recall: class or label by name -> the share of those texts that must get it to which the full model gives it, e.g.
+            {"toxic": .99}. It does not bound how many others get it too: ask for an agreement besides.
+        max_accuracy_drop: by how much accuracy may lie below the full model's, e.g. .01. A set of labels is right as a whole; a
+            score is right where it would agree with the true one.
         mean_depth: how many layers a text may take on average.
         speedup: how many times as fast as full depth, measured here.
+        decision: see `ExitConfig`; it becomes the model's own. None: the model's own counts.
+        tolerance: the same.
         method: "learn-then-test" or "conformal".
         confidence: of a promise by "learn-then-test"; None: .95.
         rounds: speed is the median of so many interleaved rounds.
@@ -65,21 +84,21 @@ def calibrate(
         save: keep the policy in `model.exit_config`, so that `save_pretrained` saves it and `Engine(...)` uses it.
 
     Raises:
-        ValueError: there is not exactly one promise, or it is out of range; the texts that the exit table does not know are too
-            few (the error says how many are needed); labels do not fit; no policy is as fast as asked; and whatever `predict`
-            raises.
+        ValueError: there is no promise, or a budget besides another; a value is out of range or does not fit the model;
+            the texts that the exit table does not know are too few (the error says how many are needed); labels do not fit; no
+            policy is as fast as asked; and whatever `predict` raises.
         TypeError: `engine` is no engine, or inputs have another type.
     """
     check_kind("engine", engine, Engine)
-    promises = {
-        "agreement": agreement, "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup
+    given = {
+        "agreement": agreement, "label_agreement": label_agreement, "class_recall": class_recall,
+        "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup,
     }  # fmt: skip
-    given = [(name, value) for name, value in promises.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"calibrate needs exactly one of {', '.join(promises)}, got {len(given)}")
-    result = find_policy(engine, inputs, labels, given[0], method, confidence, rounds, speed_samples)
+    promises = {name: value for name, value in given.items() if value is not None}
+    with _judged_by(engine.model, decision, tolerance):
+        result = find_policy(engine, inputs, labels, promises, method, confidence, rounds, speed_samples)
     engine.policy = result.chosen.policy
-    engine.promise = None if agreement is None else Promise.made(engine.model, agreement)
+    engine.promise = Promise.made(engine.model, result.promises)
     if save:
         served = engine.model.exit_config
         served.policy, served.calibration = result.chosen.policy, result.to_dict()
@@ -89,8 +108,8 @@ def calibrate(
 def find_policy(
     engine: Engine,
     inputs: Any,
-    labels: Sequence[str | int] | None,
-    promise: tuple[str, float],
+    labels: Sequence[Any] | None,
+    promises: Promises,
     method: str,
     confidence: float | None,
     rounds: int,
@@ -98,19 +117,19 @@ def find_policy(
 ) -> Calibration:
     """See `calibrate`. This changes nothing of the engine."""
     inputs, model = as_list(inputs), engine.model
-    confidence = check_method(method, promise, confidence)
-    check_promise(promise, labels, model)
+    terms = read_terms(promises, labels, model)
+    confidence = check_method(method, terms, confidence)
     check_int("rounds", rounds, 1)
     check_int("speed_samples", speed_samples, 1)
-    _check_engine(engine, promise)
-    truth = None if labels is None else label_ids(labels, len(inputs), model.config.label2id)
+    _check_engine(engine, terms[0])
+    truth = None if labels is None else true_answers(labels, len(inputs), model.config)
     families = families_of(model)
     confidences = _confidences(families, confidence)
-    samples = _samples(engine, inputs, truth, promise, samples_for(promise, confidences.values()))
-    search = Search(engine, samples, families, confidences, promise, method, rounds, speed_samples)
+    samples = _samples(engine, inputs, truth, {term: samples_for(term, confidences.values()) for term in terms})
+    search = Search(engine, samples, families, confidences, terms, method, rounds, speed_samples)
     chosen, candidates, unsafe, curve = search.run()
     return Calibration(
-        promise=promise,
+        promises=dict(promises),
         method=method,
         confidence=confidence,
         samples=len(samples.inputs),
@@ -120,6 +139,8 @@ def find_policy(
         truncation=engine.truncation,
         exit_table=None if model.exit_table is None else model.exit_table.digest(),
         exit_temperatures=None if model.exit_config.temperatures is None else list(model.exit_config.temperatures),
+        decision=model.exit_config.decision,
+        tolerance=model.exit_config.tolerance,
         chosen=chosen,
         candidates=candidates,
         unsafe=unsafe,
@@ -127,13 +148,24 @@ def find_policy(
     )
 
 
-def _check_engine(engine: Engine, promise: tuple[str, float]) -> None:
-    """Raise ValueError for a model without classes, or a policy against whose full depth nothing can be promised."""
-    if engine.model.config.num_labels < 2:
-        raise ValueError("calibrate needs classes: a regression model (num_labels=1) runs at full or constant depth")
-    if engine.policy.skip_on(engine.model).mode == "planned" and promise[0] in PROMISES_ON_ANSWERS:
+@contextmanager
+def _judged_by(model: MultiExitBert, decision: float | Sequence[float] | None, tolerance: float | None) -> Iterator[None]:
+    """Set the model's decision and tolerance where they are given. If the calibration fails, they are as they were."""
+    served, before = model.exit_config, (model.exit_config.decision, model.exit_config.tolerance)
+    try:
+        served.judge_by(decision, tolerance)
+        _ = model.answers
+        yield
+    except BaseException:
+        served.decision, served.tolerance = before
+        raise
+
+
+def _check_engine(engine: Engine, term: Term) -> None:
+    """Raise ValueError for a policy against whose full depth nothing can be promised."""
+    if engine.policy.skip_on(engine.model).mode == "planned" and term.on_answers:
         raise ValueError(
-            f"{promise[0]} is promised against the model at full depth, but with '+skip:planned' even that follows predicted "
+            f"{term.name} is promised against the model at full depth, but with '+skip:planned' even that follows predicted "
             "paths: calibrate an engine of policy 'full+skip:gates' or 'full+skip:never', or to a mean_depth or speedup"
         )
 
@@ -145,20 +177,27 @@ def _confidences(families: Sequence[Family], confidence: float | None) -> dict[s
     return {name: 1 - (1 - confidence) * share for name, share in error_shares(families).items()}
 
 
-def _samples(engine: Engine, inputs: list[Any], truth: torch.Tensor | None, promise: tuple[str, float], needed: int) -> Samples:
+def _samples(engine: Engine, inputs: list[Any], truth: torch.Tensor | None, needed: Mapping[Term, int]) -> Samples:
     """Every exit's answers to the inputs that the exit table does not know. ValueError where they are fewer than `needed`."""
-    refuse_too_few(promise, len(inputs), needed)
+    for term, least in needed.items():
+        refuse_too_few(term, len(inputs), least)
     record = engine.every_exit(inputs)
     rows = _unknown(engine.model, record.tokens)
     if known := len(inputs) - len(rows):
-        refuse_too_few(promise, len(rows), needed, f", once {known} that the exit table knows are left out")
+        for term, least in needed.items():
+            refuse_too_few(term, len(rows), least, f", once {known} that the exit table knows are left out")
         warn(
             f"inputs: {known} of {len(inputs)} texts are among those that the exit table was built from, which prove nothing: "
             "they are left out"
         )
         record, inputs = record.select(rows), [inputs[row] for row in rows.tolist()]
         truth = None if truth is None else truth[rows]
+    for term, least in needed.items():
+        if term.name == "class_recall":
+            having = int(engine.model.answers.given(record.logits[:, -1])[:, term.label].sum())
+            refuse_too_few(term, having, least, f" (of all {len(inputs)} texts, those to which the full model gives it)")
     _warn_of_repeated(record.tokens)
+    _warn_of_one_answer(engine.model.answers, record.logits[:, -1])
     return Samples(inputs, record, truth)
 
 
@@ -180,3 +219,22 @@ def _warn_of_repeated(tokens: Tokens) -> None:
     distinct = texts.unique().numel()
     if distinct < FEWEST_DISTINCT * len(texts):
         warn(f"only {distinct} of {len(texts)} texts are distinct: a promise takes each for a text of its own, drawn anew")
+
+
+def _warn_of_one_answer(answers: Answers, full: torch.Tensor) -> None:
+    """Warn where the full model's logits [N, C] are one answer: exits that know no text give it too."""
+    if not isinstance(answers, Score):
+        given = answers.given(full)
+        if bool((given == given[:1]).all()):
+            names = [answers.id2label[index] for index in given[0].nonzero()[:, 0].tolist()]
+            warn(f"the full model gives all {len(full)} texts the same answer, {names}: that exits agree shows little")
+        return
+    if answers.decision is None:
+        return
+    above = answers.given(full)
+    if above.all() or not above.any():
+        scores = answers.scores(full)
+        warn(
+            f"the full model's scores of all {len(full)} texts lie on one side of the decision {answers.decision:g} (they are "
+            f"{float(scores.min()):.3g} to {float(scores.max()):.3g}): that they stay there shows little"
+        )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from geep_triton.exit_config import Promises
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,10 @@ class Calibration:
     """What `calibrate` found.
 
     Attributes:
-        promise: its name ("agreement", "max_accuracy_drop", "mean_depth" or "speedup") and its value.
+        promises: name -> value, as `calibrate` was asked for them.
         method: "learn-then-test" or "conformal"; see `calibrate`.
-        confidence: with which "agreement" or "max_accuracy_drop" holds for texts like those of the calibration. None: it holds
-            on average, or another promise was asked for.
+        confidence: with which each promise on answers holds for texts like those of the calibration. None: it holds on average,
+            or a budget was asked for.
         samples: how many samples there were.
         dtype: in which the engine ran; the promise holds in no other.
         device: kind of device on which it ran, "cpu" or "cuda"; below float32 each rounds in its own way.
@@ -49,6 +52,8 @@ class Calibration:
         truncation: whether it cut longer samples.
         exit_table: digest of the model's exit table; None: it had none.
         exit_temperatures: of the model.
+        decision: of the model, see `ExitConfig`.
+        tolerance: the same.
         chosen: the fastest candidate; with "mean_depth" and "speedup" the candidate that agrees most.
         candidates: full depth, and the best setting of each family that keeps the promise, all measured. With "conformal" the
             chosen policy is not among them: its setting comes from samples that had no part in the choice of its family.
@@ -56,7 +61,7 @@ class Calibration:
         curve: the settings of the chosen family, from cautious to bold. Some of them are measured.
     """
 
-    promise: tuple[str, float]
+    promises: Promises
     method: str
     confidence: float | None
     samples: int
@@ -66,10 +71,17 @@ class Calibration:
     truncation: bool
     exit_table: str | None
     exit_temperatures: list[float] | None
+    decision: float | tuple[float, ...] | None
+    tolerance: float | None
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     unsafe: tuple[str, ...]
-    curve: tuple[Candidate, ...]
+    curve: tuple[Candidate, ...] = field(repr=False)  # dozens
+
+    @property
+    def promise(self) -> tuple[str, float | Mapping[str, float]]:
+        """The first promise: its name and value."""
+        return next(iter(self.promises.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """As it is saved in the model's `exit_config.calibration`, with the measured points of the curve only."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
+from geep_triton.answers import Answers, OneClass, Score
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.policies.leave import Leave, Patient, Sure
+from geep_triton.policies.leave import Far, Leave, Patient, Steady, Sure
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, Start, TableAgreement, TableExit
 
@@ -29,8 +29,12 @@ TRIED = (
     *("threshold", "threshold per layer", "margin", CONSTANT),
     *("predicted+threshold", "predicted+threshold per layer", "predicted, learned", "predicted, learned+threshold"),
     *("allocated", "allocated+threshold"),
+    # Of scores and label sets.
+    *("distance", "distance per layer", "steady", "steady per layer"),
+    *("predicted+distance", "predicted+distance per layer", "predicted, learned+distance", "allocated+distance"),
 )
-PLAIN = ("threshold", "threshold per layer", "margin")  # they look at no tokens and score from the first exit on
+# They look at no tokens and score from the first exit on.
+PLAIN = ("threshold", "threshold per layer", "margin", "distance", "distance per layer", "steady", "steady per layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,36 +42,51 @@ class FitSamples:
     """The recorded exits of samples to which families are fitted. Other samples judge the families.
 
     Attributes:
-        uncertainty: [N, E - 1] normalized entropy at the early exits, infinite where the sample is not scored.
+        uncertainty: criterion -> [N, E - 1], its value at the early exits, infinite where the sample is not scored.
         agrees: [N, E - 1] bool, whether each early exit gives the last exit's answer.
         layers: the layers of the E exits.
         score_cost: of a sample at an exit, in layers.
     """
 
-    uncertainty: torch.Tensor
+    uncertainty: Mapping[str, torch.Tensor]
     agrees: torch.Tensor
     layers: tuple[int, ...]
     score_cost: float
 
     @classmethod
-    def of(cls, record: EveryExit, layers: Sequence[int], score_cost: float) -> FitSamples:
+    def of(cls, record: EveryExit, layers: Sequence[int], score_cost: float, answers: Answers) -> FitSamples:
         """Make them of every exit's answers to N samples."""
-        answers = record.logits.argmax(-1)
-        agrees = answers[:, :-1] == answers[:, -1:]
-        return cls(record.uncertainty(layers)[:, :-1], agrees, tuple(layers), score_cost)
+        agrees = answers.agree(record.logits[:, :-1], record.logits[:, -1:])
+        criteria = ["normalized_entropy"] if isinstance(answers, OneClass) else []
+        criteria += ["distance"] if answers.cuts is not None else []
+        criteria += ["change"] if isinstance(answers, Score) else []
+        uncertainty = {name: record.uncertainty(layers, name, answers.cuts)[:, :-1] for name in criteria}
+        return cls(uncertainty, agrees, tuple(layers), score_cost)
 
-    @cached_property
-    def thresholds(self) -> list[dict[int, float]]:
+    def thresholds(self, criterion: str) -> list[dict[int, float]]:
         """Layer -> threshold, from cautious to bold.
 
-        The boldest thresholds under which nobody here left with a wrong answer are scaled down first, since on other samples
-        somebody will. The later ones allow ever larger shares of wrong answers among those who leave at a layer.
+        The boldest thresholds under which nobody here left with a wrong answer are made more cautious first, since on other
+        samples somebody will. The later ones allow ever larger shares of wrong answers among those who leave at a layer.
         """
-        shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
-        found = [thresholds_at(self.uncertainty, self.agrees, share) for share in shares]
+        shares, uncertainty = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist(), self.uncertainty[criterion]
+        found = [thresholds_at(uncertainty, self.agrees, share) for share in shares]
         parts = torch.logspace(-2, 0, CAUTIOUS_SETTINGS + 1).tolist()[:-1]
-        cautious = [tuple(None if value is None else part * value for value in found[0]) for part in parts]
-        return [drop_exits_that_do_not_pay(self, thresholds) for thresholds in cautious + found]
+        cautious = [tuple(None if value is None else _more_cautious(value, part) for value in found[0]) for part in parts]
+        if criterion == "change":  # an exit that is left out would change what the next one is compared with
+            return [self._all_exits(thresholds) for thresholds in cautious + found]
+        return [drop_exits_that_do_not_pay(self, uncertainty, thresholds) for thresholds in cautious + found]
+
+    def _all_exits(self, thresholds: Sequence[float | None]) -> dict[int, float]:
+        """Layer -> threshold for every early exit; nothing where nobody leaves at any."""
+        if all(value is None for value in thresholds):
+            return {}
+        return {layer: value or 0.0 for layer, value in zip(self.layers[:-1], thresholds, strict=True)}
+
+
+def _more_cautious(threshold: float, part: float) -> float:
+    """A part of a threshold from 0 up. A distance is a threshold below 0, and grows instead."""
+    return part * threshold if threshold >= 0 else threshold / part
 
 
 @dataclass(frozen=True)
@@ -154,27 +173,55 @@ Leaves = Callable[[FitSamples], Sequence[Leave | None]]  # makes leaves from cau
 
 
 def _leaves(model: MultiExitBert) -> dict[str, Leaves]:
-    """Name -> what makes the leaves of that name."""
-    grid, exits = torch.logspace(-4, 0, SETTINGS).tolist(), len(model.config.exit_layers)
-    leaves: dict[str, Leaves] = {"threshold": lambda fit: [Sure(value) for value in grid], "threshold per layer": _per_layer}
-    if model.config.num_labels > 2:  # for two classes the margin orders samples as the entropy does
-        leaves["margin"] = lambda fit: [Sure(value, "margin") for value in grid]
-    if exits > 2:  # the first exit has no exit before it to agree with
-        leaves["patience"] = lambda fit: [Patient(patience) for patience in range(exits - 2, 0, -1)]
-        leaves["patience of sure exits"] = lambda fit: [Patient(2, value) for value in grid]
+    """Name -> what makes the leaves of that name, for the kind of the model's answers."""
+    answers, exits = model.answers, len(model.config.exit_layers)
+    grid = torch.logspace(-4, 0, SETTINGS).tolist()
+    leaves: dict[str, Leaves] = {}
+    if isinstance(answers, OneClass):
+        leaves = {"threshold": lambda fit: [Sure(value) for value in grid], "threshold per layer": _per_layer}
+        if model.config.num_labels > 2:  # for two classes the margin orders samples as the entropy does
+            leaves["margin"] = lambda fit: [Sure(value, "margin") for value in grid]
+        if exits > 2:  # the first exit has no exit before it to agree with
+            leaves["patience"] = lambda fit: [Patient(patience) for patience in range(exits - 2, 0, -1)]
+            leaves["patience of sure exits"] = lambda fit: [Patient(2, value) for value in grid]
+        return leaves
+    if answers.cuts is not None:
+        distances = torch.logspace(3, -3, SETTINGS).tolist()  # for scores of any unit
+        leaves = {"distance": lambda fit: [Far(value) for value in distances], "distance per layer": _distance_per_layer}
+    if isinstance(answers, Score) and exits > 2:
+        tolerance = answers.tolerance
+        if tolerance is not None:
+            changes = [tolerance * part for part in torch.logspace(-2, 1, SETTINGS).tolist()]
+            leaves["steady"] = lambda fit: [Steady(value) for value in changes]
+        leaves["steady per layer"] = _steady_per_layer
     return leaves
 
 
 def _per_layer(fit: FitSamples) -> list[Leave | None]:
     """Leaves with a threshold for each layer, one for every share of wrong answers."""
-    return [Sure(tuple(found.values()), layers=tuple(found)) if found else None for found in fit.thresholds]
+    found = fit.thresholds("normalized_entropy")
+    return [Sure(tuple(of.values()), layers=tuple(of)) if of else None for of in found]
+
+
+def _distance_per_layer(fit: FitSamples) -> list[Leave | None]:
+    """The same with a distance for each layer: how far from the cut a score must be there, as was learned from its errors."""
+    found = fit.thresholds("distance")
+    return [Far(tuple(abs(value) for value in of.values()), layers=tuple(of)) if of else None for of in found]
+
+
+def _steady_per_layer(fit: FitSamples) -> list[Leave | None]:
+    """The same with a change for each layer: how little a score may change there."""
+    return [Steady(tuple(of.values()), layers=tuple(of)) if of else None for of in fit.thresholds("change")]
+
+
+FITTED = (_per_layer, _distance_per_layer, _steady_per_layer)
 
 
 def _family(start_name: str, start: Start, leave_name: str, leaves: Leaves) -> Family:
     def policies(fit: FitSamples) -> list[Policy]:
         return [Policy(LastLayer()) if leave is None else Policy(start, leave) for leave in leaves(fit)]
 
-    return Family(f"{start_name}+{leave_name}".removeprefix("+"), policies, fitted=leaves is _per_layer)
+    return Family(f"{start_name}+{leave_name}".removeprefix("+"), policies, fitted=leaves in FITTED)
 
 
 def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float | None, ...]:
@@ -195,13 +242,15 @@ def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float)
     return tuple(float(values[count - 1, layer]) if count else None for layer, count in enumerate(last.tolist()))
 
 
-def drop_exits_that_do_not_pay(fit: FitSamples, thresholds: Sequence[float | None]) -> dict[int, float]:
+def drop_exits_that_do_not_pay(
+    fit: FitSamples, uncertainty: torch.Tensor, thresholds: Sequence[float | None]
+) -> dict[int, float]:
     """Layer -> threshold, for the exits at which scoring saves more than it costs, or for one exit if there is none.
 
     This is greedy: as long as samples get cheaper without some exit, the exit that costs most is dropped.
     """
     layers = torch.tensor(fit.layers, dtype=torch.float64)
-    leaves = fit.uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
+    leaves = uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
     kept = [exit_ for exit_, value in enumerate(thresholds) if value is not None]
     cost = _mean_cost(leaves, layers, kept, fit.score_cost)
     while len(kept) > 1:

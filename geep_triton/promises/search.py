@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import EveryExit
-from geep_triton.exit_config import PROMISES_ON_ANSWERS
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.start import LastLayer
 from geep_triton.promises.calibration import Candidate
+from geep_triton.promises.choosing import choose_setting
 from geep_triton.promises.families import CONSTANT, Family, FitSamples
 from geep_triton.promises.judge import Judge
-from geep_triton.promises.terms import choose_setting
+from geep_triton.promises.terms import Term
 from geep_triton.timing import in_turns
 
 SEED = 0
@@ -43,7 +43,7 @@ class Samples:
     Attributes:
         inputs: N inputs.
         record: every exit's answers to them.
-        truth: [N] int64, their labels; None: not known.
+        truth: their true answers, as `geep_triton.engine.truth.true_answers` gives them; None: not known.
     """
 
     inputs: list[Any]
@@ -59,7 +59,7 @@ class Search:
         samples: they judge, in a random order.
         families: the families of policies to search.
         confidences: family -> the confidence of its own test; None: a promise on average.
-        promise: its name and value.
+        terms: the promises on answers, or the budget.
         method: "learn-then-test" or "conformal".
         rounds, speed_samples: see `geep_triton.promises.calibrate.calibrate`.
     """
@@ -70,23 +70,24 @@ class Search:
         samples: Samples,
         families: Sequence[Family],
         confidences: Mapping[str, float | None],
-        promise: tuple[str, float],
+        terms: Sequence[Term],
         method: str,
         rounds: int,
         speed_samples: int,
     ) -> None:
-        self.engine, self.confidences, self.promise, self.rounds = engine, confidences, promise, rounds
+        self.engine, self.confidences, self.terms, self.rounds = engine, confidences, terms, rounds
         self.conformal = method == "conformal"
         model, record, skip = engine.model, samples.record, engine.policy.skip
         self.num_layers = model.config.num_hidden_layers
         self.full_depth = Policy(LastLayer(), skip=skip)
         self.half = len(samples.inputs) // 2
         order = torch.randperm(len(samples.inputs), generator=torch.Generator().manual_seed(SEED))
-        fit = FitSamples.of(record.select(order[: self.half]), model.config.exit_layers, engine.layer_costs.stop_layers)
+        stop_layers = engine.layer_costs.stop_layers
+        fit = FitSamples.of(record.select(order[: self.half]), model.config.exit_layers, stop_layers, model.answers)
         self.policies = {family.name: [replace(policy, skip=skip) for policy in family.policies(fit)] for family in families}
         # What a family was fitted to does not judge it.
         self.unfitted = {family.name: slice(self.half if family.fitted else 0, None) for family in families}
-        judge = Judge(model, record, samples.truth, order)
+        judge = Judge(model, record, samples.truth, order, terms)
         self.judged = {
             name: [judge(policy, name, self.unfitted[name]) for policy in several]
             for name, several in tqdm(self.policies.items(), desc="calibrate", disable=not engine.progress)
@@ -100,20 +101,20 @@ class Search:
     def run(self) -> tuple[Candidate, tuple[Candidate, ...], tuple[str, ...], tuple[Candidate, ...]]:
         """Search. Returns what `Calibration` calls chosen, candidates, unsafe and curve."""
         found = self._measure_boldest()
-        chosen = _best(list(chain(*found.values())), self.promise)
-        kept = {name: _within(found[name], self.promise) for name in self.policies}
+        chosen = _best(list(chain(*found.values())), self.terms)
+        kept = {name: _within(found[name], self.terms) for name in self.policies}
         candidates = found["full"] + [_most_faithful(several) for several in kept.values() if several]
         if self.conformal and chosen.family != "full":
             # The first half has chosen the family. The second half had no part in that, and chooses its setting.
             index = self.choose(chosen.family, slice(self.half, None), self.num_layers)
             again = self.measure({} if index is None else {chosen.family: [index]})
-            chosen = _best(list(chain(*again.values())), self.promise)
+            chosen = _best(list(chain(*again.values())), self.terms)
         unsafe = tuple(name for name, several in kept.items() if not several)
         return chosen, tuple(candidates), unsafe, tuple(self._curve(chosen))
 
     def choose(self, name: str, judging: slice, num_layers: float) -> int | None:
         """Index of the setting to take of a family, judged by the samples `judging`; see `choose_setting`."""
-        return choose_setting(self.judged[name], self.promise, self.confidences[name], judging, num_layers)
+        return choose_setting(self.judged[name], self.terms, self.confidences[name], judging, num_layers)
 
     def measure(self, settings: Settings) -> Measured:
         """Measure these settings and full depth in turns."""
@@ -132,14 +133,14 @@ class Search:
         settings: Settings = {name: [] for name in judging}
         found: Measured = {}
         too_slow = list(judging)
-        for _ in range(ATTEMPTS if self.promise[0] == "speedup" else 1):
+        for _ in range(ATTEMPTS if self.terms[0].name == "speedup" else 1):
             for name in too_slow:
                 index = self.choose(name, judging[name], layers_gained[name])
                 if index is not None and index not in settings[name]:
                     settings[name].append(index)
             # All of them are measured again: one that was held up must not pass for slow.
             found = self.measure(settings)
-            too_slow = [name for name in settings if settings[name] and not _within(found[name], self.promise)]
+            too_slow = [name for name in settings if settings[name] and not _within(found[name], self.terms)]
             layers_gained |= {name: found[name][-1].mean_layers * (found[name][-1].speed_up or 1.0) for name in too_slow}
             if not too_slow:
                 break
@@ -184,20 +185,21 @@ def _timed(candidate: Candidate, speed: float, full: float) -> Candidate:
     return replace(candidate, samples_per_second=speed, speed_up=speed / full)
 
 
-def _best(candidates: list[Candidate], promise: tuple[str, float]) -> Candidate:
+def _best(candidates: list[Candidate], terms: Sequence[Term]) -> Candidate:
     """The candidate to take: the fastest for a promise on answers, else the one that agrees most of all that are cheap enough.
 
     The first candidate is full depth. For a promise on answers a constant depth must be `CLEARLY_FASTER` than the others.
     """
-    name, value = promise
-    if name in PROMISES_ON_ANSWERS:
+    if terms[0].on_answers:
         # A policy that runs as many layers as full depth is no faster, whatever was measured.
         saving = [candidate for candidate in candidates if candidate.mean_layers < candidates[0].mean_layers]
         return max(candidates[:1] + saving, key=_handicapped_speed)
-    cheap = _within(candidates, promise)
+    cheap = _within(candidates, terms)
     if not cheap:
         best = max(candidates, key=lambda candidate: candidate.speed_up or 0.0)
-        raise ValueError(f"no policy is {value:g} times as fast here; {best.policy} reaches {best.speed_up or 0.0:.2f}")
+        raise ValueError(
+            f"no policy is {terms[0].value:g} times as fast here; {best.policy} reaches {best.speed_up or 0.0:.2f}"
+        )
     return _most_faithful(cheap)
 
 
@@ -205,9 +207,9 @@ def _handicapped_speed(candidate: Candidate) -> float:
     return (candidate.samples_per_second or 0.0) / (CLEARLY_FASTER if candidate.family == CONSTANT else 1)
 
 
-def _within(candidates: list[Candidate], promise: tuple[str, float]) -> list[Candidate]:
+def _within(candidates: list[Candidate], terms: Sequence[Term]) -> list[Candidate]:
     """The candidates that are as cheap as was asked; all of them for a promise on answers."""
-    name, value = promise
+    name, value = terms[0].name, terms[0].value
     if name == "speedup":
         return [candidate for candidate in candidates if (candidate.speed_up or 0.0) >= value]
     return [candidate for candidate in candidates if name != "mean_depth" or candidate.mean_layers <= value]

@@ -26,9 +26,9 @@ def simulate(
     """
     exit_layers, last = model.config.exit_layers, model.config.num_hidden_layers
     stops, rule = policy.stops(model, tokens), policy.rule(model)
-    previous, streak = torch.full_like(stops, -1), torch.zeros_like(stops, dtype=torch.int32)
     if rule is None:
         return torch.searchsorted(torch.tensor(exit_layers), stops)
+    previous, streak = rule.nothing_remembered(len(stops), "cpu")
     for layer in sorted(rule.thresholds):
         stopping = stops == layer
         if skipped is not None:

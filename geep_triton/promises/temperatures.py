@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from geep_triton.answers import check_kind_of
 from geep_triton.checks import check_int, check_kind, check_tensor
-from geep_triton.engine.checks import as_list, label_ids
+from geep_triton.engine.checks import as_list
 from geep_triton.engine.engine import Engine
+from geep_triton.engine.truth import true_answers
 from geep_triton.tokens.samples import Inputs
 from geep_triton.warn import warn
 
@@ -47,27 +50,34 @@ class TemperatureFit:
         return cls(tuple(found), errors(before or [1.0] * len(found)), errors(found))
 
 
-def fit_temperatures(engine: Engine, inputs: Inputs, labels: Sequence[str | int]) -> TemperatureFit:
+def fit_temperatures(engine: Engine, inputs: Inputs, labels: Sequence[Any]) -> TemperatureFit:
     """Fit a temperature to each exit, so that its probabilities mean what they say. Answers stay the same.
+
+    The model has classes, or sets of labels that are given from a probability of .5 on: with another decision, a temperature
+    would change the answers.
 
     Do this first: thresholds, an exit table and a calibration that were made before mean something else afterwards.
 
     Args:
         engine: its model keeps the temperatures, in `model.exit_config.temperatures`, and saves them.
         inputs: texts as for `calibrate`. The model was not trained on them.
-        labels: names or ids, one per text.
+        labels: one per text: a name or an id; for sets of labels a list of names.
 
     Returns:
         One temperature per exit, and the expected calibration error of each exit before and after.
 
     Raises:
-        ValueError: labels do not fit, which is told before anything runs; and whatever `predict` raises.
+        ValueError: the model has scores, or another decision; labels do not fit, which is told before anything
+            runs; and whatever `predict` raises.
         TypeError: `engine` is no engine, or inputs have another type.
     """
     check_kind("engine", engine, Engine)
     model, inputs = engine.model, as_list(inputs)
-    served = model.exit_config
-    truth = label_ids(labels, len(inputs), model.config.label2id)
+    check_kind_of(model.config, ("classes", "label sets"), "fit_temperatures")
+    served, cuts = model.exit_config, model.answers.cuts
+    if cuts is not None and any(cuts):
+        raise ValueError(f"fit_temperatures needs decision=0.5 or None, since others change the answers, got {served.decision}")
+    truth = true_answers(labels, len(inputs), model.config)
     record = engine.every_exit(inputs)
     logits, counted = record.logits, None
     if served.temperatures is not None:
@@ -84,12 +94,20 @@ def fit_temperatures(engine: Engine, inputs: Inputs, labels: Sequence[str | int]
     return found
 
 
+def check_labels(labels: torch.Tensor) -> None:
+    """Raise unless labels are classes [N] int64 or sets of labels [N, C] bool."""
+    if isinstance(labels, torch.Tensor) and labels.ndim == 2:
+        check_tensor("labels", labels, 2, torch.bool)
+    else:
+        check_tensor("labels", labels, 1, torch.int64)
+
+
 def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None) -> list[float]:
     """The temperature of each exit at which its probabilities fit the labels best (least cross entropy).
 
     Args:
         logits: [N, E, C], at temperature 1, of texts that the model was not trained on.
-        labels: [N] int64.
+        labels: [N] int64 classes, or [N, C] bool sets of labels.
         counted: [N, E] bool, the samples by which each exit is judged; None: all.
 
     Returns:
@@ -99,11 +117,11 @@ def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch
         ValueError: there are no samples, or shapes differ.
     """
     check_tensor("logits", logits, 3)
-    check_tensor("labels", labels, 1, torch.int64)
+    check_labels(labels)
     if not len(labels) or len(labels) != len(logits):
         raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
     logits = logits.double()
-    targets = labels[:, None].expand(logits.shape[:2])
+    targets = labels[:, None].expand(logits.shape[:2] if labels.ndim == 1 else logits.shape)
     # Cross entropy is convex in the inverse temperature. Its logarithm is fitted, which keeps it positive.
     log_inverse = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
@@ -111,7 +129,10 @@ def best_temperatures(logits: torch.Tensor, labels: torch.Tensor, counted: torch
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         scaled = logits * log_inverse.exp()[:, None]
-        losses = F.cross_entropy(scaled.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        if labels.ndim == 1:
+            losses = F.cross_entropy(scaled.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        else:
+            losses = F.binary_cross_entropy_with_logits(scaled, targets.double(), reduction="none").sum(-1)
         loss = (losses if counted is None else losses * counted).mean()
         loss.backward()
         return loss
@@ -126,15 +147,20 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins:
 
     Args:
         logits: [N, C].
-        labels: [N] int64.
+        labels: [N] int64 classes, or [N, C] bool sets of labels, where each label counts as a sample of two classes.
         bins: into how many bins the highest probability, 0..1, is cut.
     """
     check_tensor("logits", logits, 2)
-    check_tensor("labels", labels, 1, torch.int64)
+    check_labels(labels)
     check_int("bins", bins, 1)
     if not len(labels) or len(labels) != len(logits) or not logits.shape[1]:
         raise ValueError(f"labels must be one per sample ({len(logits)}, at least 1), got {len(labels)}")
-    confidence, prediction = logits.double().softmax(-1).max(-1)
+    if labels.ndim == 1:
+        confidence, prediction = logits.double().softmax(-1).max(-1)
+        right = prediction == labels
+    else:
+        confidence = logits.double().abs().sigmoid().flatten()
+        right = ((logits >= 0) == labels).flatten()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    excess = confidence - (prediction == labels).double()
-    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, index, excess).abs().sum() / len(labels))
+    excess = confidence - right.double()
+    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, index, excess).abs().sum() / len(right))

@@ -9,8 +9,9 @@ import torch
 
 from geep_triton.checks import check_choice, shorten
 from geep_triton.compat import BertLayer, attention_implementation, has_onednn
+from geep_triton.modeling.converted import Converted, Rounded
 from geep_triton.modeling.heads import build_heads
-from geep_triton.modeling.model import Converted, MultiExitBert, Rounded, additive_mask
+from geep_triton.modeling.model import MultiExitBert, additive_mask
 from geep_triton.runners.base import Runner
 from geep_triton.runners.compiled import CompiledRunner
 from geep_triton.runners.graphed import GraphsRunner
@@ -214,8 +215,9 @@ def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
     own = dtype_name(model)
     if model.device.type != "cuda":
         return own
-    if calibrated and model.exit_config.calibration is not None:
-        return model.exit_config.calibration.get("dtype", own)
+    calibration = model.exit_config.calibration or model.exit_config.ranking_calibration
+    if calibrated and calibration is not None:
+        return calibration.get("dtype", own)
     half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return half if own == "float32" else own
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from geep_triton.checks import check_choice, check_kind
-from geep_triton.ops.exit_scores import CRITERIA
+from geep_triton.checks import check_choice, check_kind, shorten
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import PredictedExits, ScoreTable, choose_exits, predict_exits
@@ -20,7 +19,7 @@ from geep_triton.saving import reading, replacing, saved_digests
 from geep_triton.table.allocate import DEFAULT_AGREEMENT, allocate, price_for
 from geep_triton.table.files import learned_tensors, read_table, save_table
 from geep_triton.table.learned import LearnedValues, learn, length_bucket
-from geep_triton.table.records import ExitRecords, TableSettings, first_sure_exit
+from geep_triton.table.records import AGREEMENT, TABLE_CRITERIA, ExitRecords, TableSettings, first_sure_exit
 from geep_triton.tokens.ragged import Tokens, to_device
 
 VALUES = ("counts", "learned")
@@ -47,7 +46,7 @@ class ExitTable:
         exit_counts: [E] int64, the number of samples that left at each exit.
         exit_layers: the layers of the E exits, ascending.
         settings: threshold, n-gram order, smoothing, reduction.
-        criterion: the uncertainty that is compared with the threshold.
+        criterion: the uncertainty that is compared with the threshold, or "agreement"; see `build_exit_table`.
         vocab_size: size of the model's vocabulary.
         fingerprint: fingerprint of the tokenizer.
         special_ids: token ids that are never counted.
@@ -100,7 +99,7 @@ class ExitTable:
         Raises:
             ValueError: there are no samples, an uncertainty is NaN, ids are outside the vocabulary, or shapes do not fit.
         """
-        check_choice("criterion", criterion, CRITERIA)
+        check_choice("criterion", criterion, TABLE_CRITERIA)
         records.check(len(exit_layers))
         for name, values in (("records.tokens", records.tokens.ids), ("special_ids", torch.tensor(special_ids))):
             if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < vocab_size:
@@ -139,8 +138,11 @@ class ExitTable:
             **settings: new values of threshold, ngram, smoothing, reduction.
 
         Raises:
-            ValueError: the table has no records and the new settings need them (threshold, ngram).
+            ValueError: the table has no records and the new settings need them (threshold, ngram); or there is a threshold for
+                the criterion "agreement", which takes none.
         """
+        if self.criterion == AGREEMENT and settings.get("threshold", self.settings.threshold) != self.settings.threshold:
+            raise ValueError(f"criterion {AGREEMENT!r} takes no threshold, got {shorten(settings['threshold'])}")
         changed = replace(self.settings, **settings)
         if (changed.threshold, changed.ngram) == (self.settings.threshold, self.settings.ngram):
             return replace(self, settings=changed)

@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from geep_triton.checks import check_choice, check_int, shorten
-from geep_triton.ops.exit_scores import CRITERIA
 from geep_triton.ops.reference.ngrams import EMPTY
 from geep_triton.saving import Replacement
 from geep_triton.table.learned import LENGTH_BUCKETS, LearnedValues
-from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.table.records import TABLE_CRITERIA, ExitRecords, TableSettings
 from geep_triton.tensor_files import open_tensors, tensors_digest
 from geep_triton.tokens.ragged import Tokens
 
@@ -194,7 +193,7 @@ def _check_header(header: Any) -> None:
     for name in ("fingerprint", "criterion", "weights"):
         if not isinstance(header.get(name, ""), str):
             raise TypeError(f"{name} must be a string, got {shorten(header[name])}")
-    check_choice("criterion", header["criterion"], CRITERIA)
+    check_choice("criterion", header["criterion"], TABLE_CRITERIA)
 
 
 def _check_counts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

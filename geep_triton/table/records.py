@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from geep_triton.checks import check_choice, check_int, check_number, check_tensor
+from geep_triton.ops.exit_scores import CLASS_CRITERIA
 from geep_triton.ops.predict_exits import REDUCTIONS
 from geep_triton.ops.reference.ngrams import MAX_NGRAM
 from geep_triton.tokens.ragged import Tokens
+
+AGREEMENT = "agreement"  # the criterion by which a sample leaves where it has its final answer
+TABLE_CRITERIA = (*CLASS_CRITERIA, AGREEMENT)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
+from geep_triton.answers import check_kind_of
 from geep_triton.checks import check_int, check_kind, check_tensor, shorten
 from geep_triton.data import Row
 from geep_triton.modeling.model import MultiExitBert
@@ -91,12 +92,17 @@ def full_model_teacher(
         data_collator: pads the batches.
         dataset: the samples to answer.
         class_weights: see `MultiExitTrainer`.
+
+    Raises:
+        ValueError: while teaching: the model has no classes, so that its answers are neither right nor wrong.
     """
 
     def teach(fold: Dataset) -> torch.Tensor:
         recipe = get_recipe("fastbert", finetune=1.0)  # finetune=1 is plain fine-tuning
+        model = make_model()
+        check_kind_of(model.config, ("classes",), "a cross review")
         trainer = MultiExitTrainer(
-            model=make_model(),
+            model=model,
             args=args,
             train_dataset=fold,
             data_collator=data_collator,

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from geep_triton.checks import check_choice
-from geep_triton.training.losses import distillation_loss
+from geep_triton.training.losses import CLASSES, Objective
 
 PAIRINGS = ("next", "last", "deeper", "teacher")
 ORDERS = ("together", "shallow_to_deep")
@@ -60,6 +60,7 @@ def layerwise_distillation_loss(
     teacher_logits: torch.Tensor | None = None,
     progress: float = 0.0,
     order: str = "together",
+    objective: Objective | None = None,
 ) -> torch.Tensor:
     """Sum over the students of T^2 KL(sg teacher || student), averaged over the teachers of each student (*our
     reconstruction*).
@@ -71,6 +72,7 @@ def layerwise_distillation_loss(
         teacher_logits: [B, C] of an external model, only for pairing "teacher".
         progress: share of the training that is over, 0..1.
         order: as in `active_layers`.
+        objective: its `imitate` is taken instead of the KL. None: classes.
 
     Returns:
         Scalar.
@@ -78,6 +80,7 @@ def layerwise_distillation_loss(
     Raises:
         ValueError: the pairing or the order is unknown.
     """
+    imitate = (objective or CLASSES).imitate
     if pairing == "teacher":
         if teacher_logits is None:
             raise ValueError("pairing 'teacher' needs teacher_logits")
@@ -86,10 +89,7 @@ def layerwise_distillation_loss(
         pairs = [(exit_logits[i], [exit_logits[j] for j in js]) for i, js in exit_pairs(len(exit_logits), pairing)]
     active = pairs[: active_layers(len(pairs), progress, order)]
     return sum(
-        (
-            torch.stack([distillation_loss(student, teacher, temperature) for teacher in teachers]).mean()
-            for student, teachers in active
-        ),
+        (torch.stack([imitate(student, teacher, temperature) for teacher in teachers]).mean() for student, teachers in active),
         start=exit_logits[0].new_zeros(()),
     )
 

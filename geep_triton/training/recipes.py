@@ -13,27 +13,34 @@ import torch
 from geep_triton.checks import check_bool, check_choice, check_number
 from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.training.distillation import ORDERS, PAIRINGS, feature_loss, layerwise_distillation_loss
-from geep_triton.training.losses import cross_entropy, geep_loss, joint_loss, self_distillation_loss
+from geep_triton.training.losses import geep_loss, joint_loss, self_distillation_loss
 from geep_triton.training.smartbert import smartbert
 from geep_triton.training.stages import Batch, Recipe, Stage, asked
 
 EXITS = {"output_exit_logits": True}
 
 
+def _learned(exit_logits: Sequence[torch.Tensor], batch: Batch, exit_weights: Sequence[float] | None = None) -> torch.Tensor:
+    """The sum of what exits lose on the labels."""
+    return joint_loss(exit_logits, asked(batch.labels), exit_weights, batch.class_weights, batch.objective)
+
+
 def _geep_loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-    return geep_loss(asked(output.exit_logits), asked(output.shared_logits), asked(batch.labels), batch.class_weights)
+    return geep_loss(
+        asked(output.exit_logits), asked(output.shared_logits), asked(batch.labels), batch.class_weights, batch.objective
+    )
 
 
 def _last_exit_loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-    return cross_entropy(asked(output.logits), asked(batch.labels), batch.class_weights)
+    return batch.objective.learn(asked(output.logits), asked(batch.labels), batch.class_weights)
 
 
 def _joint_loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-    return joint_loss(asked(output.exit_logits), asked(batch.labels), class_weights=batch.class_weights)
+    return _learned(asked(output.exit_logits), batch)
 
 
 def _self_distillation_loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-    return self_distillation_loss(asked(output.exit_logits))
+    return self_distillation_loss(asked(output.exit_logits), batch.objective)
 
 
 def geep() -> Recipe:
@@ -60,7 +67,7 @@ def pabee() -> Recipe:
 
     def loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
         weights = [layer / sum(batch.exit_layers) for layer in batch.exit_layers]
-        return joint_loss(asked(output.exit_logits), asked(batch.labels), weights, batch.class_weights)
+        return _learned(asked(output.exit_logits), batch, weights)
 
     return Recipe("pabee", (Stage(loss, EXITS),))
 
@@ -119,7 +126,7 @@ def deebert(finetune: float = 0.5) -> Recipe:
     """
 
     def loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
-        return joint_loss(asked(output.exit_logits)[:-1], asked(batch.labels), class_weights=batch.class_weights)
+        return _learned(asked(output.exit_logits)[:-1], batch)
 
     return _two_steps("deebert", finetune, Stage(loss, EXITS))
 
@@ -163,10 +170,10 @@ def distillation(
     def loss(output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
         exits = asked(output.exit_logits)
         schedule: dict[str, Any] = {"pairing": pairing, "progress": batch.progress, "order": order}
-        total = joint_loss(exits, asked(batch.labels), class_weights=batch.class_weights)
+        total = _learned(exits, batch)
         if alpha:
             total = total + alpha * layerwise_distillation_loss(
-                exits, temperature=temperature, teacher_logits=batch.teacher_logits, **schedule
+                exits, temperature=temperature, teacher_logits=batch.teacher_logits, objective=batch.objective, **schedule
             )
         if feature:
             states = [asked(output.hidden_states)[layer] for layer in batch.exit_layers]

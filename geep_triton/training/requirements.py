@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,7 +12,11 @@ from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedMode
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from geep_triton.answers import is_logistic, kind_of
 from geep_triton.checks import shorten
+from geep_triton.config import MultiExitBertConfig
+from geep_triton.exit_config import LARGEST_SCORE
+from geep_triton.labels import check_label_sets, check_scores, check_targets
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.stages import Recipe
@@ -128,6 +132,8 @@ def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe:
     own, other = model.config, teacher.config
     if own.num_labels != other.num_labels:
         raise ValueError(f"teacher has {other.num_labels} classes, the model {own.num_labels}")
+    if is_logistic(own) != (other.problem_type == "multi_label_classification"):
+        raise ValueError(f"teacher has the problem_type {other.problem_type!r}, the model {own.problem_type!r}")
     if _has_names(own) and _has_names(other) and own.id2label != other.id2label:
         raise ValueError(f"teacher has the classes {shorten(other.id2label)}, the model {shorten(own.id2label)}")
     if own.vocab_size != other.vocab_size:
@@ -143,36 +149,79 @@ def _has_names(config: PretrainedConfig) -> bool:
 
 @torch.no_grad()
 def teacher_logits(teacher: PreTrainedModel, features: Mapping[str, Any]) -> torch.Tensor:
-    """Logits [B, C] of the teacher on a batch."""
-    return teacher(**features).logits
+    """Logits [B, C] of the teacher on a batch, at its full depth."""
+    # Without this, a teacher that transformers' Auto classes loaded would answer by its own policy.
+    depth = {"exit_layer": teacher.config.num_hidden_layers} if isinstance(teacher, MultiExitBert) else {}
+    return teacher(**features, **depth).logits
 
 
-def check_labels(name: str, dataset: Any, num_labels: int) -> bool:
+def check_labels(name: str, dataset: Any, config: MultiExitBertConfig) -> bool:
     """Check the labels of a data set before the training, where they can be read without running the user's code.
 
     Args:
         name: the name of the data set in errors.
         dataset: the data set.
-        num_labels: number of classes.
+        config: the model's kind of answers and number of labels.
 
     Returns:
         Whether the labels were checked. If False, they are checked batch by batch.
 
     Raises:
-        ValueError: there are no rows, or a label is not a class (the error names it and its row).
+        ValueError: there are no rows, or a label does not fit (the error names it and its row).
     """
     if has_length(dataset) and not len(dataset):
         raise ValueError(f"{name} has no rows")
     labels = dataset.labels if isinstance(dataset, TextDataset) else _label_column(dataset)
     if labels is None:
         return False
+    fits, expected = _label_check(config)
     for row, label in enumerate(labels):
-        if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= int(label) < num_labels:
+        if not fits(label):
             raise ValueError(
-                f"{name}: row {row} has the label {shorten(label)}, expected one of the classes 0..{num_labels - 1}"
-                + (" (drop rows without a label)" if label in (None, -100) else "")
+                f"{name}: row {row} has the label {shorten(label)}, expected {expected}"
+                + (" (drop rows without a label)" if label is None or (_is_int(label) and label == -100) else "")
             )
     return True
+
+
+def _label_check(config: MultiExitBertConfig) -> tuple[Callable[[Any], bool], str]:
+    """Whether a label fits the model, and what labels fit in words."""
+    kind, classes = kind_of(config), config.num_labels
+    if kind == "classes":
+        return lambda label: _is_int(label) and 0 <= int(label) < classes, f"one of the classes 0..{classes - 1}"
+    if kind == "label sets":
+        return lambda label: _is_set(label, classes), f"a list of {classes} numbers from 0 to 1, one per label"
+    if is_logistic(config):
+        return lambda label: _is_number(label, 0.0, 1.0), "0, 1 or a probability"
+    return _is_number, f"a finite number from -{LARGEST_SCORE:g} to {LARGEST_SCORE:g}"
+
+
+def _is_int(label: Any) -> bool:
+    return isinstance(label, Integral) and not isinstance(label, bool)
+
+
+def _is_number(label: Any, low: float = -LARGEST_SCORE, high: float = LARGEST_SCORE) -> bool:
+    return isinstance(label, Real) and not isinstance(label, bool) and label <= high and not label < low
+
+
+def _is_set(label: Any, classes: int) -> bool:
+    """Whether a label is a number from 0 to 1 for each of the classes."""
+    if hasattr(label, "tolist"):  # of numpy or torch
+        label = label.tolist()
+    if not isinstance(label, Sequence) or isinstance(label, str) or len(label) != classes:
+        return False
+    return all(isinstance(value, bool) or _is_number(value, 0.0, 1.0) for value in label)
+
+
+def check_targets_of(config: MultiExitBertConfig, labels: torch.Tensor) -> None:
+    """Raise ValueError unless the labels of a batch fit the model. On a GPU the host waits for the check."""
+    kind = kind_of(config)
+    if kind == "classes":
+        check_targets(labels, config.num_labels)
+    elif is_logistic(config):
+        check_label_sets(labels, config.num_labels)
+    else:
+        check_scores(labels)
 
 
 def refuse_unlabelled(name: str, dataset: Any, needed_by: str) -> None:
@@ -222,7 +271,11 @@ def resolve_class_weights(
         return None
     if not any(stage.needs_labels for stage in recipe.stages):
         raise ValueError(f"class_weights would be ignored: recipe {recipe.name!r} reads no labels")
+    if (kind := kind_of(model.config)) == "score":
+        raise ValueError("class_weights are for classes and label sets, but the model answers with one score")
     if isinstance(class_weights, str):
+        if class_weights == "balanced" and kind == "label sets":
+            raise ValueError("class_weights 'balanced' are for classes; for label sets pass a number per label")
         if class_weights != "balanced":
             raise ValueError(f"class_weights must be 'balanced' or a number per class, got {shorten(class_weights)}")
         return None if dataset is None else _balanced(dataset, model.config.num_labels)

@@ -16,7 +16,7 @@ from geep_triton.modeling.flops import layer_flops
 from geep_triton.modeling.heads import AttentionHead
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
 from geep_triton.modeling.outputs import MultiExitBertOutput
-from geep_triton.training.losses import cross_entropy, joint_loss
+from geep_triton.training.losses import joint_loss
 from geep_triton.training.skip_losses import flops_budget_loss, inverse_gate_sum, skip_rate_loss, token_contrast
 from geep_triton.training.stages import Batch, Recipe, Stage, asked
 
@@ -201,7 +201,8 @@ def _gate_forward(runs_all_until: float, soft_until: float, progress: float) -> 
 def _gate_loss(
     cost: Cost, weight: float, temperature: float, soft_until: float, output: MultiExitBertOutput, batch: Batch
 ) -> torch.Tensor:
-    loss, mask = cross_entropy(asked(output.logits), asked(batch.labels), batch.class_weights), asked(batch.attention_mask)
+    mask = asked(batch.attention_mask)
+    loss = batch.objective.learn(asked(output.logits), asked(batch.labels), batch.class_weights)
     if output.gates is not None:
         loss = loss + cost(output, batch.progress >= soft_until)
     inputs = pairwise(asked(output.auxiliary)["inputs"])
@@ -211,6 +212,7 @@ def _gate_loss(
 
 def _exit_loss(weight: float, temperature: float, output: MultiExitBertOutput, batch: Batch) -> torch.Tensor:
     pairs, mask = list(pairwise(asked(output.auxiliary)["features"])), asked(batch.attention_mask)
-    loss = joint_loss(asked(output.exit_logits)[:-1], asked(batch.labels), class_weights=batch.class_weights)
+    early = asked(output.exit_logits)[:-1]
+    loss = joint_loss(early, asked(batch.labels), class_weights=batch.class_weights, objective=batch.objective)
     contrast = sum((token_contrast(q, k, mask, temperature, positive_below=False) for q, k in pairs), start=loss.new_zeros(()))
     return (1 - weight) * loss + weight * contrast / len(pairs) if pairs else loss

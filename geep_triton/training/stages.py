@@ -13,6 +13,7 @@ from torch import nn
 from geep_triton.checks import check_choice, check_number
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.outputs import MultiExitBertOutput
+from geep_triton.training.losses import CLASSES, Objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +21,13 @@ class Batch:
     """What a loss may need besides the model's output.
 
     Attributes:
-        labels: [B] int64, or None for unlabelled data.
+        labels: [B] int64, or None for unlabelled data; [B] float32 for scores, [B, C] float32 for label sets.
         attention_mask: [B, S], 1 for real tokens.
         exit_layers: layers that have an exit, ascending.
         class_weights: [C], or None.
         teacher_logits: [B, C] of an external teacher, or None.
         progress: share of the stage that is over, 0 <= progress < 1.
+        objective: by what exits learn; see `geep_triton.training.losses.objective_of`.
     """
 
     labels: torch.Tensor | None
@@ -34,6 +36,7 @@ class Batch:
     class_weights: torch.Tensor | None = None
     teacher_logits: torch.Tensor | None = None
     progress: float = 0.0
+    objective: Objective = CLASSES
 
 
 T = TypeVar("T")

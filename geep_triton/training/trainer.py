@@ -18,12 +18,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput, has_length
 from transformers.utils import logging
 
+from geep_triton.answers import kind_of
 from geep_triton.checks import check_number
-from geep_triton.labels import check_targets
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe, check_same_steps, checkpoint_of
 from geep_triton.training.curriculum import TrainSampler
 from geep_triton.training.freezing import StageParameters, scale_gradients
+from geep_triton.training.losses import Objective, objective_of
+from geep_triton.training.metrics import exit_metric
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.requirements import (
     check_curriculum,
@@ -31,6 +33,7 @@ from geep_triton.training.requirements import (
     check_gates,
     check_labels,
     check_stopping,
+    check_targets_of,
     check_teacher,
     refuse_unlabelled,
     resolve_class_weights,
@@ -51,8 +54,13 @@ class MultiExitTrainer(Trainer):
     All stages of a recipe run within one `train()`. The stage depends only on the global step, so a resumed training continues
     in the right stage. The optimizer holds the parameters of all stages. Each stage has its own learning rate schedule.
 
+    What an exit's loss is depends on the model: cross entropy for classes; squared loss for one score (num_labels=1); logistic
+    loss with the problem type "multi_label_classification". Where a recipe lets an exit learn the answers of another one, it
+    does so in the same unit.
+
     Evaluation runs every exit. Predictions are logits [N, exits, C]. Without `compute_metrics`, the metrics are
-    `accuracy_exit_<layer>` and `accuracy` (of the last exit).
+    `accuracy_exit_<layer>` and `accuracy` (of the last exit); `mse` instead of `accuracy` for a score, and `f1` (micro average)
+    for label sets.
 
     Args:
         *args: arguments of `transformers.Trainer`.
@@ -66,12 +74,12 @@ class MultiExitTrainer(Trainer):
             used from the start.
         difficulty: one number per training sample for a curriculum, higher is harder. See `geep_triton.training.difficulty`.
         teacher: a classifier with the same classes and token ids, for recipes that learn from one.
-        class_weights: one factor per class for the cross entropies, or "balanced" for N / (C * samples of the class).
+        class_weights: one factor per class or label for the losses on labels, or "balanced" for N / (C * samples of the class).
         **kwargs: keyword arguments of `transformers.Trainer`.
 
     Raises:
         ValueError: the recipe is unknown, or an argument would replace the recipe's loss.
-        ValueError: the model is a regression, there are no rows, or labels are not classes. Labels that cannot be read before
+        ValueError: there are no rows, or labels are not of the model's kind. Labels that cannot be read before
             the training are checked while it runs.
         ValueError: a difficulty, teacher or class weights are missing, have no use in this training, or do not fit it.
         ValueError: while training, a stage has nothing to train, there are fewer steps than stages, a batch has no labels, the
@@ -108,12 +116,13 @@ class MultiExitTrainer(Trainer):
                 "pass a Recipe with a loss of your own"
             )
         _checked_model(self.model).check_config()
-        if self.model.config.num_labels < 2:
-            raise ValueError(f"recipe {self.recipe.name!r} needs classes, but the model is a regression (num_labels=1)")
-        if self.model.config.problem_type not in (None, "single_label_classification"):
+        self.kind = kind_of(self.model.config)
+        if self.kind == "score" and self.model.config.problem_type == "single_label_classification":
             raise ValueError(
-                f"recipes train one label a sample, but the model's problem_type is {self.model.config.problem_type!r}"
+                "problem_type single_label_classification with num_labels=1 has nothing to learn: set 'regression' for a "
+                "score, or 'multi_label_classification' for the probability of one label"
             )
+        self.objective: Objective = objective_of(self.model.config)
         if gate_learning_rate is not None and not len(self.model.gates):
             raise ValueError("gate_learning_rate would be ignored: the model has no skip gates")
         if self.recipe.modules is not None and self.optimizer is not None:
@@ -121,7 +130,7 @@ class MultiExitTrainer(Trainer):
         if self.train_dataset is not None and has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("train_dataset has no rows")
         if self.compute_metrics is None:
-            self.compute_metrics = self._exit_accuracies
+            self.compute_metrics = self._exit_metrics
         self._check_unlabelled()
         self._labels_are_checked = self._check_labels()
         self.teacher = check_teacher(teacher, self.model, self.recipe)
@@ -145,10 +154,10 @@ class MultiExitTrainer(Trainer):
     def _check_labels(self) -> bool:
         """Whether all labels of the training set are known to be classes."""
         for name, dataset in self._eval_datasets().items():
-            check_labels(name, dataset, self.model.config.num_labels)
+            check_labels(name, dataset, self.model.config)
         if self.train_dataset is None or not self._needs_labels:
             return False
-        return check_labels("train_dataset", self.train_dataset, self.model.config.num_labels)
+        return check_labels("train_dataset", self.train_dataset, self.model.config)
 
     @property
     def _needs_labels(self) -> bool:
@@ -312,16 +321,20 @@ class MultiExitTrainer(Trainer):
         features = {name: value for name, value in inputs.items() if name != "labels"}
         if stage.needs_labels and "labels" not in inputs:
             raise ValueError(f"recipe {self.recipe.name!r} needs labels, but the batch has only {', '.join(inputs)}")
-        if stage.needs_labels and not self._labels_are_checked:
-            check_targets(inputs["labels"], self.model.config.num_labels)
+        labels = inputs.get("labels")
+        if labels is not None and self.kind != "classes":
+            labels = labels.float()  # a data set may hold whole numbers as ints
+        if stage.needs_labels and labels is not None and not self._labels_are_checked:
+            check_targets_of(self.model.config, labels)
         output = model(**features, **stage.asks(progress))
         batch = Batch(
-            labels=inputs.get("labels"),
+            labels=labels,
             attention_mask=inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])),
             exit_layers=tuple(self.model.config.exit_layers),
             class_weights=None if self.class_weights is None else self.class_weights.to(output.logits.device),
             teacher_logits=teacher_logits(self.teacher, features) if stage.needs_teacher and self.teacher is not None else None,
             progress=progress,
+            objective=self.objective,
         )
         loss = stage.loss(output, batch)
         return (loss, output) if return_outputs else loss
@@ -356,7 +369,7 @@ class MultiExitTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Loss (mean cross entropy over exits), logits [B, exits, C], labels [B]."""
+        """Loss (mean over exits), logits [B, exits, C], labels [B]."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs, output_exit_logits=True)
@@ -365,14 +378,16 @@ class MultiExitTrainer(Trainer):
             return loss, None, None
         return loss, torch.stack(output.exit_logits, dim=1).float(), inputs.get("labels")
 
-    def _exit_accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
+    def _exit_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels, logits = torch.as_tensor(prediction.label_ids), torch.as_tensor(prediction.predictions)
-        check_targets(labels, self.model.config.num_labels)
-        correct = (logits.argmax(-1) == labels[:, None]).double().mean(0)
+        if self.kind != "classes":
+            labels = labels.float()
+        check_targets_of(self.model.config, labels)
+        name, values = exit_metric(self.model.answers, logits, labels)
         metrics = {
-            f"accuracy_exit_{layer}": float(value) for layer, value in zip(self.model.config.exit_layers, correct, strict=True)
+            f"{name}_exit_{layer}": float(value) for layer, value in zip(self.model.config.exit_layers, values, strict=True)
         }
-        return {**metrics, "accuracy": float(correct[-1])}
+        return {**metrics, name: float(values[-1])}
 
 
 def _checked_model(given: Any) -> MultiExitBert:

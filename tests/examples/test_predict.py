@@ -219,7 +219,7 @@ def test_predict_carries_bad_lines_through(trained, tmp_path, in_process, capsys
 def test_predict_truncates_when_asked(trained, tmp_path, in_process, capsys):
     source = write(tmp_path / "in.jsonl", [{"text": "good " * 100}, {"text": "good"}])
     in_process("predict.py", "--model", trained, "--input", source, "--output", tmp_path / "out.jsonl", "--truncate")
-    assert "1 texts were cut" in capsys.readouterr().out
+    assert "1 texts were cut to 64 tokens" in capsys.readouterr().out
 
 
 def test_wrong_policy_and_missing_files_are_plain_errors(trained, tmp_path, refusal):

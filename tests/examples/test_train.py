@@ -138,3 +138,33 @@ def test_train_refuses_what_the_recipe_has_no_use_for(trained, tmp_path, train_h
     ):
         with pytest.raises(error, match=message):
             train_here(*command, *arguments)
+
+
+def test_scores_and_label_sets_are_trained(trained, tmp_path, in_process, capsys):
+    """With a cut between 1 and 5 stars, and with sets of names; what the model answers with is read from the options."""
+    stars = [{"text": text, "label": 5.0 if label == "pos" else 1.0} for text, label in ROWS]
+    sets = [{"text": text, "label": [label, "any"] if "film" in text else [label]} for text, label in ROWS]
+    for rows, options, metric in (
+        (stars, ("--problem-type", "regression", "--decision", "3"), "mse"),
+        (sets, ("--problem-type", "multi_label_classification"), "f1"),
+        (stars, ("--problem-type", "regression"), "mse"),
+    ):
+        output = tmp_path / f"{metric}{len(options)}"
+        data = write(tmp_path / "data.jsonl", rows)
+        in_process(
+            "train.py", "--model", trained.parent / "bert", "--train", data, "--dev", data, "--output", output, *options,
+            "--epochs", 2, "--pooling", "mean", "--max-length", 32,
+        )  # fmt: skip
+        printed = capsys.readouterr().out
+        assert f"exit 1: {metric} " in printed
+        tableless = len(options) == 2 and metric == "mse"
+        assert ("no exit table, which rankings do without: --decision or --tolerance" in printed) == tableless
+        assert ("model, tokenizer and exit table: " in printed) != tableless
+        model = MultiExitBert.from_pretrained(output)
+        assert model.config.num_labels == (1 if metric == "mse" else 3)
+        in_process("predict.py", "--model", output, "--input", data, "--output", tmp_path / f"{output.name}.jsonl")
+        answers = [json.loads(line) for line in (tmp_path / f"{output.name}.jsonl").read_text().splitlines()]
+        cut = {"decision"} if "--decision" in options else set()
+        keys = {"score", "exit_layer"} | cut if metric == "mse" else {"labels", "scores", "exit_layer"}
+        assert all(answer.keys() == keys for answer in answers)
+        assert all(answer["decision"] == (answer["score"] >= 3) for answer in answers if cut)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geep_triton.ops.exit_scores import CRITERIA, score_exits
+from geep_triton.ops.exit_scores import CLASS_CRITERIA, score_exits
 from tests.ops.tolerances import TOLERANCE
 
 INF, NAN = math.inf, math.nan
@@ -57,7 +57,7 @@ def check(target, logits, criterion, threshold, top_k=3):
     assert scores.counts.tolist() == [sum(leaves), 0]
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", CLASS_CRITERIA)
 @settings.get_profile("ops")
 @given(
     rows=st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), max_size=6),
@@ -67,7 +67,7 @@ def test_criteria_equal_a_loop(target, criterion, rows, threshold):
     check(target, torch.tensor(rows, dtype=torch.float32).reshape(-1, 3), criterion, threshold)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", CLASS_CRITERIA)
 @pytest.mark.parametrize(("rows", "classes"), [(0, 2), (1, 2), (513, 2), (37, 4), (33, 5), (3, 100), (2, 1000), (3, 5000)])
 def test_sizes(target, criterion, rows, classes):
     check(target, 4 * torch.randn(rows, classes), criterion, 0.5)
@@ -91,7 +91,7 @@ def test_ends_of_the_entropy(target, classes):
     assert scores.leaves.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", CLASS_CRITERIA)
 @pytest.mark.parametrize("shift", [1e4, -1e4, 3e38])
 def test_large_logits_are_stable(target, criterion, shift):
     scores = score_exits(target([[shift, shift], [shift, shift / 2]]), ALWAYS.get(criterion, 1.0), criterion, top_k=2,
@@ -100,7 +100,7 @@ def test_large_logits_are_stable(target, criterion, shift):
     assert scores.leaves.all()
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", CLASS_CRITERIA)
 def test_what_is_no_number_never_leaves(target, criterion):
     logits = target([[NAN, 0.0, 1.0], [INF, 0.0, 0.0], [-INF, -INF, -INF], [0.0, 1.0, NAN], [-INF, 2.0, 0.0]])
     scores = score_exits(logits, ALWAYS.get(criterion, 1.0), criterion, backend=target.backend)
@@ -115,7 +115,7 @@ def test_minus_infinity_is_a_class_that_cannot_be(target):
     assert scores.uncertainty.tolist() == [pytest.approx(math.log(2) / math.log(3), abs=TOLERANCE), 0.0]
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", CLASS_CRITERIA)
 def test_ties(target, criterion):
     """The first of equal classes is the answer; two equal best classes leave no margin."""
     check(target, torch.tensor([[1.0, 5.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0]]), criterion, 0.5)
@@ -175,11 +175,15 @@ def test_logits_that_are_not_contiguous(target):
 @pytest.mark.parametrize(
     ("logits", "options", "message"),
     [
-        (torch.zeros(3, 1), {}, "needs at least two classes.*full or constant depth"),
+        (torch.zeros(3, 1), {}, "needs at least two classes.*of one score are 'distance' and 'change'"),
         (torch.zeros(3), {}, r"must have 2 dimension\(s\), got shape \(3,\)"),
         (torch.zeros(3, 2), {"threshold": 1.5}, "threshold must be between"),
         (torch.zeros(3, 2), {"threshold": NAN, "criterion": "energy"}, "threshold must be between"),
-        (torch.zeros(3, 2), {"criterion": "vibes"}, "unknown criterion 'vibes'; known: energy, entropy, margin"),
+        (
+            torch.zeros(3, 2),
+            {"criterion": "vibes"},
+            "unknown criterion 'vibes'; known: change, distance, energy, entropy",
+        ),
         (torch.zeros(3, 2), {"rule": "mood"}, "unknown rule 'mood'; known: agreement, confidence"),
         (torch.zeros(3, 2), {"patience": 0}, "patience must be at least 1, got 0"),
         (torch.zeros(3, 2), {"top_k": 1}, "top_k must be at least 2, got 1"),

@@ -7,6 +7,7 @@ import torch
 
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
+from geep_triton.ops.outranked import outranked
 from geep_triton.ops.partition import partition
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
 from geep_triton.ops.skip_gate import skip_gate
@@ -62,17 +63,25 @@ def calls():
     ids = torch.randint(0, vocabulary, (40_000,), device="cuda")
     offsets = torch.arange(0, 40_001, 40, device="cuda")
     logits, hidden = torch.randn(1000, 7, device="cuda"), torch.randn(1000, 16, 64, device="cuda")
+    cuts = torch.randn(7, device="cuda")
+    earlier = {"previous": torch.randn(1000, device="cuda"), "streak": torch.ones(1000, dtype=torch.int32, device="cuda")}
     weight, bias = torch.randn(64, device="cuda"), torch.randn(1, device="cuda")
     return {
         "predict_exits": lambda: vars(predict_exits(table, ids, offsets, 0.9)),
         "lookup": lambda: {"rows": lookup(table.slots, table.probes, ids)},
         "score_exits": lambda: vars(score_exits(logits, 0.5)),
+        "score_exits, distance": lambda: vars(score_exits(logits, -0.5, "distance", cuts=cuts)),
+        "score_exits, change": lambda: vars(score_exits(logits[:, :1], 0.5, "change", patience=2, **earlier)),
         "skip_gate": lambda: vars(skip_gate(hidden[:, 0], weight, bias)),
+        "outranked": lambda: vars(outranked(logits.flatten(), offsets[:176], 10, 0.5)),
         "partition": lambda: dict(enumerate(partition(logits[:, 0] > 0))),
     }
 
 
-OPS = ["predict_exits", "lookup", "score_exits", "skip_gate", "partition"]
+OPS = [
+    *("predict_exits", "lookup", "score_exits", "score_exits, distance", "score_exits, change", "skip_gate", "outranked"),
+    "partition",
+]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -103,6 +112,9 @@ def test_offsets_beyond_two_to_the_31():
     scores = score_exits(logits, 0.5)
     assert scores.prediction[-1].item() == 4095
     assert scores.counts.tolist() == [1, 0]
+    scores = score_exits(logits, -1.0, "distance", cuts=torch.cat([torch.full((4095,), 2.0), torch.ones(1)]).cuda())
+    assert scores.prediction[-1].item() == 1
+    assert scores.counts.tolist() == [logits.shape[0], 0]
 
 
 def test_tables_are_built_on_the_gpu():

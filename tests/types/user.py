@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from typing_extensions import assert_type
 
 import geep_triton
 from geep_triton import (
+    CrossEncoder,
     Engine,
     ExitTable,
     MultiExitBert,
@@ -23,17 +25,21 @@ from geep_triton import (
     audit,
     build_exit_table,
     calibrate,
+    calibrate_ranking,
     give_exits,
 )
+from geep_triton.engine.ranking import Ranking
 from geep_triton.modeling.flops import Flops
 from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.ops.exit_scores import ExitScores, score_exits
 from geep_triton.policies.leave import Patient, Sure
+from geep_triton.policies.ranking import RankPolicy
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
 from geep_triton.policies.text import format_policy, parse_policy
 from geep_triton.promises.audit import Audit
 from geep_triton.promises.calibration import Calibration, Candidate
+from geep_triton.promises.ranking import RankCalibration
 from geep_triton.promises.temperatures import TemperatureFit, fit_temperatures
 from geep_triton.runners.base import Runner, StatesT
 from geep_triton.runners.make import make_runner
@@ -49,6 +55,17 @@ def give(texts: list[str]) -> None:
     assert_type(engine, Engine)
     give_exits("my-fine-tuned-bert", texts)  # type: ignore[call-arg]
     give_exits("my-fine-tuned-bert", 3, output="runs/fast")  # type: ignore[arg-type]
+
+
+def score_pairs(pairs: list[tuple[str, str]]) -> None:
+    encoder = CrossEncoder("my-reranker", max_length=256, activation_fn=torch.nn.Sigmoid(), device="cpu", policy="full")
+    assert_type(encoder.engine, Engine)
+    encoder.predict(pairs, batch_size=64, convert_to_tensor=True)
+    encoder.predict(("a query", "a document"))
+    encoder.predict(3)  # type: ignore[arg-type]
+    found = encoder.rank("a query", [document for _, document in pairs], top_k=10, return_documents=True)
+    assert_type(found[0]["corpus_id"], Any)
+    encoder.rank(pairs, "a query")  # type: ignore[arg-type]
 
 
 def load() -> Engine:
@@ -129,6 +146,24 @@ def promise(engine: Engine, texts: list[str]) -> None:
     assert_type(fit_temperatures(engine, texts, [0, 1]), TemperatureFit)
 
 
+def rank(engine: Engine, texts: list[str]) -> None:
+    assert_type(engine.ranking, RankPolicy | None)
+    result = engine.rank("a query", texts, top_k=10, return_documents=True)
+    assert_type(result, Ranking)
+    assert_type(result.scores, torch.Tensor)
+    for one in engine.rank_many([("a query", texts), ("another", iter(texts))], 10):
+        assert_type(one, Ranking)
+    found = calibrate_ranking(engine, [("a query", texts)] * 200, top_k=10, same_top_k=0.95)
+    assert_type(found, RankCalibration)
+    calibrate_ranking(engine, [("a query", texts)], [[0.0, 1.0]], top_k=10, max_ndcg_drop=0.02, confidence=0.9)
+    engine.ranking = "top:10,margins=1.5/0.8,layers=2/4"
+    engine.ranking = RankPolicy(10, {2: 1.5})
+    engine.ranking = None
+    engine.rank(3, texts)  # type: ignore[arg-type]
+    engine.rank("a query", 3)  # type: ignore[arg-type]
+    calibrate_ranking(engine, [("a query", texts)], same_top_k=0.95)  # type: ignore[call-arg]
+
+
 def policies(engine: Engine) -> None:
     assert_type(parse_policy("predicted:0.05+threshold:0.3"), Policy)
     assert_type(format_policy(Policy(FirstExit(), Sure(0.3))), str)
@@ -155,7 +190,6 @@ def table(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, texts: list[
     model.exit_table = None
     model.exit_table = "table.safetensors"  # type: ignore[assignment]
     assert_type(model.exit_table, ExitTable | None)
-    build_exit_table(model, tokenizer, texts)  # type: ignore[call-arg]
     build_exit_table(model, tokenizer, texts, threshold="0.3")  # type: ignore[arg-type]
 
 

@@ -40,6 +40,11 @@ TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
     "gate_logits": {"default": ((math.inf, Config(8, 4)),)},
     "skip_gate": {"default": ((math.inf, Config(1024, 4)),)},
     "partition": {"default": ((math.inf, Config(1024, 4)),)},
+    # The size is the mean number of candidates of a query. A program handles one query.
+    "outranked": {
+        "default": ((256, Config(128, 1)), (math.inf, Config(1024, 4))),
+        "interpreter": ((math.inf, Config(1024, 4)),),
+    },
 }
 
 

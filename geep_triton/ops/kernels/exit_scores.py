@@ -54,6 +54,30 @@ def uncertainty_of(x, column, scale, top_k, CRITERION: tl.constexpr):
 
 
 @triton.jit
+def distance_of(x, column, num_classes, cuts):
+    """As `uncertainty_of`, for logits [R, C] that each have a cut, whose padding is 0."""
+    # Each element loads its own cut. One row of cuts for all rows would lie in shared memory: all of it where rows are wide.
+    place = tl.broadcast_to(column[None, :], x.shape)
+    cut = tl.load(cuts + place, mask=place < num_classes, other=float("inf"))
+    # x - x is NaN where x is not finite, also beside an infinite cut. Where it is 0 it changes nothing.
+    away = tl.abs(x - cut) + (x - x)
+    valid = tl.sum((away != away).to(tl.int32), 1) == 0
+    prediction = tl.sum((x >= cut).to(tl.int32), 1)
+    nearest = tl.min(tl.where(away != away, float("inf"), away), 1)
+    return tl.where(valid, prediction, -1), tl.where(valid, 0.0 - nearest, float("nan")), valid
+
+
+@triton.jit
+def change_of(row, inside, logits, previous, is_first):
+    """As `uncertainty_of`, for rows of one score [R], which is the prediction."""
+    score = tl.load(logits + row, mask=inside, other=0.0).to(tl.float32)
+    before = tl.load(previous + row, mask=inside & (is_first == 0), other=float("nan"))
+    valid = tl.abs(score) < float("inf")
+    uncertainty = tl.where(before == before, tl.abs(score - before), float("inf"))
+    return tl.where(valid, score, float("nan")), tl.where(valid, uncertainty, float("nan")), valid
+
+
+@triton.jit
 def decide_leaving(
     row, inside, prediction, uncertainty, valid, predictions, uncertainties, leaving, previous, streak_before, streaks, counts,
     threshold, patience, by_agreement, is_first,
@@ -65,7 +89,7 @@ def decide_leaving(
     before = tl.load(streak_before + row, mask=known, other=0)
     streak = tl.where(continues, before + 1, 0)
     leaves = valid & (streak >= patience)
-    tl.store(predictions + row, prediction.to(tl.int64), mask=inside)
+    tl.store(predictions + row, prediction.to(predictions.dtype.element_ty), mask=inside)
     tl.store(uncertainties + row, uncertainty, mask=inside)
     tl.store(leaving + row, leaves.to(tl.uint8), mask=inside)
     tl.store(streaks + row, streak, mask=inside)
@@ -75,18 +99,25 @@ def decide_leaving(
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "top_k", "patience", "by_agreement", "is_first"])
 def score_exits_kernel(
-    logits, predictions, uncertainties, leaving, previous, streak_before, streaks, counts,
+    logits, predictions, uncertainties, leaving, previous, streak_before, streaks, counts, cuts,
     num_rows, num_classes, threshold, scale, top_k, patience, by_agreement, is_first,
     CRITERION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Each program scores a tile of rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
     inside = row < num_rows
-    place = row[:, None] * num_classes + column[None, :]
-    real = inside[:, None] & (column < num_classes)[None, :]
-    x = tl.load(logits + place, mask=real, other=-float("inf")).to(tl.float32)
-    prediction, uncertainty, valid = uncertainty_of(x, column, scale, top_k, CRITERION)
+    if CRITERION == "change":
+        prediction, uncertainty, valid = change_of(row, inside, logits, previous, is_first)
+    else:
+        column = tl.arange(0, COLUMNS)
+        place = row[:, None] * num_classes + column[None, :]
+        real = inside[:, None] & (column < num_classes)[None, :]
+        if CRITERION == "distance":
+            x = tl.load(logits + place, mask=real, other=0.0).to(tl.float32)
+            prediction, uncertainty, valid = distance_of(x, column, num_classes, cuts)
+        else:
+            x = tl.load(logits + place, mask=real, other=-float("inf")).to(tl.float32)
+            prediction, uncertainty, valid = uncertainty_of(x, column, scale, top_k, CRITERION)
     decide_leaving(
         row, inside, prediction, uncertainty, valid, predictions, uncertainties, leaving, previous, streak_before, streaks,
         counts, threshold, patience, by_agreement, is_first,
@@ -97,10 +128,10 @@ def score_exits_kernel(
 WIDTHS = (4, 32, 256, 2048, 16384)
 
 
-def _outputs(rows: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+def _outputs(rows: int, criterion: str, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Prediction, uncertainty, leaves, streak, counts."""
     return (
-        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, dtype=torch.float32 if criterion == "change" else torch.int64, device=device),
         torch.empty(rows, dtype=torch.float32, device=device),
         torch.empty(rows, dtype=torch.bool, device=device),
         torch.empty(rows, dtype=torch.int32, device=device),
@@ -109,15 +140,19 @@ def _outputs(rows: int, device: torch.device) -> tuple[torch.Tensor, ...]:
 
 
 def _pointers(
-    outputs: tuple[torch.Tensor, ...], previous: torch.Tensor | None, streak: torch.Tensor | None
+    outputs: tuple[torch.Tensor, ...],
+    previous: torch.Tensor | None,
+    streak: torch.Tensor | None,
+    cuts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """The kernels' pointers from predictions to counts. A missing input is never read, so any pointer of its type can
+    """The kernel's pointers from predictions to cuts. A missing input is never read, so any pointer of its type can
     stand in.
     """
     prediction, uncertainty, leaves, streaks, counts = outputs
     before = prediction if previous is None else previous.contiguous()
     streak_before = streaks if streak is None else streak.contiguous()
-    return prediction, uncertainty, leaves.view(torch.uint8), before, streak_before, streaks, counts
+    given = uncertainty if cuts is None else cuts.contiguous()
+    return prediction, uncertainty, leaves.view(torch.uint8), before, streak_before, streaks, counts, given
 
 
 def _scalars(
@@ -139,16 +174,17 @@ def score_exits(
     patience: int,
     previous: torch.Tensor | None,
     streak: torch.Tensor | None,
+    cuts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.exit_scores.score_exits`."""
     num_rows, classes = logits.shape
-    outputs = _outputs(num_rows, logits.device)
+    outputs = _outputs(num_rows, criterion, logits.device)
     columns = next(width for width in WIDTHS if classes <= width)
     config = choose("score_exits", columns, logits.device)
     rows = max(1, config.block // columns)
     launching.launch(
         score_exits_kernel, (triton.cdiv(num_rows, rows),),
-        logits.contiguous(), *_pointers(outputs, previous, streak), num_rows, classes,
+        logits.contiguous(), *_pointers(outputs, previous, streak, cuts), num_rows, classes,
         *_scalars(classes, threshold, criterion, top_k, rule, patience, streak),
         CRITERION=criterion, ROWS=rows, COLUMNS=columns, num_warps=config.warps,
     )  # fmt: skip

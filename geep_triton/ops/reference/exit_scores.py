@@ -51,7 +51,7 @@ def energy(shifted: torch.Tensor, top: torch.Tensor, top_k: int) -> torch.Tensor
     return -(top + shifted.exp().sum(-1).log())
 
 
-CRITERIA = {
+CLASS_CRITERIA = {
     "normalized_entropy": normalized_entropy,
     "entropy": entropy,
     "max_probability": max_probability,
@@ -59,6 +59,31 @@ CRITERIA = {
     "top_k_entropy": top_k_entropy,
     "energy": energy,
 }
+
+
+def best_class(logits: torch.Tensor, criterion: str, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and uncertainties of classes that compete: [N, C] -> [N] int64, [N]."""
+    top, best = logits.max(-1)
+    # A row with NaN or +inf, or with only -inf, gives NaN here, and every criterion propagates it.
+    uncertainty = CLASS_CRITERIA[criterion](logits - top[:, None], top, top_k)
+    return best.masked_fill(uncertainty.isnan(), -1), uncertainty
+
+
+def distance(logits: torch.Tensor, cuts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many logits are at or above their cut, and -min |logit - cut|: [N, C], [C] -> [N] int64, [N]."""
+    # x - x is NaN where x is not finite, also beside an infinite cut, and amin keeps it. Where it is 0 it changes nothing.
+    away = (logits - cuts).abs() + (logits - logits)
+    uncertainty = 0.0 - away.amin(-1)  # -x would be -0 at the cut
+    return (logits >= cuts).sum(-1).masked_fill(uncertainty.isnan(), -1), uncertainty
+
+
+def change(logits: torch.Tensor, previous: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, and how far they are from the previous ones: [N, 1], [N] -> [N], [N]."""
+    scores = logits[:, 0].masked_fill(~logits[:, 0].isfinite(), torch.nan)
+    if previous is None:
+        previous = torch.full_like(scores, torch.nan)
+    unmeasured = previous.isnan() & ~scores.isnan()
+    return scores, (scores - previous).abs().masked_fill(unmeasured, torch.inf)
 
 
 def score_exits(
@@ -70,14 +95,16 @@ def score_exits(
     patience: int,
     previous: torch.Tensor | None,
     streak: torch.Tensor | None,
+    cuts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """See `geep_triton.ops.exit_scores.score_exits`."""
-    logits = logits.float()
-    top, best = logits.max(-1)
-    # A row with NaN or +inf, or with only -inf, gives NaN here, and every criterion propagates it.
-    uncertainty = CRITERIA[criterion](logits - top[:, None], top, top_k)
+    if criterion == "change":
+        prediction, uncertainty = change(logits.float(), previous)
+    elif cuts is not None:  # for "distance" only
+        prediction, uncertainty = distance(logits.float(), cuts)
+    else:
+        prediction, uncertainty = best_class(logits.float(), criterion, top_k)
     invalid = uncertainty.isnan()
-    prediction = best.masked_fill(invalid, -1)
     if rule == "confidence":
         continues = uncertainty <= threshold  # a comparison with NaN is False
     else:

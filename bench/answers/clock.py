@@ -1,0 +1,147 @@
+"""What `calibrate` chooses for scores, label sets and classes, and what it comes to on held-out texts, by the wall clock too.
+
+    python -m bench.answers.clock --work WORK --e5 E5
+
+Reads the models that `bench.answers.train` left in WORK. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import warnings
+from functools import partial
+
+import torch
+from transformers import AutoTokenizer
+
+from bench.answers.data import recorded_rows
+from bench.answers.promised import PROMISED, Promised
+from bench.answers.replay import compared
+from bench.answers.tasks import Trained, trainings
+from bench.answers.train import add_arguments
+from bench.answers.training import RECORD, declared, folder_of, settings_of
+from bench.cells import Cell, run_missing
+from bench.environment import RESULTS
+from bench.rows import Found, found
+from bench.timing import quiet_garbage_collector
+from geep_triton import Engine, MultiExitBert, calibrate
+from geep_triton.data import Row
+from geep_triton.policies.policy import OneExitWarning
+from geep_triton.promises.terms import Term, read_terms
+from geep_triton.timing import in_turns
+
+OUTPUT = RESULTS / "answers" / "clock"
+TIMED = 512  # texts
+ROUNDS = 5
+ATTEMPTS = 3
+STEADY = 0.05  # drift of full depth within one measurement
+
+
+def shares_kept(model: MultiExitBert, terms: tuple[Term, ...], logits: torch.Tensor, full: torch.Tensor) -> list[float]:
+    """For each promise the share of the texts that it is about and that it is kept for.
+
+    Args:
+        model: its `answers` compare.
+        terms: the promises.
+        logits: [N, C] of the policy.
+        full: [N, C] of the last exit.
+    """
+    shares = []
+    for term in terms:
+        same, counted = compared(model.answers, term, logits, full)
+        shares.append(float((same if counted is None else same[counted]).double().mean()))
+    return shares
+
+
+def speed_up(full: Engine, exits: Engine, rows: list[Row], rounds: int = ROUNDS) -> dict[str, float]:
+    """How many times as fast as full depth, in turns; and how far full depth drifted meanwhile. A machine that was busy with
+    something else in between is measured again, a few times.
+    """
+    calls = {
+        "full": partial(full.predict, rows), "exits": partial(exits.predict, rows), "full again": partial(full.predict, rows)
+    }  # fmt: skip
+    best: dict[str, float] = {}
+    for _ in range(ATTEMPTS):
+        with quiet_garbage_collector():
+            seconds = {name: statistics.median(values) for name, values in in_turns(calls, rounds).items()}
+        drift = abs(seconds["full again"] / seconds["full"] - 1)
+        if not best or drift < best["drift"]:
+            best = {
+                "speed_up": seconds["full"] / seconds["exits"],
+                "full_per_second": len(rows) / seconds["full"],
+                "drift": drift,
+            }
+        if drift <= STEADY:
+            break
+    return best
+
+
+def measured(engine: Engine, rows: list[Row], wanted: tuple[Promised, ...], timed: int = TIMED) -> list[Found]:
+    """Calibrate on a random half of the rows for each promise, and measure the chosen policy on the others.
+
+    Args:
+        engine: at full depth.
+        rows: the labels are not used.
+        wanted: the promises.
+        timed: on so many of the held-out texts speed is measured.
+    """
+    half, model = len(rows) // 2, engine.model
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    ours, others = ([rows[index] for index in part] for part in (order[:half], order[half:]))
+    full = engine.with_policy("full")
+    whole = full.predict(others)
+    results = []
+    for one in wanted:
+        model.exit_config.decision, model.exit_config.tolerance = None, None
+        exits = engine.with_policy("full")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OneExitWarning)
+            chosen = calibrate(exits, ours, **one.promises, **one.comparison, speed_samples=timed, save=False).chosen
+            given = exits.predict(others)
+            terms = read_terms(one.promises, None, model)
+            kept = shares_kept(model, terms, given.logits, whole.logits)
+            least = min(range(len(kept)), key=lambda index: kept[index] - terms[index].value)
+            speed = speed_up(full, exits, others[:timed])
+        results.append(
+            found(
+                "calibrated",
+                {
+                    "family": chosen.family,
+                    "policy": chosen.policy,
+                    "promised": terms[least].value,
+                    "kept": kept[least],  # of several promises the one that is nearest to being broken
+                    "mean_layers": given.mean_layers,
+                    **speed,
+                },
+                promise=one.name,
+            )
+        )
+    facts = {"calibration": len(ours), "held_out": len(others), "timed": min(timed, len(others))}
+    return [found("", facts | {"num_layers": model.config.num_hidden_layers}), *results]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, OUTPUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    limit = arguments.limit_samples
+
+    def cell_of(cell: Trained) -> Cell:
+        folder = folder_of(cell, arguments.work, limit) / "model"
+
+        def run(deadline: float) -> list[Found]:
+            model, tokenizer = MultiExitBert.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            engine = Engine(model, tokenizer, "full", **settings_of(cell.task))
+            return measured(engine, recorded_rows(cell.task, limit), PROMISED[cell.task.name])
+
+        return Cell(cell.name, declared(cell, limit) | {"threads": arguments.threads}, run)
+
+    wanted = [cell for cell in trainings(arguments.seeds, arguments.tasks, arguments.backbones) if cell.task.name in PROMISED]
+    ready = [cell for cell in wanted if (folder_of(cell, arguments.work, limit) / RECORD).is_file()]
+    run_missing("answers clock", list(map(cell_of, ready)), arguments.output, arguments.budget_minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Reads queries with their candidates in windows of whole groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeAlias
+
+from geep_triton.checks import BadSample, shorten
+from geep_triton.tokens.encoder import Encoder
+from geep_triton.tokens.ragged import Tokens
+
+# Queries with their candidates, one after another. A list of pairs [query, candidates] is as good as tuples.
+RankInputs: TypeAlias = Iterable[tuple[str, Iterable[str]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The candidates of some queries, ready to run.
+
+    Attributes:
+        candidates: of each query.
+        tokens: of all pairs of a query and a candidate, query by query; None where there is no pair.
+        first: the number of the first query among all.
+    """
+
+    candidates: list[list[str]]
+    tokens: Tokens | None
+    first: int
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where each query's pairs begin, and at last the number of pairs."""
+        return list(accumulate(map(len, self.candidates), initial=0))
+
+    def place(self, pair: int) -> str:
+        """The words by which an error names a pair of these."""
+        query = max(index for index, bound in enumerate(self.bounds[:-1]) if bound <= pair)
+        return f"candidate {pair - self.bounds[query]} of query {self.first + query}"
+
+
+def windows_of_groups(groups: RankInputs, encoder: Encoder, size: int) -> Iterator[Groups]:
+    """Read and tokenize whole groups, so many together that they have at least `size` pairs.
+
+    Raises:
+        ValueError: a query or a candidate is empty, too long or no valid text; the error names it.
+        TypeError: a group is not a query with its candidates.
+    """
+    queries: list[str] = []
+    candidates: list[list[str]] = []
+    first = pairs = 0
+    for number, (query, texts) in enumerate(read_groups(groups)):
+        queries.append(query)
+        candidates.append(texts)
+        pairs += len(texts)
+        if pairs >= size:
+            yield _encoded(queries, candidates, first, encoder)
+            queries, candidates, first, pairs = [], [], number + 1, 0
+    if queries:
+        yield _encoded(queries, candidates, first, encoder)
+
+
+def read_groups(groups: Any) -> Iterator[tuple[str, list[str]]]:
+    """Each query with the list of its candidates.
+
+    Raises:
+        TypeError: a group is something else.
+        ValueError: a candidate is None.
+    """
+    if isinstance(groups, (str, Mapping)) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups must be an iterable of (query, candidates), got {shorten(groups)}")
+    for number, group in enumerate(groups):
+        yield _read_group(group, number)
+
+
+def _read_group(group: Any, number: int) -> tuple[str, list[str]]:
+    if not isinstance(group, (tuple, list)) or len(group) != 2:
+        raise TypeError(f"query {number} must be a tuple (query, candidates), got {shorten(group)}")
+    query, candidates = group
+    if not isinstance(query, str):
+        raise TypeError(f"query {number} must be a text, got {shorten(query)} of type {type(query).__name__}")
+    if isinstance(candidates, (str, bytes, Mapping, Set)) or not isinstance(candidates, Iterable):
+        raise TypeError(f"candidates of query {number} must be a list of texts, got {shorten(candidates)}")
+    texts = list(candidates)
+    for index, text in enumerate(texts):
+        if text is None:  # the encoder would take the query for a single text
+            raise ValueError(f"candidate {index} of query {number} is None, expected a text")
+    return query, texts
+
+
+def _encoded(queries: list[str], candidates: list[list[str]], first: int, encoder: Encoder) -> Groups:
+    groups = Groups(candidates, None, first)
+    with naming_pairs(groups):
+        pairs = pairs_of(queries, groups)
+        return Groups(candidates, encoder(pairs), first) if pairs else groups
+
+
+def pairs_of(queries: Sequence[str], groups: Groups) -> list[tuple[str, str]]:
+    """All pairs, query by query."""
+    return [(query, text) for query, texts in zip(queries, groups.candidates, strict=True) for text in texts]
+
+
+@contextmanager
+def naming_pairs(groups: Groups) -> Iterator[None]:
+    """Let errors name a pair by its query and candidate."""
+    try:
+        yield
+    except BadSample as error:
+        raise ValueError(f"{groups.place(error.index)} {error.reason}") from error
