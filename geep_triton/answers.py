@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from transformers import PretrainedConfig
 
-from geep_triton.checks import check_choice, check_number, shorten
-from geep_triton.config import MultiExitBertConfig
+from geep_triton.checks import check_number, shorten
+from geep_triton.config import MULTI_LABEL, MultiExitBertConfig
 from geep_triton.exit_config import ExitConfig
 
 LABEL_DECISION = 0.5  # the probability from which on a label is given, as everywhere with multi-label models
@@ -107,14 +108,7 @@ class Score:
         Raises:
             ValueError: there is neither a decision nor a tolerance.
         """
-        self.check_comparable()
-        scores, other_scores = self.scores(logits), self.scores(others)
-        same = torch.ones_like(scores, dtype=torch.bool)
-        if self.decision is not None:
-            same = self.given(logits)[..., 0] == self.given(others)[..., 0]
-        if self.tolerance is not None:
-            same = same & ((scores - other_scores).abs() <= self.tolerance)
-        return same
+        return self._same(self.scores(logits), self.scores(others))
 
     def right(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """Whether the scores lie where the true ones do, in the sense of `agree`: [..., 1], scores [...] -> [...] bool.
@@ -122,13 +116,15 @@ class Score:
         Raises:
             ValueError: there is neither a decision nor a tolerance.
         """
+        return self._same(self.scores(logits), truth)
+
+    def _same(self, scores: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """[...], [...] -> [...] bool. One of them may have further dimensions."""
         self.check_comparable()
-        scores, right = self.scores(logits), torch.ones(logits.shape[:-1], dtype=torch.bool)
+        same = torch.ones((), dtype=torch.bool, device=scores.device)
         if self.decision is not None:
-            right = (scores >= self.decision) == (truth >= self.decision)
-        if self.tolerance is not None:
-            right = right & ((scores - truth).abs() <= self.tolerance)
-        return right
+            same = (scores >= self.decision) == (others >= self.decision)
+        return same if self.tolerance is None else same & ((scores - others).abs() <= self.tolerance)
 
     def check_comparable(self) -> None:
         """Raise ValueError unless it is known when two scores are the same answer."""
@@ -159,11 +155,10 @@ class Score:
 
 
 Answers: TypeAlias = OneClass | LabelSet | Score
-KINDS = {"classes": OneClass, "score": Score, "label sets": LabelSet}
 
 
 def kind_of(config: MultiExitBertConfig) -> str:
-    """The kind of a model's answers, a name in `KINDS`.
+    """The kind of a model's answers: "classes", "score" or "label sets".
 
     As in transformers, one label makes a score whatever the problem type, and only the problem type
     "multi_label_classification" makes label sets.
@@ -175,12 +170,12 @@ def kind_of(config: MultiExitBertConfig) -> str:
         return "score"
     if config.problem_type == "regression":
         raise ValueError(f"problem_type regression needs num_labels=1, got {config.num_labels}: an exit answers with one score")
-    return "label sets" if config.problem_type == "multi_label_classification" else "classes"
+    return "label sets" if is_logistic(config) else "classes"
 
 
-def is_logistic(config: MultiExitBertConfig) -> bool:
+def is_logistic(config: PretrainedConfig) -> bool:
     """Whether logits are log-odds of labels that do not compete: label sets, and a score with that problem type."""
-    return config.problem_type == "multi_label_classification"
+    return config.problem_type == MULTI_LABEL
 
 
 def answers_of(config: MultiExitBertConfig, exit_config: ExitConfig) -> Answers:
@@ -221,8 +216,6 @@ def answers_of(config: MultiExitBertConfig, exit_config: ExitConfig) -> Answers:
 
 def check_kind_of(config: MultiExitBertConfig, kinds: tuple[str, ...], what: str) -> None:
     """Raise ValueError unless a model's answers are of one of these kinds."""
-    for kind in kinds:
-        check_choice("kind", kind, KINDS)
     if (kind := kind_of(config)) not in kinds:
         raise ValueError(
             f"{what} needs a model of {' or '.join(kinds)}, got one of {kind} (num_labels={config.num_labels}, "

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+LARGEST_SCORE = 1e12  # greater labels would train weights to NaN
+
 
 def shorten(value: Any, limit: int = 80) -> str:
     """`repr(value)`, cut to `limit` characters to keep errors readable."""

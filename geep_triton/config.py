@@ -20,7 +20,8 @@ MAX_SIZES = {
     "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20, "type_vocab_size": MAX_SIZE,
 }  # fmt: skip
 _LEFT_OUT: Any = None
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = ("regression", "single_label_classification", MULTI_LABEL)
 
 
 class MultiExitBertConfig(BertConfig):

@@ -17,10 +17,8 @@ from transformers.utils import cached_file
 
 from geep_triton.checks import check_bool, check_int, shorten
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.engine.checks import check_device, check_model
 from geep_triton.engine.engine import Engine
-from geep_triton.engine.loading import load_tokenizer
-from geep_triton.modeling.model import MultiExitBert
+from geep_triton.engine.loading import load_both
 from geep_triton.policies.policy import Policy
 from geep_triton.runners.make import make_runner
 from geep_triton.saving import reading
@@ -245,13 +243,10 @@ def _engine(
     max_length: int | None,
 ) -> Engine:
     """An engine that owns the model of a folder or hub id. A model without exits gets none."""
-    device = check_device(device)
     with reading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         exits = {} if isinstance(config, MultiExitBertConfig) else {"exit_layers": [config.num_hidden_layers]}
-        model = MultiExitBert.from_pretrained(source, **exits).to(device)
-        tokenizer = load_tokenizer(source)
-    check_model(model)
+        model, tokenizer = load_both(source, device, **exits)
     made = make_runner(model, runner, dtype, calibrated=policy is None, in_place=True)
     return Engine(model, tokenizer, policy, runner=made, max_length=max_length, truncation=True)
 

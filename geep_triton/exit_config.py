@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from geep_triton.checks import check_choice, check_number, shorten
+from geep_triton.checks import LARGEST_SCORE, check_choice, check_number, shorten
 from geep_triton.tensor_files import refuse_pointer
 
 EXIT_CONFIG_FILE = "exit_config.json"
@@ -28,7 +28,6 @@ PROMISES_ON_ANSWERS = ("agreement", "label_agreement", "class_recall", "max_accu
 Promises: TypeAlias = Mapping[str, float | Mapping[str, float]]  # name -> value, or label -> value
 NEW_FIELDS = ("decision", "tolerance", "ranking", "ranking_calibration")
 NUMBERS = ("thresholds", "temperatures", "decision", "tolerance")  # fields of one number or several
-LARGEST_SCORE = 1e12
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers import AutoConfig, DataCollatorWithPadding, TrainingArguments
 from geep_triton.answers import Score, kind_of
 from geep_triton.checks import check_bool, check_choice, check_int, check_number
 from geep_triton.engine.build_exit_table import build_exit_table
-from geep_triton.engine.checks import as_list
+from geep_triton.engine.checks import as_list, text_limits
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.loading import load_tokenizer
 from geep_triton.modeling.loading import is_fine_tuned
@@ -126,9 +126,7 @@ def give_exits(
     if isinstance(model.answers, Score):
         model.answers.check_comparable()
     tokenizer = load_tokenizer(source)
-    longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
-    max_length = longest if max_length is None else max_length
-    check_int("max_length", max_length, 3, longest)
+    max_length, truncation = text_limits(model, tokenizer, False, max_length, truncation)
     encoder = Encoder(tokenizer, max_length, truncation, model.config.vocab_size, model.config.type_vocab_size)
     dataset = TextDataset(texts, encoder, label2id=None, progress=progress)
     hashes = dataset.tokens.hashes()

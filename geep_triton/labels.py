@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from geep_triton.checks import check_int, shorten
+from geep_triton.checks import LARGEST_SCORE, check_int, shorten
 
 MAX_LABELS = 1 << 16
 
@@ -69,6 +70,15 @@ def check_targets(labels: torch.Tensor, num_labels: int, ignored: int | None = N
     wrong = labels[~(known if ignored is None else known | (labels == ignored))]
     if wrong.numel():
         raise ValueError(f"labels must be between 0 and {num_labels - 1}, got {shorten(sorted(set(wrong.tolist())))}")
+
+
+def as_score(label: Any) -> float | None:
+    """A label as a finite number of at most `LARGEST_SCORE`, which a file may hold as text. None if it is none."""
+    try:
+        number = math.nan if isinstance(label, bool) else float(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) <= LARGEST_SCORE else None
 
 
 def check_scores(labels: torch.Tensor) -> None:

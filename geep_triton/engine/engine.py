@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_bool, check_int, check_kind
 from geep_triton.engine.batching import BATCH_COSTS, IN_FLIGHT, TOKEN_BUDGETS, Batches, schedule
-from geep_triton.engine.checks import check_calibrated, check_device, check_finite, check_model, text_limits
+from geep_triton.engine.checks import check_calibrated, check_finite, check_model, text_limits
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.exit_counts import ExitCounts
 from geep_triton.engine.gather import gather
 from geep_triton.engine.groups import RankInputs, windows_of_groups
 from geep_triton.engine.layers import WindowLayers
-from geep_triton.engine.loading import load_tokenizer
+from geep_triton.engine.loading import load_both
 from geep_triton.engine.model_watch import ModelWatch
 from geep_triton.engine.observer import Observer, observe
 from geep_triton.engine.pools import Pools
@@ -43,7 +43,7 @@ from geep_triton.policies.skip import Skip
 from geep_triton.policies.text import describe, parse_policy
 from geep_triton.runners.base import Runner
 from geep_triton.runners.make import check_runner, make_runner
-from geep_triton.saving import reading, replacing
+from geep_triton.saving import replacing
 from geep_triton.table.fingerprint import tokenizer_fingerprint
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
@@ -213,11 +213,7 @@ class Engine:
         Raises:
             ValueError: there is no tokenizer or no such device; and what `MultiExitBert.from_pretrained` and `Engine` raise.
         """
-        device = check_device(device)
-        with reading(pretrained_model_name_or_path):
-            model = MultiExitBert.from_pretrained(pretrained_model_name_or_path).to(device)
-            tokenizer = load_tokenizer(pretrained_model_name_or_path)
-        check_model(model)
+        model, tokenizer = load_both(pretrained_model_name_or_path, device)
         made = make_runner(model, runner, dtype, calibrated=policy is None, in_place=True)
         return cls(model, tokenizer, policy, runner=made, **kwargs)
 

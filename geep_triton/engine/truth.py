@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from geep_triton.answers import kind_of
-from geep_triton.checks import shorten
+from geep_triton.checks import LARGEST_SCORE, shorten
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.engine.checks import label_ids
-from geep_triton.exit_config import LARGEST_SCORE
+from geep_triton.labels import as_score
 from geep_triton.tokens.rows import to_list
 
 
@@ -57,11 +56,8 @@ def true_answers(labels: Sequence[Any], samples: int, config: MultiExitBertConfi
 
 
 def _number(label: Any) -> float:
-    try:
-        number = math.nan if isinstance(label, bool) else float(label)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST_SCORE:
+    number = as_score(label)
+    if number is None:
         raise ValueError(
             f"labels of a score must be finite numbers from -{LARGEST_SCORE:g} to {LARGEST_SCORE:g}, got {shorten(label)}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -63,13 +64,17 @@ class FitSamples:
         uncertainty = {name: record.uncertainty(layers, name, answers.cuts)[:, :-1] for name in criteria}
         return cls(uncertainty, agrees, tuple(layers), score_cost)
 
-    def thresholds(self, criterion: str) -> list[dict[int, float]]:
-        """Layer -> threshold, from cautious to bold.
+    @cached_property
+    def thresholds(self) -> dict[str, list[dict[int, float]]]:
+        """Criterion -> layer -> threshold, from cautious to bold, for all families that are fitted.
 
         The boldest thresholds under which nobody here left with a wrong answer are made more cautious first, since on other
         samples somebody will. The later ones allow ever larger shares of wrong answers among those who leave at a layer.
         """
-        shares, uncertainty = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist(), self.uncertainty[criterion]
+        return {criterion: self._thresholds(criterion, values) for criterion, values in self.uncertainty.items()}
+
+    def _thresholds(self, criterion: str, uncertainty: torch.Tensor) -> list[dict[int, float]]:
+        shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
         found = [thresholds_at(uncertainty, self.agrees, share) for share in shares]
         parts = torch.logspace(-2, 0, CAUTIOUS_SETTINGS + 1).tolist()[:-1]
         cautious = [tuple(None if value is None else _more_cautious(value, part) for value in found[0]) for part in parts]
@@ -199,19 +204,19 @@ def _leaves(model: MultiExitBert) -> dict[str, Leaves]:
 
 def _per_layer(fit: FitSamples) -> list[Leave | None]:
     """Leaves with a threshold for each layer, one for every share of wrong answers."""
-    found = fit.thresholds("normalized_entropy")
+    found = fit.thresholds["normalized_entropy"]
     return [Sure(tuple(of.values()), layers=tuple(of)) if of else None for of in found]
 
 
 def _distance_per_layer(fit: FitSamples) -> list[Leave | None]:
     """The same with a distance for each layer: how far from the cut a score must be there, as was learned from its errors."""
-    found = fit.thresholds("distance")
+    found = fit.thresholds["distance"]
     return [Far(tuple(abs(value) for value in of.values()), layers=tuple(of)) if of else None for of in found]
 
 
 def _steady_per_layer(fit: FitSamples) -> list[Leave | None]:
     """The same with a change for each layer: how little a score may change there."""
-    return [Steady(tuple(of.values()), layers=tuple(of)) if of else None for of in fit.thresholds("change")]
+    return [Steady(tuple(of.values()), layers=tuple(of)) if of else None for of in fit.thresholds["change"]]
 
 
 FITTED = (_per_layer, _distance_per_layer, _steady_per_layer)
@@ -242,24 +247,37 @@ def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float)
     return tuple(float(values[count - 1, layer]) if count else None for layer, count in enumerate(last.tolist()))
 
 
-def drop_exits_that_do_not_pay(
-    fit: FitSamples, uncertainty: torch.Tensor, thresholds: Sequence[float | None]
-) -> dict[int, float]:
-    """Layer -> threshold, for the exits at which scoring saves more than it costs, or for one exit if there is none.
+def without_costly(exits: Sequence[int], cost_of: Callable[[list[int]], float], fewest: int) -> list[int]:
+    """Some of the exits: as long as samples get no dearer without some exit, the one that costs most is dropped.
 
-    This is greedy: as long as samples get cheaper without some exit, the exit that costs most is dropped.
+    Args:
+        exits: indices of exits.
+        cost_of: what a sample costs with such exits.
+        fewest: so many are kept at least.
     """
-    layers = torch.tensor(fit.layers, dtype=torch.float64)
-    leaves = uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
-    kept = [exit_ for exit_, value in enumerate(thresholds) if value is not None]
-    cost = _mean_cost(leaves, layers, kept, fit.score_cost)
-    while len(kept) > 1:
-        without = {exit_: _mean_cost(leaves, layers, [e for e in kept if e != exit_], fit.score_cost) for exit_ in kept}
+    kept = list(exits)
+    cost = cost_of(kept)
+    while len(kept) > fewest:
+        without = {exit_: cost_of([other for other in kept if other != exit_]) for exit_ in kept}
         least = min(without, key=without.__getitem__)
         if without[least] > cost:
             break
         cost = without[least]
         kept.remove(least)
+    return kept
+
+
+def drop_exits_that_do_not_pay(
+    fit: FitSamples, uncertainty: torch.Tensor, thresholds: Sequence[float | None]
+) -> dict[int, float]:
+    """Layer -> threshold, for the exits at which scoring saves more than it costs, or for one exit if there is none.
+
+    The search is that of `without_costly`.
+    """
+    layers = torch.tensor(fit.layers, dtype=torch.float64)
+    leaves = uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
+    kept = [exit_ for exit_, value in enumerate(thresholds) if value is not None]
+    kept = without_costly(kept, lambda exits: _mean_cost(leaves, layers, exits, fit.score_cost), fewest=1)
     return {fit.layers[exit_]: value for exit_, value in enumerate(thresholds) if value is not None and exit_ in kept}
 
 

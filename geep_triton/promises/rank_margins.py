@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from geep_triton.policies.ranking import RankPolicy
+from geep_triton.promises.families import without_costly
 from geep_triton.promises.rank_record import RankRecord
 
 # From cautious to bold: the largest shortfall so many times, then the shortfalls that shares of the queries do not exceed.
@@ -60,7 +61,7 @@ def _largest_of_best(record: RankRecord, shortfalls: torch.Tensor, top_k: int) -
 def exits_that_pay(shortfalls: torch.Tensor, margins: torch.Tensor, layers: tuple[int, ...], stop_cost: float) -> list[int]:
     """The exits at which comparing candidates saves more than it costs; none where full depth is as cheap.
 
-    This is greedy: as long as candidates get cheaper without some exit, the exit that costs most is dropped.
+    The search is that of `geep_triton.promises.families.without_costly`.
 
     Args:
         shortfalls: [N, E - 1].
@@ -68,16 +69,8 @@ def exits_that_pay(shortfalls: torch.Tensor, margins: torch.Tensor, layers: tupl
         layers: of the E exits.
         stop_cost: see `settings`.
     """
-    leaves, kept = shortfalls > margins, list(range(len(margins)))
-    cost = _mean_cost(leaves, kept, layers, stop_cost)
-    while kept:
-        without = {exit_: _mean_cost(leaves, [e for e in kept if e != exit_], layers, stop_cost) for exit_ in kept}
-        least = min(without, key=without.__getitem__)
-        if without[least] > cost:
-            break
-        cost = without[least]
-        kept.remove(least)
-    return kept
+    leaves = shortfalls > margins
+    return without_costly(range(len(margins)), lambda exits: _mean_cost(leaves, exits, layers, stop_cost), fewest=0)
 
 
 def _mean_cost(leaves: torch.Tensor, kept: list[int], layers: tuple[int, ...], stop_cost: float) -> float:

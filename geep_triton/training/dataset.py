@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from geep_triton.checks import check_choice, check_int, check_kind, shorten
-from geep_triton.config import PROBLEM_TYPES
+from geep_triton.checks import LARGEST_SCORE, check_choice, check_int, check_kind, shorten
+from geep_triton.config import MULTI_LABEL, PROBLEM_TYPES
 from geep_triton.data import Row
-from geep_triton.exit_config import LARGEST_SCORE
+from geep_triton.labels import as_score
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import check_columns, check_rows, iter_samples
 from geep_triton.warn import warn
 
-MULTI_LABEL = "multi_label_classification"
 A_NUMBER = f"a finite number from -{LARGEST_SCORE:g} to {LARGEST_SCORE:g}"
 ONE_LABEL = "a model of one label is told its name (label2id, --labels) and takes 0, 1 or a probability for each row"
 
@@ -83,11 +81,8 @@ def _names(row: Row, index: int) -> list[str]:
 def _number(row: Row, index: int, expected: str = A_NUMBER) -> float:
     """The label of a row as a number, which a file may hold as text."""
     label = _label(row, index)
-    try:
-        number = math.nan if isinstance(label, bool) else float(label)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST_SCORE:
+    number = as_score(label)
+    if number is None:
         raise ValueError(f"row {index} has the label {shorten(label)}, expected {expected}")
     return number
 

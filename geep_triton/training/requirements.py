@@ -13,9 +13,8 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from geep_triton.answers import is_logistic, kind_of
-from geep_triton.checks import shorten
+from geep_triton.checks import LARGEST_SCORE, shorten
 from geep_triton.config import MultiExitBertConfig
-from geep_triton.exit_config import LARGEST_SCORE
 from geep_triton.labels import check_label_sets, check_scores, check_targets
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.dataset import TextDataset
@@ -132,7 +131,7 @@ def check_teacher(teacher: PreTrainedModel | None, model: MultiExitBert, recipe:
     own, other = model.config, teacher.config
     if own.num_labels != other.num_labels:
         raise ValueError(f"teacher has {other.num_labels} classes, the model {own.num_labels}")
-    if is_logistic(own) != (other.problem_type == "multi_label_classification"):
+    if is_logistic(own) != is_logistic(other):
         raise ValueError(f"teacher has the problem_type {other.problem_type!r}, the model {own.problem_type!r}")
     if _has_names(own) and _has_names(other) and own.id2label != other.id2label:
         raise ValueError(f"teacher has the classes {shorten(other.id2label)}, the model {shorten(own.id2label)}")
