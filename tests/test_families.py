@@ -126,8 +126,7 @@ def test_equal_uncertainties_pass_together():
     """A hundred texts as sure as can be, one of them right: no threshold lets the right one alone go."""
     uncertainty, agrees = torch.zeros(100, 1), torch.zeros(100, 1, dtype=torch.bool)
     agrees[0] = True
-    assert thresholds_at(uncertainty, agrees, 0.0) == (None,)
-    assert thresholds_at(uncertainty, agrees, 0.99) == (0.0,)
+    assert thresholds_at(uncertainty, agrees, (0.0, 0.99)) == [(None,), (0.0,)]
     fit = FitSamples({}, agrees, (1, 4), 0.05)
     assert drop_exits_that_do_not_pay(fit, uncertainty, (None,)) == {}
 

@@ -15,7 +15,6 @@ from geep_triton import Engine, MultiExitBert
 from geep_triton.engine.ranking import order_of
 from geep_triton.policies.ranking import RankPolicy
 from geep_triton.promises import ranking as ranking_module
-from geep_triton.promises.rank_margins import exits_that_pay
 from geep_triton.promises.rank_margins import settings as learned_settings
 from geep_triton.promises.rank_record import RankRecord
 from geep_triton.promises.ranking import calibrate_ranking, drops, queries_needed, search
@@ -122,12 +121,7 @@ def test_settings_grow_bold_and_the_cautious_lose_nothing_they_saw():
         assert margins == sorted(margins, reverse=True)
 
 
-def test_exits_that_do_not_pay_are_left_out():
-    shortfalls = torch.tensor([[5.0, 5.0], [0.0, 5.0], [0.0, 0.0], [0.0, 0.0]])
-    margins = torch.tensor([1.0, 1.0])
-    assert exits_that_pay(shortfalls, margins, (1, 2, 12), 0.1) == [0, 1]
-    assert exits_that_pay(shortfalls, margins, (1, 2, 12), 2.0) == [1]  # one stop of 2 layers for those 10 that a half saves
-    assert exits_that_pay(shortfalls, margins, (1, 2, 12), 6.0) == []
+def test_no_setting_is_offered_where_stops_cost_more_than_they_save():
     assert learned_settings(drawn(40), 3, 100.0) == []
 
 

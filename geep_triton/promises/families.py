@@ -14,6 +14,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.leave import Far, Leave, Patient, Steady, Sure
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, Start, TableAgreement, TableExit
+from geep_triton.promises.exits_that_pay import exits_that_pay
 
 SETTINGS = 60  # of a family
 CAUTIOUS_SETTINGS = 12  # which a family with fitted thresholds has besides
@@ -75,7 +76,7 @@ class FitSamples:
 
     def _thresholds(self, criterion: str, uncertainty: torch.Tensor) -> list[dict[int, float]]:
         shares = torch.linspace(0, LARGEST_SHARE, SETTINGS).tolist()
-        found = [thresholds_at(uncertainty, self.agrees, share) for share in shares]
+        found = thresholds_at(uncertainty, self.agrees, shares)
         parts = torch.logspace(-2, 0, CAUTIOUS_SETTINGS + 1).tolist()[:-1]
         cautious = [tuple(None if value is None else _more_cautious(value, part) for value in found[0]) for part in parts]
         if criterion == "change":  # an exit that is left out would change what the next one is compared with
@@ -229,65 +230,28 @@ def _family(start_name: str, start: Start, leave_name: str, leaves: Leaves) -> F
     return Family(f"{start_name}+{leave_name}".removeprefix("+"), policies, fitted=leaves in FITTED)
 
 
-def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, share: float) -> tuple[float | None, ...]:
-    """Per layer, the highest threshold at which at most `share` of those who leave disagree; None where there is none.
+def thresholds_at(uncertainty: torch.Tensor, agrees: torch.Tensor, shares: Sequence[float]) -> list[tuple[float | None, ...]]:
+    """For each share, per layer the highest threshold at which at most that share of those who leave disagree; None: no such.
 
     Args:
         uncertainty: [N, E - 1]; a sample leaves under no threshold where it is infinite.
         agrees: [N, E - 1] bool.
-        share: 0..1.
+        shares: each 0..1.
     """
     values, order = uncertainty.sort(0)
     wrong = (~agrees).gather(0, order).cumsum(0)
     passing = torch.arange(1, len(values) + 1)[:, None]
-    ends = torch.ones_like(agrees)
-    ends[:-1] = values[1:] != values[:-1]  # samples of equal uncertainty leave together
-    holds = (wrong <= share * passing) & values.isfinite() & ends
-    last = torch.where(holds, passing, 0).amax(0)
-    return tuple(float(values[count - 1, layer]) if count else None for layer, count in enumerate(last.tolist()))
-
-
-def without_costly(exits: Sequence[int], cost_of: Callable[[list[int]], float], fewest: int) -> list[int]:
-    """Some of the exits: as long as samples get no dearer without some exit, the one that costs most is dropped.
-
-    Args:
-        exits: indices of exits.
-        cost_of: what a sample costs with such exits.
-        fewest: so many are kept at least.
-    """
-    kept = list(exits)
-    cost = cost_of(kept)
-    while len(kept) > fewest:
-        without = {exit_: cost_of([other for other in kept if other != exit_]) for exit_ in kept}
-        least = min(without, key=without.__getitem__)
-        if without[least] > cost:
-            break
-        cost = without[least]
-        kept.remove(least)
-    return kept
+    ends = values.isfinite()
+    ends[:-1] &= values[1:] != values[:-1]  # samples of equal uncertainty leave together
+    lasts = [torch.where((wrong <= share * passing) & ends, passing, 0).amax(0).tolist() for share in shares]
+    return [tuple(float(values[count - 1, layer]) if count else None for layer, count in enumerate(last)) for last in lasts]
 
 
 def drop_exits_that_do_not_pay(
     fit: FitSamples, uncertainty: torch.Tensor, thresholds: Sequence[float | None]
 ) -> dict[int, float]:
-    """Layer -> threshold, for the exits at which scoring saves more than it costs, or for one exit if there is none.
-
-    The search is that of `without_costly`.
-    """
-    layers = torch.tensor(fit.layers, dtype=torch.float64)
+    """Layer -> threshold, for the exits at which scoring saves more than it costs, or for one exit if there is none."""
     leaves = uncertainty <= torch.tensor([-torch.inf if value is None else value for value in thresholds])
-    kept = [exit_ for exit_, value in enumerate(thresholds) if value is not None]
-    kept = without_costly(kept, lambda exits: _mean_cost(leaves, layers, exits, fit.score_cost), fewest=1)
-    return {fit.layers[exit_]: value for exit_, value in enumerate(thresholds) if value is not None and exit_ in kept}
-
-
-def _mean_cost(leaves: torch.Tensor, layers: torch.Tensor, kept: list[int], score_cost: float) -> float:
-    """Mean layers that a sample takes, scoring included, if it is scored at the exits `kept`: leaves [N, E - 1] bool."""
-    if not kept:
-        return float(layers[-1])
-    leaves = leaves[:, kept]
-    left = leaves.any(1)
-    first = leaves.int().argmax(1)
-    depth = torch.where(left, layers[kept][first], layers[-1])
-    scored = torch.where(left, first + 1, len(kept))
-    return float((depth + score_cost * scored).mean())
+    scored = {exit_: value for exit_, value in enumerate(thresholds) if value is not None}
+    kept = exits_that_pay(leaves, fit.layers, fit.score_cost, list(scored), fewest=1)
+    return {fit.layers[exit_]: scored[exit_] for exit_ in kept}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from geep_triton.policies.ranking import RankPolicy
-from geep_triton.promises.families import without_costly
+from geep_triton.promises.exits_that_pay import exits_that_pay
 from geep_triton.promises.rank_record import RankRecord
 
 # From cautious to bold: the largest shortfall so many times, then the shortfalls that shares of the queries do not exceed.
@@ -40,7 +40,7 @@ def settings(record: RankRecord, top_k: int, stop_cost: float) -> list[RankPolic
     margins += [largest.quantile(share, dim=0, interpolation="higher") for share in SHARES]
     found: list[RankPolicy] = []
     for row in margins:
-        kept = exits_that_pay(shortfalls, row, record.layers, stop_cost)
+        kept = exits_that_pay(shortfalls > row, record.layers, stop_cost, range(len(row)), fewest=0)
         if kept:
             policy = RankPolicy(top_k, {record.layers[exit_]: float(row[exit_]) for exit_ in kept})
             if not found or found[-1] != policy:
@@ -56,27 +56,3 @@ def _largest_of_best(record: RankRecord, shortfalls: torch.Tensor, top_k: int) -
     index = record.query[best][:, None].expand(-1, shortfalls.shape[1])
     largest.scatter_reduce_(0, index, shortfalls[best], "amax")
     return largest[record.offsets.diff() > top_k]
-
-
-def exits_that_pay(shortfalls: torch.Tensor, margins: torch.Tensor, layers: tuple[int, ...], stop_cost: float) -> list[int]:
-    """The exits at which comparing candidates saves more than it costs; none where full depth is as cheap.
-
-    The search is that of `geep_triton.promises.families.without_costly`.
-
-    Args:
-        shortfalls: [N, E - 1].
-        margins: [E - 1].
-        layers: of the E exits.
-        stop_cost: see `settings`.
-    """
-    leaves = shortfalls > margins
-    return without_costly(range(len(margins)), lambda exits: _mean_cost(leaves, exits, layers, stop_cost), fewest=0)
-
-
-def _mean_cost(leaves: torch.Tensor, kept: list[int], layers: tuple[int, ...], stop_cost: float) -> float:
-    """Mean layers that a candidate takes, stops included, where candidates are compared at the exits `kept`."""
-    left, cost, before = torch.ones(len(leaves), dtype=torch.bool), 0.0, 0
-    for exit_ in kept:
-        cost += float(left.double().mean()) * (layers[exit_] - before + stop_cost)
-        left, before = left & ~leaves[:, exit_], layers[exit_]
-    return cost + float(left.double().mean()) * (layers[-1] - before)
