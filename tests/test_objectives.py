@@ -149,3 +149,31 @@ def test_forward_has_the_loss_of_the_kind(make_model, tokenizer):
         torch.testing.assert_close(model(**inputs, labels=labels).loss, expected)
     with pytest.raises(ValueError, match=r"labels must have shape \(4, 3\), got \(4,\)"):
         make_model(num_labels=3, problem_type=MULTI)(**inputs, labels=torch.zeros(4))
+
+
+def test_new_exits_of_label_sets_start_at_the_frequencies_of_labels(make_model, tokenizer, tmp_path):
+    settings, labels, _ = KINDS["label sets"]
+    model, data = make_model(**settings), data_of(labels, settings, tokenizer)
+    trained = next(iter(model.heads.values())).classifier.bias
+    with torch.no_grad():
+        trained.fill_(0.5)
+    build(model, tokenizer, tmp_path, "joint", data=data, max_steps=1, learning_rate=0.0).train()
+    assert trained.tolist() == [0.5] * 3
+    for head in list(model.heads.values())[1:]:
+        assert head.classifier.bias.sigmoid().tolist() == pytest.approx([0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 1.0, 4.0]])
+def test_a_model_that_is_made_for_each_training_starts_there_too_but_not_where_labels_have_weights(
+    weights, make_model, tokenizer, tmp_path
+):
+    settings, labels, _ = KINDS["label sets"]
+    data = data_of(labels, settings, tokenizer)
+    trainer = build(
+        None, tokenizer, tmp_path, "joint", data=data, max_steps=1, learning_rate=0.0, class_weights=weights,
+        model_init=lambda: make_model(**settings),
+    )  # fmt: skip
+    trainer.train()
+    expected = [0.5, 0.25, 0.25] if weights is None else [0.5, 0.5, 0.5]
+    for head in trainer.model.heads.values():
+        assert head.classifier.bias.sigmoid().tolist() == pytest.approx(expected)

@@ -43,7 +43,15 @@ def build(model, tokenizer, folder, recipe, data=None, curriculum=None, difficul
     """A trainer of a few steps; arguments of the trainer's own are told from TrainingArguments' by name."""
     own = {
         name: changes.pop(name)
-        for name in ("teacher", "class_weights", "callbacks", "eval_dataset", "head_learning_rate", "gate_learning_rate")
+        for name in (
+            "teacher",
+            "class_weights",
+            "callbacks",
+            "eval_dataset",
+            "head_learning_rate",
+            "gate_learning_rate",
+            "model_init",
+        )
         if name in changes
     }
     values = {

@@ -38,6 +38,7 @@ PROMISE = ("same_top_k", SAME_FIRST)
 QUERIES = 200  # to calibrate on, and as many others that are measured
 MANY = 100  # candidates of each query, by the wall clock
 FIRST = 10  # of them are wanted
+CHOOSING = 20  # queries on which `calibrate_ranking` measures speed
 Groups = list[tuple[str, list[str]]]
 
 
@@ -125,7 +126,9 @@ def reranked(engine: Engine, rows: list[list[Row]], top_k: int = FIRST, rounds: 
     pairs: Groups = [(group[0]["text"], [row["text_pair"] for row in group]) for group in rows]
     half = len(pairs) // 2
     exits, full = engine.with_policy("full"), engine.with_policy("full")
-    found_ranking = calibrate_ranking(exits, pairs[:half], top_k=top_k, same_top_k=SAME_FIRST, save=False)
+    found_ranking = calibrate_ranking(
+        exits, pairs[:half], top_k=top_k, same_top_k=SAME_FIRST, speed_queries=CHOOSING, save=False
+    )
     ours, whole = Ranks(exits, top_k), Ranks(full, top_k)
     given, wanted = ours.predict(pairs[half:]), whole.predict(pairs[half:])
     same = [set(one.order.tolist()) == set(other.order.tolist()) for one, other in zip(given, wanted, strict=True)]

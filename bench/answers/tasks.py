@@ -37,7 +37,7 @@ class Task:
 
     @property
     def starts_at_priors(self) -> bool:
-        """Whether new exits begin with each label's frequency: for sets of labels, most of which are rare."""
+        """Whether the trainer lets new exits begin with each label's frequency."""
         return self.problem_type == "multi_label_classification" and self.labels is None
 
 

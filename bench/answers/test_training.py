@@ -110,11 +110,3 @@ def test_a_cell_trains_and_records(folder, task, tokenizer, tmp_path, monkeypatc
     with torch.no_grad():
         again = model(input_ids=tokens.ids[None], token_type_ids=types).logits
     torch.testing.assert_close(again, record.logits[:1, -1], rtol=1e-4, atol=1e-4)
-
-
-def test_exits_for_rare_labels_start_at_their_frequency(make_model):
-    model = make_model(num_labels=2, problem_type="multi_label_classification")
-    training.start_at_priors(model, [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
-    for head in model.heads.values():
-        assert head.classifier.bias.sigmoid().tolist() == pytest.approx([0.5, 0.25])
-    assert [task.name for task in TASKS if task.starts_at_priors] == [GO_EMOTIONS.name]

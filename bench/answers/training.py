@@ -57,22 +57,6 @@ def fresh_model(cell: Trained, folder: Path) -> MultiExitBert:
     return MultiExitBert.from_pretrained(folder, num_labels=len(names), problem_type=cell.task.problem_type, **labels, **HEADS)
 
 
-def start_at_priors(model: MultiExitBert, labels: Sequence[Sequence[float]]) -> None:
-    """Let every new exit begin with the log-odds of how frequent each label is, instead of with one half.
-
-    Rare labels push all logits down at first, and there heads may end that answer every text alike: without this, 500 steps on
-    go_emotions left logits whose standard deviation over texts was 1e-4.
-
-    Args:
-        model: its exits are new.
-        labels: [N, C] 0 or 1, of the training.
-    """
-    shares = torch.tensor(labels).mean(0).clamp(1e-4, 1 - 1e-4)
-    with torch.no_grad():
-        for head in model.heads.values():
-            head.classifier.bias.copy_(shares.logit())
-
-
 def dataset_of(task: Task, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> TextDataset:
     """Rows as the model takes them."""
     encoder = Encoder(tokenizer, task.max_length, truncation=True)
@@ -100,8 +84,6 @@ def run_cell(cell: Trained, work: Path, e5: Path, deadline: float, limit: int | 
     tokenizer = AutoTokenizer.from_pretrained(source_of(cell, e5))
     model = fresh_model(cell, source_of(cell, e5))
     train_set = dataset_of(cell.task, model, tokenizer, rows)
-    if cell.task.starts_at_priors:
-        start_at_priors(model, train_set.labels)
     checkpoint = last_whole_checkpoint(folder / "checkpoints")
     clock = Clock(deadline, checkpoint)
     trainer = MultiExitTrainer(

@@ -170,7 +170,7 @@ def check_labels(name: str, dataset: Any, config: MultiExitBertConfig) -> bool:
     """
     if has_length(dataset) and not len(dataset):
         raise ValueError(f"{name} has no rows")
-    labels = dataset.labels if isinstance(dataset, TextDataset) else _label_column(dataset)
+    labels = labels_of(dataset)
     if labels is None:
         return False
     fits, expected = _label_check(config)
@@ -245,8 +245,10 @@ def _columns(dataset: Any) -> list[str] | None:
     return names
 
 
-def _label_column(dataset: Any) -> Iterable[Any] | None:
-    """The labels, if `_columns` shows a column of them."""
+def labels_of(dataset: Any) -> Iterable[Any] | None:
+    """The labels of a data set, if they can be read without running the user's code."""
+    if isinstance(dataset, TextDataset):
+        return dataset.labels
     column = next((column for column in _columns(dataset) or () if column in LABEL_COLUMNS), None)
     if column is None:
         return None

@@ -24,6 +24,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.checkpoints import RecipeRecord, check_same_recipe, check_same_steps, checkpoint_of
 from geep_triton.training.curriculum import TrainSampler
 from geep_triton.training.freezing import StageParameters, scale_gradients
+from geep_triton.training.frequencies import start_at_frequencies
 from geep_triton.training.losses import Objective, objective_of
 from geep_triton.training.metrics import exit_metric
 from geep_triton.training.recipes import get_recipe
@@ -35,6 +36,7 @@ from geep_triton.training.requirements import (
     check_stopping,
     check_targets_of,
     check_teacher,
+    labels_of,
     refuse_unlabelled,
     resolve_class_weights,
     teacher_logits,
@@ -56,7 +58,7 @@ class MultiExitTrainer(Trainer):
 
     What an exit's loss is depends on the model: cross entropy for classes; squared loss for one score (num_labels=1); logistic
     loss with the problem type "multi_label_classification". Where a recipe lets an exit learn the answers of another one, it
-    does so in the same unit.
+    does so in the same unit. New exits of label sets start at the frequencies of the labels.
 
     Evaluation runs every exit. Predictions are logits [N, exits, C]. Without `compute_metrics`, the metrics are
     `accuracy_exit_<layer>` and `accuracy` (of the last exit); `mse` instead of `accuracy` for a score, and `f1` (micro average)
@@ -109,6 +111,7 @@ class MultiExitTrainer(Trainer):
         for name, rate in (("head_learning_rate", head_learning_rate), ("gate_learning_rate", gate_learning_rate)):
             if rate is not None:
                 check_number(name, rate, 0.0, 1.0)
+        self._labels_are_checked = False
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise ValueError(
@@ -193,7 +196,7 @@ class MultiExitTrainer(Trainer):
         if self.model.exit_config.temperatures is not None:
             logger.warning("The model's exit temperatures are dropped, including the last exit's: fit them again afterwards.")
             self.model.exit_config.temperatures = None
-        self._attach_modules(self.model)
+        self._prepare(self.model)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -206,13 +209,15 @@ class MultiExitTrainer(Trainer):
     def call_model_init(self, *args: Any, **kwargs: Any) -> MultiExitBert:
         """Make a new model as transformers' Trainer does for each `train()`, with the recipe's modules."""
         model = _checked_model(super().call_model_init(*args, **kwargs))
-        self._attach_modules(model)
+        self._prepare(model)
         return model
 
-    def _attach_modules(self, model: MultiExitBert) -> None:
-        """Add the recipe's modules before a checkpoint is loaded, because it has their weights too."""
+    def _prepare(self, model: MultiExitBert) -> None:
+        """Add the recipe's modules and start new exits, before a checkpoint is loaded that has their weights too."""
         if self.recipe.modules is not None:
             model.auxiliary = self.recipe.modules(model.config).to(model.device, model.dtype)
+        if kind_of(model.config) == "label sets" and self._labels_are_checked and self.class_weights is None:
+            start_at_frequencies(model, labels_of(self.train_dataset) or ())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """transformers' optimizer over the parameters that any stage trains. Heads and gates with their own learning rates form
