@@ -57,7 +57,7 @@ def test_logits_that_overflow(model, tokenizer, texts):
         ("threshold:2", "between 0.0 and 1.0, got 2.0"),
         ("threshold", "needs a threshold"),
         ("predicted", "needs an exit table"),
-        ("predicted:median", "unknown decision 'median'"),
+        ("predicted:median", "unknown statistic 'median'"),
         (Policy(FirstExit(), Sure([0.1])), "one per scored exit"),
     ],
 )

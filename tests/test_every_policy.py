@@ -32,9 +32,9 @@ def one_at_a_time(model, tokenizer, text, pair, policy):
 def first_layer(model, tokens, start):
     """The layer before which a sample is not looked at."""
     if isinstance(start, TableExit):
-        if start.decision is None and start.values == "counts" and model.exit_table.decides_by == "agreement":
+        if start.statistic is None and start.values == "counts" and model.exit_table.decides_by == "agreement":
             return first_layer(model, tokens, TableAgreement(agreement=0.98))
-        return int(model.exit_table.predict(tokens, start.decision or "argmax", values=start.values).exits)
+        return int(model.exit_table.predict(tokens, start.statistic or "argmax", values=start.values).exits)
     if isinstance(start, TableAgreement):
         table, price = model.exit_table, start.price
         price = table.price_for(start.mean_depth, start.agreement) if price is None else price

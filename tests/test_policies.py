@@ -146,7 +146,7 @@ def test_what_version_0_1_saved_of_skipping():
         ("threshold:0.2,layers=a", "invalid literal"),
         ("threshold:0.2,answer_head=shared", "threshold has no setting 'answer_head'"),
         ("patience:0", "patience must be at least 1"),
-        ("predicted:2", "decision"),
+        ("predicted:2", "statistic"),
         ("predicted,values=guessed", "unknown values 'guessed'; known: counts, learned"),
         ("allocated:7", "price must be between 0.0 and 1.0, got 7.0"),
         ("allocated", "exactly one of price, mean_depth and agreement, got none"),

@@ -118,7 +118,7 @@ def table_targets(engine: Engine) -> list[Target]:
     """Targets that work on small models."""
     table = engine.model.exit_table
     tokens = Tokens.from_lists([[2, 5, 6, 3], [2, 7, 3]])
-    decisions = hostile.not_decision
+    statistics = hostile.not_statistic
     training = {"epochs": not_int(), "batch_size": not_int(), "learning_rate": lambda: [*not_number(0.0)(), 0]}
     return [
         Target(
@@ -139,7 +139,7 @@ def table_targets(engine: Engine) -> list[Target]:
             table.predict,
             {
                 "tokens": lambda: [None, 3, "x", [[2, 5, 3]], hostile.Stranger(), torch.zeros(3)],
-                "decision": decisions,
+                "statistic": statistics,
                 "values": not_choice(),
             },
             {"tokens": tokens},
@@ -164,7 +164,7 @@ def table_targets(engine: Engine) -> list[Target]:
                 (AtLayer, {"layer": not_int()}, {"layer": 1}),
                 (
                     TableExit,
-                    {"decision": lambda: [value for value in decisions() if value is not None], "values": not_choice()},
+                    {"statistic": lambda: [value for value in statistics() if value is not None], "values": not_choice()},
                     {},
                 ),
                 (TableAgreement, {"price": lambda: [v for v in not_number(0.0, 1.0)() if v is not None]}, {}),

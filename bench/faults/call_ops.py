@@ -153,7 +153,7 @@ def ops_targets(engine: Engine) -> list[Target]:
                 "ids": not_tensor(1, I64),
                 **backend,
                 "offsets": lambda: [*not_tensor(1, I64)(), torch.tensor([0, 9]), torch.tensor([0, 2, 1, 3])],
-                "decision": lambda: [*not_number(0.0, 1.0)(), 0, "median"],
+                "statistic": lambda: [*not_number(0.0, 1.0)(), 0, "median"],
             },
             {"table": scores, "ids": three, "offsets": torch.tensor([0, 3])},
         ),

@@ -115,7 +115,7 @@ def not_labels(samples: int) -> Values:
     ]
 
 
-def not_decision() -> list[Any]:
+def not_statistic() -> list[Any]:
     """Values that are neither "argmax" nor "mean" nor a quantile."""
     return [*not_number(0.0, 1.0)(), 0, "median", ""]
 

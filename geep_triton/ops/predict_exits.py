@@ -1,6 +1,7 @@
 """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
 
-The hash table is the paper's. The reduction over a sample's keys and the decision rules are *our reconstruction*.
+The hash table is the paper's. The reduction over a sample's keys and the statistics that give its exit are *our
+reconstruction*.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import torch
 from geep_triton.checks import check_choice, check_kind, check_number, check_tensor, shorten
 from geep_triton.ops.dispatch import implementation
 from geep_triton.ops.hash_table import MAX_LOAD, HashTable, insert_add, lookup
-from geep_triton.ops.reference.predict_exits import decide
+from geep_triton.ops.reference.predict_exits import exit_at
 
 REDUCTIONS = ("mean", "naive_bayes")
-DECISIONS = ("argmax", "mean")
+STATISTICS = ("argmax", "mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def predict_exits(
     table: ScoreTable,
     ids: torch.Tensor,
     offsets: torch.Tensor,
-    decision: str | float = "argmax",
+    statistic: str | float = "argmax",
     *,
     backend: str | None = None,
 ) -> PredictedExits:
@@ -140,54 +141,54 @@ def predict_exits(
         ids: [T] int64, the token ids of all samples in sequence. An id outside the vocabulary counts as unseen.
         offsets: [N + 1] int64; sample i is ids[offsets[i]:offsets[i + 1]]. They must run from 0 to T. This is not checked on a
             GPU, because the check would wait for the device.
-        decision: "argmax" (the shallowest of the most probable exits), "mean" (the first exit at or beyond the expected layer),
-            or a quantile q in (0, 1] (the first exit by which a share q of the probability has left).
+        statistic: "argmax" (the shallowest of the most probable exits), "mean" (the first exit at or beyond the expected
+            layer), or a quantile q in (0, 1] (the first exit by which a share q of the probability has left).
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 
     Raises:
-        ValueError: a shape or the decision does not fit.
+        ValueError: a shape or the statistic does not fit.
         TypeError: an argument has another type or dtype.
     """
     check_kind("table", table, ScoreTable)
     check_tensor("ids", ids, 1, torch.int64)
     check_tensor("offsets", offsets, 1, torch.int64)
-    check_decision(decision)
+    check_statistic(statistic)
     if offsets.numel() == 0 or (offsets.device.type == "cpu" and (int(offsets[0]), int(offsets[-1])) != (0, ids.numel())):
         raise ValueError(f"offsets must run from 0 to the number of ids ({ids.numel()}), got {offsets[:1]}..{offsets[-1:]}")
     if offsets.device.type == "cpu" and bool((offsets.diff() < 0).any()):
         raise ValueError(f"offsets must not decrease, got {shorten(offsets.tolist())}")
     op = implementation("predict_exits", ids.device, backend)
-    return PredictedExits(*op.predict_exits(ids, offsets, **vars(table), decision=decision))
+    return PredictedExits(*op.predict_exits(ids, offsets, **vars(table), statistic=statistic))
 
 
-def choose_exits(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float = "argmax") -> PredictedExits:
+def choose_exits(probabilities: torch.Tensor, layers: torch.Tensor, statistic: str | float = "argmax") -> PredictedExits:
     """One exit of each sample from a given distribution; see `predict_exits`.
 
     Args:
         probabilities: [N, E].
         layers: [E] int64, the layers of the exits, ascending.
-        decision: "argmax", "mean", or a quantile in (0, 1].
+        statistic: "argmax", "mean", or a quantile in (0, 1].
 
     Raises:
-        ValueError: the decision is unknown.
-        TypeError: the decision is neither a string nor a number.
+        ValueError: the statistic is unknown.
+        TypeError: the statistic is neither a string nor a number.
     """
-    check_decision(decision)
-    index = decide(probabilities, layers, decision)
+    check_statistic(statistic)
+    index = exit_at(probabilities, layers, statistic)
     return PredictedExits(probabilities, layers[index], torch.bincount(index, minlength=layers.numel()).int())
 
 
-def check_decision(decision: str | float) -> None:
-    """Check that `decision` is "argmax", "mean" or a quantile in (0, 1].
+def check_statistic(statistic: str | float) -> None:
+    """Check that `statistic` is "argmax", "mean" or a quantile in (0, 1].
 
     Raises:
         ValueError: it is not.
         TypeError: it is neither a string nor a number.
     """
-    if isinstance(decision, str):
-        if decision not in DECISIONS:
-            raise ValueError(f"unknown decision {shorten(decision)}; known: argmax, mean, or a quantile such as 0.9")
+    if isinstance(statistic, str):
+        if statistic not in STATISTICS:
+            raise ValueError(f"unknown statistic {shorten(statistic)}; known: argmax, mean, or a quantile such as 0.9")
         return
-    check_number("decision (a quantile)", decision, 0.0, 1.0)
-    if decision == 0:
-        raise ValueError("decision (a quantile) must be above 0")
+    check_number("statistic (a quantile)", statistic, 0.0, 1.0)
+    if statistic == 0:
+        raise ValueError("statistic (a quantile) must be above 0")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_choice, check_int, check_number
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.ops.predict_exits import check_decision
+from geep_triton.ops.predict_exits import check_statistic
 from geep_triton.table.allocate import allocate
 from geep_triton.table.exit_table import VALUES, ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint
@@ -83,23 +83,23 @@ class TableExit:
     """Each sample is first looked at where the model's exit table predicts from its tokens that it leaves (GEEP).
 
     Args:
-        decision: "argmax", "mean", or a quantile in (0, 1], see `geep_triton.ops.predict_exits.predict_exits`. None: as
+        statistic: "argmax", "mean", or a quantile in (0, 1], see `geep_triton.ops.predict_exits.predict_exits`. None: as
             `ExitTable.decide`, which uses learned agreement if the table has it, else "argmax". With a `leave`, the quantile
             .05 is a good choice, because it is about the cost of a score in layers: an earlier score saves less than it costs,
             and a later one loses savings. Texts whose tokens carry no information then start where `FirstExit` starts.
         values: the table's "counts", or its "learned" values.
 
     Raises:
-        ValueError: the decision or the values are unknown.
-        TypeError: the decision is neither a string nor a number.
+        ValueError: the statistic or the values are unknown.
+        TypeError: the statistic is neither a string nor a number.
     """
 
-    decision: str | float | None = None
+    statistic: str | float | None = None
     values: str = "counts"
 
     def __post_init__(self) -> None:
-        if self.decision is not None:
-            check_decision(self.decision)
+        if self.statistic is not None:
+            check_statistic(self.statistic)
         check_choice("values", self.values, VALUES)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -109,9 +109,9 @@ class TableExit:
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The predicted exits: [N] int64."""
         table = _table_of(model, "predicted")
-        if self.decision is None and self.values == "counts":
+        if self.statistic is None and self.values == "counts":
             return table.decide(tokens, model.device)
-        return table.predict(tokens, self.decision or "argmax", model.device, self.values).exits.cpu()
+        return table.predict(tokens, self.statistic or "argmax", model.device, self.values).exits.cpu()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgree
 STARTS: dict[str, tuple[type, str | None]] = {
     "full": (LastLayer, None),
     "constant": (AtLayer, "layer"),
-    "predicted": (TableExit, "decision"),
+    "predicted": (TableExit, "statistic"),
     "allocated": (TableAgreement, "price"),
 }
 LEAVES: dict[str, tuple[type, str | None]] = {
@@ -32,7 +32,7 @@ KNOWN = (
     "threshold:0.2,criterion=margin,layers=2/4"
 )
 # Version 0.1 wrote these into saved models.
-OLD_NAMES = {"pooling": "regroup"}
+OLD_NAMES = {"decision": "statistic", "pooling": "regroup"}
 OLD_VALUES = {("answer_head", "teacher"): "shared"}
 OLD_DECISION = 0.05  # of "verified" where it named none
 

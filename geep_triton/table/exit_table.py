@@ -35,7 +35,7 @@ class ExitTable:
     """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
 
     The paper predicts exits from the distribution of tokens over exit layers, with a hash table. The smoothing, averaging and
-    decision rules are *our reconstruction*. The learned values are our addition.
+    statistics that give its exit are *our reconstruction*. The learned values are our addition.
 
     `geep_triton.build_exit_table` and `ExitTable.from_records` make a table. It is immutable: `rebuild` and `merge` return new
     tables.
@@ -274,7 +274,7 @@ class ExitTable:
     def predict(
         self,
         tokens: Tokens,
-        decision: str | float = "argmax",
+        statistic: str | float = "argmax",
         device: str | torch.device = "cpu",
         values: str = "counts",
     ) -> PredictedExits:
@@ -282,7 +282,7 @@ class ExitTable:
 
         Args:
             tokens: samples on the host.
-            decision: "argmax", "mean", or a quantile in (0, 1].
+            statistic: "argmax", "mean", or a quantile in (0, 1].
             device: device of the lookup and of the result.
             values: "counts", or "learned" if the table has learned "exits" (see `learn`).
 
@@ -290,13 +290,13 @@ class ExitTable:
             Probabilities [N, E] float32 and exit layers [N] int64.
 
         Raises:
-            ValueError: the table has no such learned values, or `decision` or `values` is unknown.
+            ValueError: the table has no such learned values, or `statistic` or `values` is unknown.
         """
         check_choice("values", values, VALUES)
         if values == "counts":
-            return predict_exits(self.score_table(device), *_ids_on(device, tokens), decision)
+            return predict_exits(self.score_table(device), *_ids_on(device, tokens), statistic)
         probabilities = self._learned_scores("exits", tokens, device).softmax(-1)
-        return choose_exits(probabilities, torch.tensor(self.exit_layers, device=device), decision)
+        return choose_exits(probabilities, torch.tensor(self.exit_layers, device=device), statistic)
 
     def predict_agreement(self, tokens: Tokens, device: str | torch.device = "cpu") -> torch.Tensor:
         """The probability that each exit gives the last exit's answer: [N, E] float32 on the host. It is 1 for the last exit.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import ScoreTable, predict_exits
-from geep_triton.ops.reference.predict_exits import decide
+from geep_triton.ops.reference.predict_exits import exit_at
 from geep_triton.tokens.ragged import Tokens
 from tests.ops.conftest import Target
 from tests.ops.tolerances import TOLERANCE
@@ -58,9 +58,9 @@ def probabilities_by_hand(samples, ngram, by_key, prior, reduction):
     return torch.stack(result)
 
 
-def predict(target, table, samples, decision="argmax"):
+def predict(target, table, samples, statistic="argmax"):
     tokens = Tokens.from_lists(samples)
-    return predict_exits(table, target(tokens.ids), target(tokens.offsets), decision, backend=target.backend)
+    return predict_exits(table, target(tokens.ids), target(tokens.offsets), statistic, backend=target.backend)
 
 
 @FEW
@@ -73,19 +73,19 @@ def test_probabilities_equal_a_loop(target, samples, ngram, reduction, exits):
     torch.testing.assert_close(result.probabilities.cpu().double(), expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("decision", ["argmax", "mean", 0.25, 0.9, 1.0])
+@pytest.mark.parametrize("statistic", ["argmax", "mean", 0.25, 0.9, 1.0])
 @pytest.mark.parametrize("layers", [(1,), (1, 2, 3, 6), tuple(range(1, 13))], ids=len)
 @pytest.mark.parametrize("ngram", [1, 2, 3])
-def test_decision_and_histogram(target, decision, layers, ngram):
+def test_decision_and_histogram(target, statistic, layers, ngram):
     """Samples of 0 to 512 tokens; lengths are powers of two, so that their means are exact too and ties fall alike."""
     lengths = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     samples = [torch.randint(4, VOCABULARY, (length,)).tolist() for length in lengths]
     table, by_key, prior = make_table(target, samples, ngram, layers)
-    result = predict(target, table, samples, decision)
+    result = predict(target, table, samples, statistic)
     probabilities = result.probabilities.cpu()
     by_hand = probabilities_by_hand(samples, ngram, by_key, prior, "mean")
     torch.testing.assert_close(probabilities.double(), by_hand, atol=TOLERANCE, rtol=0)
-    expected = torch.tensor(layers)[decide(probabilities, torch.tensor(layers), decision)]
+    expected = torch.tensor(layers)[exit_at(probabilities, torch.tensor(layers), statistic)]
     assert result.exits.tolist() == expected.tolist()
     assert result.histogram.tolist() == [expected.tolist().count(layer) for layer in layers]
 
@@ -116,15 +116,15 @@ LAYERS = torch.tensor([1, 3, 6])
 
 
 @pytest.mark.parametrize(
-    ("decision", "expected"),
+    ("statistic", "expected"),
     [("argmax", [1, 6, 3, 1]), ("mean", [3, 6, 6, 1]), (0.5, [1, 6, 3, 1]), (0.9, [6, 6, 6, 1]), (1.0, [6, 6, 6, 1])],
 )
-def test_decisions(target, decision, expected):
+def test_decisions(target, statistic, expected):
     """Of a table whose tokens 4 to 7 have these distributions."""
     shares = torch.tensor([[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     keys, layers = torch.tensor([4, 5, 6, 7]), tuple(LAYERS.tolist())
     table = ScoreTable.build(keys, shares, layers, SPECIAL, VOCABULARY, 1, "mean", target.device)
-    assert predict(target, table, [[4], [5], [6], [7]], decision).exits.tolist() == expected
+    assert predict(target, table, [[4], [5], [6], [7]], statistic).exits.tolist() == expected
 
 
 def test_argmax_takes_the_shallowest_of_equals(target):
@@ -134,20 +134,20 @@ def test_argmax_takes_the_shallowest_of_equals(target):
 
 
 def test_mean_of_a_certain_exit_is_that_exit():
-    assert decide(torch.eye(3), LAYERS, "mean").tolist() == [0, 1, 2]
+    assert exit_at(torch.eye(3), LAYERS, "mean").tolist() == [0, 1, 2]
 
 
 def test_quantiles_never_get_shallower():
     probabilities = torch.rand(50, 3).softmax(-1)
-    depths = torch.stack([decide(probabilities, LAYERS, q) for q in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)])
+    depths = torch.stack([exit_at(probabilities, LAYERS, q) for q in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)])
     assert (depths.diff(dim=0) >= 0).all()
 
 
-@pytest.mark.parametrize("decision", ["median", 0.0, 1.2, -0.1])
-def test_bad_decisions(decision):
+@pytest.mark.parametrize("statistic", ["median", 0.0, 1.2, -0.1])
+def test_bad_decisions(statistic):
     table, *_ = make_table(ON_THE_HOST, [[5, 6]], 1, (1, 2))
-    with pytest.raises(ValueError, match="decision"):
-        predict_exits(table, torch.tensor([5]), torch.tensor([0, 1]), decision)
+    with pytest.raises(ValueError, match="statistic"):
+        predict_exits(table, torch.tensor([5]), torch.tensor([0, 1]), statistic)
 
 
 @pytest.mark.parametrize("offsets", [[], [1, 3], [0, 2]])

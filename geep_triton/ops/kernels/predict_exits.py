@@ -1,4 +1,4 @@
-"""Exits of a window of samples from their tokens in one launch: keys, lookups, reduction, decision, histogram."""
+"""Exits of a window of samples from their tokens in one launch: keys, lookups, reduction, statistic, histogram."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from geep_triton.ops.kernels.hashing import BUCKET, EMPTY, find_slots, mix64
 # The golden ratio, as in reference/ngrams.py.
 STEP = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
 SIGN = tl.constexpr(-(2**63))
-DECISIONS, QUANTILE = {"argmax": 0, "mean": 1}, 2
+STATISTICS, QUANTILE = {"argmax": 0, "mean": 1}, 2
 
 
 @triton.jit
@@ -26,10 +26,10 @@ def load_tokens(ids, uncounted, position, end, vocab_size):
     return token, inside & (special == 0), known
 
 
-@triton.jit(do_not_specialize=["vocab_size", "last_bucket", "probes", "num_exits", "ngram", "log_space", "decision"])
+@triton.jit(do_not_specialize=["vocab_size", "last_bucket", "probes", "num_exits", "ngram", "log_space", "statistic"])
 def predict_exits_kernel(
     ids, offsets, uncounted, unigrams, slots, ngrams, prior_scores, layers, probabilities, exits, histogram,
-    vocab_size, last_bucket, probes, num_exits, ngram, log_space, decision, quantile,
+    vocab_size, last_bucket, probes, num_exits, ngram, log_space, statistic, quantile,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program handles one sample. It goes over blocks of its tokens, and for each block over the orders of n-grams."""
@@ -74,7 +74,7 @@ def predict_exits_kernel(
     by_argmax = tl.argmax(tl.where(real, share, -1.0), 0)
     by_mean = tl.sum((real & (layer < expected - slack)).to(tl.int32), 0)
     by_quantile = tl.sum((real & (tl.cumsum(share, 0) < quantile - slack)).to(tl.int32), 0)
-    index = tl.where(decision == 0, by_argmax, tl.where(decision == 1, by_mean, by_quantile))
+    index = tl.where(statistic == 0, by_argmax, tl.where(statistic == 1, by_mean, by_quantile))
     index = tl.minimum(index, num_exits - 1)
     tl.store(probabilities + sample * num_exits + column, share, mask=real)
     tl.store(exits + sample, tl.load(layers + index))
@@ -93,20 +93,21 @@ def predict_exits(
     layers: torch.Tensor,
     ngram: int,
     log_space: bool,
-    decision: str | float,
+    statistic: str | float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `geep_triton.ops.reference.predict_exits.predict_exits`."""
     samples, num_exits = offsets.numel() - 1, layers.numel()
     probabilities = torch.empty(samples, num_exits, device=ids.device)
     exits = torch.empty(samples, dtype=torch.int64, device=ids.device)
     histogram = torch.zeros(num_exits, dtype=torch.int32, device=ids.device)
+    rule, quantile = (STATISTICS[statistic], 0.0) if isinstance(statistic, str) else (QUANTILE, float(statistic))
     config = choose("predict_exits", ids.numel() // max(samples, 1), ids.device)
     launching.launch(
         predict_exits_kernel, (samples,),
         ids.contiguous(), offsets.contiguous(), uncounted.view(torch.uint8), unigrams, slots, ngrams, prior, layers,
         probabilities, exits, histogram,
         unigrams.shape[0] - 1, slots.numel() // BUCKET.value - 1, probes, num_exits, ngram, int(log_space),
-        DECISIONS[decision] if isinstance(decision, str) else QUANTILE, 0.0 if isinstance(decision, str) else float(decision),
+        rule, quantile,
         WIDTH=unigrams.shape[1], BLOCK=config.block, num_warps=config.warps,
     )  # fmt: skip
     return probabilities, exits, histogram

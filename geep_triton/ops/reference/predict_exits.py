@@ -21,7 +21,7 @@ def predict_exits(
     layers: torch.Tensor,
     ngram: int,
     log_space: bool,
-    decision: str | float,
+    statistic: str | float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `geep_triton.ops.predict_exits.predict_exits`. The arguments are the fields of the table.
 
@@ -37,7 +37,7 @@ def predict_exits(
         layers: [E] int64, the layers of the exits.
         ngram: highest order of the n-grams that are counted.
         log_space: whether scores are logarithms (naive Bayes) instead of probabilities.
-        decision: "argmax", "mean" or a quantile.
+        statistic: "argmax", "mean" or a quantile.
 
     Returns:
         Probabilities [N, E] float32, exit layers [N] int64, and samples per exit [E] int32.
@@ -61,28 +61,28 @@ def predict_exits(
         probabilities = (total + prior)[:, :num_exits].softmax(-1)
     else:
         probabilities = torch.where(keys_found > 0, total / keys_found.clamp(min=1), prior)[:, :num_exits]
-    index = decide(probabilities, layers, decision)
+    index = exit_at(probabilities, layers, statistic)
     return probabilities, layers[index], torch.bincount(index, minlength=num_exits).int()
 
 
-def decide(probabilities: torch.Tensor, layers: torch.Tensor, decision: str | float) -> torch.Tensor:
+def exit_at(probabilities: torch.Tensor, layers: torch.Tensor, statistic: str | float) -> torch.Tensor:
     """Choose an exit by its distribution; see `geep_triton.ops.predict_exits`.
 
     Args:
         probabilities: P(e|x), [N, E].
         layers: [E], the layers of the exits.
-        decision: "argmax", "mean" or a quantile.
+        statistic: "argmax", "mean" or a quantile.
 
     Returns:
         [N] int64, index of the exit.
     """
     # Rounding lets sums of float32 shares miss the exact bound. Half a millionth of a layer must not cost a layer.
     slack = 5e-7 * layers.numel()
-    if decision == "argmax":
+    if statistic == "argmax":
         return probabilities.argmax(-1)
-    if isinstance(decision, str):  # "mean"
+    if isinstance(statistic, str):  # "mean"
         expected = (probabilities * layers).sum(-1)
         index = (layers < expected[:, None] - slack).sum(-1)
     else:
-        index = (probabilities.cumsum(-1) < decision - slack).sum(-1)
+        index = (probabilities.cumsum(-1) < statistic - slack).sum(-1)
     return index.clamp(max=layers.numel() - 1)
