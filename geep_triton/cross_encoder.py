@@ -76,7 +76,7 @@ class CrossEncoder:
     Attributes:
         engine: it answers. `calibrate(encoder.engine, pairs, ...)` gives it exits that keep a promise.
         activation_fn: see above.
-        truncated: how many pairs `predict` has cut so far.
+        truncated: how many pairs `predict` and `rank` have cut so far.
     """
 
     def __init__(
@@ -211,6 +211,7 @@ class CrossEncoder:
         activation = self.activation_fn if activation_fn is None else activation_fn
         _check_activation(activation)
         found = self._running(show_progress_bar).rank(query, documents, top_k, return_documents=return_documents)
+        self.truncated += found.truncated
         scores = _activated(activation, found.logits[:, None]).flatten().tolist()
         return [{**result, "score": scores[result["corpus_id"]]} for result in found.results()]
 

@@ -110,6 +110,9 @@ def test_long_pairs_are_cut_and_counted(make_classifier, tokenizer, pairs):
     assert encoder.truncated == longer > 0
     encoder.predict(pairs)
     assert encoder.truncated == 2 * longer
+    cut = sum(len(tokenizer(pairs[0][0], text)["input_ids"]) > 12 for _, text in pairs)
+    encoder.rank(pairs[0][0], [text for _, text in pairs])
+    assert encoder.truncated == 2 * longer + cut
     assert CrossEncoder(folder, device="cpu").max_length == 64
 
 

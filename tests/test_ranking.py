@@ -369,3 +369,11 @@ def test_digests_without_a_ranking_stay():
     assert ExitConfig(ranking="top:2,margins=0.1,layers=2").digest() != ExitConfig().digest()
     with pytest.raises(TypeError, match="ranking must be a str or None"):
         ExitConfig(ranking=3)
+
+
+def test_pairs_that_are_cut_are_counted_for_each_query(scoring, tokenizer, groups):
+    engine = make_engine(scoring, tokenizer, policy="full", max_length=10, truncation=True, window=20)
+    lengths = [[len(tokenizer(query, text)["input_ids"]) for text in texts] for query, texts in groups]
+    found = [ranking.truncated for ranking in engine.rank_many(groups)]
+    assert found == [sum(length > 10 for length in of_query) for of_query in lengths]
+    assert sum(found) > 0

@@ -78,8 +78,8 @@ class Engine:
             None: 3 on a GPU, 1 on a CPU, which waits for nothing. Answers do not depend on it.
         max_length: the most tokens that a sample may have. None: what the model and its tokenizer can take, or, where `policy`
             is None, what the model was calibrated with.
-        truncation: cut longer samples instead of raising; `Predictions.truncated` counts them. None: False, or, where `policy`
-            is None, as the model was calibrated.
+        truncation: cut longer samples instead of raising; `truncated` of predictions and rankings counts them. None: False, or,
+            where `policy` is None, as the model was calibrated.
         columns: the name of the column that holds the text of a row, or a pair of names: the second column holds the other text
             of a pair, and rows may lack it.
         progress: show a progress bar.

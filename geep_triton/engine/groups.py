@@ -35,6 +35,13 @@ class Groups:
         """Where each query's pairs begin, and at last the number of pairs."""
         return list(accumulate(map(len, self.candidates), initial=0))
 
+    @property
+    def truncated(self) -> list[int]:
+        """How many pairs of each query were cut."""
+        if self.tokens is None or self.tokens.cut is None:
+            return [0] * len(self.candidates)
+        return [int(cut.sum()) for cut in self.tokens.cut.split([len(texts) for texts in self.candidates])]
+
     def place(self, pair: int) -> str:
         """The words by which an error names a pair of these."""
         query = max(index for index, bound in enumerate(self.bounds[:-1]) if bound <= pair)

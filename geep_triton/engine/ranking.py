@@ -22,6 +22,7 @@ class Ranking:
         exit_layers: [N] int64, the layer after which each candidate left.
         answers: what the logits mean.
         documents: the N candidates' texts; None unless they were asked for.
+        truncated: how many of the N pairs were cut to the maximum length.
     """
 
     order: torch.Tensor
@@ -29,6 +30,7 @@ class Ranking:
     exit_layers: torch.Tensor
     answers: Score
     documents: Sequence[str] | None = None
+    truncated: int = 0
 
     def __len__(self) -> int:
         return self.order.numel()
