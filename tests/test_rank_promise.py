@@ -15,6 +15,7 @@ from geep_triton import Engine, MultiExitBert
 from geep_triton.engine.ranking import order_of
 from geep_triton.policies.ranking import RankPolicy
 from geep_triton.promises import ranking as ranking_module
+from geep_triton.promises.guarantees import betting_p_value
 from geep_triton.promises.rank_margins import settings as learned_settings
 from geep_triton.promises.rank_record import RankRecord
 from geep_triton.promises.ranking import calibrate_ranking, drops, queries_needed, search
@@ -164,6 +165,8 @@ def test_queries_needed():
     for name in ("max_ndcg_drop", "max_mrr_drop"):
         needed = queries_needed((name, 0.02), 0.95)
         assert 2 * 100 < needed < 2 * 400
+        assert betting_p_value(torch.zeros(needed // 2), 0.02, 0.95) <= 0.05
+        assert betting_p_value(torch.zeros(needed // 2 - 1), 0.02, 0.95) > 0.05
 
 
 @pytest.fixture
@@ -229,6 +232,11 @@ def test_a_ranking_of_another_length_is_told(engine, speeds):
     model.exit_config.ranking = "top:3,margins=0.0,layers=2"
     with pytest.warns(UserWarning, match="calibrated with ranking top:3.*, now top:3,margins=0.0,layers=2"):
         Engine(model, tokenizer)
+
+
+def test_queries_that_come_again_are_told(engine, speeds):
+    with pytest.warns(UserWarning, match="only 40 of 80 queries are distinct: a promise takes each for a query of its own"):
+        calibrate_ranking(engine, GROUPS[:40] * 2, top_k=3, same_top_k=0.9, confidence=0.9)
 
 
 def test_full_depth_is_taken_where_nothing_is_faster(engine, speeds):

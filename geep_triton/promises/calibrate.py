@@ -18,13 +18,12 @@ from geep_triton.exit_config import Promises
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.calibration import Calibration
 from geep_triton.promises.families import Family, error_shares, families_of
+from geep_triton.promises.guarantees import warn_of_repeated
 from geep_triton.promises.search import Samples, Search
 from geep_triton.promises.terms import Term, check_method, read_terms, refuse_too_few, samples_for
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import Inputs
 from geep_triton.warn import warn
-
-FEWEST_DISTINCT = 0.9  # of the texts; short texts come again by chance
 
 
 def calibrate(
@@ -196,7 +195,7 @@ def _samples(engine: Engine, inputs: list[Any], truth: torch.Tensor | None, need
         if term.name == "class_recall":
             having = int(engine.model.answers.given(record.logits[:, -1])[:, term.label].sum())
             refuse_too_few(term, having, least, f" (of all {len(inputs)} texts, those to which the full model gives it)")
-    _warn_of_repeated(record.tokens)
+    warn_of_repeated(record.tokens.hashes().unique().numel(), len(inputs), "texts", "text")
     _warn_of_one_answer(engine.model.answers, record.logits[:, -1])
     return Samples(inputs, record, truth)
 
@@ -211,14 +210,6 @@ def _unknown(model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
             )
         return torch.arange(len(tokens))
     return (~torch.isin(tokens.hashes(), table.text_hashes)).nonzero()[:, 0]
-
-
-def _warn_of_repeated(tokens: Tokens) -> None:
-    """Warn of many equal texts. Texts may come again as often as they will be served, but a list must not be repeated."""
-    texts = tokens.hashes()
-    distinct = texts.unique().numel()
-    if distinct < FEWEST_DISTINCT * len(texts):
-        warn(f"only {distinct} of {len(texts)} texts are distinct: a promise takes each for a text of its own, drawn anew")
 
 
 def _warn_of_one_answer(answers: Answers, full: torch.Tensor) -> None:

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import torch
 from scipy.stats import binom, binomtest
 
+from geep_triton.warn import warn
+
+FEWEST_DISTINCT = 0.9  # of the samples; short texts come again by chance
+
 
 def binomial_p_value(failures: int, samples: int, risk: float) -> float:
     """P(at most `failures` of `samples` fail | each fails with probability `risk`). Small where the true risk is lower."""
@@ -56,6 +60,22 @@ def boldest_safe(p_values: Sequence[float], confidence: float) -> int | None:
     return chosen
 
 
+def bets_needed(loss: torch.Tensor, risk: float, confidence: float) -> int:
+    """How many samples of one loss each, a tensor [1], show by betting that the mean is below `risk`."""
+
+    def shown(samples: int) -> bool:
+        return betting_p_value(loss.expand(samples), risk, confidence) <= 1 - confidence
+
+    enough = 1
+    while not shown(enough):
+        enough *= 2
+    low = enough // 2
+    while low + 1 < enough:
+        middle = (low + enough) // 2
+        low, enough = (low, middle) if shown(middle) else (middle, enough)
+    return enough
+
+
 def samples_needed_on_average(risk: float) -> int:
     """How many samples without a loss let `boldest_on_average` choose a setting."""
     return math.ceil(1 / risk) - 1
@@ -76,3 +96,15 @@ def boldest_on_average(losses: torch.Tensor, risk: float) -> int | None:
     worst = losses.double().clamp(min=0).cummax(0).values
     safe = (worst.sum(1) + 1) / (losses.shape[1] + 1) <= risk
     return int(safe.sum()) - 1 if bool(safe.any()) else None
+
+
+def warn_of_repeated(distinct: int, samples: int, many: str, one: str) -> None:
+    """Warn of many equal samples. They may come again as often as they will be served, but a list must not be repeated.
+
+    Args:
+        distinct: how many of the `samples` differ.
+        samples: how many there are.
+        many, one: what they are called.
+    """
+    if distinct < FEWEST_DISTINCT * samples:
+        warn(f"only {distinct} of {samples} {many} are distinct: a promise takes each for a {one} of its own, drawn anew")

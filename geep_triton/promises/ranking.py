@@ -18,7 +18,14 @@ from geep_triton.engine.groups import Groups, RankInputs, naming_pairs, pairs_of
 from geep_triton.engine.ranking import Ranking
 from geep_triton.policies.ranking import RankPolicy
 from geep_triton.policies.text import format_policy
-from geep_triton.promises.guarantees import betting_p_value, binomial_p_value, boldest_safe, samples_needed
+from geep_triton.promises.guarantees import (
+    bets_needed,
+    betting_p_value,
+    binomial_p_value,
+    boldest_safe,
+    samples_needed,
+    warn_of_repeated,
+)
 from geep_triton.promises.rank_margins import settings
 from geep_triton.promises.rank_record import RankRecord
 from geep_triton.timing import in_turns
@@ -159,10 +166,7 @@ def queries_needed(promise: tuple[str, float], confidence: float) -> int:
     name, value = promise
     if name == "same_top_k":
         return 2 * samples_needed(round(1 - value, 12), confidence)
-    enough = 1
-    while betting_p_value(torch.zeros(enough), value, confidence) > 1 - confidence:
-        enough += max(1, enough // 50)
-    return 2 * enough
+    return 2 * bets_needed(torch.zeros(1), value, confidence)
 
 
 def _record(
@@ -179,6 +183,7 @@ def _record(
             f"{len(groups)} queries are too few to promise {name}={value:g}: at least {needed} are needed even if no ranking "
             "differs"
         )
+    warn_of_repeated(len({(query, *candidates) for query, candidates in groups}), len(groups), "queries", "query")
     sizes = [len(candidates) for _, candidates in groups]
     if relevances is None and name != "same_top_k":
         raise ValueError(f"{name} needs relevances; same_top_k needs none")

@@ -12,7 +12,7 @@ from geep_triton.answers import Score, check_kind_of
 from geep_triton.checks import check_choice, check_number, shorten
 from geep_triton.exit_config import PROMISES, PROMISES_ON_ANSWERS, Promises
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.promises.guarantees import betting_p_value, samples_needed, samples_needed_on_average
+from geep_triton.promises.guarantees import bets_needed, betting_p_value, samples_needed, samples_needed_on_average
 
 METHODS = ("learn-then-test", "conformal")
 FEWEST = 20  # texts to rank settings by
@@ -150,7 +150,9 @@ def samples_for(term: Term, confidences: Iterable[float | None]) -> int:
     least = min((confidence for confidence in confidences if confidence is not None), default=None)
     if least is None:  # by "conformal" only half of the texts judge
         return 2 * samples_needed_on_average(term.risk)
-    return _samples_for_drop(term.value, least) if term.name == "max_accuracy_drop" else samples_needed(term.risk, least)
+    if term.name == "max_accuracy_drop":
+        return bets_needed(*_as_loss(torch.zeros(1), term.value), least)
+    return samples_needed(term.risk, least)
 
 
 def refuse_too_few(term: Term, samples: int, needed: int, after: str = "") -> None:
@@ -164,19 +166,11 @@ def refuse_too_few(term: Term, samples: int, needed: int, after: str = "") -> No
     )
 
 
-def _samples_for_drop(drop: float, confidence: float) -> int:
-    """How many samples without any drop show that it is at most `drop`, found by doubling and halving."""
-    enough = 1
-    while p_value_of_drop(torch.zeros(enough), drop, confidence) > 1 - confidence:
-        enough *= 2
-    low = enough // 2
-    while low + 1 < enough:
-        middle = (low + enough) // 2
-        safe = p_value_of_drop(torch.zeros(middle), drop, confidence) <= 1 - confidence
-        low, enough = (low, middle) if safe else (middle, enough)
-    return enough
-
-
 def p_value_of_drop(drop: torch.Tensor, largest: float, confidence: float) -> float:
-    """P-value of "the drop is `largest` or more". Drops are -1, 0 or 1 a sample, and the bet wants them in [0, 1]."""
-    return betting_p_value((drop + 1) / 2, (largest + 1) / 2, confidence)
+    """P-value of "the drop is `largest` or more"."""
+    return betting_p_value(*_as_loss(drop, largest), confidence)
+
+
+def _as_loss(drop: torch.Tensor, largest: float) -> tuple[torch.Tensor, float]:
+    """Drops are -1, 0 or 1 a sample, and the bet wants them in [0, 1]."""
+    return (drop + 1) / 2, (largest + 1) / 2
