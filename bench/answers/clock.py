@@ -7,21 +7,20 @@ Reads the models that `bench.answers.train` left in WORK. Nothing else should ru
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
+from bench.answers.command import parser_of, run_trained
 from bench.answers.data import recorded_rows
 from bench.answers.promised import PROMISED, Promised
 from bench.answers.replay import compared
-from bench.answers.tasks import Trained, trainings
-from bench.answers.train import add_arguments
-from bench.answers.training import RECORD, declared, folder_of, settings_of
-from bench.cells import Cell, run_missing
+from bench.answers.tasks import Trained
+from bench.answers.training import settings_of
 from bench.environment import RESULTS
 from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
@@ -123,25 +122,14 @@ def measured(engine: Engine, rows: list[Row], wanted: tuple[Promised, ...], time
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, OUTPUT)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    limit = arguments.limit_samples
+    arguments = parser_of(__doc__, OUTPUT).parse_args()
 
-    def cell_of(cell: Trained) -> Cell:
-        folder = folder_of(cell, arguments.work, limit) / "model"
+    def run(cell: Trained, folder: Path) -> list[Found]:
+        model, tokenizer = MultiExitBert.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
+        engine = Engine(model, tokenizer, "full", **settings_of(cell.task))
+        return measured(engine, recorded_rows(cell.task, arguments.limit_samples), PROMISED[cell.task.name])
 
-        def run(deadline: float) -> list[Found]:
-            model, tokenizer = MultiExitBert.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-            engine = Engine(model, tokenizer, "full", **settings_of(cell.task))
-            return measured(engine, recorded_rows(cell.task, limit), PROMISED[cell.task.name])
-
-        return Cell(cell.name, declared(cell, limit) | {"threads": arguments.threads}, run)
-
-    wanted = [cell for cell in trainings(arguments.seeds, arguments.tasks, arguments.backbones) if cell.task.name in PROMISED]
-    ready = [cell for cell in wanted if (folder_of(cell, arguments.work, limit) / RECORD).is_file()]
-    run_missing("answers clock", list(map(cell_of, ready)), arguments.output, arguments.budget_minutes)
+    run_trained("answers clock", arguments, PROMISED, run, {"threads": arguments.threads})
 
 
 if __name__ == "__main__":

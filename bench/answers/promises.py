@@ -8,18 +8,17 @@ fewest mean layers is taken. `bench.answers.clock` measures what `calibrate` its
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.answers.command import parser_of, run_trained
 from bench.answers.promised import PROMISED, Promised
 from bench.answers.replay import CONFIDENCE, Draws, Replay, from_a_population, splits
-from bench.answers.tasks import Trained, trainings
-from bench.answers.train import add_arguments
-from bench.answers.training import RECORD, declared, folder_of, load_record
-from bench.cells import Cell, run_missing
+from bench.answers.tasks import Trained
+from bench.answers.training import RECORD, load_record
 from bench.environment import RESULTS
 from bench.rows import Found, found
 from geep_triton import MultiExitBert
@@ -75,25 +74,15 @@ def summary(draws: Draws) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, OUTPUT)
+    parser = parser_of(__doc__, OUTPUT)
     parser.add_argument("--draws", type=int, default=DRAWS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    limit = arguments.limit_samples
 
-    def cell_of(cell: Trained) -> Cell:
-        folder = folder_of(cell, arguments.work, limit)
+    def run(cell: Trained, folder: Path) -> list[Found]:
+        model = MultiExitBert.from_pretrained(folder / "model")
+        return measured(model, load_record(folder / RECORD), PROMISED[cell.task.name], arguments.draws)
 
-        def run(deadline: float) -> list[Found]:
-            model = MultiExitBert.from_pretrained(folder / "model")
-            return measured(model, load_record(folder / RECORD), PROMISED[cell.task.name], arguments.draws)
-
-        return Cell(cell.name, declared(cell, limit) | {"draws": arguments.draws}, run)
-
-    wanted = [cell for cell in trainings(arguments.seeds, arguments.tasks, arguments.backbones) if cell.task.name in PROMISED]
-    ready = [cell for cell in wanted if (folder_of(cell, arguments.work, limit) / RECORD).is_file()]
-    run_missing("answers promises", list(map(cell_of, ready)), arguments.output, arguments.budget_minutes)
+    run_trained("answers promises", arguments, PROMISED, run, {"draws": arguments.draws})
 
 
 if __name__ == "__main__":

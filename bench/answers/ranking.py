@@ -8,22 +8,20 @@ Reads the models and records of wikiqa that `bench.answers.train` left in WORK.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
 from bench.answers.clock import speed_up
+from bench.answers.command import parser_of, run_trained
 from bench.answers.data import CANDIDATES, groups
 from bench.answers.promised import RANKED, SAME_FIRST, TOP_K
 from bench.answers.promises import DRAWS, SCORE_COST, summary
 from bench.answers.replay import CONFIDENCE, Draws
-from bench.answers.tasks import WIKIQA, Trained, trainings
-from bench.answers.train import add_arguments
-from bench.answers.training import RECORD, declared, folder_of, load_record, settings_of
-from bench.cells import Cell, run_missing
+from bench.answers.tasks import WIKIQA, Trained
+from bench.answers.training import RECORD, load_record, settings_of
 from bench.environment import RESULTS
 from bench.rows import Found, found
 from geep_triton import Engine, MultiExitBert
@@ -162,31 +160,24 @@ def mean_reciprocal_rank(rankings: list[Ranking], relevant: list[list[bool]]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, None)
     parser.add_argument("what", choices=OUTPUTS)
-    add_arguments(parser, None)
     parser.add_argument("--draws", type=int, default=DRAWS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    limit, output = arguments.limit_samples, arguments.output or OUTPUTS[arguments.what]
 
-    def simulate(cell: Trained, deadline: float) -> list[Found]:
-        folder = folder_of(cell, arguments.work, limit)
+    def simulate(cell: Trained, folder: Path) -> list[Found]:
         record = load_record(folder / RECORD)
         layers = MultiExitBert.from_pretrained(folder / "model").config.exit_layers
         return simulated(record_of(record.logits, layers), arguments.draws)
 
-    def rerank(cell: Trained, deadline: float) -> list[Found]:
-        folder = folder_of(cell, arguments.work, limit) / "model"
-        model, tokenizer = MultiExitBert.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    def rerank(cell: Trained, folder: Path) -> list[Found]:
+        model, tokenizer = MultiExitBert.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
         return reranked(Engine(model, tokenizer, "full", **settings_of(cell.task)), groups(WIKIQA, 2 * QUERIES, MANY))
 
     run = {"promises": simulate, "clock": rerank}[arguments.what]
     settings = {"promises": {"draws": arguments.draws}, "clock": {"threads": arguments.threads}}[arguments.what]
-    wanted = trainings(arguments.seeds, (WIKIQA.name,), arguments.backbones)
-    ready = [cell for cell in wanted if (folder_of(cell, arguments.work, limit) / RECORD).is_file()]
-    cells = [Cell(cell.name, declared(cell, limit) | settings, partial(run, cell)) for cell in ready]
-    run_missing(f"answers ranking {arguments.what}", cells, output, arguments.budget_minutes)
+    output = arguments.output or OUTPUTS[arguments.what]
+    run_trained(f"answers ranking {arguments.what}", arguments, (WIKIQA.name,), run, settings, output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def start_at_frequencies(model: MultiExitBert, labels: Iterable[Any]) -> None:
         model: of label sets. An exit is new if its bias is all zero, as it is made; the others stay as they are.
         labels: of the training, C numbers from 0 to 1 each.
     """
-    fresh = [head.classifier.bias for head in model.heads.values() if not head.classifier.bias.any()]
+    biases = [head.get_parameter("classifier.bias") for head in model.heads.values()]
+    fresh = [bias for bias in biases if not bias.any()]
     if not fresh:
         return
     shares = torch.stack([torch.as_tensor(of_sample, dtype=torch.float64) for of_sample in labels]).mean(0)

@@ -1,0 +1,65 @@
+"""What the scripts of this package are told, and the cells that they run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Container, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.answers.tasks import BACKBONES, SEEDS, TASKS, Trained, trainings
+from bench.answers.training import RECORD, declared, folder_of
+from bench.cells import Cell, run_missing
+from bench.rows import Found
+
+
+def parser_of(description: str | None, output: Path | None) -> argparse.ArgumentParser:
+    """A parser of what all scripts of this package can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of trained models and records")
+    parser.add_argument("--e5", type=Path, required=True, help="folder of the 12-layer model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS], default=[task.name for task in TASKS])
+    names = [backbone.name for backbone in BACKBONES]
+    parser.add_argument("--backbones", nargs="+", choices=names, default=names)
+    parser.add_argument("--limit-samples", type=int, help="at most as many of each task, to try it out")
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=output)
+    return parser
+
+
+def cells_of(arguments: argparse.Namespace) -> list[Trained]:
+    """The cells that were asked for."""
+    return list(trainings(arguments.seeds, arguments.tasks, arguments.backbones))
+
+
+def run_trained(
+    suite: str,
+    arguments: argparse.Namespace,
+    tasks: Container[str],
+    run: Callable[[Trained, Path], list[Found]],
+    settings: Mapping[str, Any],
+    output: Path | None = None,
+) -> None:
+    """Measure the models of these tasks that are trained and have no result yet.
+
+    Args:
+        suite: name of the rows.
+        arguments: of the command line.
+        tasks: names of tasks.
+        run: gets a cell and the folder of its model and record.
+        settings: what the results follow from besides.
+        output: for the rows; None: that of the arguments.
+    """
+    torch.set_num_threads(arguments.threads)
+    limit, cells = arguments.limit_samples, []
+    for cell in cells_of(arguments):
+        folder = folder_of(cell, arguments.work, limit)
+        if cell.task.name in tasks and (folder / RECORD).is_file():
+            measure = partial(run, cell, folder)
+            cells.append(Cell(cell.name, declared(cell, limit) | settings, lambda deadline, measure=measure: measure()))
+    run_missing(suite, cells, output or arguments.output, arguments.budget_minutes)
