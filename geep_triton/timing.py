@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 
@@ -35,3 +36,10 @@ def in_turns(
             if report is not None:
                 report(name)
     return seconds
+
+
+def rates(
+    calls: Mapping[str, Callable[[], object]], count: int, rounds: int, report: Callable[[str], None] | None = None
+) -> dict[str, float]:
+    """How many of the `count` things that each call does it does in a second: the median of interleaved rounds."""
+    return {name: count / statistics.median(values) for name, values in in_turns(calls, rounds, report).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -28,7 +27,7 @@ from geep_triton.promises.guarantees import (
 )
 from geep_triton.promises.rank_margins import settings
 from geep_triton.promises.rank_record import RankRecord
-from geep_triton.timing import in_turns
+from geep_triton.timing import rates
 
 SEED = 0
 PROMISES = {"same_top_k": (0.5, 0.9999), "max_ndcg_drop": (0.0001, 0.5), "max_mrr_drop": (0.0001, 0.5)}  # and their ranges
@@ -315,8 +314,7 @@ def speeds_of(
         other.ranking, other.progress = policy, False
         _ranked(other, groups[:5], top_k)
         calls[name] = partial(_ranked, other, groups, top_k)
-    seconds = in_turns(calls, rounds)
-    return {name: len(groups) / statistics.median(values) for name, values in seconds.items()}
+    return rates(calls, len(groups), rounds)
 
 
 def _ranked(engine: Engine, groups: list[tuple[str, list[str]]], top_k: int) -> list[Ranking]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from geep_triton.promises.choosing import choose_setting
 from geep_triton.promises.families import CONSTANT, Family, FitSamples
 from geep_triton.promises.judge import Judge
 from geep_triton.promises.terms import Term
-from geep_triton.timing import in_turns
+from geep_triton.timing import rates
 
 SEED = 0
 MEASURED_POINTS = 6  # of the chosen family's curve
@@ -177,8 +176,7 @@ def speeds_of(engine: Engine, policies: dict[str, Policy], inputs: list[Any], ro
             e.progress = False
             e.predict(inputs[:64])
         calls = {name: partial(e.predict, inputs) for name, e in engines.items()}
-        seconds = in_turns(calls, rounds, lambda name: bar.update())
-    return {name: len(inputs) / statistics.median(values) for name, values in seconds.items()}
+        return rates(calls, len(inputs), rounds, lambda name: bar.update())
 
 
 def _timed(candidate: Candidate, speed: float, full: float) -> Candidate:
