@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Container, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,11 @@ def run_trained(
         output: for the rows; None: that of the arguments.
     """
     torch.set_num_threads(arguments.threads)
-    limit, cells = arguments.limit_samples, []
-    for cell in cells_of(arguments):
-        folder = folder_of(cell, arguments.work, limit)
-        if cell.task.name in tasks and (folder / RECORD).is_file():
-            measure = partial(run, cell, folder)
-            cells.append(Cell(cell.name, declared(cell, limit) | settings, lambda deadline, measure=measure: measure()))
-    run_missing(suite, cells, output or arguments.output, arguments.budget_minutes)
+    limit = arguments.limit_samples
+    folders = {cell: folder_of(cell, arguments.work, limit) for cell in cells_of(arguments) if cell.task.name in tasks}
+
+    def cell_of(cell: Trained) -> Cell:
+        return Cell(cell.name, declared(cell, limit) | settings, lambda deadline: run(cell, folders[cell]))
+
+    ready = [cell for cell, folder in folders.items() if (folder / RECORD).is_file()]
+    run_missing(suite, list(map(cell_of, ready)), output or arguments.output, arguments.budget_minutes)

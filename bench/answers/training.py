@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.answers.data import recorded_rows, split, training_rows
 from bench.answers.tasks import BATCH_SIZE, E5, RECIPE, Task, Trained
 from bench.claims.grid import HEAD_LEARNING_RATE, HEADS
-from bench.claims.training import Clock, digest, train, training_arguments
+from bench.claims.training import digest, train, training_arguments
 from bench.shapes import pretrained_folder
-from geep_triton import Engine, MultiExitBert, MultiExitTrainer
+from geep_triton import Engine, MultiExitBert
 from geep_triton.data import Row
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
-from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.metrics import exit_metric
 
@@ -84,26 +83,20 @@ def run_cell(cell: Trained, work: Path, e5: Path, deadline: float, limit: int | 
     tokenizer = AutoTokenizer.from_pretrained(source_of(cell, e5))
     model = fresh_model(cell, source_of(cell, e5))
     train_set = dataset_of(cell.task, model, tokenizer, rows)
-    checkpoint = last_whole_checkpoint(folder / "checkpoints")
-    clock = Clock(deadline, checkpoint)
-    trainer = MultiExitTrainer(
+    epochs, learning_rate = cell.task.epochs * cell.backbone.epochs, cell.backbone.learning_rate
+    arguments = training_arguments(
+        folder / "checkpoints", epochs, BATCH_SIZE, learning_rate, cell.seed, save_steps=SAVE_STEPS, save_total_limit=1
+    )
+    trainer, spent = train(
+        folder / "model",
+        deadline,
+        tokenizer,
+        arguments,
         model=model,
-        args=training_arguments(
-            folder / "checkpoints",
-            cell.task.epochs * cell.backbone.epochs,
-            BATCH_SIZE,
-            cell.backbone.learning_rate,
-            cell.seed,
-            save_steps=SAVE_STEPS,
-            save_total_limit=1,
-        ),
         train_dataset=train_set,
-        data_collator=DataCollatorWithPadding(tokenizer),
         recipe=RECIPE,
         head_learning_rate=HEAD_LEARNING_RATE,
-        callbacks=[clock],
     )
-    spent = train(trainer, clock, checkpoint, folder / "model", tokenizer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     judged = recorded_rows(cell.task, limit)

@@ -31,26 +31,25 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.cells import Cell, parse_training, run_missing
 from bench.claims.data import data_folder
 from bench.claims.metrics import CLASS_METRICS
 from bench.claims.released import ReleasedSmartBert
-from bench.claims.training import Clock, digest, train, training_arguments, write_json
+from bench.claims.training import digest, train, training_arguments, write_json
 from bench.environment import RESULTS
 from bench.pipeline.systems import targets
 from bench.rows import Found, Range, found
 from bench.shapes import pretrained_folder
 from bench.timing import quiet_garbage_collector, rate
-from geep_triton import Engine, MultiExitBert, MultiExitTrainer, Predictions, build_exit_table
+from geep_triton import Engine, MultiExitBert, Predictions, build_exit_table
 from geep_triton.data import Row, read_rows
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.simulate import simulate
 from geep_triton.timing import in_turns
 from geep_triton.tokens.encoder import Encoder
-from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.recipes import get_recipe
 
@@ -228,21 +227,20 @@ def trained(cell: Trained, gated: bool, rows: Rows, cache: Path, deadline: float
         first = Trained(DATA_SETS[variant.start], "published", cell.seed, cell.limit)
         started, _ = trained(first, False, Rows.of(first.data_set, first.limit), cache, deadline)
         model.bert.load_state_dict(MultiExitBert.from_pretrained(started).bert.state_dict())
-    checkpoint = last_whole_checkpoint(folder / "checkpoints")
-    clock = Clock(deadline, checkpoint)
-    trainer = MultiExitTrainer(
+    arguments = training_arguments(
+        folder / "checkpoints", EPOCHS, 16, learning_rate, cell.seed, save_steps=300, save_total_limit=1
+    )
+    _, spent = train(
+        folder / "model",
+        deadline,
+        tokenizer,
+        arguments,
         model=model,
-        args=training_arguments(
-            folder / "checkpoints", EPOCHS, 16, learning_rate, cell.seed, save_steps=300, save_total_limit=1
-        ),
         train_dataset=TextDataset(rows.train, Encoder(tokenizer, data_set.max_length, truncation=True), model.config.label2id),
-        data_collator=DataCollatorWithPadding(tokenizer),
         recipe=get_recipe(name, **settings),
-        callbacks=[clock],
         head_learning_rate=variant.head_learning_rate,
         gate_learning_rate=variant.gate_learning_rate if gated else None,
     )
-    spent = train(trainer, clock, checkpoint, folder / "model", tokenizer)
     write_json(done, spent)
     shutil.rmtree(folder / "checkpoints")
     return folder / "model", spent

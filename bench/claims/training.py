@@ -97,20 +97,33 @@ def training_arguments(
 
 
 def train(
-    trainer: MultiExitTrainer, clock: Clock, checkpoint: Path | None, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, float]:
-    """Train to the end, from the checkpoint where there is one, and save model and tokenizer; returns the seconds it took.
+    folder: Path, deadline: float, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, **changes: Any
+) -> tuple[MultiExitTrainer, dict[str, float]]:
+    """Train to the end, from the last whole checkpoint where there is one, and save model and tokenizer.
+
+    Args:
+        folder: for the model; the arguments' folder is for its checkpoints.
+        deadline: of `time.monotonic()`.
+        tokenizer: of the model.
+        arguments: of the training.
+        **changes: further arguments of `MultiExitTrainer`.
+
+    Returns:
+        The trainer, and the seconds it took.
 
     Raises:
-        OutOfTime: the clock stopped it.
+        OutOfTime: at the deadline; call again to go on.
     """
+    checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)))
+    clock = Clock(deadline, checkpoint)
+    trainer = MultiExitTrainer(args=arguments, data_collator=DataCollatorWithPadding(tokenizer), callbacks=[clock], **changes)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     spent = clock.spent
     if trainer.state.global_step < trainer.state.max_steps:
         raise OutOfTime
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return spent
+    return trainer, spent
 
 
 def declared(cell: Cell, limit: int | None) -> dict[str, Any]:
@@ -143,28 +156,27 @@ def run_cell(cell: Cell, cache: Path, deadline: float, limit: int | None = None)
     if cell.method.curriculum is not None:
         difficulty, review = difficulty_of(cell, cache, deadline, limit, tokenizer, train_rows, train_set)
 
-    checkpoint = last_whole_checkpoint(folder / "checkpoints")
-    clock = Clock(deadline, checkpoint)
-    trainer = MultiExitTrainer(
+    arguments = training_arguments(
+        folder / "checkpoints",
+        cell.data_set.epochs * cell.method.epochs,
+        cell.data_set.batch_size,
+        cell.data_set.learning_rate,
+        cell.seed,
+        save_steps=SAVE_STEPS,
+        save_total_limit=1,
+    )
+    trainer, spent = train(
+        folder / "model",
+        deadline,
+        tokenizer,
+        arguments,
         model=model,
-        args=training_arguments(
-            folder / "checkpoints",
-            cell.data_set.epochs * cell.method.epochs,
-            cell.data_set.batch_size,
-            cell.data_set.learning_rate,
-            cell.seed,
-            save_steps=SAVE_STEPS,
-            save_total_limit=1,
-        ),
         train_dataset=train_set,
-        data_collator=DataCollatorWithPadding(tokenizer),
         recipe=recipe,
         head_learning_rate=HEAD_LEARNING_RATE,
         curriculum=cell.method.curriculum,
         difficulty=difficulty,
-        callbacks=[clock],
     )
-    spent = train(trainer, clock, checkpoint, folder / "model", tokenizer)
 
     engine = Engine(model.eval(), tokenizer, "full", max_length=cell.data_set.max_length, truncation=True)
     logits = engine.every_exit(test_rows).logits
