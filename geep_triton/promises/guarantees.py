@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from scipy.stats import binom, binomtest
@@ -60,11 +60,11 @@ def boldest_safe(p_values: Sequence[float], confidence: float) -> int | None:
     return chosen
 
 
-def bets_needed(loss: torch.Tensor, risk: float, confidence: float) -> int:
-    """How many samples of one loss each, a tensor [1], show by betting that the mean is below `risk`."""
+def bets_needed(p_value: Callable[[torch.Tensor, float, float], float], risk: float, confidence: float) -> int:
+    """How many samples without a loss show by betting that the mean is below `risk`: by `betting_p_value`, or in its manner."""
 
     def shown(samples: int) -> bool:
-        return betting_p_value(loss.expand(samples), risk, confidence) <= 1 - confidence
+        return p_value(torch.zeros(samples), risk, confidence) <= 1 - confidence
 
     enough = 1
     while not shown(enough):

@@ -165,7 +165,7 @@ def queries_needed(promise: tuple[str, float], confidence: float) -> int:
     name, value = promise
     if name == "same_top_k":
         return 2 * samples_needed(round(1 - value, 12), confidence)
-    return 2 * bets_needed(torch.zeros(1), value, confidence)
+    return 2 * bets_needed(betting_p_value, value, confidence)
 
 
 def _record(

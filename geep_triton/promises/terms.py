@@ -151,7 +151,7 @@ def samples_for(term: Term, confidences: Iterable[float | None]) -> int:
     if least is None:  # by "conformal" only half of the texts judge
         return 2 * samples_needed_on_average(term.risk)
     if term.name == "max_accuracy_drop":
-        return bets_needed(*_as_loss(torch.zeros(1), term.value), least)
+        return bets_needed(p_value_of_drop, term.value, least)
     return samples_needed(term.risk, least)
 
 
@@ -167,10 +167,5 @@ def refuse_too_few(term: Term, samples: int, needed: int, after: str = "") -> No
 
 
 def p_value_of_drop(drop: torch.Tensor, largest: float, confidence: float) -> float:
-    """P-value of "the drop is `largest` or more"."""
-    return betting_p_value(*_as_loss(drop, largest), confidence)
-
-
-def _as_loss(drop: torch.Tensor, largest: float) -> tuple[torch.Tensor, float]:
-    """Drops are -1, 0 or 1 a sample, and the bet wants them in [0, 1]."""
-    return (drop + 1) / 2, (largest + 1) / 2
+    """P-value of "the drop is `largest` or more". Drops are -1, 0 or 1 a sample, and the bet wants them in [0, 1]."""
+    return betting_p_value((drop + 1) / 2, (largest + 1) / 2, confidence)
