@@ -65,7 +65,7 @@ def test_ci_runs_the_readmes_command():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first = next(line for line in readme.splitlines() if "-m pytest" in line)
     assert first.startswith("python3 -m venv")
-    assert first in readme.split("```bash")[2]
+    assert any(first in block.partition("```")[0] for block in readme.split("```bash")[1:])
     assert Path(ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from geep_triton.data import Row
 from geep_triton.engine.checks import label_ids
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import Predictions
 from geep_triton.timing import in_turns
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.samples import check_columns, check_rows
 
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArgumen
 from transformers.utils import logging
 
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, build_exit_table
-from geep_triton.data import read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 

@@ -11,12 +11,14 @@ from geep_triton.compat import name_text_classifiers
 from geep_triton.config import MultiExitBertConfig as MultiExitBertConfig
 from geep_triton.engine.served_model import ServedMultiExitBert
 from geep_triton.modeling.model import MultiExitBert as MultiExitBert
+from geep_triton.version import __version__
 
 if TYPE_CHECKING:
     from geep_triton.cross_encoder import CrossEncoder as CrossEncoder
     from geep_triton.engine.build_exit_table import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
     from geep_triton.engine.predictions import Predictions as Predictions
+    from geep_triton.explanations import explain as explain
     from geep_triton.from_fine_tuned import give_exits as give_exits
     from geep_triton.policies.policy import Policy as Policy
     from geep_triton.promises.audit import audit as audit
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from geep_triton.promises.ranking import calibrate_ranking as calibrate_ranking
     from geep_triton.table.exit_table import ExitTable as ExitTable
     from geep_triton.training.trainer import MultiExitTrainer as MultiExitTrainer
-
-__version__ = "0.2.0"
 
 # Imported on first use: the trainer alone would double the time that `import geep_triton` takes.
 _LAZY = {
@@ -39,6 +39,7 @@ _LAZY = {
     "build_exit_table": "geep_triton.engine.build_exit_table",
     "calibrate": "geep_triton.promises.calibrate",
     "calibrate_ranking": "geep_triton.promises.ranking",
+    "explain": "geep_triton.explanations",
     "give_exits": "geep_triton.from_fine_tuned",
 }
 

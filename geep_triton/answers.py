@@ -126,9 +126,14 @@ class Score:
             same = (scores >= self.decision) == (others >= self.decision)
         return same if self.tolerance is None else same & ((scores - others).abs() <= self.tolerance)
 
+    @property
+    def comparable(self) -> bool:
+        """Whether it is known when two scores are the same answer."""
+        return self.decision is not None or self.tolerance is not None
+
     def check_comparable(self) -> None:
         """Raise ValueError unless it is known when two scores are the same answer."""
-        if self.decision is None and self.tolerance is None:
+        if not self.comparable:
             raise ValueError(
                 "two scores are compared by a decision (the same side of a cut) or a tolerance: pass one of them, or set "
                 "model.exit_config.decision or model.exit_config.tolerance"

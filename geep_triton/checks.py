@@ -65,6 +65,10 @@ def check_tensor(name: str, value: Any, ndim: int, dtype: torch.dtype | None = N
         raise TypeError(f"{name} must be of dtype {dtype}, got {value.dtype}")
 
 
+class OutputTaken(ValueError):
+    """An output belongs to another run or call, or another process is at work there."""
+
+
 class BadSample(ValueError):
     """A sample that cannot be answered.
 
@@ -81,8 +85,12 @@ class BadSample(ValueError):
         self.others = tuple(others)
 
 
-def refuse_samples(reasons: Mapping[int, str], first: int) -> None:
-    """Raise BadSample if a window has bad samples (index in the window -> reason)."""
-    bad = [BadSample(first + index, reason) for index, reason in sorted(reasons.items())]
+class LongSample(BadSample):
+    """A sample of more tokens than are allowed, which truncation would cut."""
+
+
+def refuse_samples(reasons: Mapping[int, str], first: int, kind: type[BadSample] = BadSample) -> None:
+    """Raise an error of a kind if a window has bad samples (index in the window -> reason)."""
+    bad = [kind(first + index, reason) for index, reason in sorted(reasons.items())]
     if bad:
-        raise BadSample(bad[0].index, bad[0].reason, bad[1:])
+        raise kind(bad[0].index, bad[0].reason, bad[1:])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from geep_triton.checks import LARGEST_SCORE, check_choice, check_number, shorten
+from geep_triton.checks import LARGEST_SCORE, check_bool, check_choice, check_int, check_number, shorten
 from geep_triton.tensor_files import refuse_pointer
 
 EXIT_CONFIG_FILE = "exit_config.json"
@@ -26,7 +26,8 @@ PROMISES = {
 }  # fmt: skip
 PROMISES_ON_ANSWERS = ("agreement", "label_agreement", "class_recall", "max_accuracy_drop")  # the others are on costs
 Promises: TypeAlias = Mapping[str, float | Mapping[str, float]]  # name -> value, or label -> value
-NEW_FIELDS = ("decision", "tolerance", "ranking", "ranking_calibration")
+NEW_FIELDS = ("decision", "tolerance", "ranking", "ranking_calibration", "max_length", "truncation")
+FEWEST_TOKENS = 3  # of a text's most: two special ones around one
 NUMBERS = ("thresholds", "temperatures", "decision", "tolerance")  # fields of one number or several
 
 
@@ -47,6 +48,9 @@ class ExitConfig:
         ranking: short form of who leaves early in `Engine.rank`, e.g. "top:10,margins=1.5/0.8,layers=2/4"; `calibrate_ranking`
             sets it. None: nobody.
         ranking_calibration: what `calibrate_ranking` found, as `RankCalibration.to_dict` gives it.
+        max_length: the most tokens of a text that the model was trained with; `geep train` sets it. An engine takes no longer
+            ones unless it, or the calibration, says another length. None: what model and tokenizer can take.
+        truncation: whether an engine cuts longer texts where neither it nor the calibration says so. None: False.
 
     Raises:
         TypeError: a value has another type.
@@ -62,6 +66,8 @@ class ExitConfig:
     tolerance: float | None = None
     ranking: str | None = None
     ranking_calibration: dict[str, Any] | None = None
+    max_length: int | None = None
+    truncation: bool | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in NUMBERS:
@@ -80,6 +86,11 @@ class ExitConfig:
             _check_decision(value)
         elif name == "tolerance":
             _check_tolerance(value)
+        elif name == "truncation":
+            _check_type(name, value, bool)
+        elif name == "max_length":
+            if value is not None:
+                check_int(name, value, FEWEST_TOKENS)
         else:
             known = ", ".join(field.name for field in fields(self))
             raise AttributeError(f"an ExitConfig has no field {name!r}; it has {known}")
@@ -250,3 +261,7 @@ def _check_calibration(calibration: Any) -> None:
         check_choice("promise of calibration", name, PROMISES)
         for number in value.values() if isinstance(value, dict) else (value,):
             check_number(f"{name} that calibration promises", number, 0.0, PROMISES[name])
+    if "truncation" in calibration:
+        check_bool("truncation of calibration", calibration["truncation"])
+    if "max_length" in calibration:
+        check_int("max_length of calibration", calibration["max_length"], 1)

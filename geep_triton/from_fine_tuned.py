@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.trainer import MultiExitTrainer
 from geep_triton.unfinished import unfinished
+from geep_triton.warn import loading_quietly
 
 HELD_OUT = 1 / 3  # share of the texts
 UNFINISHED = "give_exits.unfinished"  # folder in the output, of a call that goes on
@@ -118,10 +118,11 @@ def give_exits(
             "learn; MultiExitTrainer trains a model with labels"
         )
     torch.manual_seed(seed)  # the exits start at random
-    with _quiet():  # the exits are new, and about to be trained
+    with loading_quietly():  # the exits are new, and about to be trained
         model = MultiExitBert.from_pretrained(source, **config)
     if model.dtype != torch.float32:
         raise ValueError(f"{source}: expected a model in float32, got {model.dtype}")
+    model.exit_table = None  # of its exits before
     model.exit_config.judge_by(decision, tolerance)
     if isinstance(model.answers, Score):
         model.answers.check_comparable()
@@ -160,36 +161,30 @@ def give_exits(
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         last = last_whole_checkpoint(output / UNFINISHED)
+        _say(progress, f"1 of 3: the exits learn from {len(training):,} texts")
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         settings: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "progress": progress}
         threshold = THRESHOLD if kind_of(model.config) == "classes" else None
+        _say(progress, "2 of 3: the exit table learns from the same texts")
         model.exit_table = build_exit_table(model, tokenizer, [texts[index] for index in training], threshold, **settings)
         Engine(model, tokenizer, "full").save_pretrained(output)
         engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
+        _say(progress, f"3 of 3: policies are judged and timed on {len(held_out):,} texts that were held out")
         held = [texts[index] for index in held_out]
         found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE).chosen
         engine.save_pretrained(output)
-    if progress:
-        print(
-            f"{output}: {found.policy}, {found.mean_layers:.1f} of {model.config.num_hidden_layers} layers, "
-            f"{found.speed_up:.1f} times as fast as all layers; {found.agreement:.1%} of {len(held)} held-out texts get the "
-            f"same answer, at least {agreement:.1%} are promised"
-        )
+    _say(
+        progress,
+        f"{output}: {found.policy}, {found.mean_layers:.1f} of {model.config.num_hidden_layers} layers, "
+        f"{found.speed_up:.1f} times as fast as all layers; {found.agreement:.1%} of {len(held)} held-out texts get the "
+        f"same answer, at least {agreement:.1%} are promised",
+    )
     return engine
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the warnings of transformers' and our loggers."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "geep_triton")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _say(progress: bool, message: str) -> None:
+    if progress:
+        print(message, flush=True)
 
 
 def _split(hashes: torch.Tensor, seed: int) -> tuple[list[int], list[int]]:
@@ -205,4 +200,7 @@ def _check_enough(agreement: float, held_out: int, model: MultiExitBert) -> None
     shares = error_shares(families_of(model, learned=("agreement",))).values()
     term = Term("agreement", agreement)
     needed = samples_for(term, [1 - (1 - CONFIDENCE) * share for share in shares])
-    refuse_too_few(term, held_out, needed, f", {HELD_OUT:.0%} of all, which are held out to calibrate")
+    total = math.ceil(needed / HELD_OUT)
+    refuse_too_few(
+        term, held_out, needed, f", {HELD_OUT:.0%} of all, which are held out to calibrate (give {total} in all, or more)"
+    )

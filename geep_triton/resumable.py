@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from geep_triton.checks import OutputTaken
+
 try:
     import fcntl
 except ImportError:  # Windows does not separate two runs with the same output
@@ -48,7 +50,6 @@ class InputFile:
         ValueError: there is no such regular file.
 
     Attributes:
-        lines: number of lines.
         digest: SHA-256 (hex) of the contents.
     """
 
@@ -56,14 +57,20 @@ class InputFile:
         check_input(path)
         self.path = path
         self._stamp = _stamp(path)
-        self.lines, self.digest = _read(path)
+        self.digest = _digest(path)
+
+    @property
+    def size_and_time(self) -> tuple[int, int]:
+        """Size and time of the last change (in ns) of the contents that `digest` is of."""
+        stamp = self._stamp
+        return (0, 0) if stamp is None else (stamp[2], stamp[3])
 
     def check(self) -> None:
         """Raise InputChanged if the contents have changed. The file is read again only if it may have changed."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
-        if stamp is None or _read(self.path)[1] != self.digest:
+        if stamp is None or _digest(self.path) != self.digest:
             raise InputChanged(f"{self.path} changed while it was read: nothing of this run is kept, start it again")
         self._stamp = stamp
 
@@ -77,13 +84,13 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read(path: Path) -> tuple[int, str]:
-    lines, digest = 0, hashlib.sha256()
+def _digest(path: Path) -> str:
+    """SHA-256 (hex), block by block: a file of numbers may be one line of many gigabytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for line in file:
-            lines += 1
-            digest.update(line)
-    return lines, digest.hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class ResumableFile:
@@ -97,7 +104,8 @@ class ResumableFile:
         sources: input files, which must not be overwritten.
 
     Raises:
-        ValueError: another run is writing this output. The output or a file beside it is not a regular file, or is one of
+        OutputTaken: another run is writing this output.
+        ValueError: the output or a file beside it is not a regular file, or is one of
             `sources`. NAME.partial was not left by a run. The folder is missing or not writable.
         OSError: the name is invalid, or the file system has no locks.
 
@@ -178,7 +186,7 @@ class ResumableFile:
             ValueError: something else has taken the place of the output or of the partial file.
         """
         os.fsync(self._file.fileno())
-        _check_regular(self.output)
+        check_regular(self.output)
         if not self._is_locked():
             raise ValueError(f"{self.partial} was removed while it was written: start again")
         self.partial.replace(self.output)
@@ -196,7 +204,7 @@ class ResumableFile:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{self.output} cannot be written: its folder {folder} is not writable")
         for path in (self.output, self.partial, self.state, self._new_state):
-            _check_regular(path)
+            check_regular(path)
             for source in sources:
                 if path.exists() and source.exists() and path.samefile(source):
                     raise ValueError(f"{path} would be overwritten, but it is an input ({source}): choose another output")
@@ -216,7 +224,7 @@ class ResumableFile:
                 pass
             except BlockingIOError:
                 os.close(number)
-                raise ValueError(f"another run is writing {self.output}: wait for it, or choose another output") from None
+                raise OutputTaken(f"another run is writing {self.output}: wait for it, or choose another output") from None
             except OSError:
                 os.close(number)
                 raise
@@ -263,7 +271,7 @@ def _kind(mode: int) -> str:
     return KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Raise ValueError if there is something other than a regular file. Replacing it would destroy a device, a pipe
     or a link.
     """

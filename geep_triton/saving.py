@@ -82,15 +82,15 @@ def replacing(directory: str | os.PathLike) -> Iterator[Replacement]:
                 if _is_there(path, folder / path.relative_to(new.path)):
                     path.unlink()
                 else:
-                    _flush(path)
-            _flush(new.path)
+                    flush(path)
+            flush(new.path)
             new.path.rename(folder / WHOLE)
         except BaseException:
             shutil.rmtree(new.path, ignore_errors=True)
             raise
         finally:
             _REPLACING.reset(token)
-        _flush(folder)
+        flush(folder)
         _move_into_place(folder)
 
 
@@ -155,7 +155,7 @@ def _move_into_place(folder: Path) -> None:
         for name in remove:
             if Path(name).name == name:
                 (folder / name).unlink(missing_ok=True)
-        _flush(folder)
+        flush(folder)
         shutil.rmtree(whole)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
@@ -186,7 +186,7 @@ def _is_there(path: Path, target: Path) -> bool:
     )
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush to the disk, so that a rename never survives a crash without the data."""
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -11,7 +11,8 @@ from geep_triton import Engine, MultiExitBert, build_exit_table
 from tests.conftest import tiny_config
 
 FILES = {
-    "config.json", "exit_config.json", "exit_table.safetensors", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "README.md", "config.json", "exit_config.json", "exit_table.safetensors", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json",
 }  # fmt: skip
 
 

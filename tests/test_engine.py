@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from geep_triton import Engine, build_exit_table
+from geep_triton.checks import BadSample
 from geep_triton.engine.predictions import Predictions
 from geep_triton.policies.leave import Sure
 from geep_triton.policies.policy import Policy
@@ -113,6 +114,22 @@ def test_progress_bar(model, tokenizer, texts, capsys):
     assert f"{len(texts)}/{len(texts)}" in capsys.readouterr().err
     Engine(model, tokenizer).predict(texts)
     assert not capsys.readouterr().err
+
+
+def test_an_engine_beside_it_cuts_or_refuses(model, tokenizer, texts):
+    """Under the same policy and promise; the one that it was made from stays as it was."""
+    engine = Engine(model, tokenizer, "threshold:0.8", max_length=8)
+    cuts = engine.with_truncation(True)
+    expected = Engine(model, tokenizer, "threshold:0.8", max_length=8, truncation=True).predict(texts)
+    torch.testing.assert_close(cuts.predict(texts).logits, expected.logits)
+    assert cuts.predict(texts).truncated == expected.truncated > 0
+    assert (cuts.policy, cuts.runner) == (engine.policy, engine.runner)
+    for refuses in (engine, cuts.with_truncation(False)):
+        assert not refuses.truncation
+        with pytest.raises(BadSample, match="more than the 8 allowed"):
+            refuses.predict(texts)
+    with pytest.raises(TypeError, match="truncation must be True or False, got 1"):
+        engine.with_truncation(1)
 
 
 def test_truncation_is_counted(model, tokenizer):

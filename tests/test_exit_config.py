@@ -65,7 +65,12 @@ def old_folder(folder):
         ("temperatures", [1.0, 0.0], ValueError, "each of temperatures must be between 1e-06"),
         ("calibration", {}, ValueError, "calibration must be what `calibrate` found"),
         ("calibration", {"promise": ["luck", 0.5]}, ValueError, "unknown promise of calibration 'luck'; known: agreement"),
+        ("calibration", CALIBRATION | {"truncation": 1e-12}, TypeError, "truncation of calibration must be True or False"),
+        ("calibration", CALIBRATION | {"max_length": "64"}, TypeError, "max_length of calibration must be an int"),
         ("calibration", {"promise": ["agreement", 2]}, ValueError, "agreement that calibration promises must be between"),
+        ("max_length", 2, ValueError, "max_length must be at least 3, got 2"),
+        ("max_length", 128.0, TypeError, "max_length must be an int, got 128.0"),
+        ("truncation", 1, TypeError, "truncation must be a bool or None, got 1"),
         ("threshold", 0.3, AttributeError, "an ExitConfig has no field 'threshold'; it has policy, thresholds"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -356,3 +357,14 @@ def test_table_of_another_depth_in_the_folder(make_model, tokenizer, texts, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"built for exits at \[1, 2, 3, 4\], the model has \[2, 4\]"):
         MultiExitBert.from_pretrained(tmp_path)
+
+
+def test_new_exits_are_told_and_whether_full_depth_uses_them(fine_tuned, minilm_path, caplog):
+    with caplog.at_level(logging.WARNING, "geep_triton"):
+        MultiExitBert.from_pretrained(fine_tuned)
+        assert "exit heads at layers [1, 2] are new and untrained" in caplog.text
+        assert "At full depth they are not used." in caplog.text
+        caplog.clear()
+        MultiExitBert.from_pretrained(minilm_path, num_labels=2)
+        assert "exit heads at layers [1, 2, 3, 4, 5, 6] are new and untrained" in caplog.text
+        assert "full depth" not in caplog.text

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -299,7 +300,6 @@ def test_an_input_that_changes(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("one\ntwo")
     source = InputFile(path)
-    assert source.lines == 2
     source.check()
     os.utime(path)
     path.chmod(0o600)
@@ -347,3 +347,15 @@ def test_inputs_that_are_no_regular_files(tmp_path):
     for path, what in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe"), (Path("/dev/null"), "a device")):
         with pytest.raises(ValueError, match=f"is {what}, expected a regular file"):
             InputFile(path)
+
+
+def test_an_input_of_one_line_is_not_held_in_memory(tmp_path):
+    """Such are files of Arrow data, where many values are zeros."""
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(200 << 20)
+    tracemalloc.start()
+    try:
+        InputFile(tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()

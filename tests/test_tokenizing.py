@@ -259,3 +259,14 @@ def test_a_tokenizer_whose_vocabulary_is_missing(model, tokenizer, texts, tmp_pa
         with pytest.raises(ValueError, match="the tokenizer knows no words, only special tokens"):
             engine.predict(texts)
     engine.predict([{"input_ids": [2, 7, 3]}])
+
+
+@pytest.mark.parametrize("words", [("good",), ("good", "a")])
+def test_a_tokenizer_that_lacks_its_unknown_token(words):
+    """As one whose files were changed by hand."""
+    vocabulary = {word: index for index, word in enumerate(("[CLS]", "[SEP]", *words))}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNJ]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]")
+    with pytest.raises(ValueError, match="the tokenizer cannot encode texts, its files do not fit together: .*Missing"):
+        Encoder(tokenizer, max_length=16)([("unknown", None)])

@@ -162,6 +162,7 @@ def test_training_drops_a_table_of_the_old_weights(make_model, tokenizer, texts,
     model = make_model(num_labels=2)
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, progress=False)
     model.exit_config.temperatures = [2.0] * 4
+    model.exit_config.max_length = 32
     MultiExitTrainer(
         model=model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to=[], max_steps=1, save_strategy="no"),
@@ -170,8 +171,10 @@ def test_training_drops_a_table_of_the_old_weights(make_model, tokenizer, texts,
     ).train()
     assert model.exit_table is None
     assert model.exit_config.temperatures is None
+    assert model.exit_config.max_length is None
     assert "exit table is dropped" in caplog.text
     assert "exit temperatures are dropped" in caplog.text
+    assert "max_length is dropped" in caplog.text
 
 
 def test_arguments_that_would_replace_the_loss(make_model, tmp_path):

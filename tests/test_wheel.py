@@ -62,7 +62,8 @@ def python(wheel, tmp_path_factory) -> Path:
 
 
 def test_a_wheel_holds_the_library_and_nothing_else(built, wheel):
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "geep_triton").rglob("*.py")} | {"geep_triton/py.typed"}
+    files = [*(ROOT / "geep_triton").rglob("*.py"), *(ROOT / "geep_triton" / "report" / "templates").iterdir()]
+    expected = {str(path.relative_to(ROOT)) for path in files} | {"geep_triton/py.typed"}
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (described,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -116,3 +117,9 @@ print("used")
 def test_a_wheel_is_used_where_there_is_no_checkout(python, tmp_path):
     arguments = (python.parent.parent, tmp_path / "model", "|".join(WORDS), "|".join(TEXTS))
     assert run(python, "-I", "-c", USE, *arguments, cwd=tmp_path).splitlines()[-1] == "used"
+
+
+def test_a_wheel_brings_the_command(python, tmp_path):
+    said = run(python.parent / "geep", "--version", cwd=tmp_path)
+    assert said == f"geep_triton {geep_triton.__version__}\n"
+    assert "geep exits" in run(python, "-I", "-m", "geep_triton", "exits", "--help", cwd=tmp_path)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from geep_triton import Engine, MultiExitBertConfig, audit, build_exit_table
-from geep_triton.data import read_rows
 from geep_triton.exit_config import ExitConfig
+from geep_triton.files.rows import read_rows
 from geep_triton.ops.hash_table import HashTable, insert_add
 from geep_triton.ops.predict_exits import predict_exits
 from geep_triton.policies.leave import Sure

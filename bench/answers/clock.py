@@ -25,10 +25,10 @@ from bench.environment import RESULTS
 from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert, calibrate
-from geep_triton.data import Row
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.promises.terms import Term, read_terms
 from geep_triton.timing import in_turns
+from geep_triton.tokens.columns import Row
 
 OUTPUT = RESULTS / "answers" / "clock"
 CHOOSING = 128  # texts on which `calibrate` measures each family's speed

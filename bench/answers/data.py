@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bench.answers.tasks import WIKIQA, Task
 from bench.claims.data import data_folder
-from geep_triton.data import Row, read_rows
+from geep_triton.files.rows import read_rows
+from geep_triton.tokens.columns import Row
 
 NEGATIVES = 3  # wrong answers of its own question that each right answer is trained with, and one of another question
 QUESTIONS = 400  # of wikiqa's records: half of them to calibrate on

@@ -25,11 +25,11 @@ from bench.answers.training import RECORD, load_record, settings_of
 from bench.environment import RESULTS
 from bench.rows import Found, found
 from geep_triton import Engine, MultiExitBert
-from geep_triton.data import Row
 from geep_triton.engine.ranking import Ranking
 from geep_triton.policies.ranking import RankPolicy
 from geep_triton.promises.rank_record import RankRecord
 from geep_triton.promises.ranking import calibrate_ranking, search
+from geep_triton.tokens.columns import Row
 
 OUTPUTS = {"promises": RESULTS / "answers" / "promises", "clock": RESULTS / "answers" / "ranking"}
 PROMISE = ("same_top_k", SAME_FIRST)

@@ -17,8 +17,8 @@ from bench.claims.grid import HEAD_LEARNING_RATE, HEADS
 from bench.claims.training import digest, train, training_arguments
 from bench.shapes import pretrained_folder
 from geep_triton import Engine, MultiExitBert
-from geep_triton.data import Row
 from geep_triton.engine.predictions import EveryExit
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.training.dataset import TextDataset, label_names

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from bench.claims.grid import HEADS, RANDOM_SHAPE, DataSet
 from bench.shapes import pretrained_folder
 from geep_triton import MultiExitBert, MultiExitBertConfig
-from geep_triton.data import Row, read_rows
+from geep_triton.files.rows import read_rows
+from geep_triton.tokens.columns import Row
 from geep_triton.training.dataset import label_names
 
 

@@ -26,7 +26,7 @@ from bench.pipeline.rivals_dense import DenseBert, DenseRival
 from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector, rate
 from geep_triton import Engine, MultiExitBert, MultiExitBertConfig
-from geep_triton.data import read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.timing import in_turns
 
 RIVAL = "huggingface, length-sorted"

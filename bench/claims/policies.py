@@ -2,7 +2,7 @@
 
     python -m bench.claims.policies --model runs/sst2 --name sst2 --test sst2/test.jsonl --dev sst2/dev.jsonl
 
-The model comes from `examples/train.py --save-records`, so that its table can be rebuilt for other thresholds. Accuracies are
+The model comes from `geep train --save-records`, so that its table can be rebuilt for other thresholds. Accuracies are
 over all test rows, from one run of every exit. Speed is the median of interleaved rounds over `--speed-samples` rows. Before
 that, the exits and answers of each engine are compared with that one run.
 """
@@ -29,7 +29,7 @@ from bench.pipeline.systems import targets
 from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector, rate
 from geep_triton import Engine, MultiExitBert, Predictions
-from geep_triton.data import read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.records import first_sure_exit

@@ -25,7 +25,7 @@ from bench.environment import RESULTS
 from bench.pipeline.systems import targets
 from bench.rows import Found, found
 from geep_triton import Engine, MultiExitBert
-from geep_triton.data import read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids

@@ -36,14 +36,15 @@ from bench.rows import Found, found, read, records, rows_of, save
 from bench.rows import Row as StoredRow
 from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
-from geep_triton.data import Row, read_rows
 from geep_triton.engine.predictions import EveryExit
+from geep_triton.files.rows import read_rows
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.policies.start import FirstExit
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.families import FitSamples, families_of
 from geep_triton.promises.simulate import simulate
 from geep_triton.timing import in_turns
+from geep_triton.tokens.columns import Row
 
 ATTEMPTS = 3
 MACHINE = ("cpu", "threads", "gpu", "torch")  # of the environment: what one result has in common

@@ -44,11 +44,12 @@ from bench.rows import Found, Range, found
 from bench.shapes import pretrained_folder
 from bench.timing import quiet_garbage_collector, rate
 from geep_triton import Engine, MultiExitBert, Predictions, build_exit_table
-from geep_triton.data import Row, read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.simulate import simulate
 from geep_triton.timing import in_turns
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset, label_names
 from geep_triton.training.recipes import get_recipe

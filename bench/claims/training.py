@@ -20,7 +20,7 @@ from bench.claims.data import fresh_model, rows_of, source, tokenizer_of
 from bench.claims.grid import DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, TRAINING, Cell
 from bench.claims.metrics import CLASS_METRICS, area_over_depth, per_exit, ranking
 from geep_triton import Engine, MultiExitTrainer
-from geep_triton.data import Row
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.dataset import TextDataset

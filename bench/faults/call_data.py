@@ -8,7 +8,9 @@ from bench.faults import hostile
 from bench.faults.hostile import not_choice, not_int, not_number, not_path, not_tensor
 from bench.faults.target import Target
 from geep_triton import Engine
-from geep_triton.data import read_csv, read_json_lines, read_rows
+from geep_triton.files.csv_lines import read_csv
+from geep_triton.files.json_lines import read_json_lines
+from geep_triton.files.rows import read_rows
 from geep_triton.promises.temperatures import best_temperatures, expected_calibration_error
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.curriculum import Curriculum

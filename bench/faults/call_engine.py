@@ -146,7 +146,7 @@ def engine_targets(engine: Engine) -> list[Target]:
                 "ngram": lambda: [*not_int()(), 17, 10**12],
                 "smoothing": not_number(0.0),
                 "reduction": not_choice(),
-                "criterion": not_choice(),
+                "criterion": not_choice(optional=True),
                 "learn": lambda: ["agreement", "", 3, {}, {1}, b"full", ["nothing"], [None], [["exits"]], ("exits", 1)],
                 **dict.fromkeys(("progress", "save_records"), not_bool),
             },

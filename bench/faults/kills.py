@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, TrainingArguments
 
-from bench.environment import ROOT
 from bench.faults.campaign import Outcome, Part
 from bench.faults.material import make_engine, make_model, make_texts, make_tokenizer
 from bench.faults.processes import run_child, run_killed
 from geep_triton import Engine, MultiExitBert, MultiExitTrainer, calibrate
 from geep_triton.checks import shorten
+from geep_triton.cli.app import main
 from geep_triton.saving import PARTIAL, WHOLE
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
@@ -42,8 +39,8 @@ class Made:
         saved: the folders of A and B.
         rows: the rows of the training.
         trained: the weights after a training that nobody interrupted.
-        input, output: the input and the output of a run of examples/predict.py that nobody interrupted.
-        predict: that script.
+        input: folder of shards.
+        output: file -> what `geep predict` makes of it, if nobody interrupts it.
     """
 
     engines: dict[str, Engine]
@@ -51,8 +48,7 @@ class Made:
     rows: list[dict[str, str]]
     trained: dict[str, torch.Tensor]
     input: Path
-    output: bytes
-    predict: ModuleType
+    output: dict[str, bytes]
 
 
 def prepare(folder: Path) -> Made:
@@ -72,15 +68,15 @@ def prepare(folder: Path) -> Made:
         engines[name].save_pretrained(folder / name)
     rows = [{"text": text, "label": f"LABEL_{index % 3}"} for index, text in enumerate(texts[:16])]
     run_child(lambda: _train(rows, folder / "training"), folder / "log")
-    source = folder / "in.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("predict", ROOT / "examples" / "predict.py")
-    predict = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(predict)
+    source = folder / "in"
+    source.mkdir()
+    for number, size in enumerate((0, 100, 3, 7, 190)):
+        lines = [json.dumps({"text": text}) + "\n" for text in texts[:size]]
+        (source / f"{number}.jsonl").write_text("".join(lines), encoding="utf-8")
     saved = {name: folder / name for name in "AB"}
-    made = Made(engines, saved, rows, {}, source, b"", predict)
-    run_child(lambda: _predict(made, folder / "out.jsonl"), folder / "log")
-    made.output = (folder / "out.jsonl").read_bytes()
+    made = Made(engines, saved, rows, {}, source, {})
+    run_child(lambda: _predict(made, folder / "out"), folder / "log")
+    made.output = _outputs(folder / "out")
     made.trained = torch.load(folder / "training" / "weights.pt")
     return made
 
@@ -165,23 +161,37 @@ def _training(made: Made, folder: Path, random_: random.Random, outcome: Outcome
 
 
 def _predict(made: Made, output: Path) -> None:
-    """Do what `python examples/predict.py` does."""
-    command = ["--model", made.saved["A"], "--input", made.input, "--output", output]
-    sys.argv = ["predict.py", *map(str, command), "--policy", "threshold:0.8,regroup=always", "--window", "10"]
-    made.predict.main()
+    """Do what `geep predict` does."""
+    arguments = [
+        "predict",
+        made.saved["A"],
+        made.input,
+        "-o",
+        output,
+        "--policy",
+        "threshold:0.8,regroup=always",
+        "--window",
+        10,
+    ]
+    if code := main([*map(str, arguments)]):
+        raise RuntimeError(f"geep predict ended with {code}")
+
+
+def _outputs(folder: Path) -> dict[str, bytes]:
+    """The outputs that are there, by name."""
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")}
 
 
 def _prediction(made: Made, folder: Path, random_: random.Random, outcome: Outcome) -> None:
-    """A run of predict.py that is killed and started again writes what a run writes that was not killed."""
-    output = folder / "out" / "out.jsonl"
-    output.parent.mkdir()
-    for _ in _with_kills(partial(_predict, made, output), random_, 70, 0.5, folder / "log", outcome):
-        if output.exists() and output.read_bytes() != made.output:
-            outcome.faults.append("predict.py, killed: its output is there, and is not whole")
-    if output.read_bytes() != made.output:
-        outcome.faults.append("predict.py, killed and started again: another output than uninterrupted")
-    if left := sorted({path.name for path in output.parent.iterdir()} - {output.name}):
-        outcome.faults.append(f"predict.py, killed and started again, leaves {left}")
+    """A run of geep predict that is killed and started again writes what a run writes that was not killed."""
+    output = folder / "out"
+    for _ in _with_kills(partial(_predict, made, output), random_, 150, 0.8, folder / "log", outcome):
+        if not _outputs(output).items() <= made.output.items():
+            outcome.faults.append("geep predict, killed: an output is there, and is not whole")
+    if _outputs(output) != made.output:
+        outcome.faults.append("geep predict, killed and started again: other outputs than uninterrupted")
+    if left := sorted(path.name for path in output.rglob("*") if ".part" in path.name):
+        outcome.faults.append(f"geep predict, killed and started again, leaves {left}")
 
 
 KINDS = {
@@ -189,7 +199,7 @@ KINDS = {
     "save_pretrained over a larger vocabulary": lambda *given: _save_over(*given, "BA"),
     "a calibrated policy saved in place": lambda *given: _save_over(*given, "AC"),
     "a training's checkpoints": _training,
-    "examples/predict.py": _prediction,
+    "geep predict": _prediction,
 }
 
 

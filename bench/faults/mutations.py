@@ -129,7 +129,7 @@ def damage(folder: Path, others: list[Path], random_: random.Random) -> str:
         there = [other / path.name for other in others if (other / path.name).is_file()]
         path.write_bytes(random_.choice(there).read_bytes() if there else b"")
         return f"{path.name} of another model"
-    if kind < 0.45:
+    if kind < 0.45 or path.suffix == ".md":  # the model card, which nobody loads
         data, change = bytearray(whole), random_.choice(BYTES)
         header = 8 + int.from_bytes(whole[:8], "little") if path.suffix == ".safetensors" else len(whole)
         at = random_.randrange(random_.choice([header, len(whole)]))

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-import geep_triton.data
 import geep_triton.engine.engine
 import geep_triton.modeling.loading
 import geep_triton.modeling.model
+import geep_triton.tokens.encoder
 from geep_triton.saving import Replacement
 
 

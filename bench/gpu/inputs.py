@@ -27,11 +27,12 @@ from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, logg
 from bench.gpu.packing import pack, unpack
 from bench.shapes import pretrained_folder
 from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig
-from geep_triton.data import Row, read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.modeling.heads import pool
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import iter_samples

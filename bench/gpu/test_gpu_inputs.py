@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 from bench.gpu.inputs import CONTENTS, OPTIONS, accuracies, fit_linear, load_inputs, main, make_inputs, mean_states, spread
 from bench.gpu.packing import CODES, SCALES, four_bits, from_four_bits, pack, unpack
 from geep_triton import Engine, build_exit_table
-from geep_triton.data import read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.dataset import TextDataset
 

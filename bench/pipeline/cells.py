@@ -26,7 +26,7 @@ from bench.shapes import load_model, load_tokenizer
 from bench.timing import quiet_garbage_collector, rate
 from geep_triton import Engine
 from geep_triton.config import HEADS
-from geep_triton.data import read_rows
+from geep_triton.files.rows import read_rows
 from geep_triton.modeling.flops import layer_flops
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.text import parse_policy

@@ -47,7 +47,7 @@ def main() -> None:
     from bench.pipeline.rivals_dense import DenseBert, DenseRival, torch_int8
     from bench.shapes import load_model, load_tokenizer
     from geep_triton import Engine
-    from geep_triton.data import read_rows
+    from geep_triton.files.rows import read_rows
     from geep_triton.runners.make import make_runner
 
     spec = json.loads(sys.argv[1])

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from bench.environment import ROOT, environment
 from bench.pipeline.rivals_dense import DenseBert, DenseRival
 from geep_triton import Engine, MultiExitBert, build_exit_table
-from geep_triton.data import read_rows
 from geep_triton.engine.batching import TOKEN_BUDGETS
+from geep_triton.files.rows import read_rows
 from geep_triton.tokens.ragged import Tokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

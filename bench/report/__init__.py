@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.environment import ROOT
-from bench.report import answers, experiments, faults, gpu, ops, pipeline, policies, skipping
+from bench.report import answers, experiments, faults, files, gpu, ops, pipeline, policies, skipping
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
 PAGES = ROOT / "docs" / "results"
@@ -34,4 +34,5 @@ def pages() -> dict[Path, str]:
         PAGES / "experiments.md": experiments.page(),
         PAGES / "answers.md": answers.page(),
         PAGES / "faults.md": faults.page(),
+        PAGES / "files.md": files.page(),
     }

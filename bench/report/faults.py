@@ -29,8 +29,8 @@ MEANING = {
     ),
     "kills": (
         "SIGKILL while a model is saved over another (`save_pretrained`, or a calibrated policy in place), while a "
-        "training writes checkpoints, and while `examples/predict.py` runs. What loads must be the old whole or the new "
-        "whole; a training that goes on must end with the same weights, and predict's output be the same bytes, as if "
+        "training writes checkpoints, and while `geep predict` runs. What loads must be the old whole or the new "
+        "whole; a training that goes on must end with the same weights, and predict's outputs be the same bytes, as if "
         "never killed."
     ),
     "mutations": (
@@ -51,6 +51,8 @@ SHORTER = (
      ("SEED", "CASES")),
     ("tests/killed_saves.py", "a save killed at every change to files, and at some moments", ("KILLS", "START", "STEP")),
     ("tests/test_resumable.py", "a run killed at random moments while it writes its output", ("SEED", "KILLS")),
+    ("tests/files/test_kills.py", "a run over files killed at random moments, until it is done",
+     ("SEED", "KILLS", "CHANGES", "SECONDS")),
     ("tests/test_table_file.py", "bits of an exit table flipped, in its header and its tensors", ("SEED", "FLIPS")),
     ("tests/test_tokenizing.py", "random texts cut as Hugging Face cuts them; 8 threads that share a tokenizer",
      ("SEED", "PAIRS", "ROUNDS")),

@@ -122,7 +122,7 @@ def text_limits(
 
     Args:
         model, tokenizer: they bound the length.
-        calibrated: take what is None as the model was calibrated.
+        calibrated: take what is None as the model was calibrated, before as it was trained.
         max_length, truncation: as for `geep_triton.engine.engine.Engine`.
 
     Raises:
@@ -132,8 +132,9 @@ def text_limits(
     longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
     served = model.exit_config
     calibration = (served.calibration or served.ranking_calibration or {}) if calibrated else {}
-    max_length = min(calibration.get("max_length", longest), longest) if max_length is None else max_length
-    truncation = calibration.get("truncation", False) if truncation is None else truncation
+    if max_length is None:
+        max_length = min(calibration.get("max_length", served.max_length or longest), longest)
+    truncation = calibration.get("truncation", bool(served.truncation)) if truncation is None else truncation
     check_bool("truncation", truncation)
     check_int("max_length", max_length, 3, longest)
     return max_length, truncation

@@ -10,9 +10,10 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import CommitInfo
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_bool, check_int, check_kind
@@ -41,6 +42,7 @@ from geep_triton.policies.policy import Policy
 from geep_triton.policies.ranking import RankPolicy, check_ranking
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.text import describe, parse_policy
+from geep_triton.pushing import PushOptions, push
 from geep_triton.runners.base import Runner
 from geep_triton.runners.make import check_runner, make_runner
 from geep_triton.saving import replacing
@@ -49,6 +51,9 @@ from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import COLUMNS, Inputs, column_names
 from geep_triton.warn import warn
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Engine:
@@ -76,10 +81,10 @@ class Engine:
             then reads one window further than it has answered, and a caller who stops early waits for that window.
         in_flight: how many batches run by turns. While the host waits for the exits or gates of one, the device runs another.
             None: 3 on a GPU, 1 on a CPU, which waits for nothing. Answers do not depend on it.
-        max_length: the most tokens that a sample may have. None: what the model and its tokenizer can take, or, where `policy`
-            is None, what the model was calibrated with.
-        truncation: cut longer samples instead of raising; `truncated` of predictions and rankings counts them. None: False, or,
-            where `policy` is None, as the model was calibrated.
+        max_length: the most tokens that a sample may have. None: where `policy` is None, what the model was calibrated with;
+            else what it was trained with (`exit_config.max_length`), or what it and its tokenizer can take.
+        truncation: cut longer samples instead of raising; `truncated` of predictions and rankings counts them. None: where
+            `policy` is None, as the model was calibrated; else as `exit_config.truncation` says, or False.
         columns: the name of the column that holds the text of a row, or a pair of names: the second column holds the other text
             of a pair, and rows may lack it.
         progress: show a progress bar.
@@ -218,7 +223,7 @@ class Engine:
         return cls(model, tokenizer, policy, runner=made, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the model, with what `calibrate` found for it, and the tokenizer. `Engine.from_pretrained` loads them.
+        """Write the model, with what `calibrate` found for it, a card and the tokenizer. `Engine.from_pretrained` loads them.
 
         The folder holds all of it afterwards, or what it held before; see `MultiExitBert.save_pretrained`. Files that are there
         already are not written again.
@@ -228,11 +233,23 @@ class Engine:
             self.tokenizer.save_pretrained(new.path)
             add_digest(new.path, TOKENIZER_DIGEST, tokenizer_fingerprint(self.tokenizer))
 
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> CommitInfo:
+        """Upload the files of `save_pretrained` to the Hugging Face hub, in one commit; see `geep_triton.pushing.push`."""
+        return push(self.save_pretrained, repo_id, **options)
+
     def with_policy(self, policy: str | Policy) -> Engine:
         """Make an engine for the same model and settings under another policy."""
         other = copy.copy(self)
         other.observer = None
         other.policy = policy
+        return other
+
+    def with_truncation(self, truncation: bool) -> Engine:
+        """Make an engine for the same model, policy and settings that cuts longer samples, or refuses them."""
+        check_bool("truncation", truncation)
+        other = copy.copy(self)
+        sizes = self.model.config.vocab_size, self.model.config.type_vocab_size
+        other.truncation, other._encoder = truncation, Encoder(self.tokenizer, self.max_length, truncation, *sizes)
         return other
 
     def predict(self, inputs: Inputs) -> Predictions:

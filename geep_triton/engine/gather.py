@@ -42,6 +42,7 @@ def gather(window: Window, found: Sequence[Answer], logits: torch.Tensor, answer
         num_layers=layers.last,
         timings={"tokenize": encoded.seconds, "plan": window.plan_seconds},
         truncated=encoded.tokens.truncated,
+        cut=encoded.tokens.cut,
         tokens=window.batches.tokens,
         padding=window.batches.padding,
         flops=layers.flops,

@@ -42,10 +42,23 @@ class Groups:
             return [0] * len(self.candidates)
         return [int(cut.sum()) for cut in self.tokens.cut.split([len(texts) for texts in self.candidates])]
 
+    def find(self, pair: int) -> tuple[int, int]:
+        """The numbers of a pair's query, among all, and of its candidate, among those of the query."""
+        query = max(index for index, bound in enumerate(self.bounds[:-1]) if bound <= pair)
+        return self.first + query, pair - self.bounds[query]
+
     def place(self, pair: int) -> str:
         """The words by which an error names a pair of these."""
-        query = max(index for index, bound in enumerate(self.bounds[:-1]) if bound <= pair)
-        return f"candidate {pair - self.bounds[query]} of query {self.first + query}"
+        query, candidate = self.find(pair)
+        return f"candidate {candidate} of query {query}"
+
+
+class BadGroup(BadSample):
+    """A query with a candidate that cannot be scored. Its `index` is the number of the query."""
+
+    def __init__(self, query: int, candidate: int, reason: str, others: Sequence[BadGroup] = ()) -> None:
+        super().__init__(query, f"has a candidate ({candidate}) that {reason}", others)
+        self.args = (f"candidate {candidate} of query {query} {reason}",)
 
 
 def windows_of_groups(groups: RankInputs, encoder: Encoder, size: int) -> Iterator[Groups]:
@@ -115,4 +128,5 @@ def naming_pairs(groups: Groups) -> Iterator[None]:
     try:
         yield
     except BadSample as error:
-        raise ValueError(f"{groups.place(error.index)} {error.reason}") from error
+        others = [BadGroup(*groups.find(other.index), other.reason) for other in error.others]
+        raise BadGroup(*groups.find(error.index), error.reason, others) from error

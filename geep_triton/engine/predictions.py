@@ -98,6 +98,7 @@ class Predictions:
         num_layers: L of the model that answered.
         timings: seconds per stage: "tokenize", "plan" (predict exits and schedule), "run" (layers and heads), "gather".
         truncated: how many texts were cut to the maximum length.
+        cut: [N] bool, which texts these are; None: none.
         tokens: how many tokens the batches held, padding included.
         padding: the share of these tokens that was padding.
         flops: of all layers, heads and gates that really ran, padding included; those of an audit do not count.
@@ -111,6 +112,7 @@ class Predictions:
     num_layers: int
     timings: dict[str, float] = field(default_factory=dict)
     truncated: int = 0
+    cut: torch.Tensor | None = None
     tokens: int = 0
     padding: float = 0.0
     flops: Flops = field(default_factory=Flops)
@@ -131,6 +133,7 @@ class Predictions:
             num_layers=parts[0].num_layers,
             timings={stage: sum(part.timings[stage] for part in parts) for stage in parts[0].timings},
             truncated=sum(part.truncated for part in parts),
+            cut=joined([torch.zeros(len(part), dtype=torch.bool) if part.cut is None else part.cut for part in parts]),
             tokens=sum(tokens),
             padding=sum(part.padding * count for part, count in zip(parts, tokens, strict=True)) / sum(tokens),
             flops=sum((part.flops for part in parts), Flops()),

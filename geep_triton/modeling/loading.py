@@ -324,4 +324,11 @@ def _check_missing(
         raise ValueError(f"{source}: {len(lost)} tensors are missing from the checkpoint: {shorten(lost, 300)}")
     for what, layers in (("exit heads", heads), ("skip gates", gates)):
         if layers:
-            logger.warning("The %s at layers %s are new and untrained: train them before use.", what, layers)
+            at_last = config.num_hidden_layers in layers or what != "exit heads"
+            logger.warning(
+                "The %s at layers %s are new and untrained: train them before use (by give_exits, `geep exits` or `geep "
+                "train`).%s",
+                what,
+                layers,
+                "" if at_last else " At full depth they are not used.",
+            )

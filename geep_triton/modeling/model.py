@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import BertModel
 from transformers.utils import logging
@@ -31,12 +33,14 @@ from geep_triton.modeling.loading import load_pretrained
 from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.modeling.storing import write_model
 from geep_triton.ops.skip_gate import SkipGate
+from geep_triton.pushing import PushOptions, push
 from geep_triton.saving import Replacement, replacing
 from geep_triton.table.exit_table import OTHER_WEIGHTS, ExitTable
 from geep_triton.tensor_files import tensors_digest
 
 if TYPE_CHECKING:
     from transformers.masking_utils import BlockMask
+    from typing_extensions import Unpack
 
 ID_DTYPES = (torch.int64, torch.int32)  # the dtypes that torch's embeddings take
 ANSWER_HEADS = ("student", "shared")
@@ -134,7 +138,10 @@ class MultiExitBert(BertPreTrainedModel):
     def save_pretrained(  # type: ignore[override]  # the rest passes through
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save config.json, exit_config.json, the weights and the exit table if there is one. Tensors are saved as safetensors.
+        """Save config.json, exit_config.json, the weights, the exit table if there is one, and a model card.
+
+        Tensors are saved as safetensors. The card (README.md) says what the model promises, in numbers. Of a README.md that is
+        there only the part between the card's two comments is replaced; one without them stays as it is.
 
         Saving is atomic. If it fails or is killed, the folder has either its old content or all of the new content. Weights
         that are already in the folder are not written again. config.json has digests of the parts, with which `from_pretrained`
@@ -173,6 +180,29 @@ class MultiExitBert(BertPreTrainedModel):
         self._drop_stale_table()
         kwargs.setdefault("save_original_format", False)
         write_model(super().save_pretrained, self, new, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]  # transformers types no argument
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", **options: Unpack[PushOptions]
+    ) -> CommitInfo:
+        """Upload the files of `save_pretrained` to the Hugging Face hub, in one commit.
+
+        transformers' own method would put a card of its own in the place of this model's.
+
+        Args:
+            repo_id: see `geep_triton.pushing.push`.
+            max_shard_size: as for `transformers.PreTrainedModel.save_pretrained`.
+            **options: see `geep_triton.pushing.PushOptions`; the tags come besides those of `add_model_tags`.
+
+        Returns:
+            The commit, which is also its URL as a string.
+
+        Raises:
+            ValueError: as `save_pretrained`.
+            OSError: the hub refuses or cannot be reached.
+        """
+        tags = options.get("tags") or ()
+        options["tags"] = [*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags)]
+        return push(partial(self.save_pretrained, max_shard_size=max_shard_size), repo_id, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

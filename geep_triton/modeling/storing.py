@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from geep_triton.exit_config import write_exit_config
+from geep_triton.model_card import write_card
 from geep_triton.modeling.weights import (
     CONFIG_DIGEST,
     EXIT_CONFIG_DIGEST,
@@ -75,6 +76,7 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     if fits and (same or variant is not None):
         digests = known | digests  # keep the digests of other variants, as long as they are variants of the same model
     _write_config(config_file, config | {"digests": digests})
+    write_card(new, model.config, model.exit_config)
     if not same:
         # Remove weights of an earlier save in another number of files. transformers might load them instead.
         stem = re.escape(weights_name(variant).removesuffix(".safetensors"))

@@ -16,6 +16,8 @@ from geep_triton.engine.promise import Promise
 from geep_triton.engine.truth import true_answers
 from geep_triton.exit_config import Promises
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.policies.text import parse_policy
+from geep_triton.promises.breakdown import breakdown
 from geep_triton.promises.calibration import Calibration
 from geep_triton.promises.families import Family, error_shares, families_of
 from geep_triton.promises.guarantees import warn_of_repeated
@@ -144,6 +146,7 @@ def find_policy(
         candidates=candidates,
         unsafe=unsafe,
         curve=curve,
+        breakdown=breakdown(model, parse_policy(chosen.policy), samples.record.select(search.judging(chosen.family))),
     )
 
 

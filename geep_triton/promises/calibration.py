@@ -8,32 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geep_triton.calibrated import Breakdown
+from geep_triton.calibrated import Candidate as Candidate
 from geep_triton.exit_config import Promises
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One policy and its figures on the calibration samples.
-
-    A family that was fitted to half of the samples is judged by the other half.
-
-    Attributes:
-        policy: its short form.
-        family: the name of its family; see `geep_triton.promises.families`.
-        agreement: the share of samples that get the last exit's answer.
-        accuracy: the share of samples that get the right answer; None without labels.
-        mean_layers: how many layers a sample runs on average.
-        samples_per_second: by the wall clock of this machine; None where it was not measured.
-        speed_up: how many times as fast as full depth in the same run.
-    """
-
-    policy: str
-    family: str
-    agreement: float
-    accuracy: float | None
-    mean_layers: float
-    samples_per_second: float | None = None
-    speed_up: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +36,8 @@ class Calibration:
             chosen policy is not among them: its setting comes from samples that had no part in the choice of its family.
         unsafe: families without a setting that was shown to keep the promise.
         curve: the settings of the chosen family, from cautious to bold. Some of them are measured.
+        breakdown: how the samples go through the model under the chosen policy: all of them, or those to which its family was
+            not fitted, as for the candidates' figures. Counts only, no texts.
     """
 
     promises: Promises
@@ -77,6 +56,7 @@ class Calibration:
     candidates: tuple[Candidate, ...]
     unsafe: tuple[str, ...]
     curve: tuple[Candidate, ...] = field(repr=False)  # dozens
+    breakdown: Breakdown = field(repr=False)
 
     @property
     def promise(self) -> tuple[str, float | Mapping[str, float]]:

@@ -27,6 +27,7 @@ from geep_triton.promises.guarantees import (
 )
 from geep_triton.promises.rank_margins import settings
 from geep_triton.promises.rank_record import RankRecord
+from geep_triton.promises.terms import CannotPromise
 from geep_triton.timing import rates
 
 SEED = 0
@@ -175,10 +176,10 @@ def _record(
     promise: tuple[str, float],
     confidence: float,
 ) -> RankRecord:
-    """Every exit's scores. ValueError where the queries are too few or relevances do not fit."""
+    """Every exit's scores. CannotPromise where the queries are too few, ValueError where relevances do not fit."""
     name, value = promise
     if len(groups) < (needed := queries_needed(promise, confidence)):
-        raise ValueError(
+        raise CannotPromise(
             f"{len(groups)} queries are too few to promise {name}={value:g}: at least {needed} are needed even if no ranking "
             "differs"
         )

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from geep_triton.calibrated import Candidate
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.start import LastLayer
-from geep_triton.promises.calibration import Candidate
 from geep_triton.promises.choosing import choose_setting
 from geep_triton.promises.families import CONSTANT, Family, FitSamples
 from geep_triton.promises.judge import Judge
-from geep_triton.promises.terms import Term
+from geep_triton.promises.terms import CannotPromise, Term
 from geep_triton.timing import rates
 
 SEED = 0
@@ -80,7 +80,7 @@ class Search:
         self.num_layers = model.config.num_hidden_layers
         self.full_depth = Policy(LastLayer(), skip=skip)
         self.half = len(samples.inputs) // 2
-        order = torch.randperm(len(samples.inputs), generator=torch.Generator().manual_seed(SEED))
+        self.order = order = torch.randperm(len(samples.inputs), generator=torch.Generator().manual_seed(SEED))
         stop_layers = engine.layer_costs.stop_layers
         fit = FitSamples.of(record.select(order[: self.half]), model.config.exit_layers, stop_layers, model.answers)
         self.policies = {family.name: [replace(policy, skip=skip) for policy in family.policies(fit)] for family in families}
@@ -110,6 +110,10 @@ class Search:
             chosen = _best(list(chain(*again.values())), self.terms)
         unsafe = tuple(name for name, several in kept.items() if not several)
         return chosen, tuple(candidates), unsafe, tuple(self._curve(chosen))
+
+    def judging(self, name: str) -> torch.Tensor:
+        """[M] int64, the samples on which the figures of a family's candidates are."""
+        return self.order[self.unfitted.get(name, slice(None))]
 
     def choose(self, name: str, judging: slice, num_layers: float) -> int | None:
         """Index of the setting to take of a family, judged by the samples `judging`; see `choose_setting`."""
@@ -169,7 +173,7 @@ def speeds_of(engine: Engine, policies: dict[str, Policy], inputs: list[Any], ro
     """Samples a second of each policy: the median of interleaved rounds after a warm-up."""
     _ = engine.layer_costs  # measured once, for all of them
     engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
-    bar = tqdm(total=rounds * len(engines), desc="measure", unit="run", disable=not engine.progress)
+    bar = tqdm(total=rounds * len(engines), desc="measure", unit=" runs", disable=not engine.progress)
     with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", OneExitWarning)  # candidates, not what the user chose
         for e in engines.values():
@@ -195,7 +199,7 @@ def _best(candidates: list[Candidate], terms: Sequence[Term]) -> Candidate:
     cheap = _within(candidates, terms)
     if not cheap:
         best = max(candidates, key=lambda candidate: candidate.speed_up or 0.0)
-        raise ValueError(
+        raise CannotPromise(
             f"no policy is {terms[0].value:g} times as fast here; {best.policy} reaches {best.speed_up or 0.0:.2f}"
         )
     return _most_faithful(cheap)

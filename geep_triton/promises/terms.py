@@ -18,6 +18,10 @@ METHODS = ("learn-then-test", "conformal")
 FEWEST = 20  # texts to rank settings by
 
 
+class CannotPromise(ValueError):
+    """A promise that cannot be made: too few texts could show it, or no policy is as fast as asked."""
+
+
 @dataclass(frozen=True)
 class Term:
     """One promise.
@@ -156,12 +160,12 @@ def samples_for(term: Term, confidences: Iterable[float | None]) -> int:
 
 
 def refuse_too_few(term: Term, samples: int, needed: int, after: str = "") -> None:
-    """Raise ValueError where `samples` are fewer than `needed`. `after` tells why they are so few."""
+    """Raise CannotPromise where `samples` are fewer than `needed`. `after` tells why they are so few."""
     if samples >= needed:
         return
     if not term.on_answers:
-        raise ValueError(f"{samples} texts are too few to choose a policy by{after}: at least {needed} are needed")
-    raise ValueError(
+        raise CannotPromise(f"{samples} texts are too few to choose a policy by{after}: at least {needed} are needed")
+    raise CannotPromise(
         f"{samples} texts are too few to promise {term}{after}: at least {needed} are needed even if no answer differs"
     )
 

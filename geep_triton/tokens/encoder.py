@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import BadSample as BadSample
-from geep_triton.checks import refuse_samples, shorten
+from geep_triton.checks import LongSample, refuse_samples, shorten
 from geep_triton.tokens.columns import Row
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.rows import tokens_from_lists, tokens_of, too_long
@@ -104,7 +104,7 @@ class Encoder:
         refuse_samples(empty, first)
         longer = [index for index, row in enumerate(encoded) if row.length > self.max_length]
         if longer and not self.truncation:
-            refuse_samples({index: too_long(encoded[index].length, self.max_length) for index in longer}, first)
+            refuse_samples({index: too_long(encoded[index].length, self.max_length) for index in longer}, first, LongSample)
         tokens = tokens_from_lists([row.ids for row in encoded], [row.type_ids for row in encoded], longer)
         self._check_segments(tokens, first)
         return tokens

@@ -46,14 +46,14 @@ class FastTokenizer:
         self.special = {pair: self.backend.num_special_tokens_to_add(pair) for pair in (False, True)}
         self.keeps_end = tokenizer.truncation_side == "left"
         # A post-processor gives every token of a single text the same segment, nearly always 0, so one probe text suffices.
-        self.has_types = {False: any(self.backend.encode("a").type_ids), True: True}
+        self.has_types = {False: any(self._encoded(["a"])[0].type_ids), True: True}
 
     def __call__(self, texts: Sequence[str | tuple[str, str]], pair: bool, max_length: int | None) -> Iterator[Encoded]:
         """Encode texts, or pairs, each cut to `max_length` tokens as Hugging Face's truncation "longest_first" cuts it.
 
         Raises:
-            ValueError: there are more special tokens than `max_length`, a post-processor repeats a text that has to be cut, or
-                the tokenizer's tokens or truncation side have changed.
+            ValueError: the tokenizer lacks its own unknown token, there are more special tokens than `max_length`, a
+                post-processor repeats a text that has to be cut, or the tokenizer's tokens or truncation side have changed.
         """
         if (now := _settings(self._owner)) != self._was:
             raise ValueError(
@@ -61,13 +61,21 @@ class FastTokenizer:
                 ": make a new one"
             )
         # This is a third faster than the tokenizer's own call, which also makes offsets and copies its results.
-        for encoding in self.backend.encode_batch_fast(texts):
+        for encoding in self._encoded(texts):
             ids, types = encoding.ids, encoding.type_ids if self.has_types[pair] else []
             length = len(ids)
             if max_length is not None and length > max_length:
                 kept = self._kept(encoding.sequence_ids, max_length - room_taken(self.special[pair], max_length), pair)
                 ids, types = list(compress(ids, kept)), list(compress(types, kept))
             yield Encoded(ids, types, length)
+
+    def _encoded(self, texts: Sequence[str | tuple[str, str]]) -> Any:
+        try:
+            return self.backend.encode_batch_fast(texts)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise ValueError(f"the tokenizer cannot encode texts, its files do not fit together: {error}") from error
 
     def _kept(self, sequence_ids: list[int | None], room: int, pair: bool) -> list[bool]:
         """Whether each token stays: all special tokens, and as many tokens of a text and its pair as there is room for."""

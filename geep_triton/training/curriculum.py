@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -132,3 +133,17 @@ class TrainSampler(Sampler[int]):
                 grouped += part[batch * self.batch_size : (batch + 1) * self.batch_size]
             grouped += part[whole * self.batch_size :]
         return grouped
+
+
+def get_curriculum(schedule: str, **settings: Any) -> Curriculum:
+    """A curriculum by its schedule, with its settings by name.
+
+    Raises:
+        ValueError: the schedule or a setting is unknown (the error names the known ones), or a setting is out of range.
+        TypeError: a setting has another type.
+    """
+    known = [field.name for field in fields(Curriculum) if field.name != "schedule"]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"a curriculum has no setting {name!r}; known: {', '.join(known)}")
+    return Curriculum(schedule, **settings)

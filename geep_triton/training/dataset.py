@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from geep_triton.checks import LARGEST_SCORE, check_choice, check_int, check_kind, shorten
 from geep_triton.config import MULTI_LABEL, PROBLEM_TYPES
-from geep_triton.data import Row
 from geep_triton.labels import as_score
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import check_columns, check_rows, iter_samples

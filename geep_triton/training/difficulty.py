@@ -15,8 +15,8 @@ from transformers import TrainingArguments
 
 from geep_triton.answers import check_kind_of
 from geep_triton.checks import check_int, check_kind, check_tensor, shorten
-from geep_triton.data import Row
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.tokens.columns import Row
 from geep_triton.tokens.samples import check_rows
 from geep_triton.training.dataset import TextDataset
 from geep_triton.training.recipes import get_recipe

@@ -6,6 +6,8 @@ import torch
 
 from geep_triton.answers import Answers, OneClass, Score
 
+METRICS = {"classes": "accuracy", "score": "mse", "label sets": "f1"}  # by the kind of the model's answers
+
 
 def exit_metric(answers: Answers, exit_logits: torch.Tensor, labels: torch.Tensor) -> tuple[str, torch.Tensor]:
     """A metric and its value at each exit.
@@ -27,3 +29,19 @@ def exit_metric(answers: Answers, exit_logits: torch.Tensor, labels: torch.Tenso
     hits = (given & right).sum((0, 2)).double()
     all_of_both = given.sum((0, 2)) + right.sum((0, 2))
     return "f1", torch.where(all_of_both > 0, 2 * hits / all_of_both.clamp(min=1), 1.0)
+
+
+def exit_agreement(answers: Answers, exit_logits: torch.Tensor) -> torch.Tensor:
+    """How often each exit gives the last exit's answer, for data without labels.
+
+    Args:
+        answers: what logits mean.
+        exit_logits: [N, E, C].
+
+    Returns:
+        [E] float64, shares.
+
+    Raises:
+        ValueError: the answers are scores without a decision or a tolerance to compare them by.
+    """
+    return answers.agree(exit_logits, exit_logits[:, -1:]).double().mean(0)

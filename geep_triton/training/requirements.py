@@ -16,9 +16,10 @@ from geep_triton.answers import is_logistic, kind_of
 from geep_triton.checks import LARGEST_SCORE, shorten
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.labels import check_label_sets, check_scores, check_targets
+from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.training.dataset import TextDataset
-from geep_triton.training.stages import Recipe
+from geep_triton.training.stages import Recipe, Stage
 
 logger = logging.get_logger(__name__)
 
@@ -44,6 +45,28 @@ def check_stopping(recipe: Recipe, callbacks: Iterable[TrainerCallback], load_be
             f"load_best_model_at_end may choose a checkpoint from before recipe {recipe.name!r} trained the exits, unless "
             "metric_for_best_model judges them."
         )
+
+
+def check_last_exit(recipe: Recipe, config: PretrainedConfig) -> None:
+    """Check that somebody trains the last exit: the recipe, or whoever made the checkpoint.
+
+    Args:
+        recipe: by which the checkpoint will be trained.
+        config: of the checkpoint.
+
+    Raises:
+        ValueError: nobody does.
+    """
+    if not is_fine_tuned(config) and not trains_last_exit(recipe.stages, config.num_hidden_layers):
+        raise ValueError(
+            f"recipe {recipe.name!r} leaves the last exit as it is, but {config.name_or_path} is not fine-tuned: train it by "
+            "another recipe first"
+        )
+
+
+def trains_last_exit(stages: Iterable[Stage], last_layer: int) -> bool:
+    """Whether one of the stages trains the head of the last layer."""
+    return any(stage.wants(f"heads.{last_layer}.", last_layer) for stage in stages)
 
 
 def check_gates(recipe: Recipe, model: MultiExitBert) -> None:

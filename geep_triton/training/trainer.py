@@ -196,6 +196,9 @@ class MultiExitTrainer(Trainer):
         if self.model.exit_config.temperatures is not None:
             logger.warning("The model's exit temperatures are dropped, including the last exit's: fit them again afterwards.")
             self.model.exit_config.temperatures = None
+        if self.model.exit_config.max_length is not None:
+            logger.warning("The model's max_length is dropped, because it is that of another training: set it again.")
+            self.model.exit_config.max_length = self.model.exit_config.truncation = None
         self._prepare(self.model)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -7,7 +7,9 @@ import re
 import pytest
 
 from geep_triton.checks import BadSample
-from geep_triton.data import BadLine, read_csv, read_json_lines, read_rows
+from geep_triton.files.csv_lines import read_csv
+from geep_triton.files.json_lines import BadLine, read_json_lines
+from geep_triton.files.rows import read_rows
 from geep_triton.tokens.encoder import Encoder
 
 
@@ -96,6 +98,7 @@ def test_csv_lines_are_counted_as_they_are_read(tmp_path):
         ("text,label,text\nthe real text,1,a note\n", 1, "column 'text' appears more than once; columns: "),
         ("text,,\na,b,c\n", 1, "column '' appears more than once"),
         ("\ntext,label\na,x\n", 1, "expected names of columns with commas between them, got a blank line"),
+        ("review,label\na,x\n", 1, r"missing column 'text'; columns: 'review', 'label'$"),
         ("text;label\na;x\n", 1, "missing column 'text'; columns: 'text;label'; expected names of columns with commas"),
         ('{"text": "a", "label": 1}\n', 1, "expected names of columns with commas between them, got what looks like JSON"),
         ('[{"text": "a"}]\n', 1, "expected names of columns with commas between them, got what looks like JSON"),
@@ -150,8 +153,8 @@ def test_byte_order_marks_and_capital_suffixes(tmp_path):
 
 
 def test_unknown_file_type(tmp_path):
-    with pytest.raises(ValueError, match="unknown file type '.tsv'; known: .jsonl, .json, .csv"):
-        read_rows(write(tmp_path / "a.tsv", "a"))
+    with pytest.raises(ValueError, match="unknown file type '.txt'; known: .parquet, .arrow"):
+        read_rows(write(tmp_path / "a.txt", "a"))
 
 
 def test_csv_without_the_column(tmp_path):
@@ -180,3 +183,67 @@ def test_a_csv_file_that_begins_with_something_else(tmp_path, line):
     path.write_text(f"{line}\n{line}\n")
     with pytest.raises(ValueError, match=r"a.csv, line 1: expected names of columns with commas between them, got"):
         read_rows(path)
+
+
+def test_columns_of_other_names(tmp_path):
+    path = write(tmp_path / "a.csv", "body,stars,text,id\ngreat,5,an old note,1\n")
+    rows = read_rows(path, required=("text", "label"), columns={"text": "body", "label": "stars", "text_pair": "text_pair"})
+    assert rows == [{"id": "1", "text": "great", "label": "5"}]
+    with pytest.raises(ValueError, match="missing column 'score'; columns: 'body', 'stars', 'text', 'id'"):
+        read_rows(path, required=("text", "label"), columns={"text": "body", "label": "score"})
+    with pytest.raises(ValueError, match="unknown name in columns 'id'"):
+        read_rows(path, columns={"id": "id"})
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "found"),
+    [
+        (["a.jsonl", "b.jsonl"], "train", ["a", "b"]),
+        (["train.jsonl", "test.jsonl", "dev.jsonl"], "train", ["train"]),
+        (["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-0.jsonl"], "train", ["train"] * 2),
+        (["train.jsonl", "dev.jsonl"], "validation", ["dev"]),
+        (["train/0.jsonl", "valid/0.jsonl"], "validation", ["0"]),
+        (["contest.jsonl", "trained.jsonl"], "test", ["contest", "trained"]),
+        (["train.jsonl", "german.jsonl"], "german", ["german"]),
+    ],
+)
+def test_a_folder_is_the_files_of_its_split(tmp_path, names, split, found):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, f'{{"text": "{name.rpartition("/")[2].split(".")[0].split("-")[0]}"}}\n')
+    assert [row["text"] for row in read_rows(tmp_path, split)] == found
+
+
+def test_a_folder_without_the_split(tmp_path):
+    write(tmp_path / "train.jsonl", '{"text": "a"}\n')
+    with pytest.raises(ValueError, match="has files of the splits train, and none of 'validation'"):
+        read_rows(tmp_path, "validation")
+
+
+def test_labels_of_datasets_have_their_names(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets (extra 'dev') is not installed")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    made = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    assert [row["label"] for row in read_rows(tmp_path / "a.parquet")] == ["yes", "no", -1]
+    made.save_to_disk(tmp_path / "saved")
+    assert [row["label"] for row in read_rows(tmp_path / "saved")] == ["yes", "no", -1]
+
+
+def test_what_a_run_writes_datasets_reads(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets (extra 'dev') is not installed")
+    from tests.files.lengths import run
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    made = datasets.Dataset.from_dict({"text": ["a", "bb"], "label": [1, 0]}, features=features)
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "a.parquet")
+    run(tmp_path / "saved", tmp_path / "out")
+    stream = next((tmp_path / "out").glob("*.arrow"))
+    run(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    for again in (
+        datasets.Dataset.from_file(str(stream)),
+        datasets.Dataset.from_parquet(str(tmp_path / "b.parquet"), cache_dir=str(tmp_path / "cache")),
+    ):
+        assert again["length"][:] == [1, 2]
+        assert again.features["label"] == features["label"]

@@ -1,0 +1,1 @@
+"""The command line: `geep`, also `python -m geep_triton`."""

@@ -1,0 +1,193 @@
+"""The folder in which a run over files keeps what it is, what is done, and what it needs to continue after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geep_triton.checks import OutputTaken, shorten
+from geep_triton.unfinished import alone
+
+MANIFEST = "manifest.json"
+DONE = "done"
+ANSWERS = "answers"
+PART = ".part"  # at the end of the name of a file that is being written
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a shard that was answered.
+
+    Attributes:
+        shard: its name.
+        size, mtime_ns, sha256: of the input, as it was read.
+        output: path of the output, relative to the output's folder.
+        output_bytes: its size.
+        rows, answered, bad: how many rows it has; how many of them have answers, and how many could not be answered.
+        counts: of its answers, as the answerer counts.
+        written: whether the output is there. Without that, the output is about to be replaced.
+    """
+
+    shard: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    output: str
+    output_bytes: int
+    rows: int
+    answered: int
+    bad: int
+    counts: dict[str, int] = field(default_factory=dict)
+    written: bool = False
+
+
+class RunFolder:
+    """A run's folder, held by this process; see `holding`.
+
+    Attributes:
+        path: where it lies.
+        answers: the folder in it of the logs of answers.
+        begun: whether an earlier process began this run.
+    """
+
+    def __init__(self, path: Path, begun: bool) -> None:
+        self.path = path
+        self.begun = begun
+        self.answers = path / ANSWERS
+
+    def records(self) -> dict[str, Record]:
+        """Shard -> what is known of it. ValueError if a record is damaged."""
+        found = {}
+        for path in self._done():
+            try:
+                record = Record(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} is damaged, remove it to have its shard answered again: {error}") from None
+            found[record.shard] = record
+        return found
+
+    def record(self, record: Record) -> None:
+        """Keep a record. It is on the disk afterwards."""
+        write_json(self.path / DONE / f"{record.shard}.json", asdict(record))
+
+    def left_logs(self) -> list[list[str]]:
+        """The names of the shards of each log of answers that a killed run has left."""
+        found = []
+        for path in sorted(self.answers.glob("*.partial.json")):
+            try:
+                found.append([name for name, _ in json.loads(path.read_text(encoding="utf-8"))["run"]["shards"]])
+            except (ValueError, TypeError, KeyError):
+                continue  # damaged: those shards are answered again
+        return found
+
+    def is_empty(self) -> bool:
+        """Whether nothing would be lost with this folder."""
+        return not self._done() and not any(self.answers.glob("*"))
+
+    def _done(self) -> list[Path]:
+        """The files of the records, in folders that are called as those of the shards, which may be "x.json"."""
+        return sorted(path for path in (self.path / DONE).rglob("*.json") if path.is_file())
+
+    def remove(self) -> None:
+        """Remove the folder. A kill leaves it whole, or under another name; see `clear_removed`."""
+        self.path.rename(_removed(self.path))
+        clear_removed(self.path)
+
+
+def clear_removed(folder: Path) -> None:
+    """Remove what is left of a run's folder whose removal was killed."""
+    if _removed(folder).is_dir():
+        shutil.rmtree(_removed(folder), ignore_errors=True)  # another process may be at it, too
+
+
+def _removed(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.removed")
+
+
+@contextmanager
+def holding(folder: Path, manifest: Mapping[str, Any], widens: Mapping[str, tuple[str, str]]) -> Iterator[RunFolder]:
+    """Hold a run's folder. It is made if it does not exist, and removed where nothing was done.
+
+    Args:
+        folder: its path.
+        manifest: everything that the outputs depend on, in JSON values.
+        widens: name in the manifest -> an old and a new value, between which the outputs so far stay good.
+
+    Raises:
+        OutputTaken: the folder is of a run with another manifest, or of something else, or another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        now = json.loads(json.dumps(manifest))
+        path = folder / MANIFEST
+        begun = path.is_file()
+        if begun:
+            before = _read_manifest(path)
+            wider = {name: now.get(name) for name, pair in widens.items() if (before.get(name), now.get(name)) == pair}
+            _refuse_other(folder, {**before, **wider}, now)
+            if wider:
+                write_json(path, now)
+        else:
+            _refuse_files(folder)
+            write_json(path, now)
+        run = RunFolder(folder, begun)
+        run.answers.mkdir(exist_ok=True)
+        try:
+            yield run
+        finally:
+            if folder.is_dir() and run.is_empty():
+                run.remove()
+
+
+def _refuse_files(folder: Path) -> None:
+    """Raise OutputTaken if a folder that is no run's holds files: the run's folder is removed with all that it holds."""
+    others = [path.name for path in folder.iterdir() if path.name != f"{MANIFEST}{PART}"]
+    if others:
+        raise OutputTaken(f"{folder} holds files of something else ({min(others)}): move it away, or choose another output")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OutputTaken(f"{path} is damaged, so that nobody can say what the outputs there belong to: {error}") from None
+    if not isinstance(found, dict):
+        raise OutputTaken(f"{path} is no manifest of a run: choose another output")
+    return found
+
+
+def _refuse_other(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise OutputTaken, naming what differs, unless two manifests are the same."""
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if names:
+        told = "; ".join(f"{name} was {shorten(before.get(name), 60)}, now {shorten(now.get(name), 60)}" for name in names)
+        raise OutputTaken(
+            f"{folder} is of a run with another {', '.join(names)} ({told}): start that run again to finish it, remove its "
+            "output and that folder, or choose another output"
+        )
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that is there as a whole or not at all, and on the disk afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}{PART}")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def check_output_folder(folder: Path, run: str) -> None:
+    """Raise OutputTaken unless a folder is new, empty, or the output of an earlier run."""
+    if not folder.is_dir() or (folder / run / MANIFEST).is_file():
+        return
+    others: Sequence[str] = sorted(path.name for path in folder.iterdir() if path.name != run)
+    if others:
+        raise OutputTaken(f"{folder} holds files of something else ({others[0]}): choose another output")

@@ -1,0 +1,1 @@
+"""Engines over files: rows of files are classified, scored or ranked."""

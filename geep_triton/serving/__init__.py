@@ -1,0 +1,1 @@
+"""The HTTP server. It needs the extra `serve`: FastAPI and uvicorn."""

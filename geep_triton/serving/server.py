@@ -1,0 +1,65 @@
+"""The server around the application."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from geep_triton.checks import check_int
+from geep_triton.engine.engine import Engine
+from geep_triton.serving.application import make_application
+
+BACKLOG = 2048  # connections that wait to be accepted
+HIGHEST_PORT = 65535
+
+
+class Server:
+    """An HTTP server that has its port, and can be run.
+
+    SIGTERM or Ctrl-C end it: it accepts nothing more, finishes what runs and waits, and stops.
+
+    Args:
+        engine: answers all requests.
+        host: address to listen at. "0.0.0.0" is open to other machines, which are not asked who they are.
+        port: 0: any free one.
+
+    Raises:
+        OSError: the address is not this machine's, or the port is taken.
+        ValueError: the port is out of range.
+    """
+
+    def __init__(self, engine: Engine, host: str = "127.0.0.1", port: int = 8080) -> None:
+        check_int("port", port, 0, HIGHEST_PORT)
+        self._socket = _bound(host, port)
+        config = uvicorn.Config(make_application(engine), host=host, port=port, log_level="warning", access_log=False)
+        self._server = uvicorn.Server(config)
+
+    @property
+    def url(self) -> str:
+        """Where it can be reached."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Answer requests until `stop`, or a signal where this is the main thread."""
+        with self._socket:
+            self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """End `run`, which another thread is in."""
+        self._server.should_exit = True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A listening socket. It is made before the server runs, so that a port that is taken is told at once."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from error
+    return found
