@@ -16,6 +16,7 @@ from geep_triton.policies.leave import ExitRule
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.start import AtLayer, LastLayer, TableAgreement, TableExit
 from geep_triton.policies.text import describe
+from geep_triton.promises.simulate import follow
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import Inputs
@@ -210,29 +211,12 @@ class _Looks:
         self.criterion = torch.full(shape, torch.nan)
         stops = self.first.clone()
         if self.rule is not None:
-            self._follow(self.rule, stops)
+            for index, rows, scores in follow(self.rule, stops, self.layers, record.logits, record.skipped):
+                self.criterion[rows, index] = scores.uncertainty.float()
         self.exits = torch.searchsorted(torch.tensor(self.layers), stops)
         full = record.logits[:, -1:]
         comparable = not isinstance(self.answers, Score) or self.answers.comparable
         self.same = self.answers.agree(record.logits, full) if comparable else None
-
-    def _follow(self, rule: ExitRule, stops: torch.Tensor) -> None:
-        """Fill in what each text is scored with, and move `stops` [N] to where it leaves."""
-        last, scored = self.layers[-1], self.record.scored(self.layers)
-        previous, streak = rule.nothing_remembered(len(stops), "cpu")
-        for layer in sorted(rule.thresholds):
-            index = self.layers.index(layer)
-            stopping = stops == layer
-            stops[stopping & ~scored[:, index]] = rule.next_stop(layer, last)
-            rows = (stopping & scored[:, index]).nonzero()[:, 0]
-            if not rows.numel():
-                continue
-            unscored = not rule.remembers or layer == min(rule.thresholds)
-            memory = (None, None) if unscored else (previous[rows], streak[rows])
-            scores = rule.score(layer, self.record.logits[rows, index], *memory)
-            previous[rows], streak[rows] = scores.prediction, scores.streak
-            self.criterion[rows, index] = scores.uncertainty.float()
-            stops[rows[~scores.leaves]] = rule.next_stop(layer, last)
 
     def of(self, row: int) -> tuple[AtExit, ...]:
         """All exits of one text."""

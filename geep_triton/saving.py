@@ -23,6 +23,7 @@ except ImportError:  # not on Windows, where processes that save and load in one
 PARTIAL = ".geep_triton.saving."  # files that are being written. Useless after a kill
 WHOLE = ".geep_triton.saved"  # the complete files of a save, before they are moved into place
 MANIFEST = "manifest.json"
+PART = ".part"  # at the end of the name of a JSON file that is being written
 _REPLACING: ContextVar[frozenset[Path]] = ContextVar("folders that this thread is replacing", default=frozenset())
 
 
@@ -116,6 +117,17 @@ def reading(directory: str | os.PathLike) -> Iterator[None]:
             if not (folder / WHOLE).is_dir():  # otherwise another save was killed in between
                 yield
                 return
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that is there as a whole or not at all, and on the disk afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}{PART}")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def saved_config(directory: str | os.PathLike) -> dict[str, Any]:

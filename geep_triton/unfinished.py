@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from geep_triton.checks import OutputTaken
+from geep_triton.saving import PART, write_json
 
 try:
     import fcntl
@@ -41,12 +42,10 @@ def unfinished(folder: Path, call: Mapping[str, Any]) -> Iterator[None]:
         record = folder / RECORD
         if record.is_file():
             _check_same(folder, json.loads(record.read_text(encoding="utf-8")), call)
-        elif others := [path.name for path in folder.iterdir() if path.name != f"{RECORD}.part"]:
+        elif others := [path.name for path in folder.iterdir() if path.name != f"{RECORD}{PART}"]:
             raise OutputTaken(f"{folder} holds files of something else ({min(others)}): move it away, or choose another output")
         else:
-            part = record.with_name(f"{RECORD}.part")
-            part.write_text(json.dumps(call, indent=1) + "\n", encoding="utf-8")
-            part.replace(record)
+            write_json(record, call)
         try:
             yield
         except BaseException:

@@ -1,6 +1,6 @@
 """Measure `geep predict` over folders of parquet files, in processes of its own.
 
-GEEP_DATA=/work/shared/data python -m bench.files --work /tmp/geep_files
+GEEP_DATA=DATA python -m bench.files --work WORK
 
 Cells: "kills": a folder of shards whose run is killed at random moments and started again until it is done, beside a run that
 nobody interrupts: their outputs must be the same bytes. "memory": the peak of a run over a fourth of the rows, over all of

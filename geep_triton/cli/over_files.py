@@ -20,12 +20,12 @@ def settings_of(
 
 def values_of(report: Report) -> dict[str, Any]:
     """The report in JSON values."""
-    found = asdict(report) | {"counts": None}
     exits = {int(name.removeprefix("exit ")): count for name, count in report.counts.items() if name.startswith("exit ")}
-    found |= {"exits": dict(sorted(exits.items())), "truncated": report.counts["truncated"]}
-    found["mean_exit_layer"] = sum(layer * count for layer, count in exits.items()) / max(1, sum(exits.values()))
-    del found["counts"]
-    return found
+    return {name: value for name, value in asdict(report).items() if name != "counts"} | {
+        "exits": dict(sorted(exits.items())),
+        "truncated": report.counts["truncated"],
+        "mean_exit_layer": sum(layer * count for layer, count in exits.items()) / max(1, sum(exits.values())),
+    }
 
 
 def summary_of(report: Report) -> str:

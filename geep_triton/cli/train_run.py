@@ -25,6 +25,7 @@ from geep_triton.engine.engine import Engine
 from geep_triton.engine.loading import load_tokenizer
 from geep_triton.files.rows import read_rows
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.saving import write_json
 from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.checkpoints import last_whole_checkpoint
@@ -289,17 +290,14 @@ class TrainingRun:
         layers = model.config.exit_layers if metrics else ()
         record = {
             "arguments": call,
-            "places": {name: getattr(self.options, name) for name in PLACES},
+            "places": {name: getattr(self.options, name) for name in PLACES} | {"output": str(self.options.output)},
             "resumed_from": last,
             "seconds": seconds,  # since the start or the last resume
             "metrics": metrics,
             "exits": [{"layer": layer, what: metrics[f"eval_{what}_exit_{layer}"]} for layer in layers],
             "exit_table": model.exit_table is not None,
         }
-        path = self.options.output / RECORD
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(self.options.output / RECORD, record)
         return {"output": str(self.options.output), **record}
 
 

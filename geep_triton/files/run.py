@@ -243,7 +243,7 @@ class _Run:
             self.tell(f"already complete: {before} shards")
         elif before:
             self.tell(f"{before} of {len(targets)} shards are done")
-        with tqdm(total=_rows_of(pending), unit=" rows", disable=not progress or not pending) as bar:
+        with tqdm(total=_rows_of(pending) if progress else None, unit=" rows", disable=not progress or not pending) as bar:
             # First what a killed run has begun: shards of one log belong together.
             for names in self.folder.left_logs():
                 group = [targets[name] for name in names if name in targets]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from geep_triton.checks import OutputTaken, shorten
+from geep_triton.saving import PART, write_json
 from geep_triton.unfinished import alone
 
 MANIFEST = "manifest.json"
 DONE = "done"
 ANSWERS = "answers"
-PART = ".part"  # at the end of the name of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -171,17 +170,6 @@ def _refuse_other(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
             f"{folder} is of a run with another {', '.join(names)} ({told}): start that run again to finish it, remove its "
             "output and that folder, or choose another output"
         )
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file that is there as a whole or not at all, and on the disk afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}{PART}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def check_output_folder(folder: Path, run: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.ops.exit_scores import ExitScores
+from geep_triton.policies.leave import ExitRule
 from geep_triton.policies.policy import Policy
 from geep_triton.tokens.ragged import Tokens
 
@@ -24,10 +28,28 @@ def simulate(
     Returns:
         [N] int64, indices into `model.config.exit_layers`.
     """
-    exit_layers, last = model.config.exit_layers, model.config.num_hidden_layers
-    stops, rule = policy.stops(model, tokens), policy.rule(model)
-    if rule is None:
-        return torch.searchsorted(torch.tensor(exit_layers), stops)
+    exit_layers, stops, rule = model.config.exit_layers, policy.stops(model, tokens), policy.rule(model)
+    if rule is not None:
+        for _ in follow(rule, stops, exit_layers, logits, skipped):
+            pass
+    return torch.searchsorted(torch.tensor(exit_layers), stops)
+
+
+def follow(
+    rule: ExitRule, stops: torch.Tensor, exit_layers: Sequence[int], logits: torch.Tensor, skipped: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor, ExitScores]]:
+    """Score samples exit by exit, and move each to where it is answered.
+
+    Args:
+        rule: who leaves.
+        stops: [N] int64, the layer at which each sample is first looked at. It becomes the one at which it is answered.
+        exit_layers: the layers of the E exits.
+        logits, skipped: as for `simulate`.
+
+    Yields:
+        The index of an exit, the samples that are scored there [K] int64, and their scores.
+    """
+    last = exit_layers[-1]
     previous, streak = rule.nothing_remembered(len(stops), "cpu")
     for layer in sorted(rule.thresholds):
         stopping = stops == layer
@@ -40,8 +62,9 @@ def simulate(
             continue
         unscored = not rule.remembers or layer == min(rule.thresholds)
         memory = (None, None) if unscored else (previous[rows], streak[rows])
-        scores = rule.score(layer, logits[rows, exit_layers.index(layer)], *memory)
+        index = exit_layers.index(layer)
+        scores = rule.score(layer, logits[rows, index], *memory)
         previous[rows], streak[rows] = scores.prediction, scores.streak
         stops[rows[~scores.leaves]] = rule.next_stop(layer, last)
         # Those who leave keep their stop, which no later layer equals.
-    return torch.searchsorted(torch.tensor(exit_layers), stops)
+        yield index, rows, scores

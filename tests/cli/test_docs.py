@@ -31,7 +31,7 @@ def test_a_command_of_the_documentation_is_understood(page, line):
         words.pop(0)
     name, command, arguments = group.resolve_command(typer.Context(group), words) if words else ("", None, [])
     if command is not None:
-        command.make_context(name, arguments)
+        assert command.make_context(name, arguments).command is command
 
 
 @pytest.mark.parametrize(("page", "line"), INLINE)
