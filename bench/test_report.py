@@ -47,9 +47,11 @@ def test_promises_broken_are_those_below_what_was_promised():
     assert policies.broken(rows) == "2 of 4 (50%)"
 
 
-def test_markers_are_required():
+def test_markers_are_required(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# nothing")
     with pytest.raises(ValueError, match="must hold the lines"):
-        with_tables("# nothing", "tables")
+        with_tables(page, "tables")
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])

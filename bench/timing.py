@@ -24,3 +24,8 @@ def quiet_garbage_collector() -> Iterator[None]:
 def rate(samples: int, seconds: Sequence[float]) -> Range:
     """Samples a second, by the median round; of the slowest and of the fastest."""
     return Range(samples / statistics.median(seconds), samples / max(seconds), samples / min(seconds))
+
+
+def middle(seconds: Sequence[float]) -> float:
+    """The median of the rounds."""
+    return statistics.median(seconds)

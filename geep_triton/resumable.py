@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
+POLL = 0.05  # seconds between two looks at a lock
 EMPTY: dict[str, Any] = {"lines": 0, "bytes": 0, "counts": {}}  # the state of a new run
 
 
@@ -102,6 +104,7 @@ class ResumableFile:
     Args:
         output: the file to write. An existing regular file is replaced at the end.
         sources: input files, which must not be overwritten.
+        wait: for so many seconds, for another run that is writing this output.
 
     Raises:
         OutputTaken: another run is writing this output.
@@ -114,7 +117,7 @@ class ResumableFile:
         counts: the run's counts so far.
     """
 
-    def __init__(self, output: Path, sources: Iterable[Path] = ()) -> None:
+    def __init__(self, output: Path, sources: Iterable[Path] = (), wait: float = 0.0) -> None:
         if not output.name:
             raise ValueError(f"output must name a file, got {str(output)!r}")
         self.output = output
@@ -122,7 +125,7 @@ class ResumableFile:
         self.state = output.with_name(f"{output.name}.partial.json")
         self._new_state = output.with_name(f"{output.name}.partial.json.new")
         self._check_paths(list(sources))
-        self._file = os.fdopen(self._lock(), "r+b")
+        self._file = os.fdopen(self._lock(time.monotonic() + wait), "r+b")
         if self.partial.stat().st_size and not self.state.exists():
             self._file.close()
             raise ValueError(f"{self.partial} was not left by a run and would be overwritten: move it away")
@@ -209,8 +212,8 @@ class ResumableFile:
                 if path.exists() and source.exists() and path.samefile(source):
                     raise ValueError(f"{path} would be overwritten, but it is an input ({source}): choose another output")
 
-    def _lock(self) -> int:
-        """Open and lock the partial file."""
+    def _lock(self, until: float) -> int:
+        """Open and lock the partial file, at the latest when the monotonic clock shows `until`."""
         while True:
             number = os.open(self.partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             if fcntl is None:
@@ -224,6 +227,9 @@ class ResumableFile:
                 pass
             except BlockingIOError:
                 os.close(number)
+                if time.monotonic() < until:
+                    time.sleep(POLL)  # a lock that may be waited for has no end to the waiting
+                    continue
                 raise OutputTaken(f"another run is writing {self.output}: wait for it, or choose another output") from None
             except OSError:
                 os.close(number)

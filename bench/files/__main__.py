@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -75,9 +76,24 @@ def prepare_shards(folder: Path, texts: list[str], shards: int, rows: int) -> Pa
     return folder
 
 
-def predict(model: Path, source: Path, output: Path, log: Path, seconds: float | None = None) -> Ran:
-    """Run `geep predict`. Kill it after so many seconds, unless it ends before."""
-    command = [sys.executable, "-m", "geep_triton", "predict", model, source, "-o", output, "--policy", POLICY, "--truncate"]
+def predict(
+    model: Path, source: Path, output: Path, log: Path, seconds: float | None = None, options: Sequence[str] = ()
+) -> Ran:
+    """Run `geep predict` with further options. Kill it after so many seconds, unless it ends before."""
+    command = [
+        sys.executable,
+        "-m",
+        "geep_triton",
+        "predict",
+        model,
+        source,
+        "-o",
+        output,
+        "--policy",
+        POLICY,
+        "--truncate",
+        *options,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     start = time.monotonic()
     with log.open("a") as file:

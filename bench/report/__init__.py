@@ -5,27 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.environment import ROOT
-from bench.report import answers, experiments, faults, files, gpu, ops, pipeline, policies, skipping
+from bench.report import answers, experiments, faults, files, gpu, machines, ops, pipeline, policies, ray, serving, skipping
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
 PAGES = ROOT / "docs" / "results"
 MOST_LINES = 200  # of a page; the files have the rest
 
 
-def with_tables(readme: str, content: str) -> str:
-    """README with what stands between the markers replaced."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_tables(page: Path, content: str) -> str:
+    """A page with what stands between the markers replaced."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md must hold the lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"{page.name} must hold the lines {BEGIN!r} and {END!r}")
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def pages() -> dict[Path, str]:
     """Each page, and what it must say."""
-    readme = ROOT / "README.md"
+    readme, of_serving = ROOT / "README.md", ROOT / "docs" / "serving.md"
     return {
-        readme: with_tables(readme.read_text(encoding="utf-8"), pipeline.readme_table()),
+        readme: with_tables(readme, pipeline.readme_table()),
+        of_serving: with_tables(of_serving, machines.costs()),
         PAGES / "policies.md": policies.page(),
         PAGES / "ops.md": ops.page(),
         PAGES / "gpu.md": gpu.page(),
@@ -35,4 +36,6 @@ def pages() -> dict[Path, str]:
         PAGES / "answers.md": answers.page(),
         PAGES / "faults.md": faults.page(),
         PAGES / "files.md": files.page(),
+        PAGES / "ray.md": ray.page(),
+        PAGES / "serving.md": serving.page(),
     }

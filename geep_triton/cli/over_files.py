@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from geep_triton.files.formats import parse_format
-from geep_triton.files.run import Report, Settings
+from geep_triton.files.run import Report
+from geep_triton.files.settings import Settings
 
 
 def settings_of(

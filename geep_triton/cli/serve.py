@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -22,16 +23,38 @@ def serve(
     runner: options.RunnerName = "auto",
     max_length: options.MaxLength = None,
     truncate: options.Truncate = False,
+    audit: Annotated[
+        float, typer.Option(help="Share of the texts that also run to the end, to see whether promises hold.")
+    ] = 0.0,
+    max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to fill a batch, with nothing else to do.")] = 1.0,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Most tokens that run together, by expected depth.")] = None,
+    max_concurrent_requests: Annotated[int, typer.Option(help="Most requests in hand; more are answered 429.")] = 512,
+    max_client_batch_size: Annotated[int, typer.Option(help="Most texts of a request; more are answered 413.")] = 256,
+    payload_limit: Annotated[int, typer.Option(help="Most bytes of a request; more are answered 413.")] = 2_000_000,
+    receive_timeout: Annotated[float, typer.Option(help="Seconds that a request's body may take; then 408.")] = 30.0,
+    drain_timeout: Annotated[int, typer.Option(help="Longest seconds that stopping takes; then what is in hand is cut.")] = 120,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer over HTTP, on the routes of text-embeddings-inference: /predict, /rerank, /health, /info.
+    """Answer over HTTP, on the routes of text-embeddings-inference: /predict, /rerank, /health, /info, /metrics.
 
-    SIGTERM or Ctrl-C stop it, after what runs. It needs the extra `serve`: FastAPI and uvicorn.
+    SIGTERM or Ctrl-C stop it, after what is in hand. It needs the extra `serve`: FastAPI, uvicorn and prometheus-client.
     """
     try:
+        from geep_triton.serving.application import make_application
         from geep_triton.serving.server import Server
+        from geep_triton.serving.settings import ServerSettings
     except ImportError as error:
-        raise ImportError(f"geep serve needs FastAPI and uvicorn: pip install 'geep-triton[serve]' ({error})") from error
+        needed = "FastAPI, uvicorn and prometheus-client: pip install 'geep-triton[serve]'"
+        raise ImportError(f"geep serve needs {needed} ({error})") from error
+    settings = ServerSettings(
+        max_wait_ms=max_wait_ms,
+        max_batch_tokens=max_batch_tokens,
+        max_concurrent_requests=max_concurrent_requests,
+        max_client_batch_size=max_client_batch_size,
+        payload_limit=payload_limit,
+        receive_timeout=receive_timeout,
+        audit=audit,
+    )
     with results_alone(quiet):
         engine = Engine.from_pretrained(
             model,
@@ -42,7 +65,10 @@ def serve(
             max_length=max_length,
             truncation=truncate or None,
         )
-        server = Server(engine, host, port)
+        # What was loaded stays: to walk through it again and again takes most of the time in which a large body is read.
+        gc.collect()
+        gc.freeze()
+        server = Server(make_application(engine, settings), host, port, drain_timeout)
         say(f"{server.url} answers by {describe(engine.policy)} in {engine.dtype} on {engine.model.device}", quiet)
         server.run()
     raise KeyboardInterrupt  # only a signal ends it, and asyncio may lose that of Ctrl-C

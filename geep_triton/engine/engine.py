@@ -22,7 +22,7 @@ from geep_triton.engine.checks import check_calibrated, check_finite, check_mode
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.exit_counts import ExitCounts
 from geep_triton.engine.gather import gather
-from geep_triton.engine.groups import RankInputs, windows_of_groups
+from geep_triton.engine.groups import Groups, RankInputs, windows_of_groups
 from geep_triton.engine.layers import WindowLayers
 from geep_triton.engine.loading import load_both
 from geep_triton.engine.model_watch import ModelWatch
@@ -248,18 +248,52 @@ class Engine:
         """Make an engine for the same model, policy and settings that cuts longer samples, or refuses them."""
         check_bool("truncation", truncation)
         other = copy.copy(self)
-        sizes = self.model.config.vocab_size, self.model.config.type_vocab_size
-        other.truncation, other._encoder = truncation, Encoder(self.tokenizer, self.max_length, truncation, *sizes)
+        other.truncation, other._encoder = truncation, self._encoder.with_truncation(truncation)
         return other
 
-    def predict(self, inputs: Inputs) -> Predictions:
+    def encode(self, inputs: Inputs, *, truncation: bool | None = None) -> Tokens:
+        """Tokenize all inputs, as `predict` does. It takes the tokens in their place, and gives the same answers.
+
+        Args:
+            inputs: as for `predict`.
+            truncation: cut longer samples instead of raising; None: as the engine does.
+
+        Raises:
+            ValueError, TypeError: as `predict`.
+        """
+        encoder = self._encoder if truncation is None else self._encoder.with_truncation(truncation)
+        windows = encoded_windows(inputs, encoder, self.window, self.columns, self.progress)
+        return Tokens.concatenate([encoded.tokens for encoded in windows])
+
+    def encode_group(self, query: str, candidates: Iterable[str], *, truncation: bool | None = None) -> Groups:
+        """Tokenize the candidates of one query, as `rank` does. `rank_many` takes what this returns in the place of a tuple.
+
+        Args:
+            query, candidates: as for `rank`.
+            truncation: as for `encode`.
+
+        Raises:
+            ValueError, TypeError: as `rank`.
+        """
+        encoder = self._encoder if truncation is None else self._encoder.with_truncation(truncation)
+        return next(windows_of_groups([(query, candidates)], encoder, 1))
+
+    def expected_layers(self, tokens: Tokens) -> torch.Tensor:
+        """How many layers samples are expected to run under the policy, before any has run: [N] int64 on the host.
+
+        See `Policy.expected_layers`. The tokens are on the host, as `encode` returns them.
+        """
+        return self.policy.expected_layers(self.model, tokens)
+
+    def predict(self, inputs: Inputs | Tokens) -> Predictions:
         """Answer all inputs.
 
         Args:
             inputs: a text; a row; a list of texts or of (text, pair) tuples, also for one pair; a mapping of columns to lists;
-                or any iterable of texts, tuples or rows that keeps its order, such as a `datasets.Dataset`. Rows and columns
-                may hold `input_ids` instead of text: lists, arrays, tensors or Arrow lists of integers, with `attention_mask`
-                and `token_type_ids` where needed. A warning tells of ids that are padded without a mask.
+                any iterable of texts, tuples or rows that keeps its order, such as a `datasets.Dataset`; or what `encode`
+                returned. Rows and columns may hold `input_ids` instead of text: lists, arrays, tensors or Arrow lists of
+                integers, with `attention_mask` and `token_type_ids` where needed. A warning tells of ids that are padded
+                without a mask.
 
         Raises:
             ValueError: there are no inputs; a text is empty or too long; a column is missing; token ids are outside the
@@ -268,7 +302,7 @@ class Engine:
         """
         return Predictions.concatenate(list(self.predict_windows(inputs)))
 
-    def predict_windows(self, inputs: Inputs) -> Iterator[Predictions]:
+    def predict_windows(self, inputs: Inputs | Tokens) -> Iterator[Predictions]:
         """Answer the inputs window by window, as `predict` does. Use it for streams that do not fit into memory."""
         if self.observer is None:  # an audit looks itself
             self.promise = still_kept(self.promise, self.model)
@@ -294,14 +328,17 @@ class Engine:
         """Order the candidates of one query, the best first; see `rank_many`."""
         return next(self.rank_many([(query, candidates)], top_k, return_documents=return_documents))
 
-    def rank_many(self, groups: RankInputs, top_k: int | None = None, *, return_documents: bool = False) -> Iterator[Ranking]:
+    def rank_many(
+        self, groups: RankInputs | Iterable[Groups], top_k: int | None = None, *, return_documents: bool = False
+    ) -> Iterator[Ranking]:
         """Order the candidates of many queries, with a model of one score. Those of many queries run together.
 
         Candidates leave early as `ranking` says, if at most its `top_k` are wanted, else nobody does. The engine's policy only
         says what they skip. Who went deeper comes first, then who has the higher logit, then who was given first.
 
         Args:
-            groups: (query, candidates) tuples of texts, as many as there are. Without candidates an order is empty.
+            groups: (query, candidates) tuples of texts, as many as there are, or what `encode_group` returned. Without
+                candidates an order is empty.
             top_k: how many of the best candidates are wanted; None: all, in the full model's order.
             return_documents: keep the candidates' texts in `Ranking.documents`.
 

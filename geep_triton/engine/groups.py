@@ -61,25 +61,25 @@ class BadGroup(BadSample):
         self.args = (f"candidate {candidate} of query {query} {reason}",)
 
 
-def windows_of_groups(groups: RankInputs, encoder: Encoder, size: int) -> Iterator[Groups]:
-    """Read and tokenize whole groups, so many together that they have at least `size` pairs.
+def windows_of_groups(groups: Iterable[tuple[str, Iterable[str]] | Groups], encoder: Encoder, size: int) -> Iterator[Groups]:
+    """Read and tokenize whole groups, so many together that they have at least `size` pairs. Those that are encoded stay so.
 
     Raises:
         ValueError: a query or a candidate is empty, too long or no valid text; the error names it.
         TypeError: a group is not a query with its candidates.
     """
-    queries: list[str] = []
-    candidates: list[list[str]] = []
+    read: list[tuple[str, list[str]] | Groups] = []
     first = pairs = 0
-    for number, (query, texts) in enumerate(read_groups(groups)):
-        queries.append(query)
-        candidates.append(texts)
-        pairs += len(texts)
+    _check_groups(groups)
+    for number, group in enumerate(groups):
+        checked = group if isinstance(group, Groups) else _read_group(group, number)
+        pairs += checked.bounds[-1] if isinstance(checked, Groups) else len(checked[1])
+        read.append(checked)
         if pairs >= size:
-            yield _encoded(queries, candidates, first, encoder)
-            queries, candidates, first, pairs = [], [], number + 1, 0
-    if queries:
-        yield _encoded(queries, candidates, first, encoder)
+            yield _window(read, first, encoder)
+            read, first, pairs = [], number + 1, 0
+    if read:
+        yield _window(read, first, encoder)
 
 
 def read_groups(groups: Any) -> Iterator[tuple[str, list[str]]]:
@@ -89,10 +89,14 @@ def read_groups(groups: Any) -> Iterator[tuple[str, list[str]]]:
         TypeError: a group is something else.
         ValueError: a candidate is None.
     """
-    if isinstance(groups, (str, Mapping)) or not isinstance(groups, Iterable):
-        raise TypeError(f"groups must be an iterable of (query, candidates), got {shorten(groups)}")
+    _check_groups(groups)
     for number, group in enumerate(groups):
         yield _read_group(group, number)
+
+
+def _check_groups(groups: Any) -> None:
+    if isinstance(groups, (str, Mapping)) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups must be an iterable of (query, candidates), got {shorten(groups)}")
 
 
 def _read_group(group: Any, number: int) -> tuple[str, list[str]]:
@@ -110,11 +114,28 @@ def _read_group(group: Any, number: int) -> tuple[str, list[str]]:
     return query, texts
 
 
-def _encoded(queries: list[str], candidates: list[list[str]], first: int, encoder: Encoder) -> Groups:
-    groups = Groups(candidates, None, first)
+def _window(read: Sequence[tuple[str, list[str]] | Groups], first: int, encoder: Encoder) -> Groups:
+    """The groups as one window. `first` is the number of the first."""
+    texts = [group for group in read if not isinstance(group, Groups)]
+    if len(texts) == len(read):
+        return _encoded(texts, first, encoder)
+    parts = [
+        group if isinstance(group, Groups) else _encoded([group], first + number, encoder) for number, group in enumerate(read)
+    ]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    candidates = [texts for part in parts for texts in part.candidates]
+    window = Groups(candidates, Tokens.concatenate(tokens) if tokens else None, first)
+    if window.tokens is not None:
+        with naming_pairs(window):
+            encoder.check(window.tokens)
+    return window
+
+
+def _encoded(read: Sequence[tuple[str, list[str]]], first: int, encoder: Encoder) -> Groups:
+    groups = Groups([texts for _, texts in read], None, first)
     with naming_pairs(groups):
-        pairs = pairs_of(queries, groups)
-        return Groups(candidates, encoder(pairs), first) if pairs else groups
+        pairs = pairs_of([query for query, _ in read], groups)
+        return Groups(groups.candidates, encoder(pairs), first) if pairs else groups
 
 
 def pairs_of(queries: Sequence[str], groups: Groups) -> list[tuple[str, str]]:

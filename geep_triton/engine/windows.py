@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+import torch
 from tqdm.auto import tqdm
 
 from geep_triton.engine.batching import Batches
@@ -46,7 +47,7 @@ def encoded_windows(
     This may run in a thread of its own, where a warning would not find the user's line.
 
     Args:
-        inputs: what `Engine.predict` takes.
+        inputs: what `Engine.predict` takes. Tokens are cut into windows as they are.
         encoder: makes tokens of samples.
         size: of a window.
         columns: see `geep_triton.tokens.samples.iter_samples`.
@@ -55,6 +56,9 @@ def encoded_windows(
     Raises:
         ValueError: there are no inputs; and whatever the encoder raises.
     """
+    if isinstance(inputs, Tokens):
+        yield from _windows_of_tokens(inputs, encoder, size, progress)
+        return
     known = isinstance(inputs, Sized) and not isinstance(inputs, (str, Mapping)) and getattr(inputs, "ndim", 1) > 0
     total = len(inputs) if known else None
     samples, first, padding = iter_samples(inputs, columns), 0, None
@@ -71,6 +75,16 @@ def encoded_windows(
             first += len(window)
     if not first:
         raise ValueError("inputs: expected at least one text, got none")
+
+
+def _windows_of_tokens(tokens: Tokens, encoder: Encoder, size: int, progress: bool) -> Iterator[Encoded]:
+    if not len(tokens):
+        raise ValueError("inputs: expected at least one text, got none")
+    encoder.check(tokens)
+    for first in tqdm(range(0, len(tokens), size), unit="window", disable=not progress):
+        whole = len(tokens) <= size
+        rows = torch.arange(first, min(first + size, len(tokens)))
+        yield Encoded(tokens if whole else tokens.select(rows), first, 0.0, None)
 
 
 @dataclass(frozen=True, eq=False)

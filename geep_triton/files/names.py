@@ -1,4 +1,4 @@
-"""Names of columns."""
+"""Names of columns, and names in messages."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def refuse_twice(names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"column {', '.join(map(shorten, twice))} appears more than once; columns: {shorten(names)}")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, for messages."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

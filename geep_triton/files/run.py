@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
-import pyarrow as pa
 from tqdm.auto import tqdm
 
-from geep_triton.checks import OutputTaken, check_bool, check_choice, check_int, check_kind
-from geep_triton.files.formats import Format
-from geep_triton.files.json_lines import BadLine
-from geep_triton.files.names import refuse_twice
-from geep_triton.files.outputs import AnswerColumns, Shape, write_shard
-from geep_triton.files.readers import Values, open_reader
+from geep_triton.checks import OutputTaken
+from geep_triton.files.crew import Crew
+from geep_triton.files.group_work import GroupWork
+from geep_triton.files.names import few
+from geep_triton.files.outputs import AnswerColumns
+from geep_triton.files.readers import open_reader
 from geep_triton.files.run_folder import MANIFEST, Record, RunFolder, check_output_folder, clear_removed, holding
+from geep_triton.files.settings import Settings
 from geep_triton.files.shards import Listing, list_shards
 from geep_triton.files.targets import RUN, Layout, Target, check_columns_of, check_overwrite, grouped, lay_out
-from geep_triton.resumable import InputFile, ResumableFile
-from geep_triton.saving import flush
+from geep_triton.resumable import InputFile
 
-BAD_ROWS = ("stop", "skip", "empty")
 VERSION = 1  # of the manifest and of what lies beside it
 # A shard that was whole under "stop" has no bad rows, and is the same under "skip".
 WIDENS = {"bad_rows": ("stop", "skip")}
-
-Answer: TypeAlias = dict[str, Any]
-
-
-class BadRow(ValueError):
-    """A row that cannot be answered. The message has the file, the row's number (from 1) and the reason."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The answers of a window.
-
-    Attributes:
-        answers: for each row, the values of the answer columns by name; or a text: why the row cannot be answered.
-        counts: for each row, of what shall be told at the end.
-    """
-
-    answers: Sequence[Answer | str]
-    counts: Sequence[Mapping[str, int]]
-
-
-class Answerer(Protocol):
-    """Whoever answers rows.
-
-    Attributes:
-        wanted: the columns that it needs.
-        optional: further columns, which may be missing.
-        types: the columns of its answers.
-        window: how many rows it is given together, unless the settings say so.
-    """
-
-    wanted: Sequence[str]
-    optional: Sequence[str]
-    types: Mapping[str, pa.DataType]
-    window: int
-
-    def answer(self, rows: Sequence[Values]) -> Answered:
-        """Answer a window of rows, each the values of `wanted` and `optional`. The same rows get the same answers."""
 
 
 @dataclass
@@ -99,43 +56,8 @@ class Report:
     gone: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a run over files treats them.
-
-    Attributes:
-        columns: the columns of the input that are carried along; None: all.
-        prefix: before the names of the answers' columns.
-        bad_rows: what becomes of rows that cannot be answered: "stop"; "skip": they are left out, and written with the reason
-            beside the output; "empty": they stay, with empty answers, and a column "error" says why.
-        form: format of the outputs; None: by the name of the output, in a folder that of the input.
-        overwrite: replace a single output that is there.
-        window: how many rows are answered together; None: as the answerer says.
-
-    Raises:
-        ValueError: a value is out of range, or names a column twice.
-        TypeError: a value has another type.
-    """
-
-    columns: tuple[str, ...] | None = None
-    prefix: str = ""
-    bad_rows: str = "stop"
-    form: Format | None = None
-    overwrite: bool = False
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("bad_rows", self.bad_rows, BAD_ROWS)
-        check_bool("overwrite", self.overwrite)
-        if self.window is not None:
-            check_int("window", self.window, 1)
-        if self.columns is not None:
-            check_kind("columns", self.columns, tuple)
-            refuse_twice(self.columns)
-
-
 def answer_files(
-    answerer: Answerer,
+    crew: Crew,
     inputs: Sequence[str | os.PathLike],
     output: str | os.PathLike,
     settings: Settings,
@@ -151,7 +73,7 @@ def answer_files(
     that a later run answers only new shards; beside a single output such a folder is there until it is whole.
 
     Args:
-        answerer: it answers rows. The same rows must get the same answers, window by window.
+        crew: whoever answers; `Here` is this process. The same rows must get the same answers, window by window.
         inputs: files, folders and patterns; see `geep_triton.files.shards.list_shards`.
         output: a file where the input is one file, else a folder.
         settings: how files are treated.
@@ -173,14 +95,14 @@ def answer_files(
     output = Path(output)
     listing = list_shards(inputs)
     layout = lay_out(listing, inputs, output, settings.form)
-    columns = AnswerColumns.of(answerer.types, settings.prefix, with_errors=settings.bad_rows == "empty")
+    columns = AnswerColumns.of(crew.types, settings.prefix, with_errors=settings.bad_rows == "empty")
     clear_removed(layout.run)
     check_overwrite(layout, settings.overwrite, (layout.run / MANIFEST).is_file())
     if not layout.single:
         check_output_folder(output, RUN)
-    check_columns_of(layout.targets, answerer.wanted, answerer.optional, settings.columns, columns.names)
+    check_columns_of(layout.targets, crew.wanted, crew.optional, settings.columns, columns.names)
     if listing.left_out:
-        tell(f"left out: {_few(listing.left_out)}")
+        tell(f"left out: {few(listing.left_out)}")
     made_of = {
         "version": VERSION,
         **manifest,
@@ -188,7 +110,7 @@ def answer_files(
         "prefix": settings.prefix,
         "bad_rows": settings.bad_rows,
         "format": None if settings.form is None else settings.form.suffix,
-        "window": settings.window or answerer.window,
+        "window": settings.window or crew.window,
         "inputs": [str(Path(given).absolute()) for given in inputs] if layout.single else None,
     }
     was_there = output.exists()
@@ -196,8 +118,8 @@ def answer_files(
         with holding(layout.run, made_of, WIDENS) as folder:
             # Again, because another run may have written the output and ended meanwhile.
             check_overwrite(layout, settings.overwrite, folder.begun)
-            run = _Run(answerer, settings, columns, layout, folder, tell)
-            report = run.finish(listing, progress)
+            work = GroupWork(settings, columns, layout, folder.holder)
+            report = _Run(layout, folder, tell).finish(crew, work, listing, progress)
             report.came = _came(inputs, listing, tell)
             if layout.single:
                 folder.remove()
@@ -205,7 +127,7 @@ def answer_files(
         if not layout.single and not was_there and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
     if report.came:
-        tell(f"shards came meanwhile, start again to answer them: {_few(report.came)}")
+        tell(f"shards came meanwhile, start again to answer them: {few(report.came)}")
     return report
 
 
@@ -219,23 +141,14 @@ def _came(inputs: Sequence[str | os.PathLike], listing: Listing, tell: Callable[
 
 
 class _Run:
-    """The work of one process."""
+    """What is done, and what is to be done."""
 
-    def __init__(
-        self,
-        answerer: Answerer,
-        settings: Settings,
-        columns: AnswerColumns,
-        layout: Layout,
-        folder: RunFolder,
-        tell: Callable[[str], None],
-    ) -> None:
-        self.answerer, self.settings, self.columns = answerer, settings, columns
+    def __init__(self, layout: Layout, folder: RunFolder, tell: Callable[[str], None]) -> None:
         self.layout, self.folder, self.tell = layout, folder, tell
         self.records = folder.records()
 
-    def finish(self, listing: Listing, progress: bool) -> Report:
-        """Answer what is missing."""
+    def finish(self, crew: Crew, work: GroupWork, listing: Listing, progress: bool) -> Report:
+        """Have answered what is missing."""
         targets = {target.shard.name: target for target in self.layout.targets}
         pending = [target for target in targets.values() if not self._is_done(target)]
         before = len(targets) - len(pending)
@@ -243,18 +156,30 @@ class _Run:
             self.tell(f"already complete: {before} shards")
         elif before:
             self.tell(f"{before} of {len(targets)} shards are done")
-        with tqdm(total=_rows_of(pending) if progress else None, unit=" rows", disable=not progress or not pending) as bar:
-            # First what a killed run has begun: shards of one log belong together.
-            for names in self.folder.left_logs():
-                group = [targets[name] for name in names if name in targets]
-                if len(group) == len(names) and any(target in pending for target in group):
-                    self._answer(group, bar)
-                    pending = [target for target in pending if target not in group]
-            for group in grouped(pending):
-                self._answer(group, bar)
+        with (
+            tqdm(total=_rows_of(pending) if progress else None, unit=" rows", disable=not progress or not pending) as bar,
+            closing(crew.answer_groups(work, self._groups(targets, pending))) as steps,
+        ):
+            for step in steps:
+                if isinstance(step, Record):
+                    self.records[step.shard] = step
+                elif isinstance(step, str):
+                    self.tell(step)
+                else:
+                    bar.update(step)
         for log in self.folder.answers.glob("*"):
             log.unlink()  # of shards that are gone
         return self._report(targets, before, listing)
+
+    def _groups(self, targets: Mapping[str, Target], pending: Sequence[Target]) -> list[list[Target]]:
+        """The shards to answer, in groups: first what a killed run has begun, since shards of one log belong together."""
+        begun: list[list[Target]] = []
+        left = {target.shard.name: target for target in pending}
+        for names in self.folder.left_logs():
+            if set(names) <= targets.keys() and not left.keys().isdisjoint(names):
+                begun.append([targets[name] for name in names])
+                left = {name: target for name, target in left.items() if name not in names}
+        return [*begun, *grouped([*left.values()])]
 
     def _report(self, targets: Mapping[str, Target], before: int, listing: Listing) -> Report:
         found = Report(str(self.layout.targets[0].path if self.layout.single else self.layout.root), len(targets), before)
@@ -294,109 +219,9 @@ class _Run:
             )
         return True
 
-    def _answer(self, group: Sequence[Target], bar: Any) -> None:
-        """Answer the shards of a group, and write those that are not done."""
-        sources = {target.shard.name: InputFile(target.shard.path) for target in group}
-        identity = {"shards": [[name, source.digest] for name, source in sources.items()]}
-        key = hashlib.sha256("\0".join(sources).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        with ResumableFile(self.folder.answers / key) as log:
-            if (unused := log.resume(identity)) is not None:
-                self.tell(f"{_few([*sources])}: what was answered belongs to other contents, starting over ({unused})")
-            if log.lines:
-                self.tell(f"continuing after row {log.lines} of {_few([*sources])}")
-            with _unchanged(sources.values(), log):
-                shapes = [Shape.of(target, self.settings.columns, self.columns) for target in group]
-                self._fill(group, sources.values(), log, bar)
-                with log.partial.open("rb") as lines:
-                    answers = islice(lines, log.lines)
-                    for target, shape in zip(group, shapes, strict=True):
-                        self._write(target, shape, sources[target.shard.name], answers)
-            log.forget()
-
-    def _fill(self, group: Sequence[Target], sources: Collection[InputFile], log: ResumableFile, bar: Any) -> None:
-        """Write the answers of all rows of a group into its log, window by window."""
-        rows = islice(self._rows(group), log.lines, None)
-        bar.update(log.lines)
-        while window := list(islice(rows, self.settings.window or self.answerer.window)):
-            good = [index for index, (_, _, values) in enumerate(window) if not isinstance(values, BadLine)]
-            found = self.answerer.answer([window[index][2] for index in good])
-            answered = dict(zip(good, zip(found.answers, found.counts, strict=True), strict=True))
-            lines = []
-            for index, (target, number, values) in enumerate(window):
-                answer, counts = (values.reason, {}) if isinstance(values, BadLine) else answered[index]
-                if isinstance(answer, str) and self.settings.bad_rows == "stop":
-                    raise BadRow(f"{target.shard.path}, {number} {answer}")
-                lines.append(json.dumps([answer, counts]) + "\n")
-            for source in sources:
-                source.check()
-            log.write(lines, {})
-            bar.update(len(window))
-
-    def _rows(self, group: Sequence[Target]) -> Iterator[tuple[Target, str, Any]]:
-        """Each row of a group, with its shard and its place there."""
-        for target in group:
-            reader = open_reader(target.shard.path)
-            values = reader.values(self.answerer.wanted, self.answerer.optional)
-            for number, row in enumerate(values, start=1):
-                yield target, f"{reader.word} {number}:" if isinstance(row, BadLine) else f"{reader.word} {number}", row
-
-    def _write(self, target: Target, shape: Shape, source: InputFile, answers: Iterator[bytes]) -> None:
-        """Write a shard with its answers, unless it is done."""
-        name = target.shard.name
-        known = self.records.get(name)
-        part = target.path.with_name(f".{target.path.name}.partial")
-        try:
-            target.path.parent.mkdir(parents=True, exist_ok=True)
-            skipped = self.layout.skipped(target)
-            found = write_shard(target, part, skipped, answers, shape, self.settings.bad_rows == "skip")
-            source.check()
-            if known is not None and known.written and target.path.exists():
-                return  # it was answered together with others that are not done
-            record = Record(
-                name, *source.size_and_time, source.digest, target.path.relative_to(self.layout.root).as_posix(),
-                part.stat().st_size, found.rows, found.answered, found.bad, found.counts,
-            )  # fmt: skip
-            self.folder.record(record)  # before the output, which is this run's from now on
-            part.replace(target.path)
-            flush(target.path.parent)
-            self.records[name] = Record(**{**vars(record), "written": True})
-            self.folder.record(self.records[name])
-        finally:
-            part.unlink(missing_ok=True)
-            _remove_empty(target.path.parent, self.layout.root)
-
 
 def _rows_of(targets: Sequence[Target]) -> int | None:
     """How many rows shards have together. None: one of them does not say it."""
     counts = [open_reader(target.shard.path).count() for target in targets]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
-
-
-@contextmanager
-def _unchanged(sources: Collection[InputFile], log: ResumableFile) -> Iterator[None]:
-    """Keep nothing of inputs that changed while they were read, nor of those that do not fit: they have to change first."""
-    try:
-        try:
-            yield
-        finally:
-            for source in sources:  # first, because other errors may follow from a change
-                source.check()
-    except ValueError:
-        log.forget()
-        raise
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first names, for messages."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove a folder, and those above it up to `root`, as far as they are empty: a run that failed leaves none behind."""
-    while folder != root:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,11 @@ from geep_triton.unfinished import alone
 MANIFEST = "manifest.json"
 DONE = "done"
 ANSWERS = "answers"
+HOLDER = "holder.json"
+
+
+class OtherHolder(RuntimeError):
+    """Another process holds the run's folder by now, so that whoever works for this one has to stop."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +53,49 @@ class Record:
 
 
 class RunFolder:
-    """A run's folder, held by this process; see `holding`.
+    """A run's folder, held by this process or by the one that this works for; see `holding`.
 
     Attributes:
         path: where it lies.
         answers: the folder in it of the logs of answers.
         begun: whether an earlier process began this run.
+        holder: a name of the process that holds it, which no other has.
     """
 
-    def __init__(self, path: Path, begun: bool) -> None:
+    def __init__(self, path: Path, begun: bool, holder: str) -> None:
         self.path = path
         self.begun = begun
+        self.holder = holder
         self.answers = path / ANSWERS
 
     def records(self) -> dict[str, Record]:
         """Shard -> what is known of it. ValueError if a record is damaged."""
         found = {}
         for path in self._done():
-            try:
-                record = Record(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path} is damaged, remove it to have its shard answered again: {error}") from None
+            record = _read_record(path)
             found[record.shard] = record
         return found
 
+    def record_of(self, shard: str) -> Record | None:
+        """What is known of a shard. ValueError if its record is damaged."""
+        path = self._record_path(shard)
+        return _read_record(path) if path.is_file() else None
+
+    def check_holder(self) -> None:
+        """Raise OtherHolder unless the process that this works for still holds the folder."""
+        try:
+            now = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))["holder"]
+        except (OSError, ValueError, TypeError, KeyError):
+            now = None
+        if now != self.holder:
+            raise OtherHolder(
+                f"{self.path} is held by another process, has gone, or is not there on this machine: all machines need the "
+                "same file system"
+            )
+
     def record(self, record: Record) -> None:
         """Keep a record. It is on the disk afterwards."""
-        write_json(self.path / DONE / f"{record.shard}.json", asdict(record))
+        write_json(self._record_path(record.shard), asdict(record))
 
     def left_logs(self) -> list[list[str]]:
         """The names of the shards of each log of answers that a killed run has left."""
@@ -89,6 +111,9 @@ class RunFolder:
         """Whether nothing would be lost with this folder."""
         return not self._done() and not any(self.answers.glob("*"))
 
+    def _record_path(self, shard: str) -> Path:
+        return self.path / DONE / f"{shard}.json"
+
     def _done(self) -> list[Path]:
         """The files of the records, in folders that are called as those of the shards, which may be "x.json"."""
         return sorted(path for path in (self.path / DONE).rglob("*.json") if path.is_file())
@@ -97,6 +122,13 @@ class RunFolder:
         """Remove the folder. A kill leaves it whole, or under another name; see `clear_removed`."""
         self.path.rename(_removed(self.path))
         clear_removed(self.path)
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, remove it to have its shard answered again: {error}") from None
 
 
 def clear_removed(folder: Path) -> None:
@@ -135,11 +167,13 @@ def holding(folder: Path, manifest: Mapping[str, Any], widens: Mapping[str, tupl
         else:
             _refuse_files(folder)
             write_json(path, now)
-        run = RunFolder(folder, begun)
+        run = RunFolder(folder, begun, uuid.uuid4().hex)
+        write_json(folder / HOLDER, {"holder": run.holder})
         run.answers.mkdir(exist_ok=True)
         try:
             yield run
         finally:
+            (folder / HOLDER).unlink(missing_ok=True)
             if folder.is_dir() and run.is_empty():
                 run.remove()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from geep_triton.checks import BadSample
-from geep_triton.files.run import Answer
+from geep_triton.files.answerer import Answer
 
 
 def answer_good(count: int, known: Mapping[int, str], answer: Callable[[list[int]], Sequence[Answer]]) -> list[Answer | str]:

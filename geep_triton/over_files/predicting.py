@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,8 +13,11 @@ from geep_triton.answers import LabelSet, Score
 from geep_triton.checks import check_bool
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import Predictions
+from geep_triton.files.answerer import Answer, Answered
+from geep_triton.files.crew import Here
 from geep_triton.files.readers import Values
-from geep_triton.files.run import Answer, Answered, Report, Settings, answer_files
+from geep_triton.files.run import Report, answer_files
+from geep_triton.files.settings import Settings
 from geep_triton.over_files.bad_samples import answer_good
 from geep_triton.over_files.identity import identity_of
 from geep_triton.tokens.samples import COLUMNS
@@ -44,7 +49,7 @@ class Predictor:
         self.types = answer_types(engine, all_scores)
 
     def answer(self, rows: Sequence[Values]) -> Answered:
-        """See `geep_triton.files.run.Answerer`."""
+        """See `geep_triton.files.answerer.Answerer`."""
         samples = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
         nothing = {index: "has no text (null)" for index, (text, _) in enumerate(samples) if text is None}
         counts: list[Mapping[str, int]] = [{}] * len(samples)
@@ -57,6 +62,31 @@ class Predictor:
             return describe_predictions(found, self.all_scores)
 
         return Answered(answer_good(len(samples), nothing, predict), counts)
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """What is asked of an engine over files.
+
+    Attributes:
+        text_column: the column with the texts.
+        pair_column: the column with the second texts of pairs, which must be there. None: "text_pair", where there is one.
+        all_scores: of a model of classes, also `scores`, the probability of each.
+    """
+
+    text_column: str = COLUMNS[0]
+    pair_column: str | None = None
+    all_scores: bool = False
+
+    def by(self, engine: Engine) -> Predictor:
+        """Whoever answers by this engine. ValueError if `all_scores` is asked of a model without classes."""
+        return Predictor(
+            engine, self.text_column, self.pair_column or COLUMNS[1], self.pair_column is not None, self.all_scores
+        )
+
+    def manifest(self, engine: Engine) -> dict[str, Any]:
+        """Everything that the answers of this engine depend on, in JSON values."""
+        return {**identity_of(engine), "task": "predict", **asdict(self)}
 
 
 def predict_files(
@@ -91,12 +121,11 @@ def predict_files(
     Raises:
         ValueError: see `answer_files`; or `all_scores` is given for a model without classes.
     """
-    pairs = pair_column is not None
-    predictor = Predictor(engine, text_column, pair_column or COLUMNS[1], pairs, all_scores)
-    asked = {"task": "predict", "text_column": text_column, "pair_column": pair_column, "all_scores": all_scores}
+    predicting = Predicting(text_column, pair_column, all_scores)
     return answer_files(
-        predictor, inputs, output, settings or Settings(), {**identity_of(engine), **asked}, tell=tell, progress=progress
-    )
+        Here(predicting.by(engine)), inputs, output, settings or Settings(), predicting.manifest(engine), tell=tell,
+        progress=progress,
+    )  # fmt: skip
 
 
 def answer_types(engine: Engine, all_scores: bool) -> Mapping[str, pa.DataType]:

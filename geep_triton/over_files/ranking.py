@@ -14,8 +14,11 @@ from geep_triton.answers import Score
 from geep_triton.checks import check_int, shorten
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.ranking import Ranking
+from geep_triton.files.answerer import Answer, Answered
+from geep_triton.files.crew import Here
 from geep_triton.files.readers import Values
-from geep_triton.files.run import Answer, Answered, Report, Settings, answer_files
+from geep_triton.files.run import Report, answer_files
+from geep_triton.files.settings import Settings
 from geep_triton.over_files.bad_samples import answer_good
 from geep_triton.over_files.identity import identity_of
 from geep_triton.warn import warn
@@ -55,7 +58,7 @@ class FileRanker:
         self.wanted: Sequence[str] = (query_column, candidates_column)
 
     def answer(self, rows: Sequence[Values]) -> Answered:
-        """See `geep_triton.files.run.Answerer`."""
+        """See `geep_triton.files.answerer.Answerer`."""
         groups = [(query, _candidates(given)) for query, given in rows]
         reasons = {index: reason for index, group in enumerate(groups) if (reason := _wrong(*group)) is not None}
         counts: list[Mapping[str, int]] = [{}] * len(groups)
@@ -106,7 +109,7 @@ def rank_files(
     ranker = FileRanker(engine, query_column, candidates_column, top_k)
     asked = {"task": "rank", "query_column": query_column, "candidates_column": candidates_column, "top_k": top_k}
     return answer_files(
-        ranker, inputs, output, settings or Settings(), {**identity_of(engine), **asked}, tell=tell, progress=progress
+        Here(ranker), inputs, output, settings or Settings(), {**identity_of(engine), **asked}, tell=tell, progress=progress
     )
 
 

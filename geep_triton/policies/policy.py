@@ -84,6 +84,19 @@ class Policy:
         scored = torch.tensor([*rule.thresholds, model.config.num_hidden_layers])
         return scored[torch.searchsorted(scored, stops)]
 
+    def expected_layers(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
+        """How many layers samples are expected to run, before any has run: [N] int64 on the host. Skipped layers count, too.
+
+        Where nobody is scored, this is exact. Where samples leave by their scores, it is the mean exit that the model's exit
+        table predicts, which tells shallow texts from deep ones, not how deep they go; without a table the last layer.
+        """
+        stops = self.stops(model, tokens)
+        if self.leave is None:
+            return stops
+        if model.exit_table is None:
+            return torch.full_like(stops, model.config.num_hidden_layers)
+        return model.exit_table.predict(tokens, "mean", model.device).exits.cpu().maximum(stops)
+
     def rule(self, model: MultiExitBert) -> ExitRule | None:
         """Who leaves at a stop, and where the others stop next. None: everybody leaves at the first stop."""
         if self.leave is None:

@@ -2,77 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from geep_triton.engine.engine import Engine
-from geep_triton.serving.answers import predictions_of, ranks_of
-from geep_triton.serving.bodies import PredictBody, Prediction, Rank, RerankBody
-from geep_triton.serving.errors import RequestError
-from geep_triton.serving.worker import Worker, engine_information
+from geep_triton.promises.audit import Audit, audit
+from geep_triton.serving.backend import Backend, JobT
+from geep_triton.serving.bodies import ErrorBody, PredictBody, Prediction, Rank, RerankBody
+from geep_triton.serving.engine_backend import EngineBackend
+from geep_triton.serving.errors import STATUS, RequestError
+from geep_triton.serving.jobs import PredictJob, RankJob
+from geep_triton.serving.limits import Application, Limits
+from geep_triton.serving.measuring import Measured
+from geep_triton.serving.metrics import Metrics
+from geep_triton.serving.service import Service
+from geep_triton.serving.settings import ServerSettings
 from geep_triton.version import __version__
 
+ASKING = ("/predict", "/rerank")
+ROUTES = (*ASKING, "/health", "/info", "/metrics")
+MOST_REASONS = 5  # of one answer
+LONGEST_PLACE = 40  # characters
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": ", ".join(kind for kind, of in STATUS.items() if of == status)}
+    for status in sorted(set(STATUS.values()))
+}
 
-def make_application(engine: Engine) -> FastAPI:
-    """An ASGI application that answers by an engine. Its worker ends when the application shuts down.
+
+def make_application(engine: Engine, settings: ServerSettings | None = None) -> Application:
+    """An ASGI application that answers by an engine. Its threads end when it shuts down.
 
     Args:
-        engine: nobody else should run it meanwhile.
+        engine: nobody else should run it meanwhile. It gets an audit where the settings say so.
+        settings: limits and waiting times; None: the defaults.
+
+    Raises:
+        ValueError: answers cannot be audited; see `geep_triton.promises.audit.audit`.
     """
-    worker = Worker(engine)
+    settings = settings or ServerSettings()
+    running = audit(engine, settings.audit) if settings.audit else None
+    backend: Backend[PredictJob | RankJob] = EngineBackend(engine)
+    return application_of(backend, settings, running)
+
+
+def application_of(backend: Backend[JobT], settings: ServerSettings, running: Audit | None = None) -> Application:
+    """An ASGI application that answers by a backend.
+
+    Args:
+        backend: it is used by the application alone.
+        settings: limits and waiting times.
+        running: the audit of the backend's answers, which `/metrics` tells of.
+    """
+    metrics = Metrics(backend.num_layers, running)
+    service = Service(backend, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        worker.close()
+        service.close()
 
-    application = FastAPI(title="geep_triton", version=__version__, lifespan=lifespan)
-    application.add_exception_handler(RequestError, _answer_error)
-    application.add_exception_handler(RequestValidationError, _answer_validation)
+    def refusal(path: str) -> RequestError | None:
+        return service.overloaded if path in ASKING else None
 
-    @application.post("/predict")
-    async def predict(body: PredictBody) -> list[Prediction] | list[list[Prediction]]:
+    routes = FastAPI(title="geep_triton", version=__version__, lifespan=lifespan)
+    routes.add_exception_handler(RequestError, _answer_error)
+    routes.add_exception_handler(RequestValidationError, _answer_validation)
+    routes.add_exception_handler(HTTPException, _answer_http)
+
+    @routes.post("/predict", response_model=list[Prediction] | list[list[Prediction]], responses=ERRORS)
+    async def predict(body: PredictBody) -> JSONResponse:
         """The labels of a text, a pair or a batch of these, the likeliest first."""
-        found = predictions_of(await worker.predict(body), body.raw_scores)
-        return found if body.inputs.is_batch else found[0]
+        return JSONResponse(await service.answer(body))
 
-    @application.post("/rerank", response_model_exclude_none=True)
-    async def rerank(body: RerankBody) -> list[Rank]:
+    @routes.post("/rerank", response_model=list[Rank], responses=ERRORS)
+    async def rerank(body: RerankBody) -> JSONResponse:
         """The texts by how well they fit the query, the best first."""
-        return ranks_of(await worker.rank(body), body.raw_scores)
+        return JSONResponse(await service.answer(body))
 
-    @application.get("/health")
+    @routes.get("/health", response_class=Response)
+    @routes.head("/health", response_class=Response, include_in_schema=False)
     async def health() -> Response:
         """Whether the server answers: 200."""
         return Response()
 
-    @application.get("/info")
+    @routes.get("/info")
     async def info() -> dict[str, Any]:
         """What is served, and how."""
-        return engine_information(engine, __version__)
+        return backend.information()
 
-    return application
+    @routes.get("/metrics", response_class=Response)
+    async def tell_metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    limited = Limits(routes, settings.payload_limit, settings.receive_timeout, refusal)
+    return Measured(limited, metrics, ROUTES)
 
 
 async def _answer_error(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestError):
         raise error
-    return JSONResponse(error.body(), status_code=error.status)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
 async def _answer_validation(_: Request, error: Exception) -> JSONResponse:
     """A body that is no such JSON: 422, with what is wrong but not with the client's text."""
     if not isinstance(error, RequestValidationError):
         raise error
-    reasons = "; ".join(f"{_place(of['loc'])}: {of['msg'].removeprefix('Value error, ')}" for of in error.errors())
-    return JSONResponse({"error": reasons, "error_type": "Validation"}, status_code=422)
+    found = error.errors()
+    reasons = [f"{_place(of)}: {of['msg'].removeprefix('Value error, ')}" for of in found[:MOST_REASONS]]
+    if len(found) > MOST_REASONS:
+        reasons.append(f"and {len(found) - MOST_REASONS} more")
+    return _invalid("; ".join(reasons), 422)
 
 
-def _place(parts: Sequence[str | int]) -> str:
-    """Where in a body an error is, such as "texts.0"."""
-    return ".".join(map(str, parts[1:])) or "body"
+async def _answer_http(_: Request, error: Exception) -> JSONResponse:
+    """What the framework refuses: no such route or method, and a body that Python cannot read as JSON, which is 422 here."""
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 400:
+        return _invalid("body: no JSON that can be read: not in UTF-8, nested too deeply, or a number of too many digits", 422)
+    return _invalid(error.detail, error.status_code, error.headers)
+
+
+def _invalid(message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message, "error_type": "Validation"}, status_code=status, headers=headers)
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """Where in a body an error is, such as "texts.0". Fields that there are not are named shortly: the client named them."""
+    if error["type"] == "json_invalid":
+        return f"body, character {error['loc'][-1]}"
+    place = ".".join(map(str, error["loc"][1:])) or "body"
+    return place if len(place) <= LONGEST_PLACE else place[:LONGEST_PLACE] + "..."

@@ -121,3 +121,15 @@ class Rank(BaseModel):
     index: int
     score: float
     text: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Why a request was not answered.
+
+    Attributes:
+        error: in words.
+        error_type: a key of `geep_triton.serving.errors.STATUS`.
+    """
+
+    error: str
+    error_type: str

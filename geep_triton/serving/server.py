@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import MutableMapping
+from typing import Any
 
 import uvicorn
 
 from geep_triton.checks import check_int
-from geep_triton.engine.engine import Engine
-from geep_triton.serving.application import make_application
+from geep_triton.serving.limits import Application, Message, Receive, Send
 
 BACKLOG = 2048  # connections that wait to be accepted
 HIGHEST_PORT = 65535
+KEEP_ALIVE = 75  # seconds; longer than load balancers keep a connection, so that they, not we, close it
 
 
 class Server:
     """An HTTP server that has its port, and can be run.
 
-    SIGTERM or Ctrl-C end it: it accepts nothing more, finishes what runs and waits, and stops.
+    SIGTERM or Ctrl-C end it: it accepts nothing more, finishes what runs and waits, and stops. A second Ctrl-C cuts that.
 
     Args:
-        engine: answers all requests.
+        application: answers all requests; see `geep_triton.serving.application.make_application`.
         host: address to listen at. "0.0.0.0" is open to other machines, which are not asked who they are.
         port: 0: any free one.
+        drain_timeout: the longest, in whole seconds, that stopping takes, since some clients never take their answers.
 
     Raises:
         OSError: the address is not this machine's, or the port is taken.
-        ValueError: the port is out of range.
+        ValueError: the port or `drain_timeout` is out of range.
     """
 
-    def __init__(self, engine: Engine, host: str = "127.0.0.1", port: int = 8080) -> None:
+    def __init__(self, application: Application, host: str = "127.0.0.1", port: int = 8080, drain_timeout: int = 120) -> None:
         check_int("port", port, 0, HIGHEST_PORT)
+        check_int("drain_timeout", drain_timeout, 1)
         self._socket = _bound(host, port)
-        config = uvicorn.Config(make_application(engine), host=host, port=port, log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            self._telling_of_the_end(application),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=drain_timeout,
+        )
         self._server = uvicorn.Server(config)
 
     @property
@@ -49,6 +61,19 @@ class Server:
     def stop(self) -> None:
         """End `run`, which another thread is in."""
         self._server.should_exit = True
+
+    def _telling_of_the_end(self, application: Application) -> Application:
+        """The same application. Once the server ends, its answers tell clients to send nothing more on their connections."""
+
+        async def wrapped(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.start" and self._server.should_exit:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+                await send(message)
+
+            await application(scope, receive, sending)
+
+        return wrapped
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import BadSample as BadSample
-from geep_triton.checks import LongSample, refuse_samples, shorten
+from geep_triton.checks import LongSample, check_bool, refuse_samples, shorten
 from geep_triton.tokens.columns import Row
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.rows import tokens_from_lists, tokens_of, too_long
@@ -68,6 +69,22 @@ class Encoder:
         if self.vocab_size is not None:
             self._check_ids(tokens, self.vocab_size, first)
         return tokens
+
+    def with_truncation(self, truncation: bool) -> Encoder:
+        """The same encoder, which cuts longer samples or refuses them."""
+        check_bool("truncation", truncation)
+        other = copy.copy(self)
+        other.truncation = truncation
+        return other
+
+    def check(self, tokens: Tokens, first: int = 0) -> None:
+        """Raise BadSample for a sample of another encoder that this one refuses; `first` is the index of the first sample."""
+        longer = (tokens.lengths > self.max_length).nonzero()[:, 0].tolist()
+        lengths = {index: int(tokens.lengths[index]) for index in longer}
+        refuse_samples({index: too_long(of, self.max_length) for index, of in lengths.items()}, first, LongSample)
+        if self.vocab_size is not None:
+            self._check_ids(tokens, self.vocab_size, first)
+        self._check_segments(tokens, first)
 
     def padding_of(self, samples: Sequence[Sample | Row], tokens: Tokens, first: int = 0) -> str | None:
         """A warning for rows of input_ids that are padded but have no attention mask. None if there are none.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import torch
@@ -80,6 +80,19 @@ class Tokens:
         positions = torch.repeat_interleave(self.offsets[rows], lengths) + within
         type_ids = None if self.type_ids is None else self.type_ids[positions]
         return Tokens(self.ids[positions], offsets, type_ids, None if self.cut is None else self.cut[rows])
+
+    def split(self, sizes: Sequence[int]) -> list[Tokens]:
+        """The samples in parts of these sizes, which sum to N. Parts share memory with the whole."""
+        bounds = [0, *accumulate(sizes)]
+        if bounds[-1] != len(self):
+            raise ValueError(f"sizes must sum to {len(self)}, got {bounds[-1]}")
+        starts = self.offsets[bounds].tolist()
+        parts = []
+        for (first, last), (begin, end) in zip(pairwise(bounds), pairwise(starts), strict=True):
+            type_ids = None if self.type_ids is None else self.type_ids[begin:end]
+            cut = None if self.cut is None else self.cut[first:last]
+            parts.append(Tokens(self.ids[begin:end], self.offsets[first : last + 1] - begin, type_ids, cut))
+        return parts
 
     def to(self, device: torch.device) -> Tokens:
         """The same samples on a device. See `to_device`."""

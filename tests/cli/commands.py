@@ -6,7 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import typer
+
+from geep_triton.cli import app
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = [
@@ -33,6 +39,17 @@ def command(*arguments: object) -> list[str]:
 
 def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=cwd, env=environment())
+
+
+def understood(words: Sequence[str]) -> dict[str, Any]:
+    """What `geep` takes words for, by parameter; an error, where there is no such command or option. Nothing is run."""
+    group, words = typer.main.get_command(app.app), list(words)
+    while words and words[0].startswith("--"):
+        words.pop(0)
+    if not words:
+        return {}
+    name, command, arguments = group.resolve_command(typer.Context(group), words)
+    return command.make_context(name, arguments).params
 
 
 def write(path: Path, rows: list) -> Path:

@@ -236,3 +236,13 @@ def test_a_window_is_sorted_as_a_whole(geep, trained, tmp_path, monkeypatch):
     source = write(tmp_path / "in.jsonl", [{"text": "good"}])
     assert geep("predict", trained, source, "-o", tmp_path / "out.jsonl", "--window", 9000).code == 0
     assert windows == [(9000, 9000)]
+
+
+def test_options_of_actors_need_a_cluster(refusal, trained, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good"}])
+    assert "--actors, --actor-cpus and --actor-gpus are for --ray" in refusal(
+        3, "predict", trained, source, "-o", tmp_path / "out.jsonl", "--actors", 2
+    )
+    assert "address must be HOST:PORT" in refusal(
+        3, "predict", trained, source, "-o", tmp_path / "out.jsonl", "--ray", "ray://a:1"
+    )

@@ -57,7 +57,7 @@ def test_it_answers_and_finishes_what_runs_when_it_is_stopped(trained, many, num
     engine = Engine.from_pretrained(trained, "threshold:0.5", device="cpu")
     batch = [[text] for text in many * 5]
     expected = engine.predict([text for (text,) in batch]).labels
-    with server(trained, "--policy", "threshold:0.5") as (process, url):
+    with server(trained, "--policy", "threshold:0.5", "--max-client-batch-size", len(batch)) as (process, url):
         assert ask(f"{url}/info")["policy"] == "threshold:0.5"
         with ThreadPoolExecutor(4) as clients:
             running = [clients.submit(ask, f"{url}/predict", {"inputs": batch}) for _ in range(4)]
@@ -72,6 +72,14 @@ def test_it_answers_and_finishes_what_runs_when_it_is_stopped(trained, many, num
         assert [labels[0]["label"] for labels in answer] == expected
 
 
+def test_audits_are_told_of(trained, many):
+    with server(trained, "--policy", "constant:1", "--audit", 1) as (_, url):
+        ask(f"{url}/predict", {"inputs": [[text] for text in many[:50]]})
+        with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+            assert "geep_audit_texts 50.0" in answer.read().decode()
+        assert ask(f"{url}/openapi.json")["paths"].keys() >= {"/predict", "/rerank", "/health", "/info", "/metrics"}
+
+
 def test_refusals(trained, refusal, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -82,6 +90,8 @@ def test_refusals(trained, refusal, tmp_path):
     assert "port must be between 0 and 65535, got 70000" in refusal(3, "serve", trained, "--port", 70000)
     assert "unknown policy" in refusal(3, "serve", trained, "--policy", "best")
     assert "none" in refusal(3, "serve", tmp_path / "none")
+    assert "max_wait_ms must be" in refusal(3, "serve", trained, "--max-wait-ms", -1)
+    assert "audit must be between 0.0 and 1.0, got 2.0" in refusal(3, "serve", trained, "--audit", 2)
     assert "No such option" in refusal(2, "serve", trained, "--ports", 8)
 
 
@@ -94,7 +104,9 @@ def test_without_the_extra_it_says_what_to_install(trained):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=environment()
     )
     assert done.returncode == 3
-    assert "geep serve: geep serve needs FastAPI and uvicorn: pip install 'geep-triton[serve]'" in done.stderr
+    assert (
+        "geep serve: geep serve needs FastAPI, uvicorn and prometheus-client: pip install 'geep-triton[serve]'" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 

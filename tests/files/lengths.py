@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from geep_triton.files.answerer import Answered
+from geep_triton.files.crew import Here
 from geep_triton.files.readers import Values
-from geep_triton.files.run import Answered, Report, Settings, answer_files
+from geep_triton.files.run import Report, answer_files
+from geep_triton.files.settings import Settings
 
 
 class Lengths:
@@ -55,4 +58,4 @@ def run(
     given = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     tell = (lambda message: None) if told is None else told.append
     answerer = answerer or Lengths()
-    return answer_files(answerer, given, output, Settings(**settings), manifest or {"model": "lengths"}, tell=tell)  # type: ignore[arg-type]
+    return answer_files(Here(answerer), given, output, Settings(**settings), manifest or {"model": "lengths"}, tell=tell)  # type: ignore[arg-type]

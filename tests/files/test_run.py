@@ -16,10 +16,10 @@ import pytest
 
 from geep_triton.checks import OutputTaken
 from geep_triton.files import run as run_module
+from geep_triton.files.answerer import BadRow
 from geep_triton.files.formats import parse_format
 from geep_triton.files.json_lines import BadLine
 from geep_triton.files.rows import read_rows
-from geep_triton.files.run import BadRow
 from geep_triton.files.run_folder import Record
 from geep_triton.files.shards import list_shards
 from geep_triton.files.targets import GROUP_BYTES, grouped, lay_out

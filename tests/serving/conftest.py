@@ -15,7 +15,11 @@ import pytest
 import torch
 
 from geep_triton import Engine
+from geep_triton.promises.audit import Audit
+from geep_triton.serving.application import make_application
+from geep_triton.serving.limits import Application
 from geep_triton.serving.server import Server
+from geep_triton.serving.settings import ServerSettings
 
 Ask = Callable[..., tuple[int, Any]]
 
@@ -33,14 +37,21 @@ def ask_at(url: str, route: str, body: Any = None) -> tuple[int, Any]:
 
 
 @contextmanager
-def serving(engine: Engine) -> Iterator[Ask]:
+def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[Ask]:
     """Ask a server that answers by this engine."""
-    server = Server(engine, port=0)
+    with running(make_application(engine, settings)) as url:
+        yield lambda route, body=None: ask_at(url, route, body)
+
+
+@contextmanager
+def running(application: Application, drain_timeout: int = 120) -> Iterator[str]:
+    """The address of a server that runs an application."""
+    server = Server(application, port=0, drain_timeout=drain_timeout)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_for(server.url)
-        yield lambda route, body=None: ask_at(server.url, route, body)
+        yield server.url
     finally:
         server.stop()
         thread.join(60)
@@ -81,3 +92,11 @@ def reranker(make_model, tokenizer) -> Engine:
     engine = Engine(model, tokenizer)
     engine.ranking = "top:2,margins=0.02/0.02,layers=1/2"
     return engine
+
+
+@pytest.fixture
+def audited() -> Audit:
+    """An audit that has seen something."""
+    made = Audit(1.0, promised=0.9)
+    made.record(torch.ones(3, dtype=torch.bool))
+    return made

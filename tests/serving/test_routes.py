@@ -82,6 +82,12 @@ LONG = " ".join(["good"] * 100)
 SURROGATE = "good \ud800"
 BAD = {
     "no JSON": (422, b"{broken", "Validation", "JSON"),
+    "no UTF-8": (422, b'{"inputs": "\xff"}', "Validation", "body: no JSON that can be read: not in UTF-8"),
+    "too deep": (422, b"[" * 100_000, "Validation", "nested too deeply"),
+    "too many digits": (422, b'{"inputs": %s}' % (b"1" * 10_000), "Validation", "too many digits"),
+    "where": (422, b'{"inputs": good}', "Validation", "body, character 11: JSON"),
+    "many fields": (422, {f"field {i}": 0 for i in range(9)}, "Validation", "; and 5 more"),
+    "a long field": (422, {"inputs": "a", "x" * 5000: 0}, "Validation", "x" * 40 + "...: Extra inputs"),
     "another body": (422, ["good"], "Validation", "body: "),
     "no inputs": (422, {}, "Validation", "inputs: Field required"),
     "a number": (422, {"inputs": 3}, "Validation", 'inputs: expected "a text", ["a text", "its pair"], or a batch'),
@@ -108,12 +114,38 @@ def test_what_cannot_be_answered(ask, texts):
         assert message in answer["error"], answer
         assert set(answer) == {"error", "error_type"}
     assert ask("/predict", {"inputs": texts[0]})[0] == 200
-    assert ask("/nothing")[0] == 404
-    assert ask("/predict")[0] == 405
+    assert ask("/nothing") == (404, {"error": "Not Found", "error_type": "Validation"})
+    assert ask("/predict") == (405, {"error": "Method Not Allowed", "error_type": "Validation"})
+
+
+def test_bad_requests_that_are_read_together_with_good_ones(engine, ask, many):
+    """Each is refused by itself, and names its own input."""
+    bodies = []
+    for number, text in enumerate(many[:60]):
+        inputs = [[text], [LONG if number % 3 == 0 else "\x00" if number % 3 == 1 else text]]
+        bodies.append({"inputs": inputs, "truncate": True} if number % 4 == 0 else {"inputs": inputs})
+    expected = labels_of(engine, many[:60])
+    with ThreadPoolExecutor(60) as clients:
+        answers = list(clients.map(lambda body: ask("/predict", body), bodies))
+    for number, (status, found) in enumerate(answers):
+        if number % 3 == 1:
+            assert (status, found["error"]) == (422, "input 1 has a text without any token")
+        elif number % 3 == 0 and number % 4:
+            assert status == 413
+            assert found["error"].startswith("input 1 has 102 tokens")
+        else:
+            assert status == 200
+            assert_same(found[0], expected[number])
 
 
 def test_errors_do_not_repeat_texts(ask):
-    for body in ({"inputs": [["my secret"], ["my secret", "", "b"]]}, {"inputs": ["my secret", LONG]}, {"query": "my secret"}):
+    bodies = [
+        {"inputs": [["my secret"], ["my secret", "", "b"]]},
+        {"inputs": ["my secret", LONG]},
+        {"query": "my secret"},
+        {"inputs": "my secret \ud800"},
+    ]
+    for body in bodies:
         assert "secret" not in json.dumps(ask("/predict", body)[1])
 
 
