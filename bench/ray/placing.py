@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from bench.rows import Found, Range, found
 from bench.timing import middle
+from geep_triton.engine.source import EngineSource
 from geep_triton.serving.ray.placing import choose_cut
 from geep_triton.serving.ray.planner import LAYERS, WORK, Planner
 from geep_triton.serving.ray.scorer import Scorer
-from geep_triton.serving.ray.source import EngineSource
 
 # How often an actor answers each batch. All have one core of this machine, and one that does its work three times stands for a
 # machine of a third of the speed.

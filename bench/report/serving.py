@@ -33,12 +33,22 @@ def page(folder: Path = RESULTS / "serving") -> str:
         "load": load, "correct": correct, "overload": overload, "drain": drain, "slow": slow,
         "audit": audit, "audit_delay": audit_delay, "memory": memory, "batching": batching,
     }  # fmt: skip
-    parts = [INTRODUCTION, f"{measured_on(found[0]['environment'])}.", ""]
+    parts = [INTRODUCTION, _measured(found), ""]
     for case, section in sections.items():
         of_case = [one for one in found if one["case"] == case]
         if any(one["system"] for one in of_case):
             parts += section([one for one in of_case if one["system"]])
     return "\n".join(parts)
+
+
+def _measured(found: Sequence[Record]) -> str:
+    """Which sections were measured on which state of the code."""
+    cases: dict[str, list[str]] = {}
+    for one in found:
+        of_state = cases.setdefault(measured_on(one["environment"]), [])
+        if one["case"] not in of_state:
+            of_state.append(one["case"])
+    return "\n".join(f"- {', '.join(of_state)}: {state}." for state, of_state in cases.items())
 
 
 def load(rows: Sequence[Record]) -> list[str]:

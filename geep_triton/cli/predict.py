@@ -11,10 +11,10 @@ import typer
 from geep_triton.cli import options
 from geep_triton.cli.console import results_alone, say, show
 from geep_triton.cli.over_files import settings_of, summary_of, values_of
+from geep_triton.engine.source import EngineSource
 from geep_triton.over_files.predicting import Predicting, predict_files
 from geep_triton.serving.ray.pool import ActorSize
 from geep_triton.serving.ray.predicting import predict_files_by_ray
-from geep_triton.serving.ray.source import EngineSource
 
 
 def predict(

@@ -11,7 +11,7 @@ import typer
 from geep_triton.cli import options
 from geep_triton.cli.console import results_alone, say, show
 from geep_triton.cli.over_files import settings_of, summary_of, values_of
-from geep_triton.engine.engine import Engine
+from geep_triton.engine.source import EngineSource
 from geep_triton.over_files.ranking import rank_files
 
 
@@ -45,11 +45,8 @@ def rank(
     """
     settings = settings_of(columns, prefix, bad_rows, out_format, overwrite, window)
     with results_alone(quiet):
-        engine = Engine.from_pretrained(
-            model, policy, device=device, dtype=dtype, runner=runner, max_length=max_length, truncation=truncate or None
-        )
         report = rank_files(
-            engine,
+            EngineSource(model, policy, device, dtype, runner, max_length, truncate or None).load(),
             inputs,
             Path(output),
             query_column=query_column,

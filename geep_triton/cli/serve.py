@@ -9,8 +9,9 @@ import typer
 
 from geep_triton.cli import options
 from geep_triton.cli.console import results_alone, say
-from geep_triton.engine.engine import Engine
+from geep_triton.engine.source import EngineSource
 from geep_triton.policies.text import describe
+from geep_triton.serving.settings import ServerSettings
 
 
 def serve(
@@ -25,13 +26,25 @@ def serve(
     truncate: options.Truncate = False,
     audit: Annotated[
         float, typer.Option(help="Share of the texts that also run to the end, to see whether promises hold.")
-    ] = 0.0,
-    max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to fill a batch, with nothing else to do.")] = 1.0,
-    max_batch_tokens: Annotated[int | None, typer.Option(help="Most tokens that run together, by expected depth.")] = None,
-    max_concurrent_requests: Annotated[int, typer.Option(help="Most requests in hand; more are answered 429.")] = 512,
-    max_client_batch_size: Annotated[int, typer.Option(help="Most texts of a request; more are answered 413.")] = 256,
-    payload_limit: Annotated[int, typer.Option(help="Most bytes of a request; more are answered 413.")] = 2_000_000,
-    receive_timeout: Annotated[float, typer.Option(help="Seconds that a request's body may take; then 408.")] = 30.0,
+    ] = ServerSettings.audit,
+    max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to fill a batch, with nothing else to do.")] = (
+        ServerSettings.max_wait_ms
+    ),
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Most tokens that run together, by expected depth.")] = (
+        ServerSettings.max_batch_tokens
+    ),
+    max_concurrent_requests: Annotated[int, typer.Option(help="Most requests in hand; more are answered 429.")] = (
+        ServerSettings.max_concurrent_requests
+    ),
+    max_client_batch_size: Annotated[int, typer.Option(help="Most texts of a request; more are answered 413.")] = (
+        ServerSettings.max_client_batch_size
+    ),
+    payload_limit: Annotated[
+        int, typer.Option(help="Most bytes of a request; more are answered 413.")
+    ] = ServerSettings.payload_limit,
+    receive_timeout: Annotated[float, typer.Option(help="Seconds that a request's body may take; then 408.")] = (
+        ServerSettings.receive_timeout
+    ),
     drain_timeout: Annotated[int, typer.Option(help="Longest seconds that stopping takes; then what is in hand is cut.")] = 120,
     quiet: options.Quiet = False,
 ) -> None:
@@ -42,7 +55,6 @@ def serve(
     try:
         from geep_triton.serving.application import make_application
         from geep_triton.serving.server import Server
-        from geep_triton.serving.settings import ServerSettings
     except ImportError as error:
         needed = "FastAPI, uvicorn and prometheus-client: pip install 'geep-triton[serve]'"
         raise ImportError(f"geep serve needs {needed} ({error})") from error
@@ -56,15 +68,7 @@ def serve(
         audit=audit,
     )
     with results_alone(quiet):
-        engine = Engine.from_pretrained(
-            model,
-            policy,
-            device=device,
-            dtype=dtype,
-            runner=runner,
-            max_length=max_length,
-            truncation=truncate or None,
-        )
+        engine = EngineSource(model, policy, device, dtype, runner, max_length, truncate or None).load()
         # What was loaded stays: to walk through it again and again takes most of the time in which a large body is read.
         gc.collect()
         gc.freeze()

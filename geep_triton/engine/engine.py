@@ -261,7 +261,7 @@ class Engine:
         Raises:
             ValueError, TypeError: as `predict`.
         """
-        encoder = self._encoder if truncation is None else self._encoder.with_truncation(truncation)
+        encoder = self._encoder_that(truncation)
         windows = encoded_windows(inputs, encoder, self.window, self.columns, self.progress)
         return Tokens.concatenate([encoded.tokens for encoded in windows])
 
@@ -275,8 +275,7 @@ class Engine:
         Raises:
             ValueError, TypeError: as `rank`.
         """
-        encoder = self._encoder if truncation is None else self._encoder.with_truncation(truncation)
-        return next(windows_of_groups([(query, candidates)], encoder, 1))
+        return next(windows_of_groups([(query, candidates)], self._encoder_that(truncation), 1))
 
     def expected_layers(self, tokens: Tokens) -> torch.Tensor:
         """How many layers samples are expected to run under the policy, before any has run: [N] int64 on the host.
@@ -377,6 +376,10 @@ class Engine:
                 logits[torch.cat(rows)] = torch.cat(answers).float().cpu()
             check_finite(logits.flatten(1), encoded.first)
             yield EveryExit(tokens, logits, layers.skipped)
+
+    def _encoder_that(self, truncation: bool | None) -> Encoder:
+        """The encoder that cuts longer samples, or refuses them; None: as the engine does."""
+        return self._encoder if truncation is None else self._encoder.with_truncation(truncation)
 
     def _encoded_windows(self, inputs: Any) -> Iterator[Encoded]:
         return encoded_windows(inputs, self._encoder, self.window, self.columns, self.progress)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
 from tqdm.auto import tqdm
 
 from geep_triton.engine.batching import Batches
@@ -81,10 +80,10 @@ def _windows_of_tokens(tokens: Tokens, encoder: Encoder, size: int, progress: bo
     if not len(tokens):
         raise ValueError("inputs: expected at least one text, got none")
     encoder.check(tokens)
-    for first in tqdm(range(0, len(tokens), size), unit="window", disable=not progress):
-        whole = len(tokens) <= size
-        rows = torch.arange(first, min(first + size, len(tokens)))
-        yield Encoded(tokens if whole else tokens.select(rows), first, 0.0, None)
+    starts = range(0, len(tokens), size)
+    parts = tokens.split([min(size, len(tokens) - first) for first in starts])
+    for first, part in zip(starts, tqdm(parts, unit="window", disable=not progress), strict=True):
+        yield Encoded(part, first, 0.0, None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,46 +24,6 @@ from geep_triton.tokens.samples import COLUMNS
 from geep_triton.warn import warn
 
 
-class Predictor:
-    """Answers texts, or pairs of texts, by an engine.
-
-    Args:
-        engine: it answers.
-        text_column: the column with the texts.
-        pair_column: the column with the second texts of pairs.
-        pairs: whether that column must be there.
-        all_scores: of classes, also the probability of each.
-
-    Raises:
-        ValueError: `all_scores` is given for a model without classes.
-    """
-
-    def __init__(self, engine: Engine, text_column: str, pair_column: str | None, pairs: bool, all_scores: bool) -> None:
-        check_bool("all_scores", all_scores)
-        self.engine = engine
-        second = () if pair_column is None else (pair_column,)
-        self.wanted: Sequence[str] = (text_column, *(second if pairs else ()))
-        self.optional: Sequence[str] = () if pairs else second
-        self.window = engine.window
-        self.all_scores = all_scores
-        self.types = answer_types(engine, all_scores)
-
-    def answer(self, rows: Sequence[Values]) -> Answered:
-        """See `geep_triton.files.answerer.Answerer`."""
-        samples = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
-        nothing = {index: "has no text (null)" for index, (text, _) in enumerate(samples) if text is None}
-        counts: list[Mapping[str, int]] = [{}] * len(samples)
-
-        def predict(good: list[int]) -> list[Answer]:
-            found = self.engine.predict([samples[index] for index in good])
-            cut = [False] * len(good) if found.cut is None else found.cut.tolist()
-            for index, layer, is_cut in zip(good, found.exit_layers.tolist(), cut, strict=True):
-                counts[index] = {f"exit {layer}": 1, "truncated": int(is_cut)}
-            return describe_predictions(found, self.all_scores)
-
-        return Answered(answer_good(len(samples), nothing, predict), counts)
-
-
 @dataclass(frozen=True)
 class Predicting:
     """What is asked of an engine over files.
@@ -78,15 +38,64 @@ class Predicting:
     pair_column: str | None = None
     all_scores: bool = False
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns that must be there."""
+        return (self.text_column,) if self.pair_column is None else (self.text_column, self.pair_column)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """A column of second texts, which may be missing."""
+        return (COLUMNS[1],) if self.pair_column is None else ()
+
     def by(self, engine: Engine) -> Predictor:
         """Whoever answers by this engine. ValueError if `all_scores` is asked of a model without classes."""
-        return Predictor(
-            engine, self.text_column, self.pair_column or COLUMNS[1], self.pair_column is not None, self.all_scores
-        )
+        return Predictor(engine, self)
 
     def manifest(self, engine: Engine) -> dict[str, Any]:
         """Everything that the answers of this engine depend on, in JSON values."""
         return {**identity_of(engine), "task": "predict", **asdict(self)}
+
+
+class Predictor:
+    """Answers texts, or pairs of texts, by an engine.
+
+    Args:
+        engine: it answers.
+        asked: the columns with the texts, and what is asked of these.
+
+    Raises:
+        ValueError: all scores are asked of a model without classes.
+    """
+
+    def __init__(self, engine: Engine, asked: Predicting) -> None:
+        check_bool("all_scores", asked.all_scores)
+        self.engine = engine
+        self.wanted: Sequence[str] = asked.wanted
+        self.optional: Sequence[str] = asked.optional
+        self.window = engine.window
+        self.all_scores = asked.all_scores
+        self.types = answer_types(engine, asked.all_scores)
+
+    def answer(self, rows: Sequence[Values]) -> Answered:
+        """See `geep_triton.files.answerer.Answerer`."""
+        samples, nothing = samples_of(rows)
+        counts: list[Mapping[str, int]] = [{}] * len(samples)
+
+        def predict(good: list[int]) -> list[Answer]:
+            found = self.engine.predict([samples[index] for index in good])
+            cut = [False] * len(good) if found.cut is None else found.cut.tolist()
+            for index, layer, is_cut in zip(good, found.exit_layers.tolist(), cut, strict=True):
+                counts[index] = {f"exit {layer}": 1, "truncated": int(is_cut)}
+            return describe_predictions(found, self.all_scores)
+
+        return Answered(answer_good(len(samples), nothing, predict), counts)
+
+
+def samples_of(rows: Sequence[Values]) -> tuple[list[tuple[Any, Any]], dict[int, str]]:
+    """The text and the second text (or None) of each row, and why some rows cannot be answered: they have no text."""
+    samples = [(row[0], row[1] if len(row) > 1 else None) for row in rows]
+    return samples, {index: "has no text (null)" for index, (text, _) in enumerate(samples) if text is None}
 
 
 def predict_files(

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from geep_triton.engine.engine import Engine
 from geep_triton.promises.audit import Audit, audit
@@ -18,7 +19,7 @@ from geep_triton.serving.bodies import ErrorBody, PredictBody, Prediction, Rank,
 from geep_triton.serving.engine_backend import EngineBackend
 from geep_triton.serving.errors import STATUS, RequestError
 from geep_triton.serving.jobs import PredictJob, RankJob
-from geep_triton.serving.limits import Application, Limits
+from geep_triton.serving.limits import Limits
 from geep_triton.serving.measuring import Measured
 from geep_triton.serving.metrics import Metrics
 from geep_triton.serving.service import Service
@@ -35,7 +36,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_application(engine: Engine, settings: ServerSettings | None = None) -> Application:
+def make_application(engine: Engine, settings: ServerSettings | None = None) -> ASGIApp:
     """An ASGI application that answers by an engine. Its threads end when it shuts down.
 
     Args:
@@ -51,7 +52,7 @@ def make_application(engine: Engine, settings: ServerSettings | None = None) -> 
     return application_of(backend, settings, running)
 
 
-def application_of(backend: Backend[JobT], settings: ServerSettings, running: Audit | None = None) -> Application:
+def application_of(backend: Backend[JobT], settings: ServerSettings, running: Audit | None = None) -> ASGIApp:
     """An ASGI application that answers by a backend.
 
     Args:

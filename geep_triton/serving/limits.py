@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeAlias
 
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from geep_triton.serving.errors import RequestError
 
 LINGER = 1.0  # seconds for which the rest of a refused body is still read
-
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class ClientGone(Exception):
@@ -38,7 +33,7 @@ class Limits:
 
     def __init__(
         self,
-        application: Application,
+        application: ASGIApp,
         payload_limit: int,
         receive_timeout: float,
         refusal: Callable[[str], RequestError | None],
@@ -46,7 +41,7 @@ class Limits:
         self._application, self._refusal = application, refusal
         self._payload_limit, self._receive_timeout = payload_limit, receive_timeout
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request.
 
         Raises:
@@ -69,7 +64,7 @@ class Limits:
             else:
                 await self._answer(body, scope, receive, send)
 
-    async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
         too_long = RequestError("Validation", f"the body is longer than {self._payload_limit} bytes")
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._payload_limit:
@@ -87,7 +82,7 @@ class Limits:
                 raise too_long
         return b"".join(parts)
 
-    async def _answer(self, body: bytes, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -105,11 +100,11 @@ class Limits:
                 task.cancel()
 
 
-async def _refuse(error: RequestError, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse(error.body(), status_code=error.status, headers=error.headers)(scope, receive, send)
 
 
-async def _refuse_unread(error: RequestError, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+async def _refuse_unread(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer by an error, and close the connection, on which the rest of the body may still come.
 
     The rest is read and dropped for a while: many clients read an answer only after they have sent all, and closing on what is

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, MutableMapping
-from typing import Any
+from collections.abc import Collection
 
-from geep_triton.serving.limits import Application, ClientGone, Message, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from geep_triton.serving.limits import ClientGone
 from geep_triton.serving.metrics import Metrics
 
 CLIENT_GONE = 499  # as nginx counts it; nobody is there to be sent it
@@ -21,10 +22,10 @@ class Measured:
         routes: the paths that are told apart; all others are "other".
     """
 
-    def __init__(self, application: Application, metrics: Metrics, routes: Collection[str]) -> None:
+    def __init__(self, application: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
         self._application, self._metrics, self._routes = application, metrics, routes
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. That its client went away is counted, and no error."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)

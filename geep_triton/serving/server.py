@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import MutableMapping
-from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from geep_triton.checks import check_int
-from geep_triton.serving.limits import Application, Message, Receive, Send
 
 BACKLOG = 2048  # connections that wait to be accepted
 HIGHEST_PORT = 65535
@@ -32,7 +30,7 @@ class Server:
         ValueError: the port or `drain_timeout` is out of range.
     """
 
-    def __init__(self, application: Application, host: str = "127.0.0.1", port: int = 8080, drain_timeout: int = 120) -> None:
+    def __init__(self, application: ASGIApp, host: str = "127.0.0.1", port: int = 8080, drain_timeout: int = 120) -> None:
         check_int("port", port, 0, HIGHEST_PORT)
         check_int("drain_timeout", drain_timeout, 1)
         self._socket = _bound(host, port)
@@ -62,10 +60,10 @@ class Server:
         """End `run`, which another thread is in."""
         self._server.should_exit = True
 
-    def _telling_of_the_end(self, application: Application) -> Application:
+    def _telling_of_the_end(self, application: ASGIApp) -> ASGIApp:
         """The same application. Once the server ends, its answers tell clients to send nothing more on their connections."""
 
-        async def wrapped(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             async def sending(message: Message) -> None:
                 if message["type"] == "http.response.start" and self._server.should_exit:
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]

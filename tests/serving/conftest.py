@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from starlette.types import ASGIApp
 
 from geep_triton import Engine
 from geep_triton.promises.audit import Audit
 from geep_triton.serving.application import make_application
-from geep_triton.serving.limits import Application
 from geep_triton.serving.server import Server
 from geep_triton.serving.settings import ServerSettings
 
@@ -44,7 +44,7 @@ def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[
 
 
 @contextmanager
-def running(application: Application, drain_timeout: int = 120) -> Iterator[str]:
+def running(application: ASGIApp, drain_timeout: int = 120) -> Iterator[str]:
     """The address of a server that runs an application."""
     server = Server(application, port=0, drain_timeout=drain_timeout)
     thread = threading.Thread(target=server.run)

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from geep_triton.engine.engine import Engine
+from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import Answerer
 from geep_triton.files.group_work import GroupWork, Progress
 from geep_triton.files.run_folder import OtherHolder
 from geep_triton.files.targets import Target
-from geep_triton.serving.ray.source import EngineSource
 
 
 class Asking(Protocol):

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from geep_triton.checks import check_int
+from geep_triton.engine.source import EngineSource
 from geep_triton.files.group_work import GroupWork, Progress
 from geep_triton.files.names import few
 from geep_triton.files.shards import Shard
 from geep_triton.files.targets import Target
 from geep_triton.serving.ray.actor import Asking, Introduction
 from geep_triton.serving.ray.pool import MOST_LOSSES, WAIT, ActorLost, ActorSize, Handle, Pool, end, one_line, own_error
-from geep_triton.serving.ray.source import EngineSource
 
 
 @dataclass

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from geep_triton.serving.application import Application, make_application
+from starlette.types import ASGIApp
+
+from geep_triton.engine.source import EngineSource
+from geep_triton.serving.application import make_application
 from geep_triton.serving.ray.needed import check_ray
-from geep_triton.serving.ray.source import EngineSource
 from geep_triton.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def deployment(source: EngineSource, settings: ServerSettings | None = None, **o
 
     from_here = source.absolute()
 
-    def build() -> Application:
+    def build() -> ASGIApp:
         return make_application(from_here.load(), settings)
 
     return serve.deployment(**{"name": "geep_triton", **options})(serve.ingress(build)()).bind()

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from geep_triton.checks import check_int, check_number
+from geep_triton.engine.source import EngineSource
 from geep_triton.over_files.predicting import Predicting
 from geep_triton.serving.ray.planner import LAYERS, WORK, Planner
 from geep_triton.serving.ray.scorer import Scorer
-from geep_triton.serving.ray.source import EngineSource
 
 if TYPE_CHECKING:
     from ray.data import Dataset

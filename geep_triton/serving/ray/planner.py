@@ -13,12 +13,11 @@ from geep_triton.config import MultiExitBertConfig
 from geep_triton.engine.loading import load_tokenizer
 from geep_triton.files.answerer import Answer
 from geep_triton.over_files.bad_samples import answer_good
-from geep_triton.over_files.predicting import Predicting
+from geep_triton.over_files.predicting import Predicting, samples_of
 from geep_triton.serving.ray.scorer import Batch, beside, rows_of
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint
 from geep_triton.tokens.encoder import Encoder
-from geep_triton.tokens.samples import COLUMNS
 
 LAYERS, WORK = "expected_layers", "expected_work"
 
@@ -39,9 +38,7 @@ class Planner:
 
     def __init__(self, model: str | os.PathLike, predicting: Predicting | None = None) -> None:
         asked = predicting or Predicting()
-        second = asked.pair_column or COLUMNS[1]
-        self._wanted = (asked.text_column, *((second,) if asked.pair_column else ()))
-        self._optional = () if asked.pair_column else (second,)
+        self._wanted, self._optional = asked.wanted, asked.optional
         config = AutoConfig.from_pretrained(model)
         if not isinstance(config, MultiExitBertConfig):
             raise ValueError(
@@ -56,8 +53,7 @@ class Planner:
 
     def __call__(self, batch: Batch) -> Batch:
         """Add the columns to a batch: an Arrow table, or a mapping of columns to arrays."""
-        samples = [(row[0], row[1] if len(row) > 1 else None) for row in rows_of(batch, self._wanted, self._optional)]
-        nothing = {index: "has no text (null)" for index, (text, _) in enumerate(samples) if text is None}
+        samples, nothing = samples_of(rows_of(batch, self._wanted, self._optional))
 
         def foretell(good: list[int]) -> list[Answer]:
             tokens = self._encode([samples[index] for index in good])

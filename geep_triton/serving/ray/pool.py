@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from geep_triton.checks import check_number, shorten
+from geep_triton.engine.source import EngineSource
 from geep_triton.serving.ray.actor import Asking, GroupActor, Introduction
-from geep_triton.serving.ray.source import EngineSource
 
 MOST_LOSSES = 3  # actors that may die one after another while they load, or over one group: it may be what kills them
 REASON = re.compile(r"The actor (is dead|died) because")  # with it Ray's text comes to the point

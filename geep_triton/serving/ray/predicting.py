@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from geep_triton.engine.source import EngineSource
 from geep_triton.files.run import Report, answer_files
 from geep_triton.files.settings import Settings
 from geep_triton.over_files.predicting import Predicting
 from geep_triton.serving.ray.cluster import connected
 from geep_triton.serving.ray.crew import ray_crew
 from geep_triton.serving.ray.pool import ActorSize
-from geep_triton.serving.ray.source import EngineSource
 from geep_triton.warn import warn
 
 

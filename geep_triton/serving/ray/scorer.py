@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from geep_triton.checks import check_choice
+from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import BadRow
 from geep_triton.files.outputs import AnswerColumns
 from geep_triton.over_files.predicting import Predicting
-from geep_triton.serving.ray.source import EngineSource
 
 Batch: TypeAlias = pa.Table | Mapping[str, np.ndarray]
 BAD_ROWS = ("stop", "empty")  # a batch has no place for rows that are left out

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from geep_triton import Engine
+from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import BadRow
 from geep_triton.over_files.predicting import Predicting
 from geep_triton.serving.ray.crew import Losses
@@ -14,7 +15,6 @@ from geep_triton.serving.ray.placing import ActorKind, choose_cut
 from geep_triton.serving.ray.planner import LAYERS, WORK, Planner
 from geep_triton.serving.ray.pool import one_line
 from geep_triton.serving.ray.scorer import Scorer
-from geep_triton.serving.ray.source import EngineSource
 from tests.conftest import TEXTS
 
 POLICY = "threshold:0.8,regroup=always"

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from geep_triton import Engine
+from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import BadRow
 from geep_triton.files.run import answer_files
 from geep_triton.files.settings import Settings
@@ -26,7 +27,6 @@ from geep_triton.serving.ray.deployment import deployment
 from geep_triton.serving.ray.placing import ActorKind, numbered, place, plan
 from geep_triton.serving.ray.pool import ActorSize
 from geep_triton.serving.ray.predicting import predict_files_by_ray
-from geep_triton.serving.ray.source import EngineSource
 from tests.cli.commands import command, environment
 from tests.conftest import TEXTS
 from tests.serving.conftest import ask_at
