@@ -1,4 +1,4 @@
-"""Two kinds of actors: texts placed by foretold depth, at random, and wherever an actor is free."""
+"""Two kinds of actors: texts placed by foretold depth, at random, from both ends, and wherever an actor is free."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from bench.timing import middle
 from geep_triton.engine.source import EngineSource
 from geep_triton.serving.ray.placing import choose_cut
 from geep_triton.serving.ray.planner import LAYERS, WORK, Planner
-from geep_triton.serving.ray.scorer import Scorer
 
-# How often an actor answers each batch. All have one core of this machine, and one that does its work three times stands for a
-# machine of a third of the speed.
+# How often an actor runs the layers of each batch. All have one core of this machine. One that runs them three times stands for
+# a machine whose device is a third as fast; what tokenizes there is as fast.
 KINDS: Mapping[str, int] = {"slow": 3, "fast": 1}
 CLOSE = 1e-3  # scores of texts that lie in other batches
 
 
 class Answering:
-    """An actor that answers batches, each as often as its kind does."""
+    """An actor that tokenizes batches, and runs the layers of each as often as its kind does."""
 
     def __init__(self, times: int, model: str, policy: str | None) -> None:
-        self.times, self.scorer = times, Scorer(EngineSource(model, policy, truncation=True))
+        self.times, self.engine = times, EngineSource(model, policy, truncation=True).load()
 
     def answer(self, batch: pa.Table) -> pa.Table:
-        for _ in range(self.times - 1):
-            self.scorer(batch)
-        return self.scorer(batch)
+        tokens = self.engine.encode(batch["text"].to_pylist())
+        for _ in range(self.times):
+            answers = self.engine.predict(tokens)
+        scores = answers.probabilities.amax(dim=1).numpy()
+        return batch.append_column("label", pa.array(answers.labels)).append_column("score", pa.array(scores))
 
 
 class Batch(NamedTuple):
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
 
 
 def run(batches: Sequence[Batch], actors: Mapping[str, Any]) -> tuple[float, pa.Table]:
-    """Answer all batches, each actor the next that it may. Seconds, and the rows in their order."""
+    """Answer all batches: the slow actor the first that it may, the fast one the last. Seconds, and the rows in their order."""
     import ray
 
     left, busy, answers = list(batches), {}, []
@@ -52,7 +53,7 @@ def run(batches: Sequence[Batch], actors: Mapping[str, Any]) -> tuple[float, pa.
     start = time.perf_counter()
     while left or busy:
         for kind in list(free):
-            batch = next((one for one in left if kind in one.kinds), None)
+            batch = next((one for one in (left if kind == "slow" else left[::-1]) if kind in one.kinds), None)
             if batch is not None:
                 left.remove(batch)
                 busy[free.pop(kind).answer.remote(batch.rows)] = kind
@@ -103,6 +104,7 @@ def placing(
             "by depth": of_two(rows.filter(pa.array(shallow)), rows.filter(pa.array(~shallow)), size),
             "deep to the slow": of_two(*deep_first(rows, layers, work, share), size),
             "at random": of_two(shuffled.slice(0, parted), shuffled.slice(parted), size),
+            "from both ends": cut_up(rows.take(np.argsort(layers, kind="stable")), size, frozenset(KINDS)),
             "anywhere": cut_up(rows, size, frozenset(KINDS)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in places}

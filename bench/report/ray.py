@@ -58,7 +58,7 @@ def placing(of: dict[str, dict[str, Any]]) -> list[str]:
     common = of[""]
     told = common["declaration"]
     kinds = " and ".join(
-        f"{name} ({common[f'{name}_texts_per_second']:.0f} texts a second alone, as it answers each batch {_times(times)})"
+        f"{name} ({common[f'{name}_texts_per_second']:.0f} texts a second alone, as it runs a batch's layers {_times(times)})"
         for name, times in told["kinds"].items()
     )
     policy = "as calibrated" if told["policy"] is None else f"`{told['policy']}`"
@@ -75,7 +75,8 @@ def placing(of: dict[str, dict[str, Any]]) -> list[str]:
         "",
         f"By depth, the {common['shallow']:,} texts of at most {common['cut']:.2f} expected layers go to the slow actor: about "
         f"{100 * common['share']:.0f} % of the work, as its speed is. At random it gets as large a share of the texts. "
-        f"Anywhere: whoever is free takes the next batch. "
+        f"From both ends: batches are made of texts sorted by depth, the slow actor takes the shallowest that is left and the "
+        f"fast one the deepest. Anywhere: whoever is free takes the next batch. "
         f"Planning took {common['plan_seconds']:.2f} s, which is not in these seconds.",
         "",
     ]

@@ -30,10 +30,21 @@ ASKING = ("/predict", "/rerank")
 ROUTES = (*ASKING, "/health", "/info", "/metrics")
 MOST_REASONS = 5  # of one answer
 LONGEST_PLACE = 40  # characters
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": ", ".join(kind for kind, of in STATUS.items() if of == status)}
-    for status in sorted(set(STATUS.values()))
+UNREADABLE = 422  # the status of a body that is no such JSON
+REFUSALS = {status: kind for kind, status in STATUS.items()} | {
+    UNREADABLE: "Tokenizer; Validation where the body is no such JSON"
 }
+
+
+def _responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI tells of refusals of these kinds."""
+    return {
+        status: {"model": ErrorBody, "description": REFUSALS[status]} for status in sorted({STATUS[kind] for kind in kinds})
+    }
+
+
+UNHEALTHY = _responses("Unhealthy")
+ERRORS = _responses(*(kind for kind in STATUS if kind != "Unhealthy"))
 
 
 def make_application(engine: Engine, settings: ServerSettings | None = None) -> ASGIApp:
@@ -86,10 +97,12 @@ def application_of(backend: Backend[JobT], settings: ServerSettings, running: Au
         """The texts by how well they fit the query, the best first."""
         return JSONResponse(await service.answer(body))
 
-    @routes.get("/health", response_class=Response)
+    @routes.get("/health", response_class=Response, responses=UNHEALTHY)
     @routes.head("/health", response_class=Response, include_in_schema=False)
     async def health() -> Response:
-        """Whether the server answers: 200."""
+        """Whether the model answers: 200. It is asked only where it failed at its latest request."""
+        if not await service.healthy():
+            raise RequestError("Unhealthy", "the model fails; the server's log says why")
         return Response()
 
     @routes.get("/info")
@@ -120,7 +133,7 @@ async def _answer_validation(_: Request, error: Exception) -> JSONResponse:
     reasons = [f"{_place(of)}: {of['msg'].removeprefix('Value error, ')}" for of in found[:MOST_REASONS]]
     if len(found) > MOST_REASONS:
         reasons.append(f"and {len(found) - MOST_REASONS} more")
-    return _invalid("; ".join(reasons), 422)
+    return _invalid("; ".join(reasons), UNREADABLE)
 
 
 async def _answer_http(_: Request, error: Exception) -> JSONResponse:
@@ -128,7 +141,8 @@ async def _answer_http(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == 400:
-        return _invalid("body: no JSON that can be read: not in UTF-8, nested too deeply, or a number of too many digits", 422)
+        reason = "body: no JSON that can be read: not in UTF-8, nested too deeply, or a number of too many digits"
+        return _invalid(reason, UNREADABLE)
     return _invalid(error.detail, error.status_code, error.headers)
 
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from geep_triton.checks import BadSample, LongSample
 
 # Kind of an error -> status code, as there; "Timeout" is ours.
-STATUS = {"Validation": 413, "Tokenizer": 422, "Backend": 424, "Empty": 400, "Overloaded": 429, "Timeout": 408}
+STATUS = {
+    "Validation": 413,
+    "Tokenizer": 422,
+    "Backend": 424,
+    "Empty": 400,
+    "Overloaded": 429,
+    "Timeout": 408,
+    "Unhealthy": 503,
+}
 
 
 class RequestError(Exception):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -17,6 +18,7 @@ from geep_triton.serving.metrics import Metrics
 from geep_triton.serving.settings import ServerSettings
 
 LOG = logging.getLogger(__name__)
+PROBE = PredictBody.model_validate({"inputs": "health"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Service(Generic[JobT]):
         self.settings = settings
         self._backend, self._metrics = backend, metrics
         self._in_hand = 0
+        self._failed = False  # whether the model failed at the latest request that it ran
         self._reader: Batcher[_Unread, JobT | RequestError] = Batcher(self._read, 0.0, math.inf, lambda ran: None, "reader")
         self._batcher: Batcher[JobT, Answered] = Batcher(
             backend.run,
@@ -73,15 +76,26 @@ class Service(Generic[JobT]):
         except RequestError:
             raise
         except (ValueError, RuntimeError) as error:  # torch's too, as where a device has no memory left
+            self._failed = True
+            LOG.warning("a request failed: %s", error)
             raise RequestError("Backend", str(error)) from error
         except Exception as error:  # a bug, or no memory: the log has all of it, and the client not what may be another's text
+            self._failed = True
             LOG.exception("a request failed")
             raised = error.__cause__ if isinstance(error, Crash) else error
             raise RequestError("Backend", f"the model failed: {type(raised).__name__}") from error
         finally:
             self._in_hand -= 1
+        self._failed = False
         self._metrics.see_answer(found.exits)
         return found.content
+
+    async def healthy(self) -> bool:
+        """Whether the model answers. Where it failed at its latest request, which may have been at fault, it is asked anew."""
+        if self._failed:
+            with suppress(RequestError):
+                await self.answer(PROBE)
+        return not self._failed
 
     @property
     def overloaded(self) -> RequestError | None:

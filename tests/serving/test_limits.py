@@ -197,6 +197,20 @@ def test_whatever_fails_is_told_to_whom_it_belongs_and_nobody_hangs(caplog):
     assert caplog.text.count("a request failed") == len(found)
 
 
+def test_health_tells_whether_the_model_fails_at_all_or_at_one_request(caplog):
+    backend = FailingBackend({}, {"bad": RuntimeError("no memory")})
+    with running(application_of(backend, ServerSettings())) as url:
+        assert predict(url, "bad") == (424, {"error": "no memory", "error_type": "Backend"})
+        assert "a request failed: no memory" in caplog.text
+        assert ask_at(url, "/health") == (200, None)
+        backend.ran["health"] = backend.ran["bad"]
+        assert predict(url, "bad")[0] == 424
+        status, found = ask_at(url, "/health")
+        assert (status, found["error_type"]) == (503, "Unhealthy")
+        del backend.ran["health"]
+        assert ask_at(url, "/health") == (200, None)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

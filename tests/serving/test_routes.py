@@ -218,9 +218,10 @@ def test_information(calibrated, tokenizer):
 
 
 def test_weights_that_change_are_told(engine, ask, texts):
-    """What fails in the engine is 424, and the server lives on."""
+    """What fails in the engine is 424, and the server says of itself that it fails."""
     with torch.no_grad():
         engine.model.heads["1"].classifier.weight.add_(1)
     status, answer = ask("/predict", {"inputs": texts[0]})
     assert (status, answer["error_type"]) == (424, "Backend")
-    assert ask("/health") == (200, None)
+    status, answer = ask("/health")
+    assert (status, answer["error_type"]) == (503, "Unhealthy")

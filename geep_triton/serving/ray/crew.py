@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from geep_triton.checks import check_int
 from geep_triton.engine.source import EngineSource
 from geep_triton.files.group_work import GroupWork, Progress
 from geep_triton.files.names import few
@@ -137,8 +136,6 @@ def ray_crew(
         TypeError: an argument has another type.
     """
     size = size or ActorSize()
-    if actors is not None:
-        check_int("actors", actors, 1)
     room = size.room()
     if not room:
         raise ValueError(f"no node of the cluster is large enough for an actor of {size.cpus:g} CPUs and {size.gpus:g} GPUs")

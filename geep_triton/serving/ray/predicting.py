@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from geep_triton.checks import check_int
 from geep_triton.engine.source import EngineSource
 from geep_triton.files.run import Report, answer_files
 from geep_triton.files.settings import Settings
+from geep_triton.files.shards import list_shards
 from geep_triton.over_files.predicting import Predicting
 from geep_triton.serving.ray.cluster import connected
 from geep_triton.serving.ray.crew import ray_crew
@@ -48,8 +50,12 @@ def predict_files_by_ray(
     Raises:
         ActorLost: actors died one after another.
         ImportError: Ray is not installed.
-        ValueError: there is no such cluster, or no node is large enough for an actor; and whatever `predict_files` and loading
-            the engine raise.
+        ValueError: there is no such cluster, no node is large enough for an actor, or actors is below 1; and whatever
+            `predict_files` and loading the engine raise.
+        TypeError: actors is no number.
     """
+    if actors is not None:
+        check_int("actors", actors, 1)
+    list_shards(inputs)  # what is not there is told before a cluster starts
     with connected(address), ray_crew(source, predicting or Predicting(), tell, actors, size) as crew:
         return answer_files(crew, inputs, output, settings or Settings(), crew.manifest, tell=tell, progress=progress)

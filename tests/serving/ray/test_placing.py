@@ -10,10 +10,12 @@ from geep_triton import Engine
 from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import BadRow
 from geep_triton.over_files.predicting import Predicting
+from geep_triton.serving.ray import predicting
 from geep_triton.serving.ray.crew import Losses
 from geep_triton.serving.ray.placing import ActorKind, choose_cut
 from geep_triton.serving.ray.planner import LAYERS, WORK, Planner
 from geep_triton.serving.ray.pool import one_line
+from geep_triton.serving.ray.predicting import predict_files_by_ray
 from geep_triton.serving.ray.scorer import Scorer
 from tests.conftest import TEXTS
 
@@ -94,6 +96,15 @@ def test_a_cut_of_nothing_and_odd_kinds_are_refused():
         ActorKind(EngineSource("m"), actors=0)
     with pytest.raises(ValueError, match="speed must be above 0"):
         ActorKind(EngineSource("m"), speed=0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "actors", "reason"), [("nothing", None, "no such"), ("", None, "no files"), ("", 0, "actors")]
+)
+def test_what_needs_no_cluster_is_refused_before_one_starts(inputs, actors, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "connected", lambda address: pytest.fail("it was"))
+    with pytest.raises(ValueError, match=reason):
+        predict_files_by_ray(EngineSource("m"), [tmp_path / inputs], tmp_path / "out", address="local", actors=actors)
 
 
 def test_actors_are_lost_one_after_another_only_where_none_got_further():
