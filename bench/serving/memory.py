@@ -9,7 +9,7 @@ from collections import Counter
 from bench.rows import Found, found
 from bench.serving.bench import EXITS, PIPELINE, Bench
 from bench.serving.loads import Outcome, closed
-from bench.serving.questions import mix
+from bench.serving.questions import PAYLOAD_LIMIT, mix
 from bench.serving.summaries import timed
 
 HOUR = 3600
@@ -40,7 +40,7 @@ def memory(bench: Bench, share: float, clients: int, requests_of_mix: int, secon
         verdicts[truth.verdict(asked.questions[outcome.number], outcome.reply)] += 1
 
     each = max(1, round(rate * hour / PARTS))
-    with bench.running(EXITS) as server:
+    with bench.running(EXITS, "--payload-limit", PAYLOAD_LIMIT) as server:
         at_start = server.megabytes
         asyncio.run(closed(server.address, payloads, clients, seconds=min(5.0, seconds)))
         held, sent, start = [server.megabytes], [0], time.perf_counter()
