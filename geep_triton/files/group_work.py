@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from geep_triton.checks import OutputTaken
 from geep_triton.files.answerer import Answerer, BadRow
 from geep_triton.files.json_lines import BadLine
 from geep_triton.files.names import few
@@ -23,7 +24,8 @@ from geep_triton.resumable import InputFile, ResumableFile
 from geep_triton.saving import flush
 
 # Whoever still holds a log of a run that this process holds works for a process that was killed, and ends at its next window.
-PATIENCE = 60.0  # seconds
+SOON = 2.0  # seconds; after these the user is told
+PATIENCE = 3600.0  # seconds: as long as a window may take
 
 # What work on groups tells: how many rows were answered (below 0: that have to be answered again), what the user should know,
 # or what is known of a shard whose output is there.
@@ -70,7 +72,13 @@ class GroupWork:
         sources = {target.shard.name: InputFile(target.shard.path) for target in group}
         identity = {"shards": [[name, source.digest] for name, source in sources.items()]}
         folder = self.folder
-        with ResumableFile(folder.answers / _key(group), wait=PATIENCE) as log:
+        path = folder.answers / _key(group)
+        try:
+            log = ResumableFile(path, wait=SOON)
+        except OutputTaken:
+            yield f"waiting until whoever is at {few([*sources])} for a process that was killed ends its window"
+            log = ResumableFile(path, wait=PATIENCE)
+        with log:
             folder.check_holder()
             done = {target.shard.name: record for target in group if (record := self._written(target)) is not None}
             if len(done) == len(group):  # by a process that could not tell any more

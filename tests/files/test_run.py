@@ -15,12 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from geep_triton.checks import OutputTaken
+from geep_triton.files import group_work
 from geep_triton.files import run as run_module
 from geep_triton.files.answerer import BadRow
+from geep_triton.files.crew import Here
 from geep_triton.files.formats import parse_format
 from geep_triton.files.json_lines import BadLine
 from geep_triton.files.rows import read_rows
+from geep_triton.files.run import answer_files
 from geep_triton.files.run_folder import Record
+from geep_triton.files.settings import Settings
 from geep_triton.files.shards import list_shards
 from geep_triton.files.targets import GROUP_BYTES, grouped, lay_out
 from geep_triton.resumable import InputChanged, InputFile
@@ -635,6 +639,29 @@ def test_a_damaged_log_starts_over(tmp_path):
     run(source, tmp_path / "out", again, told)
     assert sum(map(len, again.windows)) == 30
     assert "starting over" in told[0]
+
+
+def test_who_still_holds_a_log_is_waited_for(tmp_path, monkeypatch):
+    """As an actor does whose driver was killed, until its window ends."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(group_work, "SOON", 0.0)
+    source, told = shards(tmp_path / "in", a=30), []
+    run(source, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(source, tmp_path / "out", StopsAt(3))
+    with next((tmp_path / "out" / "_geep" / "answers").glob("*.partial")).open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def tell(message: str) -> None:
+            told.append(message)
+            held.close()
+
+        answer_files(Here(Lengths()), [source], tmp_path / "out", Settings(), {"model": "lengths"}, tell=tell)
+    assert told == [
+        "waiting until whoever is at a.parquet for a process that was killed ends its window",
+        "continuing after row 21 of a.parquet",
+    ]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_kill_between_the_output_and_its_record(tmp_path):

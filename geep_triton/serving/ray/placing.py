@@ -84,7 +84,13 @@ def numbered(rows: Dataset, column: str = ORDER) -> Dataset:
 
 
 def plan(
-    rows: Dataset, model: str, *, predicting: Predicting | None = None, actors: int = 1, batch_size: int = 4096
+    rows: Dataset,
+    model: str,
+    *,
+    predicting: Predicting | None = None,
+    max_length: int | None = None,
+    actors: int = 1,
+    batch_size: int = 4096,
 ) -> Dataset:
     """Rows with their expected layers and work; see `Planner`. They are held in the cluster's object store.
 
@@ -92,12 +98,13 @@ def plan(
         rows: a data set with texts.
         model: the folder of a model with an exit table.
         predicting: the columns with the texts; None: the defaults.
+        max_length: the number of tokens to which engines will cut a text; None: as many as the model takes.
         actors: how many plan.
         batch_size: rows planned together.
     """
     from ray.data import ActorPoolStrategy
 
-    arguments = {"model": str(Path(model).absolute()), "predicting": predicting}
+    arguments = {"model": str(Path(model).absolute()), "predicting": predicting, "max_length": max_length}
     pool = ActorPoolStrategy(size=actors)
     planned = rows.map_batches(
         Planner, fn_constructor_kwargs=arguments, batch_size=batch_size, batch_format="pyarrow", compute=pool

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from transformers import AutoConfig
 
+from geep_triton.checks import check_int
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.engine.loading import load_tokenizer
 from geep_triton.files.answerer import Answer
@@ -31,12 +32,16 @@ class Planner:
     Args:
         model: the folder of a model with an exit table.
         predicting: the columns with the texts; None: the defaults.
+        max_length: the number of tokens to which engines will cut a text; None: as many as the model takes.
 
     Raises:
-        ValueError: the model has no exit table, or one that does not fit.
+        ValueError: the model has no exit table, or one that does not fit; or `max_length` is out of range.
+        TypeError: `max_length` is no whole number.
     """
 
-    def __init__(self, model: str | os.PathLike, predicting: Predicting | None = None) -> None:
+    def __init__(
+        self, model: str | os.PathLike, predicting: Predicting | None = None, *, max_length: int | None = None
+    ) -> None:
         asked = predicting or Predicting()
         self._wanted, self._optional = asked.wanted, asked.optional
         config = AutoConfig.from_pretrained(model)
@@ -49,6 +54,9 @@ class Planner:
         self._table.check_fits(config.vocab_size, config.exit_layers, tokenizer_fingerprint(tokenizer))
         self._exits = torch.tensor(self._table.exit_layers, dtype=torch.float32)
         longest = min(config.max_position_embeddings, tokenizer.model_max_length)
+        if max_length is not None:
+            check_int("max_length", max_length, 3, longest)
+            longest = max_length
         self._encode = Encoder(tokenizer, longest, True, config.vocab_size, config.type_vocab_size)
 
     def __call__(self, batch: Batch) -> Batch:

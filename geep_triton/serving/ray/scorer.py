@@ -30,7 +30,7 @@ class Scorer:
         predicting: the columns with the texts, and whether all scores are wanted; None: the defaults.
         prefix: before the names of the answers' columns.
         bad_rows: what becomes of rows that cannot be answered: "stop"; "empty": they stay, with empty answers, and a column
-            "error" says why.
+            "error" says why. In a mapping of arrays, an empty answer is None or NaN.
 
     Raises:
         ValueError: a value is unknown; and whatever loading the engine raises.

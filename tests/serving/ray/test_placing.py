@@ -71,6 +71,13 @@ def test_a_planner_foretells_what_the_table_says(saved):
     )
 
 
+def test_a_planner_counts_the_tokens_that_run(saved):
+    found = Planner(str(saved), max_length=3)(pa.table({"text": TEXTS}))
+    np.testing.assert_allclose(found[WORK].to_numpy(), 3 * found[LAYERS].to_numpy(), rtol=1e-5)
+    with pytest.raises(ValueError, match="max_length"):
+        Planner(str(saved), max_length=10**6)
+
+
 def test_a_planner_needs_a_table(fine_tuned, saved):
     with pytest.raises(ValueError, match="a model with exits"):
         Planner(str(fine_tuned))
