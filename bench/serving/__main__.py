@@ -75,7 +75,10 @@ def cells(bench: Bench, other: list[str], quick: float) -> dict[str, Cell]:
         cell("overload", overload, some, limit=16, seconds=15 * quick),
         cell("drain", drain, some, rounds=3, clients=64, seconds=2.0),
         cell("slow", slow, some, seconds=20 * quick),
-        cell("audit", partial(audit, shifts=shifts), some, agreements=[0.95, 0.9, 0.8], rate=0.2, usual=times(1_000), runs=200),
+        cell(
+            "audit", partial(audit, shifts=shifts), some, agreements=[0.95, 0.9, 0.8], drawn_texts=times(6_000), rate=0.2,
+            usual=times(1_000), runs=200,
+        ),
         cell("audit_delay", audit_delay, (), promised=AGREEMENT, truths=[0.97, 0.95, 0.9, 0.8], runs=200),
         cell(
             "batching", batching, some, names=[EXITS], waits=[0, 1, 2, 5], tokens=TOKENS, seconds=3 * quick

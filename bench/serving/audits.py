@@ -70,7 +70,13 @@ def audit_delay(promised: float, truths: Sequence[float], runs: int) -> list[Fou
 
 
 def audit(
-    bench: Bench, shifts: Mapping[str, Sequence[str]], agreements: Sequence[float], rate: float, usual: int, runs: int
+    bench: Bench,
+    shifts: Mapping[str, Sequence[str]],
+    agreements: Sequence[float],
+    drawn_texts: int,
+    rate: float,
+    usual: int,
+    runs: int,
 ) -> list[Found]:
     """How many audited texts a server takes to tell that its promise is broken, after texts of another kind come.
 
@@ -78,6 +84,7 @@ def audit(
         bench: systems and texts.
         shifts: texts of other kinds, by name.
         agreements: further kinds are made of these texts, drawn so that such shares of them get the answer of all layers.
+        drawn_texts: how many each of these is.
         rate: the share of the texts that is audited.
         usual: how many of the usual texts come before.
         runs: of the simulation of the delay.
@@ -90,7 +97,7 @@ def audit(
         kinds[name] = list(range(first, first + len(of)))
         first += len(of)
     for share in agreements:
-        kinds[f"drawn from these, {share:.0%} agree"] = drawn(agrees, share, len(texts) // len(shifts))
+        kinds[f"drawn from these, {share:.0%} agree"] = drawn(agrees, share, drawn_texts)
     payloads = [question.payload for question in singles(texts)]
     before = [question.payload for question in singles(bench.texts[:usual])]
     measured = []

@@ -200,7 +200,7 @@ def test_audit(in_threads, texts, tmp_path):
     agreeing = [text for text in texts if text not in differing]
     found = audit(
         replace(in_threads, texts=agreeing),
-        {"usual": agreeing, "differing": differing}, agreements=[0.5], rate=1.0, usual=20, runs=5,
+        {"usual": agreeing, "differing": differing}, agreements=[0.5], drawn_texts=40, rate=1.0, usual=20, runs=5,
     )  # fmt: skip
     usual, others, half = of(found)
     assert (usual["agreement"], usual["broken"], usual["simulated"]) == (1.0, 0, None)
