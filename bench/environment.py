@@ -51,9 +51,12 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
+    """The commit of the code. New results beside it leave it as it is; any other change of a known file makes it dirty."""
     if named := os.environ.get(COMMIT):
         return named
-    return _said_by("git", "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+    found = _said_by("git", "describe", "--always", "--abbrev=12")
+    changed = _said_by("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return f"{found}{'-dirty' if changed else ''}" if found else "unknown"
 
 
 def _gpu() -> dict[str, Any]:
