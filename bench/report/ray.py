@@ -91,9 +91,9 @@ def could_show(common: dict[str, Any]) -> str:
     alike = max(0.0, (times * fast - slow) / (times - 1))
     return (
         f"By depth can save only what one kind does as fast as the other. Of a text's {fast:.2f} ms on the fast actor "
-        f"{alike:.2f} are such (tokenizing). The rest, layers, takes {times} times as long on the slow one at any depth, so that "
-        "it matters little which texts it gets. Placing by depth is for kinds of machines of which one is worse at deep texts "
-        "than at shallow ones; these two are none, and no such two were measured."
+        f"{alike:.2f} are such (tokenizing). The rest, layers, takes {times} times as long on the slow one at any depth, so "
+        "that it matters little which texts it gets. Placing by depth is for kinds of machines of which one is worse at deep "
+        "texts than at shallow ones; these two are none, and no such two were measured."
     )
 
 
