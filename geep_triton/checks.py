@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -69,7 +70,15 @@ class OutputTaken(ValueError):
     """An output belongs to another run or call, or another process is at work there."""
 
 
-class BadSample(ValueError):
+class SentError(ValueError):
+    """An error that another process can raise again, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What was said and found, without the constructor."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # typeshed lacks it
+
+
+class BadSample(SentError):
     """A sample that cannot be answered.
 
     Attributes:

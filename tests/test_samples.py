@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from geep_triton import Engine, build_exit_table
-from geep_triton.checks import BadSample
+from geep_triton.checks import BadSample, LongSample
 from geep_triton.engine.checks import as_list
+from geep_triton.engine.groups import BadGroup
+from geep_triton.files.json_lines import BadLine
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.samples import iter_samples
 from geep_triton.training.dataset import TextDataset
@@ -247,3 +250,20 @@ def test_one_sample_as_a_tuple_of_ids(model, tokenizer):
     torch.testing.assert_close(
         engine.predict({"input_ids": (2, 13, 3)}).logits, engine.predict({"input_ids": [2, 13, 3]}).logits
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadSample(3, "is empty", [BadSample(4, "is empty")]),
+        LongSample(3, "is long"),
+        BadGroup(3, 4, "is empty"),
+        BadLine("in.csv", 3, "has 2 values"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_reach_other_processes(error):
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert [str(value) for value in vars(found).values()] == [str(value) for value in vars(error).values()]

@@ -45,7 +45,7 @@ def serve(
     receive_timeout: Annotated[float, typer.Option(help="Seconds that a request's body may take; then 408.")] = (
         ServerSettings.receive_timeout
     ),
-    drain_timeout: Annotated[int, typer.Option(help="Longest seconds that stopping takes; then what is in hand is cut.")] = 120,
+    drain_timeout: Annotated[int, typer.Option(help="Seconds that a stop waits for what is in hand; then that is cut.")] = 120,
     quiet: options.Quiet = False,
 ) -> None:
     """Answer over HTTP, on the routes of text-embeddings-inference: /predict, /rerank, /health, /info, /metrics.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-from geep_triton.checks import shorten
+from geep_triton.checks import SentError, shorten
 from geep_triton.files.formats import format_of
 from geep_triton.files.names import refuse_twice
 from geep_triton.files.streams import reading_bytes
@@ -17,7 +17,7 @@ from geep_triton.tokens.samples import check_columns
 ONE_OBJECT = "expected a JSON object in each line (JSON lines)"
 
 
-class BadLine(ValueError):
+class BadLine(SentError):
     """A line of a file that is not a row. The message has the file's name and the line's number (from 1).
 
     Attributes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from geep_triton.checks import shorten
 
@@ -13,6 +14,13 @@ def refuse_twice(names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"column {', '.join(map(shorten, twice))} appears more than once; columns: {shorten(names)}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], each: str) -> tuple[str, str]:
+    """Where two mappings differ, for messages: the names, and what is said of each by its name and its two values."""
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    told = "; ".join(each.format(name, shorten(before.get(name), 60), shorten(now.get(name), 60)) for name in names)
+    return ", ".join(names), told
 
 
 def few(names: Sequence[str]) -> str:

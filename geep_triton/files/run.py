@@ -168,7 +168,7 @@ class _Run:
                 else:
                     bar.update(step)
         for log in self.folder.answers.glob("*"):
-            log.unlink()  # of shards that are gone
+            log.unlink(missing_ok=True)  # of shards that are gone; whoever works for a killed run may remove its own
         return self._report(targets, before, listing)
 
     def _groups(self, targets: Mapping[str, Target], pending: Sequence[Target]) -> list[list[Target]]:

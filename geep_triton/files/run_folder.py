@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geep_triton.checks import OutputTaken, shorten
+from geep_triton.checks import OutputTaken
+from geep_triton.files.names import differences
 from geep_triton.saving import PART, write_json
 from geep_triton.unfinished import alone
 
@@ -197,11 +198,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _refuse_other(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise OutputTaken, naming what differs, unless two manifests are the same."""
-    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    names, told = differences(before, now, "{} was {}, now {}")
     if names:
-        told = "; ".join(f"{name} was {shorten(before.get(name), 60)}, now {shorten(now.get(name), 60)}" for name in names)
         raise OutputTaken(
-            f"{folder} is of a run with another {', '.join(names)} ({told}): start that run again to finish it, remove its "
+            f"{folder} is of a run with another {names} ({told}): start that run again to finish it, remove its "
             "output and that folder, or choose another output"
         )
 

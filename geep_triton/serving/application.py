@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -77,7 +78,7 @@ def application_of(backend: Backend[JobT], settings: ServerSettings, running: Au
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.close()
+        await asyncio.to_thread(service.close)  # meanwhile what was cancelled leaves the queues
 
     def refusal(path: str) -> RequestError | None:
         return service.overloaded if path in ASKING else None

@@ -23,7 +23,8 @@ class Server:
         application: answers all requests; see `geep_triton.serving.application.make_application`.
         host: address to listen at. "0.0.0.0" is open to other machines, which are not asked who they are.
         port: 0: any free one.
-        drain_timeout: the longest, in whole seconds, that stopping takes, since some clients never take their answers.
+        drain_timeout: whole seconds after which nobody is answered any more, since some clients never take their answers; then
+            it ends with the batch that runs.
 
     Raises:
         OSError: the address is not this machine's, or the port is taken.

@@ -92,9 +92,10 @@ class Service(Generic[JobT]):
 
     async def healthy(self) -> bool:
         """Whether the model answers. Where it failed at its latest request, which may have been at fault, it is asked anew."""
-        if self._failed:
-            with suppress(RequestError):
-                await self.answer(PROBE)
+        if not self._failed or self.overloaded is not None:  # whoever is in hand now will show it
+            return True
+        with suppress(RequestError):
+            await self.answer(PROBE)
         return not self._failed
 
     @property

@@ -197,6 +197,17 @@ def test_whatever_fails_is_told_to_whom_it_belongs_and_nobody_hangs(caplog):
     assert caplog.text.count("a request failed") == len(found)
 
 
+def test_a_stop_that_takes_too_long_cuts_who_waits(backend):
+    """The batch that runs ends. Those behind it do not begin."""
+    with ExitStack() as stack:
+        with running(application_of(backend, ServerSettings(max_wait_ms=0)), drain_timeout=1) as url:
+            for number in range(4):
+                stack.enter_context(connected(url)).sendall(posted(b'{"inputs": "%d"}' % number))
+            until(lambda: value_of(url, "geep_requests_in_hand") == 4)
+            threading.Timer(2.5, backend.let.set).start()
+        assert len(backend.batches) == 1
+
+
 def test_health_tells_whether_the_model_fails_at_all_or_at_one_request(caplog):
     backend = FailingBackend({}, {"bad": RuntimeError("no memory")})
     with running(application_of(backend, ServerSettings())) as url:

@@ -93,8 +93,8 @@ class RayCrew:
                     except ray.exceptions.RayTaskError as error:
                         raise own_error(error) from error
                     except ray.exceptions.RayError as error:
-                        del busy[one]
                         yield from self._give_away(job, losses, one_line(error))
+                        del busy[one]
                         left.appendleft(job.group)
                     else:
                         job.rows += step if isinstance(step, int) else 0

@@ -37,4 +37,7 @@ def deployment(source: EngineSource, settings: ServerSettings | None = None, **o
     def build() -> ASGIApp:
         return make_application(from_here.load(), settings)
 
-    return serve.deployment(**{"name": "geep_triton", **options})(serve.ingress(build)()).bind()
+    in_hand = (settings or ServerSettings()).max_concurrent_requests
+    # Ray's own limit is 5 requests, and who is beyond it waits unseen. The server refuses by 429 before this one is reached.
+    defaults = {"name": "geep_triton", "max_ongoing_requests": 2 * in_hand}
+    return serve.deployment(**{**defaults, **options})(serve.ingress(build)()).bind()

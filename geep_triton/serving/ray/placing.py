@@ -76,7 +76,7 @@ def numbered(rows: Dataset, column: str = ORDER) -> Dataset:
             raise ValueError(f"the rows have a column {column!r} already: choose another name")
         return block.append_column(column, pa.array(range(start, start + block.num_rows), pa.int64()))
 
-    with _in_order():
+    with _in_order(rows):
         blocks = rows.materialize().to_arrow_refs()
     counts = ray.get([ray.remote(count).remote(block) for block in blocks])
     starts = np.cumsum([0, *counts])[:-1].tolist()
@@ -191,11 +191,9 @@ def answer(rows: Dataset, kind: ActorKind, batch_size: int = 4096, **options: An
 
 
 @contextlib.contextmanager
-def _in_order() -> Iterator[None]:
-    """Data sets that are made here keep the order of their rows."""
-    from ray.data import DataContext
-
-    options = DataContext.get_current().execution_options
+def _in_order(rows: Dataset) -> Iterator[None]:
+    """A data set keeps the order of its rows. It has the options of when it was made."""
+    options = rows.context.execution_options
     before, options.preserve_order = options.preserve_order, True
     try:
         yield

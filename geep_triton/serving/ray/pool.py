@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from geep_triton.checks import check_number, shorten
 from geep_triton.engine.source import EngineSource
+from geep_triton.files.names import differences
 from geep_triton.serving.ray.actor import Asking, GroupActor, Introduction
 
 MOST_LOSSES = 3  # actors that may die one after another while they load, or over one group: it may be what kills them
@@ -109,17 +110,19 @@ class Pool:
         try:
             found: Introduction = ray.get(introduction)
         except ray.exceptions.RayTaskError as error:
+            end(actor)
             raise own_error(error) from error
         except ray.exceptions.RayError as error:
             self._losses += 1
             if self._losses > MOST_LOSSES:
+                end(actor)
                 raise ActorLost(f"{self._losses} actors died while they loaded the model: {one_line(error)}") from error
             self.lose(actor)
             return [f"an actor died while it loaded the model, another is started ({one_line(error)})"]
         self._losses = 0
         self._first = self._first or found
-        _check_same(self._first, found)
         self.idle.append(actor)
+        _check_same(self._first, found)
         return list(found.told)
 
     def lose(self, actor: Handle) -> None:
@@ -161,8 +164,6 @@ def _times(there: float, amount: float) -> int:
 
 
 def _check_same(first: Introduction, found: Introduction) -> None:
-    one, other = dict(first.manifest), dict(found.manifest)
-    names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    names, told = differences(first.manifest, found.manifest, "{}: {} and {}")
     if names:
-        told = "; ".join(f"{name}: {shorten(one.get(name), 60)} and {shorten(other.get(name), 60)}" for name in names)
-        raise ValueError(f"actors on different machines would answer by another {', '.join(names)} ({told})")
+        raise ValueError(f"actors on different machines would answer by another {names} ({told})")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from geep_triton import Engine
 from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import BadRow
+from geep_triton.files.json_lines import BadLine
 from geep_triton.files.run import answer_files
 from geep_triton.files.settings import Settings
 from geep_triton.over_files.predicting import predict_files
@@ -130,6 +132,21 @@ def test_shallow_and_deep_texts_by_two_kinds_of_actors(cluster, saved, monkeypat
     assert place(nothing, *kinds).sort("order").take_all() == []
 
 
+def test_rows_are_numbered_in_the_order_in_which_they_are_read(cluster, tmp_path):
+    """Though the first are the last to be there."""
+    import ray
+
+    def slow_at_first(rows: pa.Table) -> pa.Table:
+        time.sleep(2.0 if rows["id"][0].as_py() == 0 else 0.0)
+        return rows
+
+    for number in range(4):
+        pq.write_table(pa.table({"id": range(10 * number, 10 * number + 10)}), tmp_path / f"{number}.parquet")
+    read = ray.data.read_parquet(str(tmp_path), override_num_blocks=4)
+    found = numbered(read.map_batches(slow_at_first, batch_format="pyarrow")).sort("order").to_pandas()
+    assert found["id"].tolist() == found["order"].tolist() == list(range(40))
+
+
 def test_a_deployment_answers_as_the_server_does(cluster, saved):
     from ray import serve
 
@@ -161,6 +178,14 @@ def test_errors_of_actors_are_those_of_one_process(cluster, saved, tmp_path):
         predict_files_by_ray(EngineSource(str(saved), POLICY), [source], tmp_path / "out", actors=1, tell=print)
     assert type(found.value) is BadRow
     assert not [path for path in (tmp_path / "out").rglob("*") if "partial" in path.name]
+
+
+def test_a_line_that_is_no_row_is_told_and_kills_no_actor(cluster, saved, tmp_path):
+    (tmp_path / "in.csv").write_text("text,id\ngood,1\ngood,2,3\n")
+    told: list[str] = []
+    with pytest.raises(BadLine, match=r"in\.csv, line 3"):
+        predict_files_by_ray(EngineSource(str(saved), POLICY), [tmp_path / "in.csv"], tmp_path / "out.csv", tell=told.append)
+    assert not [message for message in told if "died" in message]
 
 
 def test_an_address_that_is_none_is_refused(cluster):
