@@ -204,7 +204,7 @@ def test_a_stop_that_takes_too_long_cuts_who_waits(backend):
             for number in range(4):
                 stack.enter_context(connected(url)).sendall(posted(b'{"inputs": "%d"}' % number))
             until(lambda: value_of(url, "geep_requests_in_hand") == 4)
-            threading.Timer(2.5, backend.let.set).start()
+            threading.Timer(5, backend.let.set).start()
         assert len(backend.batches) == 1
 
 
