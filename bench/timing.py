@@ -26,6 +26,6 @@ def rate(samples: int, seconds: Sequence[float]) -> Range:
     return Range(samples / statistics.median(seconds), samples / max(seconds), samples / min(seconds))
 
 
-def middle(seconds: Sequence[float]) -> float:
-    """The median of the rounds."""
-    return statistics.median(seconds)
+def spread(values: Sequence[float]) -> Range:
+    """The median of the rounds, with their range."""
+    return Range(statistics.median(values), min(values), max(values))

@@ -21,9 +21,9 @@ from bench.pipeline.replay import DISTRIBUTIONS, drawn
 from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.stages import stages
 from bench.pipeline.systems import NOBODY, WAYS, WINDOW, System, Workbench
-from bench.rows import Found, Range, found
+from bench.rows import Found, found
 from bench.shapes import load_model, load_tokenizer
-from bench.timing import quiet_garbage_collector, rate
+from bench.timing import quiet_garbage_collector, rate, spread
 from geep_triton import Engine
 from geep_triton.config import HEADS
 from geep_triton.files.rows import read_rows
@@ -268,7 +268,7 @@ def pays(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
         for name in policies:
             ratios = [alone / early for alone, early in zip(seconds["full"], seconds[name], strict=True)]
             share = layers[name] / model.config.num_hidden_layers
-            speed_up = Range(statistics.median(ratios), min(ratios), max(ratios))
+            speed_up = spread(ratios)
             points.append(found(name, {"share": share, "speed_up": speed_up}, tokens=tokens))
     return [found("", {"samples": len(rows), "way": settings.way(dtype)}), *points]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.__main__ import fresh, predict, prepare_shards
-from bench.rows import Found, Range, found
-from bench.timing import middle
+from bench.rows import Found, found
+from bench.timing import spread
 
 STORE_BYTES = 100 << 20
 ACTOR = b"ray::GroupActor.answer"  # how Ray names the process of an actor that is at work
@@ -52,7 +52,7 @@ def nodes(work: Path, model: Path, texts: list[str], shards: int, rows: int, rou
     measured = [
         found(
             name,
-            {"seconds": Range(middle(of), min(of), max(of)), "loading_seconds": loading[name], "same": same(work, name)},
+            {"seconds": spread(of), "loading_seconds": loading[name], "same": same(work, name)},
             **sizes,
         )
         for name, of in seconds.items()

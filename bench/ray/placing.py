@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from bench.rows import Found, Range, found
-from bench.timing import middle
+from bench.rows import Found, found
+from bench.timing import spread
 from geep_triton.engine.source import EngineSource
 from geep_triton.serving.ray.placing import choose_cut
 from geep_triton.serving.ray.planner import LAYERS, WORK, Planner
@@ -120,7 +120,7 @@ def placing(
         ray.shutdown()
     common = {"texts": len(texts), "plan_seconds": plan_seconds, "cut": cut, "share": share, "shallow": int(shallow.sum())}
     told = [found("", common | {f"{name}_texts_per_second": speed for name, speed in speeds.items()})]
-    return [*told, *(found(name, {"seconds": Range(middle(of), min(of), max(of))}) for name, of in seconds.items())]
+    return [*told, *(found(name, {"seconds": spread(of)}) for name, of in seconds.items())]
 
 
 def deep_first(rows: pa.Table, layers: np.ndarray, work: np.ndarray, share: float) -> tuple[pa.Table, pa.Table]:

@@ -10,7 +10,6 @@ from functools import partial
 from bench.rows import Found, found
 from bench.serving.bench import PIPELINE, Bench, held
 from bench.serving.loads import arriving, closed, poisson
-from bench.serving.questions import singles
 from bench.serving.summaries import figures, timed
 
 CLIENTS = (8, 64)
@@ -27,9 +26,7 @@ def batching(bench: Bench, names: Sequence[str], waits: Sequence[float], tokens:
         tokens: values of --max-batch-tokens.
         seconds: of each load.
     """
-    questions = singles(bench.texts)
-    payloads = [question.payload for question in questions]
-    truths = bench.truths([(text, None) for text in bench.texts])
+    questions, payloads, truths = bench.one_by_one()
     with bench.running(PIPELINE) as server:
         asyncio.run(closed(server.address, payloads, CLIENTS[-1], seconds=min(seconds, 2.0)))
         ran = asyncio.run(timed(closed(server.address, payloads, CLIENTS[-1], len(payloads), seconds)))

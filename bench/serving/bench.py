@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.serving.loads import Outcome
-from bench.serving.questions import Question, Sample
+from bench.serving.questions import Question, Sample, singles
 from bench.serving.servers import Running, System, running
 from bench.serving.truth import Truth, make_truths
 
@@ -65,6 +66,11 @@ class Bench:
         made = make_truths(self.exits, samples, self.work)
         return {name: made[system.truth] for name, system in self.systems.items()}
 
+    def one_by_one(self) -> tuple[list[Question], list[bytes], Mapping[str, Truth]]:
+        """For each text a request, and the bytes of it; and the answers that each system must give."""
+        questions = singles(self.texts)
+        return questions, [question.payload for question in questions], self.truths([(text, None) for text in self.texts])
+
 
 def held(truth: Truth, questions: Sequence[Question], outcomes: Sequence[Outcome]) -> dict[str, int]:
     """How many answers are right, and how many those of another exit.
@@ -72,7 +78,11 @@ def held(truth: Truth, questions: Sequence[Question], outcomes: Sequence[Outcome
     Raises:
         RuntimeError: some are wrong or lost.
     """
-    counts = truth.count(questions, outcomes)
-    if counts["wrong"] or counts["lost"]:
-        raise RuntimeError(f"{counts['wrong']} answers are wrong and {counts['lost']} requests lost, of {len(outcomes)}")
-    return {"right": counts["right"], "moved": counts["moved"]}
+    return check_held(truth.count(questions, outcomes))
+
+
+def check_held(verdicts: Counter[str]) -> dict[str, int]:
+    """As `held`, of verdicts that were counted."""
+    if verdicts["wrong"] or verdicts["lost"]:
+        raise RuntimeError(f"{verdicts['wrong']} answers are wrong and {verdicts['lost']} requests lost, of {verdicts.total()}")
+    return {"right": verdicts["right"], "moved": verdicts["moved"]}

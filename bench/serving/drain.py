@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from bench.rows import Found, found
 from bench.serving.bench import EXITS, Bench
 from bench.serving.loads import Outcome, ask
-from bench.serving.questions import Question, singles
+from bench.serving.questions import Question
 from bench.serving.servers import PATIENCE, Running
 from bench.serving.wire import Line
 
 
 def drain(bench: Bench, rounds: int, clients: int, seconds: float) -> list[Found]:
     """What becomes of requests that were sent before and after the signal; over some rounds."""
-    questions = singles(bench.texts)
-    truth = bench.truths([(text, None) for text in bench.texts])[EXITS]
+    questions, _, truths = bench.one_by_one()
+    truth = truths[EXITS]
     before: list[Outcome] = []
     after: list[Outcome] = []
     took, codes = [], []

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from bench.rows import Found, found
-from bench.serving.bench import EXITS, PIPELINE, Bench
+from bench.serving.bench import EXITS, PIPELINE, Bench, check_held
 from bench.serving.loads import Outcome, closed
 from bench.serving.questions import PAYLOAD_LIMIT, mix
 from bench.serving.summaries import timed
@@ -50,9 +50,8 @@ def memory(bench: Bench, share: float, clients: int, requests_of_mix: int, secon
                 break
             asyncio.run(closed(server.address, payloads, clients, each, left, first=sent[-1] % len(payloads), see=see))
             held.append(server.megabytes)
-            sent.append(sum(verdicts.values()))
+            sent.append(verdicts.total())
         took = time.perf_counter() - start
-    if verdicts["lost"] or verdicts["wrong"]:
-        raise RuntimeError(f"{verdicts['wrong']} answers are wrong and {verdicts['lost']} lost, of {sent[-1]}")
+    check_held(verdicts)
     metrics = {"megabytes_at_start": at_start, "megabytes": held, "sent": sent, "seconds": took, "hour": rate * hour}
     return [found(EXITS, metrics | {"rate": rate}, clients=clients, share=share)]

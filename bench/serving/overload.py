@@ -8,7 +8,6 @@ from collections import Counter
 from bench.rows import Found, found
 from bench.serving.bench import EXITS, Bench, held
 from bench.serving.loads import closed
-from bench.serving.questions import singles
 from bench.serving.summaries import figures, timed
 
 HEEDING, IMPATIENT = 1.0, 0.02  # seconds after which a client that was refused asks again; Retry-After says 1 here
@@ -16,9 +15,8 @@ HEEDING, IMPATIENT = 1.0, 0.02  # seconds after which a client that was refused 
 
 def overload(bench: Bench, limit: int, seconds: float) -> list[Found]:
     """As many clients as the server takes on, and four times as many: who heed Retry-After, and who do not."""
-    questions = singles(bench.texts)
-    payloads = [question.payload for question in questions]
-    truth = bench.truths([(text, None) for text in bench.texts])[EXITS]
+    questions, payloads, truths = bench.one_by_one()
+    truth = truths[EXITS]
     measured = []
     with bench.running(EXITS, "--max-concurrent-requests", limit) as server:
         asyncio.run(closed(server.address, payloads, limit, seconds=min(seconds, 2.0)))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from bench.rows import Found, found
 from bench.serving.bench import EXITS, Bench, held
 from bench.serving.loads import Outcome, closed
-from bench.serving.questions import singles
 from bench.serving.servers import metrics
 from bench.serving.summaries import figures, timed
 from bench.serving.wire import Address, Line, Lost, Reply
@@ -24,9 +23,8 @@ IN_HAND = "geep_requests_in_hand"
 
 def slow(bench: Bench, seconds: float) -> list[Found]:
     """Ordinary clients alone, and in bad company."""
-    questions = singles(bench.texts)
-    payloads = [question.payload for question in questions]
-    truth = bench.truths([(text, None) for text in bench.texts])[EXITS]
+    questions, payloads, truths = bench.one_by_one()
+    truth = truths[EXITS]
     measured = []
     with bench.running(EXITS, "--receive-timeout", TIMEOUT) as server:
         asyncio.run(closed(server.address, payloads, ORDINARY, seconds=min(seconds, 2.0)))

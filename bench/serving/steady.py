@@ -11,7 +11,6 @@ from typing import Any
 from bench.rows import Found, found
 from bench.serving.bench import PIPELINE, Bench, held
 from bench.serving.loads import Outcome, arriving, bursts, closed, poisson
-from bench.serving.questions import singles
 from bench.serving.servers import Running
 from bench.serving.summaries import Round, figures, timed
 
@@ -24,9 +23,7 @@ Loading = Callable[[Running, int], Coroutine[Any, Any, list[Outcome]]]
 
 def load(bench: Bench, names: Sequence[str], rounds: int, seconds: float) -> list[Found]:
     """Each system under each load, the systems by turns in each round. Texts are sent one by one."""
-    questions = singles(bench.texts)
-    payloads = [question.payload for question in questions]
-    truths = bench.truths([(text, None) for text in bench.texts])
+    questions, payloads, truths = bench.one_by_one()
     measured: list[Found] = []
     with ExitStack() as stack:
         servers = {name: stack.enter_context(bench.running(name)) for name in names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from bench.rows import Range
 from bench.serving.loads import Outcome
-from bench.timing import quiet_garbage_collector
+from bench.timing import quiet_garbage_collector, spread
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def figures(rounds: Sequence[Round]) -> dict[str, Any]:
     """Answers a second by the median round, and waiting times in milliseconds over all rounds; each with the rounds' range."""
     rates = [len(one.answered()) / one.seconds for one in rounds]
     waits = [[1000 * outcome.seconds for outcome in one.answered()] for one in rounds]
-    found: dict[str, Any] = {"answers_per_second": Range(statistics.median(rates), min(rates), max(rates))}
+    found: dict[str, Any] = {"answers_per_second": spread(rates)}
     for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
         each = [quantile(of, share) for of in waits]
         found[name] = Range(quantile([one for of in waits for one in of], share), min(each), max(each))
