@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -103,7 +104,7 @@ class TrainingRun:
                 say(f"resuming from {last}", self.quiet)
             trained = trainer.train(resume_from_checkpoint=None if last is None else str(last))
             metrics = self._evaluated(trainer, dev)
-            trainer.accelerator.end_training()  # other processes end now, while this one builds the table
+            _end_together(trainer)
             if not is_main_process():
                 return None
             self._save(model, tokenizer, rows)
@@ -299,6 +300,17 @@ class TrainingRun:
         }
         write_json(self.options.output / RECORD, record)
         return {"output": str(self.options.output), **record}
+
+
+def _end_together(trainer: MultiExitTrainer) -> None:
+    """End what several processes do together: the main one builds the table alone, while the others end.
+
+    The threads of the process group end with the last that refers to it, here the model's wrapper. One that still ran while
+    Python ends would abort its process.
+    """
+    trainer.accelerator.end_training()
+    trainer.model_wrapped = trainer.model
+    gc.collect()  # the wrapper refers to itself
 
 
 @dataclass(frozen=True)

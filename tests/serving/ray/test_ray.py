@@ -20,7 +20,9 @@ from geep_triton.engine.source import EngineSource
 from geep_triton.files.answerer import BadRow
 from geep_triton.files.json_lines import BadLine
 from geep_triton.files.run import answer_files
+from geep_triton.files.run_folder import RunFolder
 from geep_triton.files.settings import Settings
+from geep_triton.files.targets import RUN
 from geep_triton.over_files.predicting import predict_files
 from geep_triton.policies.text import describe, parse_policy
 from geep_triton.serving.ray.cluster import connected
@@ -102,7 +104,8 @@ def test_a_driver_that_is_killed_goes_on(cluster, saved, tmp_path):
     given = ["--policy", POLICY, "--window", 4, "--ray", cluster.address, "--actors", 1]
     line = command("predict", saved, source, "-o", out, *given)
     process = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until(lambda: any(out.glob("*.parquet")) or process.poll() is not None)
+    run = RunFolder(out / RUN, begun=True, holder="")
+    until(lambda: any(record.written for record in run.records().values()) or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL, said
