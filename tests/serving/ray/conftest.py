@@ -25,7 +25,18 @@ NODE = {"num_cpus": CPUS, "object_store_memory": 100 << 20}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def one_thread() -> Iterator[None]:
+    """Everywhere, since answers may differ in their last bits where the numbers of threads differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cluster(one_thread) -> Iterator[Any]:
     """A cluster of one node, which may get others, to which this process is connected."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster
