@@ -9,6 +9,7 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def cluster(one_thread) -> Iterator[Any]:
 
     found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, before)  # Ray's own handler makes a failure of the test that runs, and goes on
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield found
     finally:
