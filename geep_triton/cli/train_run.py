@@ -104,7 +104,7 @@ class TrainingRun:
                 say(f"resuming from {last}", self.quiet)
             trained = trainer.train(resume_from_checkpoint=None if last is None else str(last))
             metrics = self._evaluated(trainer, dev)
-            _end_together(trainer)
+            end_together(trainer)
             if not is_main_process():
                 return None
             self._save(model, tokenizer, rows)
@@ -302,11 +302,14 @@ class TrainingRun:
         return {"output": str(self.options.output), **record}
 
 
-def _end_together(trainer: MultiExitTrainer) -> None:
+def end_together(trainer: MultiExitTrainer) -> None:
     """End what several processes do together: the main one builds the table alone, while the others end.
 
     The threads of the process group end with the last that refers to it, here the model's wrapper. One that still ran while
     Python ends would abort its process.
+
+    Args:
+        trainer: it has trained and evaluated, and is not used again.
     """
     trainer.accelerator.end_training()
     trainer.model_wrapped = trainer.model
