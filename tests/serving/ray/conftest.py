@@ -8,8 +8,6 @@ import os
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import logging
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 
 from geep_triton import Engine, build_exit_table
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.serving.ray.cluster import connected
 from tests.conftest import TEXTS, tiny_config
 
 CPUS = 2  # of a node, as far as Ray knows
@@ -44,13 +43,10 @@ def cluster(one_thread) -> Iterator[Any]:
 
     found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        before = signal.getsignal(signal.SIGTERM)
-        ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, before)  # Ray's own handler makes a failure of the test that runs, and goes on
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield found
+        with connected(found.address):  # it leaves SIGTERM alone, of which Ray would make a failure of the test that runs
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield found
     finally:
-        ray.shutdown()
         found.shutdown()
 
 
