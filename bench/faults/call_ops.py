@@ -9,6 +9,7 @@ from bench.faults.target import Target
 from geep_triton import Engine
 from geep_triton.engine.batching import schedule
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.ops.forecast import ForecastNet, forecast
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.outranked import outranked
@@ -25,6 +26,7 @@ def ops_targets(engine: Engine) -> list[Target]:
     backend = {"backend": not_choice(optional=True)}
     scores = engine.model.exit_table.score_table()
     three = torch.tensor([0, 1, 2])
+    net, other = (ForecastNet(torch.zeros(2 * n, 4), torch.zeros(4), torch.zeros(4, 2), torch.zeros(2), True) for n in (3, 5))
     return [
         Target(
             "schedule",
@@ -131,6 +133,12 @@ def ops_targets(engine: Engine) -> list[Target]:
                 ],
             },
             {"ids": three, "offsets": torch.tensor([0, 3]), "special": three < 0, "ngram": 2},
+        ),
+        Target(
+            "forecast",
+            forecast,
+            {"logits": not_tensor(2, F32), "net": lambda: [None, 3, "x", {}, other], **backend},
+            {"logits": torch.randn(4, 3), "net": net},
         ),
         Target(
             "outranked",

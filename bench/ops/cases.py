@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from bench.rows import Found, found
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.ops.forecast import ForecastNet, forecast
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.outranked import outranked
@@ -296,6 +297,31 @@ def row_cases(device: torch.device) -> Iterator[Case]:
         })  # fmt: skip
 
 
+def forecast_eager(logits: torch.Tensor, net: ForecastNet) -> torch.Tensor:
+    """The same as two linear layers, without a look at what is not finite."""
+    seen = torch.cat([logits, logits.softmax(-1)], -1)
+    hidden = F.linear(seen, net.hidden_weight.T, net.hidden_bias).relu()
+    return F.linear(hidden, net.weight.T, net.bias).sigmoid()
+
+
+def forecast_cases(device: torch.device) -> Iterator[Case]:
+    """The answers of a batch at the second of 12 exits."""
+    for rows, classes in itertools.product(ROWS, (2, 28)):
+        shapes = (2 * classes, 16), (16,), (16, 11), (11,)
+        net = ForecastNet(*(torch.randn(shape, device=device) for shape in shapes), compete=True)
+        logits = torch.randn(rows, classes, device=device)
+        rivals = {"torch eager": forecast_eager} | compiled(forecast_eager, device)
+        yield Case(
+            "forecast",
+            {"rows": rows, "classes": classes},
+            rows,
+            rows * 4 * (classes + 11),
+            {OURS: lambda logits=logits, net=net: forecast(logits, net)}
+            | {name: lambda call=call, given=(logits, net): call(*given) for name, call in rivals.items()},
+            same=lambda ours, theirs: torch.allclose(ours, theirs, atol=1e-5, rtol=0),
+        )
+
+
 def outranked_by_loop(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Who is more than 1 below the 10th best of a group, group by group, with `torch.topk`."""
     leaves = [group.topk(min(10, len(group))).values[-1] - group > 1 for group in scores.split(offsets.diff().tolist())]
@@ -334,6 +360,7 @@ MAKERS = {
     "score_exits": score_cases,
     "skip_gate": row_cases,
     "partition": row_cases,
+    "forecast": forecast_cases,
     "outranked": outranked_cases,
 }
 

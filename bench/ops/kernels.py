@@ -130,6 +130,14 @@ def sweep_outranked() -> Iterator[None]:
         yield outranked(torch.zeros(candidates, dtype=dtype), torch.tensor([0, candidates]), 10, 1.0)
 
 
+def sweep_forecast() -> Iterator[None]:
+    from geep_triton.ops.forecast import ForecastNet, forecast
+
+    for dtype, classes, exits, compete in itertools.product(DTYPES, (1, 2, 28), (6, 24), (True, False)):
+        net = ForecastNet(torch.zeros(2 * classes, 16), torch.zeros(16), torch.zeros(16, exits), torch.zeros(exits), compete)
+        yield forecast(torch.zeros(40, classes, dtype=dtype), net)
+
+
 def sweep_rows() -> Iterator[None]:
     from geep_triton.ops.partition import partition
     from geep_triton.ops.skip_gate import skip_gate
@@ -152,7 +160,7 @@ def launches(architecture: str) -> list[Launch]:
             found[record(kernel, arguments, num_warps, constants)] = None
 
     sweeps: tuple[Callable[[], Iterator[None]], ...] = (
-        *(sweep_hash_table, sweep_predict_exits, sweep_exit_scores, sweep_outranked, sweep_rows),
+        *(sweep_hash_table, sweep_predict_exits, sweep_exit_scores, sweep_forecast, sweep_outranked, sweep_rows),
     )
     with (
         mock.patch.object(launching, "launch", recorder),

@@ -16,6 +16,7 @@ RIVALS = {
     "score_exits": ("torch eager",),
     "skip_gate": ("torch eager",),
     "partition": ("boolean indexing", "torch.sort"),
+    "forecast": ("torch eager",),
     "outranked": ("torch.topk of each", "torch.sort, padded"),
 }
 

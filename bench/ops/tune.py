@@ -24,6 +24,7 @@ BLOCKS = {
     "score_exits": (512, 1024, 4096),
     "skip_gate": (512, 1024),
     "partition": (512, 1024),
+    "forecast": (2, 4, 8, 16),
     "outranked": (128, 256, 1024),
 }
 WARPS = (1, 2, 4, 8)

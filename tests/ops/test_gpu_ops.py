@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.ops.forecast import ForecastNet, forecast
 from geep_triton.ops.hash_table import HashTable, insert_add, lookup
 from geep_triton.ops.outranked import outranked
 from geep_triton.ops.partition import partition
@@ -65,6 +66,7 @@ def calls():
     logits, hidden = torch.randn(1000, 7, device="cuda"), torch.randn(1000, 16, 64, device="cuda")
     cuts = torch.randn(7, device="cuda")
     earlier = {"previous": torch.randn(1000, device="cuda"), "streak": torch.ones(1000, dtype=torch.int32, device="cuda")}
+    net = ForecastNet(*(torch.randn(shape, device="cuda") for shape in ((14, 16), (16,), (16, 11), (11,))), True)
     weight, bias = torch.randn(64, device="cuda"), torch.randn(1, device="cuda")
     return {
         "predict_exits": lambda: vars(predict_exits(table, ids, offsets, 0.9)),
@@ -72,6 +74,7 @@ def calls():
         "score_exits": lambda: vars(score_exits(logits, 0.5)),
         "score_exits, distance": lambda: vars(score_exits(logits, -0.5, "distance", cuts=cuts)),
         "score_exits, change": lambda: vars(score_exits(logits[:, :1], 0.5, "change", patience=2, **earlier)),
+        "forecast": lambda: {"agreement": forecast(logits, net)},
         "skip_gate": lambda: vars(skip_gate(hidden[:, 0], weight, bias)),
         "outranked": lambda: vars(outranked(logits.flatten(), offsets[:176], 10, 0.5)),
         "partition": lambda: dict(enumerate(partition(logits[:, 0] > 0))),

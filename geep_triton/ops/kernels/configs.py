@@ -40,6 +40,7 @@ TABLE: dict[str, dict[str, tuple[tuple[float, Config], ...]]] = {
     "gate_logits": {"default": ((math.inf, Config(8, 4)),)},
     "skip_gate": {"default": ((math.inf, Config(1024, 4)),)},
     "partition": {"default": ((math.inf, Config(1024, 4)),)},
+    "forecast": {"default": ((math.inf, Config(4, 1)),), "interpreter": ((math.inf, Config(64, 1)),)},
     # The size is the mean number of candidates of a query. A program handles one query.
     "outranked": {
         "default": ((256, Config(128, 1)), (math.inf, Config(1024, 4))),

@@ -1,0 +1,199 @@
+"""Forecasts of agreement from answers: a small net for each early exit, learned without labels (*our addition*)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.nn import functional as F
+
+from geep_triton.checks import check_int, check_number, check_tensor
+from geep_triton.ops.forecast import ForecastNet, forecast
+
+UNITS = 16  # of each net; 8 or 32 forecast as well
+HELD_OUT = 0.25  # of the texts: they end the training, and later choose exits and prices
+FEWEST_HELD_OUT = 10
+CERTAIN = 30.0  # the score of the last exit, whose sigmoid is 1 in float32
+PATIENCE = 5  # epochs without a better loss
+
+
+@dataclass(frozen=True, eq=False)
+class Forecasts:
+    """A net for each of the E - 1 early exits. From the answer there it forecasts which exits give the last exit's answer.
+
+    Net i speaks of the exits i to E - 1. The last of them is certain. Columns before i are 0.
+
+    Attributes:
+        hidden_weight: [E - 1, 2 C, U] float32.
+        hidden_bias: [E - 1, U] float32.
+        weight: [E - 1, U, E] float32.
+        bias: [E - 1, E] float32.
+        held_out: [M, E, C] float32, the answers of all exits to texts that no net was fitted to; 0 at an exit whose layer the
+            text skipped.
+        held_out_agrees: [M, E] bool, whether they are the last exit's; False at an exit whose layer the text skipped.
+        temperatures: [E] float32, of the model when the answers were recorded.
+        compete: whether the logits are of classes, which compete, and not of labels or a score.
+    """
+
+    hidden_weight: torch.Tensor
+    hidden_bias: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    held_out: torch.Tensor
+    held_out_agrees: torch.Tensor
+    temperatures: torch.Tensor
+    compete: bool
+
+    def net(self, exit_: int, device: str | torch.device = "cpu") -> ForecastNet:
+        """The net of the early exit of index `exit_`, cached per device."""
+        device = torch.device(device)
+        if (exit_, device) not in self._nets:
+            parts = self.hidden_weight[exit_], self.hidden_bias[exit_], self.weight[exit_, :, exit_:], self.bias[exit_, exit_:]
+            self._nets[exit_, device] = ForecastNet(*(part.contiguous().to(device) for part in parts), self.compete)
+        return self._nets[exit_, device]
+
+    @cached_property
+    def _nets(self) -> dict[tuple[int, torch.device], ForecastNet]:
+        return {}
+
+    def agreement(self, exit_: int, logits: torch.Tensor) -> torch.Tensor:
+        """How likely each exit from `exit_` on gives the last exit's answer, by the answers [N, C] at exit `exit_`.
+
+        Returns:
+            [N, E - exit_] float32. The first column is of the exit itself, and the last one is 1. A sample whose logits are not
+            finite has 0 everywhere.
+        """
+        return forecast(logits, self.net(exit_, logits.device))
+
+    @cached_property
+    def held_out_agreement(self) -> torch.Tensor:
+        """[E - 1, M, E] float32, what each net forecasts of the held-out texts; 0 for exits before its own."""
+        exits, found = self.held_out.shape[1], []
+        for exit_ in range(exits - 1):
+            found.append(F.pad(self.agreement(exit_, self.held_out[:, exit_]), (exit_, 0)))
+        return torch.stack(found)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def learn_forecasts(
+    logits: torch.Tensor,
+    agrees: torch.Tensor,
+    skipped: torch.Tensor | None = None,
+    temperatures: torch.Tensor | None = None,
+    *,
+    compete: bool = True,
+    epochs: int = 60,
+    learning_rate: float = 5e-3,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Forecasts:
+    """Fit the nets to recorded answers, by cross entropy with whether each exit gave the last exit's answer.
+
+    A fourth of the texts is held out. The training ends where their loss has not improved for 5 epochs, and the best weights
+    are kept.
+
+    Args:
+        logits: [N, E, C], the answers of every exit to N texts.
+        agrees: [N, E] bool, whether they are the last exit's.
+        skipped: [N, E] bool, at which exits a text skipped the layer. Its answer there counts as unknown, all logits 0, and it
+            cannot leave there. None: none did.
+        temperatures: [E], of the model when the answers were recorded. None: all 1.
+        compete: whether the logits are of classes, which compete, and not of labels or a score.
+        epochs: the most passes over the texts.
+        learning_rate: of Adam.
+        batch_size: texts per step.
+        seed: of the held-out texts, the first weights and the order.
+
+    Raises:
+        ValueError: there are fewer than 2 exits or 20 texts, shapes differ, logits are not finite, a setting is out of range,
+            or the learning rate is so high that the loss is not finite.
+        TypeError: an argument has another type.
+    """
+    check_tensor("logits", logits, 3)
+    check_tensor("agrees", agrees, 2, torch.bool)
+    count, exits, classes = logits.shape
+    _check(logits, agrees, skipped)
+    check_int("epochs", epochs, 1)
+    check_int("batch_size", batch_size, 1)
+    check_number("learning_rate", learning_rate, 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    logits = logits.detach().clone().float()
+    if skipped is not None:
+        logits[skipped], agrees = 0.0, agrees & ~skipped
+    order = torch.randperm(count, generator=generator)
+    split = max(FEWEST_HELD_OUT, round(HELD_OUT * count))
+    held_out, training = order[:split], order[split:]
+
+    # Nets see standardized inputs. Afterwards the scale goes into their weights.
+    seen = logits[:, :-1]
+    seen = torch.cat([seen, seen.softmax(-1) if compete else seen.sigmoid()], -1)
+    mean, scale = seen[training].mean(0), seen[training].std(0).clamp(min=1e-3)
+    parts = _first_weights(exits, 2 * classes, agrees[training], generator)
+    optimizer = torch.optim.AdamW(parts, learning_rate, weight_decay=1e-3)
+    standard = ((seen - mean) / scale).transpose(0, 1)  # [E - 1, N, 2 C]
+    targets = agrees[:, :-1].float().expand(exits - 1, -1, -1)
+    spoken_of = torch.ones(exits - 1, exits - 1).triu()[:, None]  # net i has nothing to say of exits before i
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        v, a, w, b = parts
+        hidden = torch.baddbmm(a[:, None], standard[:, rows], v).relu()
+        losses = F.binary_cross_entropy_with_logits(torch.baddbmm(b[:, None], hidden, w), targets[:, rows], reduction="none")
+        return (losses * spoken_of).sum() / (spoken_of.sum() * len(rows))
+
+    best, kept, worse = float("inf"), None, 0
+    for _ in range(epochs):
+        for rows in training[torch.randperm(len(training), generator=generator)].split(batch_size):
+            optimizer.zero_grad()
+            loss_of(rows).backward()
+            optimizer.step()
+        with torch.no_grad():
+            loss = float(loss_of(held_out))
+        if loss < best - 1e-5:
+            best, kept, worse = loss, [part.detach().clone() for part in parts], 0
+        elif (worse := worse + 1) == PATIENCE:
+            break
+    if kept is None:
+        raise ValueError(f"learning_rate {learning_rate:g} is too high: the loss of the held-out texts is not finite")
+    v, a, w, b = kept
+    hidden_weight = v / scale[:, :, None]
+    last = torch.full((exits - 1, 1), CERTAIN)
+    return Forecasts(
+        hidden_weight=hidden_weight,
+        hidden_bias=a - (mean[:, None] @ hidden_weight)[:, 0],
+        weight=F.pad(w * spoken_of, (0, 1)),
+        bias=torch.cat([b * spoken_of[:, 0], last], 1),
+        held_out=logits[held_out],
+        held_out_agrees=agrees[held_out],
+        temperatures=torch.ones(exits) if temperatures is None else temperatures.detach().clone().float(),
+        compete=compete,
+    )
+
+
+def _check(logits: torch.Tensor, agrees: torch.Tensor, skipped: torch.Tensor | None) -> None:
+    count, exits, _ = logits.shape
+    if exits < 2:
+        raise ValueError(f"forecasts need at least 2 exits, got {exits}")
+    if count < 2 * FEWEST_HELD_OUT:
+        raise ValueError(f"forecasts need at least {2 * FEWEST_HELD_OUT} texts to learn from, got {count}")
+    for name, flags in (("agrees", agrees), ("skipped", skipped)):
+        if flags is not None and flags.shape != logits.shape[:2]:
+            raise ValueError(f"{name} must have shape {tuple(logits.shape[:2])}, got {tuple(flags.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits of recorded answers must be finite")
+
+
+def _first_weights(
+    exits: int, inputs: int, agrees: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random weights of all nets, which forecast each exit's share of agreement at first."""
+
+    def random(rows: int, columns: int) -> torch.Tensor:
+        bound = rows**-0.5
+        return torch.empty(exits - 1, rows, columns).uniform_(-bound, bound, generator=generator).requires_grad_()
+
+    rate = agrees[:, :-1].float().mean(0).clamp(0.01, 0.99)
+    bias = (rate / (1 - rate)).log().repeat(exits - 1, 1).requires_grad_()
+    first = torch.zeros(exits - 1, UNITS, requires_grad=True)
+    return random(inputs, UNITS), first, random(UNITS, exits - 1), bias
