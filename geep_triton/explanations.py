@@ -13,10 +13,11 @@ from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.leave import ExitRule
+from geep_triton.policies.plan import PlannedAfter
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.start import AtLayer, LastLayer, TableAgreement, TableExit
 from geep_triton.policies.text import describe
-from geep_triton.promises.simulate import follow
+from geep_triton.promises.simulate import first_stops, follow
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import Inputs
@@ -206,7 +207,7 @@ class _Looks:
     def __init__(self, model: MultiExitBert, policy: Policy, record: EveryExit) -> None:
         self.layers, self.answers, self.record = tuple(model.config.exit_layers), model.answers, record
         self.rule = policy.rule(model)
-        self.first = policy.stops(model, record.tokens)
+        self.first = first_stops(model, policy, record.tokens, record.logits, record.skipped)
         shape = len(record.tokens), len(self.layers)
         self.criterion = torch.full(shape, torch.nan)
         stops = self.first.clone()
@@ -296,6 +297,10 @@ def _begins(policy: Policy, first: int, scored: bool) -> str:
     verb = "scored" if scored else "answered"
     if isinstance(start, LastLayer):
         return "The policy runs all layers for every text."
+    if isinstance(start, PlannedAfter):
+        if first == start.layer:
+            return f"The forecast after layer {first} says that it may be answered at once."
+        return f"The forecast after layer {start.layer} says that it is to be {verb} after layer {first}."
     if isinstance(start, (TableExit, TableAgreement)):
         return f"The exit table predicts from its tokens that it is first to be {verb} after layer {first}."
     if isinstance(start, AtLayer) or not scored:

@@ -84,7 +84,7 @@ def test_no_learned_values():
 
 def test_what_cannot_be_learned():
     table = make_table(50)
-    with pytest.raises(ValueError, match="unknown what 'magic'; known: agreement, exits, skips"):
+    with pytest.raises(ValueError, match="unknown what 'magic'; known: agreement, exits, forecasts, skips"):
         table.learn("magic")
     with pytest.raises(ValueError, match="most_paths is only for 'skips', got most_paths=3 with 'agreement'"):
         table.learn("agreement", most_paths=3)

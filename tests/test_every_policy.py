@@ -9,6 +9,8 @@ from geep_triton import Engine, build_exit_table
 from geep_triton.ops.backend import VARIABLE, has_triton
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.policies.leave import Patient, Sure
+from geep_triton.policies.plan import PlannedAfter
+from geep_triton.policies.risk import LowRisk
 from geep_triton.policies.start import FirstExit, LastLayer, TableAgreement, TableExit
 from geep_triton.policies.text import format_policy, parse_policy
 from geep_triton.promises.simulate import simulate
@@ -25,7 +27,11 @@ def one_at_a_time(model, tokenizer, text, pair, policy):
     with torch.no_grad():
         exits = dict(zip(model.config.exit_layers, model(**inputs, output_exit_logits=True).exit_logits, strict=True))
         first = first_layer(model, tokens, policy.start)
-        layer = first if policy.leave is None else LEAVES[type(policy.leave)](exits, policy.leave, first)
+        if isinstance(policy.start, PlannedAfter):
+            first = planned_exit(model, exits[policy.start.layer], policy.start)
+        layer = first
+        if policy.leave is not None and not (isinstance(policy.start, PlannedAfter) and first == policy.start.layer):
+            layer = LEAVES[type(policy.leave)](exits, policy.leave, first, model)
         return model(**inputs, exit_layer=layer, answer_head=policy.answer_head).logits[0], layer
 
 
@@ -43,14 +49,36 @@ def first_layer(model, tokens, start):
     return {LastLayer: model.config.num_hidden_layers, FirstExit: 1}.get(type(start)) or start.layer
 
 
-def scored(exits, leave, first):
+def agreement_by_hand(model, layer, logits):
+    """What the net of the exit after `layer` says of this exit and the deeper ones, by its own arithmetic in float64."""
+    index, forecasts = model.exit_table.exit_layers.index(layer), model.exit_table.forecasts
+    z = logits[0].double()
+    hidden = (torch.cat([z, z.softmax(0)]) @ forecasts.hidden_weight[index].double() + forecasts.hidden_bias[index]).relu()
+    return (hidden @ forecasts.weight[index].double() + forecasts.bias[index]).sigmoid()[index:]
+
+
+def planned_exit(model, logits, start):
+    """The exit that is worth most by the forecast after the layer of the plan."""
+    layers = [layer for layer in model.config.exit_layers if layer >= start.layer]
+    worth = agreement_by_hand(model, start.layer, logits) - start.plan(model).price * torch.tensor(layers)
+    return layers[int(worth.argmax())]
+
+
+def safe_exit(exits, leave, first, model):
+    for layer, risk in scored(exits, leave, first, leave.risk):
+        if 1 - float(agreement_by_hand(model, layer, exits[layer])[0]) <= risk:
+            return layer
+    return max(exits)
+
+
+def scored(exits, leave, first, threshold=None):
     """(layer, threshold) of the exits at which a sample is scored."""
-    layers = leave.layers or list(exits)[:-1]
-    thresholds = leave.threshold if isinstance(leave.threshold, tuple) else [leave.threshold] * len(layers)
+    layers, threshold = leave.layers or list(exits)[:-1], threshold if threshold is not None else leave.threshold
+    thresholds = threshold if isinstance(threshold, tuple) else [threshold] * len(layers)
     return [(layer, threshold) for layer, threshold in zip(layers, thresholds, strict=True) if layer >= first]
 
 
-def sure_exit(exits, leave, first):
+def sure_exit(exits, leave, first, model):
     for layer, threshold in scored(exits, leave, first):
         uncertainty = float(score_exits(exits[layer], 1.0, leave.criterion, top_k=leave.top_k).uncertainty)
         if uncertainty <= threshold:
@@ -58,7 +86,7 @@ def sure_exit(exits, leave, first):
     return max(exits)
 
 
-def patient_exit(exits, leave, first):
+def patient_exit(exits, leave, first, model):
     streak, previous = 0, None
     for layer, threshold in scored(exits, leave, first):
         answer = int(exits[layer].argmax())
@@ -73,7 +101,7 @@ def patient_exit(exits, leave, first):
     return max(exits)
 
 
-LEAVES = {Sure: sure_exit, Patient: patient_exit}
+LEAVES = {Sure: sure_exit, Patient: patient_exit, LowRisk: safe_exit}
 ALONE = [
     *("full", "constant:1", "constant:3,answer_head=shared"),
     *("threshold:0.0", "threshold:0.8", "threshold:0.8,regroup=always", "threshold:0.9/0.7/0.8,regroup=never", "threshold:1.0"),
@@ -107,18 +135,31 @@ def test_policy_equals_one_sample_at_a_time(model, tokenizer, texts, policy, pai
         assert float((result.logits[index] - logits).abs().max()) <= TOLERANCE
 
 
+LEARN = ("agreement", "exits", "forecasts")
 LEARNED_STARTS = [
     *("predicted", "predicted:mean,values=learned", "allocated:0.05", "allocated:0.01"),
     *("allocated,mean_depth=2.5", "allocated,agreement=0.8"),
 ]
-LEARNED = [*LEARNED_STARTS, *(f"{start}+{leave}" for start in LEARNED_STARTS[:4] for leave in FURTHER_LEAVES)]
+FORECAST = [
+    *(
+        "risk:0.38",
+        "risk:0.38,regroup=always",
+        "risk:0.4/0.5/0.8,regroup=never",
+        "risk:0.42/0.77,layers=1/3",
+        "constant:2+risk:0.5",
+    ),
+    *("planned:1,price=0.13", "planned:1,price=0.13,regroup=always", "planned:2,price=0.2,regroup=never"),
+    *("planned:1,mean_depth=2.5", "planned:1,agreement=0.8", "planned:3,price=0.79", "allocated:0.2+risk:0.4"),
+    *("planned:1,price=0.15+risk:0.25,regroup=always", "planned:1,price=0.15+threshold:0.7", "planned:1,price=0.15+patience:1"),
+]
+LEARNED = [*LEARNED_STARTS, *(f"{start}+{leave}" for start in LEARNED_STARTS[:4] for leave in FURTHER_LEAVES), *FORECAST]
 LEARNED_POLICIES = [parse_policy(text) for text in (*LEARNED, "allocated:0.05,answer_head=shared")]
 
 
 @pytest.mark.parametrize("policy", LEARNED_POLICIES, ids=format_policy)
 def test_a_policy_by_learned_values_equals_one_sample_at_a_time(model, tokenizer, texts, policy):
     known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
-    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=("agreement", "exits"))
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=LEARN)
     result = Engine(model, tokenizer, policy, window=5, token_budget=40, in_flight=2).predict(texts)
     for index, text in enumerate(texts):
         logits, layer = one_at_a_time(model, tokenizer, text, None, policy)
@@ -129,7 +170,7 @@ def test_a_policy_by_learned_values_equals_one_sample_at_a_time(model, tokenizer
 @pytest.mark.parametrize("policy", [*POLICIES, *LEARNED_POLICIES], ids=format_policy)
 def test_simulation_and_single_samples_give_what_batches_do(model, tokenizer, texts, policy):
     known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
-    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=("agreement", "exits"))
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=LEARN)
     engine = Engine(model, tokenizer, policy, window=5, token_budget=40)
     result, record = engine.predict(texts), engine.every_exit(texts)
     logits = record.logits
@@ -149,16 +190,22 @@ def test_the_comparison_above_sees_many_exits(model, tokenizer, texts):
     same_for_all.add("predicted:mean+patience:1")  # no exit from there on agrees with the one before
     for policy in [policy for policy in POLICIES if format_policy(policy) not in same_for_all]:
         assert torch.unique(Engine(model, tokenizer, policy).predict(texts).exit_layers).numel() >= 2
+    known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, progress=False, learn=LEARN)
+    for policy in FORECAST:
+        assert torch.unique(Engine(model, tokenizer, policy).predict(texts).exit_layers).numel() >= 2, policy
 
 
 @pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter: Triton, and no GPU")
-@pytest.mark.parametrize("policy", POLICIES, ids=format_policy)
+@pytest.mark.parametrize("policy", [*POLICIES, *map(parse_policy, FORECAST)], ids=format_policy)
 def test_engine_on_triton_ops_gives_the_same(model, tokenizer, texts, policy, monkeypatch):
     """Building the table, planning, scoring and moving rows all in Triton."""
-    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, ngram=2, progress=False)
+    known = [f"{text} {word}" for text in texts for word in ("again", "soup", "bad")]
+    learn = LEARN if format_policy(policy) in FORECAST else ()
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, ngram=2, progress=False, learn=learn)
     expected = Engine(model, tokenizer, policy, token_budget=40).predict(texts)
     monkeypatch.setenv(VARIABLE, "triton")
-    model.exit_table = build_exit_table(model, tokenizer, texts, 0.8, ngram=2, progress=False)
+    model.exit_table = build_exit_table(model, tokenizer, known, 0.8, ngram=2, progress=False, learn=learn)
     result = Engine(model, tokenizer, policy, token_budget=40).predict(texts)
     assert result.exit_layers.tolist() == expected.exit_layers.tolist()
     torch.testing.assert_close(result.logits, expected.logits, atol=TOLERANCE, rtol=0)

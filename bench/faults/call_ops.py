@@ -26,7 +26,7 @@ def ops_targets(engine: Engine) -> list[Target]:
     backend = {"backend": not_choice(optional=True)}
     scores = engine.model.exit_table.score_table()
     three = torch.tensor([0, 1, 2])
-    net, other = (ForecastNet(torch.zeros(2 * n, 4), torch.zeros(4), torch.zeros(4, 2), torch.zeros(2), True) for n in (3, 5))
+    net, other = (ForecastNet(torch.zeros(2 * n, 4), torch.zeros(4), torch.zeros(4, 2), torch.zeros(2)) for n in (3, 5))
     return [
         Target(
             "schedule",

@@ -308,7 +308,7 @@ def forecast_cases(device: torch.device) -> Iterator[Case]:
     """The answers of a batch at the second of 12 exits."""
     for rows, classes in itertools.product(ROWS, (2, 28)):
         shapes = (2 * classes, 16), (16,), (16, 11), (11,)
-        net = ForecastNet(*(torch.randn(shape, device=device) for shape in shapes), compete=True)
+        net = ForecastNet(*(torch.randn(shape, device=device) for shape in shapes))
         logits = torch.randn(rows, classes, device=device)
         rivals = {"torch eager": forecast_eager} | compiled(forecast_eager, device)
         yield Case(

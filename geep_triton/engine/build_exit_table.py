@@ -14,9 +14,9 @@ from geep_triton.checks import check_bool, check_choice, check_kind, shorten
 from geep_triton.engine.engine import Engine
 from geep_triton.modeling.model import NO_GATES, MultiExitBert
 from geep_triton.ops.exit_scores import CLASS_CRITERIA, check_criterion
-from geep_triton.table.exit_table import ExitTable
+from geep_triton.table.exit_table import FORECASTS, LEARNABLE, ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
-from geep_triton.table.learned import FEWEST_TEXTS, LEARNED
+from geep_triton.table.learned import FEWEST_TEXTS
 from geep_triton.table.records import AGREEMENT, ExitRecords, TableSettings
 from geep_triton.tokens.samples import Inputs
 
@@ -50,8 +50,10 @@ def build_exit_table(
             "normalized_entropy" for classes, else "agreement".
         learn: what the table learns beside the counts (see `ExitTable.learn`), some of "agreement" (how likely each exit gives
             the last exit's answer), "exits" (which exit the threshold takes) and "skips" (which layers the model's gates skip,
-            for a policy with "+skip:planned"). None: the agreement, where there are the 20 texts that learning needs; a
-            table that has learned it decides by it (`ExitTable.decide`). (): nothing.
+            for a policy with "+skip:planned") and "forecasts" (from the answer at an exit, how likely it and each deeper exit
+            gives the last exit's answer: for policies "risk" and "planned"). None: agreement and, where there are several
+            exits, forecasts, if there are the 20 texts that learning needs; a table that has learned agreement decides by it
+            (`ExitTable.decide`). (): nothing.
         save_records: the table's file shall hold what was counted, with the token ids of the texts. Then a loaded table can be
             rebuilt and can learn. Otherwise the file holds only a hash of each text, by which `calibrate` knows them.
         progress: show a progress bar.
@@ -78,7 +80,7 @@ def build_exit_table(
         uncertainty = (~agrees_from_here).float().masked_fill(~record.scored(model.config.exit_layers), torch.inf)
     else:
         uncertainty = record.uncertainty(model.config.exit_layers, criterion)
-    records = ExitRecords(record.tokens, uncertainty, agrees, record.skipped)
+    records = ExitRecords(record.tokens, uncertainty, agrees, record.skipped, record.logits)
     built = ExitTable.from_records(
         records,
         model.config.exit_layers,
@@ -91,7 +93,8 @@ def build_exit_table(
     )
     table = replace(built, weights=model.weights_digest(), save_records=save_records)
     if learn is None:
-        learn = ("agreement",) if len(record.tokens) >= FEWEST_TEXTS else ()
+        several = (FORECASTS,) if len(table.exit_layers) > 1 else ()
+        learn = ("agreement", *several) if len(record.tokens) >= FEWEST_TEXTS else ()
     for what in learn:
         table = table.learn(what)
     return table
@@ -117,8 +120,8 @@ def _check_threshold(model: MultiExitBert, criterion: str | None, threshold: flo
 
 def _check_learn(learn: Sequence[str], model: MultiExitBert) -> None:
     if isinstance(learn, str) or not isinstance(learn, Sequence):
-        raise TypeError(f"learn must be a list of some of {', '.join(LEARNED)}, got {shorten(learn)}")
+        raise TypeError(f"learn must be a list of some of {', '.join(LEARNABLE)}, got {shorten(learn)}")
     for what in learn:
-        check_choice("learn", what, LEARNED)
+        check_choice("learn", what, LEARNABLE)
     if "skips" in learn and not len(model.gates):
         raise ValueError(f"learn={list(learn)}: {NO_GATES}")

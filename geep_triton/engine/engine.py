@@ -27,6 +27,7 @@ from geep_triton.engine.layers import WindowLayers
 from geep_triton.engine.loading import load_both
 from geep_triton.engine.model_watch import ModelWatch
 from geep_triton.engine.observer import Observer, observe
+from geep_triton.engine.planner import Planner
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.predictions import EveryExit, Predictions
 from geep_triton.engine.promise import Promise, still_kept, warn_of_another_ranking
@@ -308,7 +309,7 @@ class Engine:
         windows = self._windows(inputs)
         if self.prefetch:
             by_gates = self._skip.mode == "gates" or (self.observer is not None and self._skip.mode == "planned")
-            if by_gates or self.policy.rule(self.model) is not None:
+            if by_gates or self.policy.looks:
                 _ = self.layer_costs  # measured now, since a thread that works beside would disturb it
             windows = one_ahead(windows)
         with closing(windows):
@@ -405,8 +406,7 @@ class Engine:
             logits = torch.cat([answer.logits for answer in answers]).float().cpu()
         ran = time.perf_counter()
         found = gather(window, answers, logits, self.model.answers)
-        if run.scorer is not None:
-            run.scorer.check(window.encoded.first, len(window.encoded.tokens))
+        run.check(window.encoded.first, len(window.encoded.tokens))
         seconds = {"run": ran - start, "gather": time.perf_counter() - ran}
         seconds |= observe(self.observer, window.encoded.tokens, found.logits)
         return replace(found, timings=found.timings | seconds)
@@ -435,13 +435,14 @@ class Engine:
         return WindowLayers(self.runner, tokens, skip, self.layer_costs if skip.mode == "gates" else None)
 
     def _window_run(self, window: Window) -> WindowRun[Any]:
-        policy, rule = self.policy, self.policy.rule(self.model)
+        policy, rule, plan = self.policy, self.policy.rule(self.model), self.policy.plan(self.model)
         scorer = None if rule is None else Scorer(rule, window.layers)
+        planner = None if plan is None else Planner(plan, window.layers)
         pools = None
-        if scorer is not None and policy.regroup != "never" and len(window.encoded.tokens) > 1:
+        if (scorer or planner) is not None and policy.regroup != "never" and len(window.encoded.tokens) > 1:
             costs = self.layer_costs if policy.regroup == "auto" else None
             pools = Pools(self.runner, self.token_budget, self._batch_cost, costs)
-        return WindowRun(window.layers, scorer, policy.answer_head, pools, self.in_flight)
+        return WindowRun(window.layers, scorer, policy.answer_head, pools, self.in_flight, planner)
 
     @cached_property
     def layer_costs(self) -> LayerCosts:

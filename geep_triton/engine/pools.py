@@ -15,10 +15,11 @@ from geep_triton.runners.base import Runner, StatesT
 
 
 class Pools(Generic[StatesT]):
-    """One first-in, first-out pool for each layer and path. A pool that fills a batch is emptied before more is put in.
+    """Pools for each layer, next stop and path: first in, first out. A pool that fills a batch is emptied before more is put in.
 
     So each pool holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after. Memory is
-    bounded by twice the budget (or the longest sample, where that is more) for every layer and path.
+    bounded by twice the budget (or the longest sample, where that is more) for every pool. After a layer where samples are
+    scored all that stay have one next stop; after a layer where exits are planned they have several.
 
     Args:
         runner: runs the samples' layers.
@@ -38,11 +39,11 @@ class Pools(Generic[StatesT]):
         self.batch_cost = batch_cost
         self.costs = costs
         self.most_held = 0
-        self._pools: dict[tuple[int, int], deque[Batch[StatesT]]] = {}
+        self._pools: dict[tuple[int, int, int], deque[Batch[StatesT]]] = {}
 
     def hold(self, batch: Batch[StatesT]) -> bool:
         """Let survivors wait for others if that pays. Returns whether they wait now."""
-        pool = self._pools.setdefault((batch.layer, batch.path), deque())
+        pool = self._pools.setdefault((batch.layer, batch.stop, batch.path), deque())
         if self.costs is not None:
             padded = len(batch) * max(other.states.longest for other in (batch, *pool))
             if not self.costs.regrouping_pays(batch.states.tokens, padded, batch.stop - batch.layer):

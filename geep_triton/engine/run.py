@@ -11,6 +11,7 @@ from geep_triton.engine.batch import Answer, Batch
 from geep_triton.engine.batching import Batches
 from geep_triton.engine.flight import Run, fly
 from geep_triton.engine.layers import WindowLayers
+from geep_triton.engine.planner import Planner
 from geep_triton.engine.pools import Pools
 from geep_triton.engine.scorer import Scorer
 from geep_triton.runners.base import StatesT
@@ -28,6 +29,7 @@ class WindowRun(Generic[StatesT]):
         answer_head: which head answers those who are not scored; see `MultiExitBert.forward`.
         pools: in which survivors wait for others; None: they go on in their batch, which shrinks.
         in_flight: how many batches run by turns.
+        planner: says where samples stop next, once, after an early exit; None: all stop where they were scheduled to.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class WindowRun(Generic[StatesT]):
         answer_head: str = "student",
         pools: Pools[StatesT] | None = None,
         in_flight: int = 1,
+        planner: Planner[StatesT] | None = None,
     ) -> None:
         self.layers = layers
         self.scorer = scorer
+        self.planner = planner
         self.answer_head = answer_head
         self.pools = pools
         self.in_flight = in_flight
@@ -56,6 +60,9 @@ class WindowRun(Generic[StatesT]):
 
     def _run(self, batch: Batch[StatesT]) -> Run[Answer]:
         """Take a batch from stop to stop while some of it stays and does not wait in a pool."""
+        if self.planner is not None and batch.layer < self.planner.plan.layer:
+            yield from self._plan(self.planner, batch)
+            return
         while self.scorer is not None and batch.stop < self.layers.last:
             batch, ran = yield from self.layers.run_to(batch.stop, batch)
             answer, staying = yield from self.scorer.leave(batch, ran)
@@ -65,6 +72,22 @@ class WindowRun(Generic[StatesT]):
                 return
             batch = staying
         yield (yield from self.layers.answer(batch, self.answer_head))
+
+    def _plan(self, planner: Planner[StatesT], batch: Batch[StatesT]) -> Run[Answer]:
+        """Take a batch to where it is planned, and each of its parts on from there, unless they wait in a pool."""
+        batch, ran = yield from self.layers.run_to(planner.plan.layer, batch)
+        answer, parts = yield from planner.part(batch, ran)
+        if answer is not None:
+            yield answer
+        for part in parts:
+            if self.pools is None or not self.pools.hold(part):
+                yield from self._run(part)
+
+    def check(self, first: int, samples: int) -> None:
+        """Raise ValueError where samples got logits that are NaN or infinite at a stop; see `NotFinite.check`."""
+        for looker in (self.planner, self.scorer):
+            if looker is not None:
+                looker.not_finite.check(first, samples)
 
     def every_exit(self, batches: Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits of every exit, all batches to the last layer: rows [B] and [B, E, C]."""

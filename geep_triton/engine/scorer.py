@@ -11,25 +11,29 @@ import torch
 from geep_triton.engine.batch import Answer, Batch
 from geep_triton.engine.flight import Copying
 from geep_triton.engine.layers import Ran, WindowLayers
+from geep_triton.engine.not_finite import NotFinite
 from geep_triton.ops.partition import partition
 from geep_triton.policies.leave import ExitRule
 from geep_triton.runners.base import StatesT
 
 
 class Scorer(Generic[StatesT]):
-    """Parts those who leave a batch at its stop from those who stay, and keeps count of scores that are no numbers.
+    """Parts those who leave a batch at its stop from those who stay.
 
     Args:
         rule: who may leave at a stop.
         layers: of the window; they run the heads.
+
+    Attributes:
+        not_finite: counts answers that are no numbers.
     """
 
     def __init__(self, rule: ExitRule, layers: WindowLayers[StatesT]) -> None:
         self.rule = rule
+        self.not_finite = NotFinite()
         self._layers = layers
         self._runner = layers.runner
         self._last = layers.last
-        self._counts: list[tuple[int, torch.Tensor]] = []
 
     def leave(
         self, batch: Batch[StatesT], ran: Ran | None
@@ -81,7 +85,7 @@ class Scorer(Generic[StatesT]):
             prediction, streak = (None if v is None else v.index_select(0, ran.index) for v in (prediction, streak))
         logits = self._layers.exit_logits(stop, states)
         scores = self.rule.score(stop, logits, prediction, streak)
-        self._counts.append((stop, scores.counts))
+        self.not_finite.add(stop, scores.counts[1:])
         leaves = scores.leaves
         prediction, streak = (scores.prediction, scores.streak) if self.rule.remembers else (None, None)
         if ran is not None:
@@ -89,25 +93,6 @@ class Scorer(Generic[StatesT]):
             leaves = leaves.new_zeros(len(batch)).index_copy(0, ran.index, leaves)
             prediction, streak = _put(batch.prediction, ran.index, prediction), _put(batch.streak, ran.index, streak)
         return logits, leaves, prediction, streak
-
-    def check(self, first: int, samples: int) -> None:
-        """Raise ValueError where samples got scores that are not numbers. This waits for a GPU.
-
-        They went on to a later exit, so that a damaged exit would go unnoticed otherwise.
-
-        Args:
-            first: the number of the window's first sample.
-            samples: how many samples the window has.
-        """
-        if not self._counts:
-            return
-        bad = torch.stack([counts for _, counts in self._counts])[:, 1].tolist()
-        for (stop, _), count in zip(self._counts, bad, strict=True):
-            if count:
-                raise ValueError(
-                    f"{count} of the samples {first} to {first + samples - 1} got logits that are NaN or infinite at the exit "
-                    f"of layer {stop}"
-                )
 
 
 def _put(before: torch.Tensor | None, index: torch.Tensor, new: torch.Tensor | None) -> torch.Tensor | None:

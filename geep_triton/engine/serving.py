@@ -11,6 +11,7 @@ import torch
 from geep_triton.engine.batching import BATCH_COSTS, schedule
 from geep_triton.engine.checks import check_calibrated
 from geep_triton.engine.layers import WindowLayers
+from geep_triton.engine.planner import Planner
 from geep_triton.engine.promise import Promise
 from geep_triton.engine.run import WindowRun
 from geep_triton.engine.scorer import Scorer
@@ -99,10 +100,11 @@ class Serving:
                 f"the model was calibrated with texts of at most {self.longest} tokens (max_length): its promise does not hold "
                 "for longer ones"
             )
-        rule = policy.rule(model)
+        rule, plan = policy.rule(model), policy.plan(model)
         with attention_kernels(self.runner.cudnn_attention):
             layers = WindowLayers(self.runner, tokens, policy.skip_on(model))
             scorer = None if rule is None else Scorer(rule, layers)
+            planner = None if plan is None else Planner(plan, layers)
             # The caller chose the size of the batch, so all of it may run at once.
             batches = schedule(
                 policy.stops(model, tokens),
@@ -111,9 +113,9 @@ class Serving:
                 layers.groups,
                 BATCH_COSTS.get(model.device.type, BATCH_COSTS["cuda"]),
             )
-            answers = list(WindowRun(layers, scorer, policy.answer_head).answers(batches))
-        if scorer is not None:
-            scorer.check(0, len(tokens))
+            run = WindowRun(layers, scorer, policy.answer_head, planner=planner)
+            answers = list(run.answers(batches))
+        run.check(0, len(tokens))
         back = torch.cat([answer.rows for answer in answers]).argsort()
         exits = torch.cat([torch.full_like(answer.rows, answer.exit_layer) for answer in answers])[back]
         logits = torch.cat([answer.logits for answer in answers])

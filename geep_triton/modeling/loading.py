@@ -263,7 +263,8 @@ def _attach_table(
             f"{path}: the exit table was built with other weights than the model's, which was saved with "
             f"{'none' if expected is None else 'another table'}. Remove the file to load the model without it"
         )
-    if table.weights not in (None, digests.get(weights_digest_name(variant))):
+    fits = table.weights in (None, digests.get(weights_digest_name(variant)))
+    if not fits:
         logger.warning(f"{path}: {OTHER_WEIGHTS}")
     elif table.weights is not None and original.dtype != model.dtype:
         table = dataclasses.replace(table, weights=tensors_digest(model.state_dict()))  # the same in another dtype
@@ -271,7 +272,7 @@ def _attach_table(
         then = ", ".join(f"{name}={getattr(original, name)!r}" for name in changed)
         logger.warning("The exit table is left out: it was built with %s.", then)
     else:
-        model.attach_table(table)
+        model.attach_table(table, fits)
 
 
 def is_fine_tuned(config: PretrainedConfig) -> bool:

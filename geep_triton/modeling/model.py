@@ -105,6 +105,7 @@ class MultiExitBert(BertPreTrainedModel):
         self.auxiliary: nn.Module | None = None  # a recipe's own module; see `geep_triton.training.stages.Recipe`
         self.converted: Converted | None = None
         self._exit_table: ExitTable | None = None
+        self._table_fits_weights = True
         self._exit_config = ExitConfig()
         self.post_init()
 
@@ -377,17 +378,33 @@ class MultiExitBert(BertPreTrainedModel):
         if table is not None:
             check_kind("exit_table", table, ExitTable)
             before = None if self._exit_table is None else self._exit_table.weights
-            if table.weights not in (None, before, self.weights_digest()):
+            if before is not None and table.weights == before:  # known already
+                fits = self._table_fits_weights
+            elif not (fits := table.weights in (None, self.weights_digest())):
                 logger.warning(OTHER_WEIGHTS)
-        self.attach_table(table)
+            self.attach_table(table, fits)
+        else:
+            self.attach_table(None)
 
-    def attach_table(self, table: ExitTable | None) -> None:
-        """Set `exit_table` without a check of the weights that it was built with."""
+    @property
+    def own_table(self) -> ExitTable | None:
+        """The exit table.
+
+        Raises:
+            ValueError: it was built with other weights than the model's. Then what it says of tokens is a guess, and what it
+                says of answers is wrong.
+        """
+        if self._exit_table is not None and not self._table_fits_weights:
+            raise ValueError(f"exit_table: {OTHER_WEIGHTS}")
+        return self._exit_table
+
+    def attach_table(self, table: ExitTable | None, fits_weights: bool = True) -> None:
+        """Set `exit_table` without a check of the weights; `fits_weights` says whether it was built with these."""
         if table is not None:
             table.check_fits(self.config.vocab_size, self.config.exit_layers)
         if self._exit_table is not None and (table is None or not table.predicts_as(self._exit_table)):
             self.forget_calibration(of_ranking=False)  # the calibration used the other table
-        self._exit_table = table
+        self._exit_table, self._table_fits_weights = table, fits_weights
 
     def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids [B, S] -> h_0 [B, S, H]."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_bool, check_kind, check_tensor
+from geep_triton.checks import check_kind, check_tensor
 from geep_triton.ops.dispatch import implementation
 
 
@@ -15,18 +15,16 @@ class ForecastNet:
     """The net of one exit: two linear layers with a ReLU between them, all float32 and on one device.
 
     Attributes:
-        hidden_weight: [2 C, U], from the C logits and then their C probabilities to U hidden units.
+        hidden_weight: [2 C, U], from the C logits and then their C softmax shares to U hidden units.
         hidden_bias: [U].
         weight: [U, K], to the K exits from this one on.
         bias: [K].
-        compete: whether the probabilities are the softmax of the logits, else each logit's sigmoid.
     """
 
     hidden_weight: torch.Tensor
     hidden_bias: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor
-    compete: bool
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the parts are tensors of float32 that fit together."""
@@ -34,7 +32,6 @@ class ForecastNet:
         check_tensor("net.hidden_bias", self.hidden_bias, 1, torch.float32)
         check_tensor("net.weight", self.weight, 2, torch.float32)
         check_tensor("net.bias", self.bias, 1, torch.float32)
-        check_bool("net.compete", self.compete)
         (inputs, units), exits = self.hidden_weight.shape, self.weight.shape[1]
         fits = self.weight.shape[0] == units and self.hidden_bias.shape == (units,) and self.bias.shape == (exits,)
         if not fits or inputs % 2:
@@ -50,7 +47,7 @@ def forecast(logits: torch.Tensor, net: ForecastNet, *, backend: str | None = No
     exit only. That this one reads the answer, and looks at deeper exits too, is *our addition*.
 
     Args:
-        logits: [N, C] floating point, the answers z of the exit; p are their probabilities. They are used in float32.
+        logits: [N, C] floating point, the answers z of the exit; p are their softmax. They are used in float32.
         net: of this exit, on the device of the logits.
         backend: "torch", "triton", "auto" or None; see `geep_triton.ops.backend.choose_backend`.
 

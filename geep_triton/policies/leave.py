@@ -79,7 +79,7 @@ class Leave(Protocol):
         """
 
 
-class _Scored:
+class Scored:
     """The base of the leaves. It checks `regroup` and converts lists to tuples."""
 
     regroup: str
@@ -91,7 +91,7 @@ class _Scored:
         check_choice("regroup", self.regroup, REGROUPS)
 
 
-class _Unsure(_Scored):
+class _Unsure(Scored):
     """The base of the leaves that go by the uncertainty of a class."""
 
     criterion: str
@@ -174,7 +174,7 @@ class Patient(_Unsure):
 
 
 @dataclass(frozen=True)
-class Far(_Scored):
+class Far(Scored):
     """A sample leaves at the first exit where every logit is far enough from its cut.
 
     For a score the cut is the model's decision, so that a sample leaves where it is clear on which side it lies. For label
@@ -206,12 +206,12 @@ class Far(_Scored):
         if (cuts := model.answers.cuts) is None:
             raise ValueError("a distance needs a decision: set model.exit_config.decision to the score that is the cut")
         layers = scored_layers(model, self.layers)
-        thresholds = {layer: -value for layer, value in _for_layers("distance", self.distance, layers).items()}
+        thresholds = {layer: -value for layer, value in for_layers("distance", self.distance, layers).items()}
         return ExitRule(thresholds, "distance", cuts=cuts)
 
 
 @dataclass(frozen=True)
-class Steady(_Scored):
+class Steady(Scored):
     """A sample leaves when its score changed little over `patience` exits in a row (PABEE for regression, Zhou et al. 2020).
 
     Args:
@@ -241,7 +241,7 @@ class Steady(_Scored):
         """The rule on this model. ValueError unless the model has one score."""
         check_kind_of(model.config, ("score",), "a steady score")
         layers = scored_layers(model, self.layers)
-        return ExitRule(_for_layers("change", self.change, layers), "change", patience=self.patience)
+        return ExitRule(for_layers("change", self.change, layers), "change", patience=self.patience)
 
 
 def scored_layers(model: MultiExitBert, layers: Sequence[int] | None) -> list[int]:
@@ -269,13 +269,13 @@ def _thresholds(
         if isinstance(threshold, (list, tuple)):
             by_layer = dict(zip(model.config.exit_layers[:-1], threshold, strict=True))
             threshold = [by_layer[layer] for layer in layers]
-    by_exit = _for_layers("threshold", threshold, layers)
+    by_exit = for_layers("threshold", threshold, layers)
     for value in by_exit.values():
         check_criterion(value, criterion, top_k)
     return by_exit
 
 
-def _for_layers(name: str, value: Threshold, layers: Sequence[int]) -> dict[int, float]:
+def for_layers(name: str, value: Threshold, layers: Sequence[int]) -> dict[int, float]:
     """Layer to value, from one for all or one each. ValueError if there are more or fewer."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * len(layers)
     if len(values) != len(layers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from geep_triton.checks import check_choice, check_kind, shorten
 from geep_triton.modeling.model import ANSWER_HEADS, MultiExitBert
 from geep_triton.policies.leave import REGROUPS, ExitRule, Leave, scored_layers
+from geep_triton.policies.plan import Plan, PlannedAfter
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, Start
 from geep_triton.tokens.ragged import Tokens
@@ -56,6 +57,8 @@ class Policy:
             raise ValueError("start FirstExit() needs a leave, which says at which exits samples are scored")
         if self.answer_head == "shared" and (self.leave is not None or isinstance(self.start, LastLayer)):
             raise ValueError("answer_head 'shared' is for policies that answer early and score nobody")
+        if self.answer_head == "shared" and isinstance(self.start, PlannedAfter):
+            raise ValueError("answer_head 'shared': plans are learned from the exits' own heads")
 
     @property
     def chooses(self) -> bool:
@@ -63,9 +66,16 @@ class Policy:
         return self.leave is not None or not isinstance(self.start, (LastLayer, AtLayer))
 
     @property
+    def looks(self) -> bool:
+        """Whether samples are looked at on their way, scored or planned, so that the engine asks what a stop costs."""
+        return self.leave is not None or isinstance(self.start, PlannedAfter)
+
+    @property
     def regroup(self) -> str:
-        """How samples continue that were scored and stay. See `geep_triton.policies.leave.Sure`."""
-        return "never" if self.leave is None else getattr(self.leave, "regroup", "auto")
+        """How samples continue that were scored, or planned, and stay. See `geep_triton.policies.leave.Sure`."""
+        if self.leave is not None:
+            return getattr(self.leave, "regroup", "auto")
+        return self.start.regroup if isinstance(self.start, PlannedAfter) else "never"
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError if this policy cannot run on this model. A tokenizer of None is not checked."""
@@ -74,12 +84,12 @@ class Policy:
         self.skip_on(model).check(model, tokenizer)
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """The layer at which each sample is first answered or scored: [N] int64 on the host.
+        """The layer at which each sample is first answered, scored or planned: [N] int64 on the host.
 
-        If samples are scored, each start moves on to the next exit with a score.
+        If samples are scored, each start moves on to the next exit with a score. A plan is made where it says.
         """
         stops, rule = self.start.stops(model, tokens), self.rule(model)
-        if rule is None:
+        if rule is None or isinstance(self.start, PlannedAfter):
             return stops
         scored = torch.tensor([*rule.thresholds, model.config.num_hidden_layers])
         return scored[torch.searchsorted(scored, stops)]
@@ -87,24 +97,42 @@ class Policy:
     def expected_layers(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """How many layers samples are expected to run, before any has run: [N] int64 on the host. Skipped layers count, too.
 
-        Where nobody is scored, this is exact. Where samples leave by their scores, it is the mean exit that the model's exit
+        Where nobody is scored or planned, this is exact. Else it is the mean exit that the model's exit
         table predicts, which tells shallow texts from deep ones, not how deep they go; without a table the last layer.
         """
         stops = self.stops(model, tokens)
-        if self.leave is None:
+        if not self.looks:
             return stops
         if model.exit_table is None:
             return torch.full_like(stops, model.config.num_hidden_layers)
         return model.exit_table.predict(tokens, "mean", model.device).exits.cpu().maximum(stops)
 
     def rule(self, model: MultiExitBert) -> ExitRule | None:
-        """Who leaves at a stop, and where the others stop next. None: everybody leaves at the first stop."""
+        """Who leaves at a stop, and where the others stop next. None: everybody leaves at the first stop.
+
+        Where exits are planned, samples are scored only after that.
+        """
         if self.leave is None:
             return None
         rule = self.leave.rule(model)
         check_kind("leave.rule(model)", rule, ExitRule)
         scored_layers(model, list(rule.thresholds))
-        return rule
+        if not isinstance(self.start, PlannedAfter):
+            return rule
+        later = {layer: value for layer, value in rule.thresholds.items() if layer > self.start.layer}
+        if not later:
+            raise ValueError(f"leave scores nobody after the plan, which is made after layer {self.start.layer}")
+        return replace(rule, thresholds=later)
+
+    def plan(self, model: MultiExitBert) -> Plan | None:
+        """How exits are planned after an early one. None: the policy plans none.
+
+        If samples are scored, a planned exit moves on to the next one with a score.
+        """
+        if not isinstance(self.start, PlannedAfter):
+            return None
+        plan, rule = self.start.plan(model), self.rule(model)
+        return plan if rule is None else replace(plan, scored=(*rule.thresholds, model.config.num_hidden_layers))
 
     def skip_on(self, model: MultiExitBert) -> Skip:
         """How samples skip on this model. If the policy does not say, the model's gates decide, if it has any."""

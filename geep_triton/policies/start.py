@@ -36,7 +36,7 @@ class LastLayer:
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The last layer for all samples: [N] int64."""
-        return _same_for_all(tokens, model.config.num_hidden_layers)
+        return same_for_all(tokens, model.config.num_hidden_layers)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class AtLayer:
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """This layer for all samples: [N] int64."""
-        return _same_for_all(tokens, self.layer)
+        return same_for_all(tokens, self.layer)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FirstExit:
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
         """The first exit for all samples: [N] int64. The policy moves it on to the first exit with a score."""
-        return _same_for_all(tokens, model.config.exit_layers[0])
+        return same_for_all(tokens, model.config.exit_layers[0])
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ class TableAgreement:
         return table.price_for(self.mean_depth, self.agreement) if self.price is None else self.price
 
 
-def _same_for_all(tokens: Tokens, layer: int) -> torch.Tensor:
+def same_for_all(tokens: Tokens, layer: int) -> torch.Tensor:
+    """The same layer for every sample: [N] int64."""
     return torch.full((len(tokens),), layer, dtype=torch.int64)
 
 

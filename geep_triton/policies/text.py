@@ -9,7 +9,9 @@ from typing import Any
 
 from geep_triton.checks import shorten
 from geep_triton.policies.leave import Far, Patient, Steady, Sure
+from geep_triton.policies.plan import PlannedAfter
 from geep_triton.policies.policy import Policy
+from geep_triton.policies.risk import LowRisk
 from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, TableAgreement, TableExit
 
@@ -19,15 +21,17 @@ STARTS: dict[str, tuple[type, str | None]] = {
     "constant": (AtLayer, "layer"),
     "predicted": (TableExit, "statistic"),
     "allocated": (TableAgreement, "price"),
+    "planned": (PlannedAfter, "layer"),
 }
 LEAVES: dict[str, tuple[type, str | None]] = {
     "threshold": (Sure, "threshold"), "patience": (Patient, "patience"),
-    "distance": (Far, "distance"), "steady": (Steady, "change"),
+    "distance": (Far, "distance"), "steady": (Steady, "change"), "risk": (LowRisk, "risk"),
 }  # fmt: skip
-LISTS = ("threshold", "distance", "change")  # settings that may be one number for all exits, or one each
+LISTS = ("threshold", "distance", "change", "risk")  # settings that may be one number for all exits, or one each
 KNOWN = (
-    "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, distance:D, steady:D, predicted, "
-    "predicted:mean, predicted:Q, allocated:PRICE; a start and a leave, as in predicted:0.05+threshold:0.3; +skip:gates, "
+    "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, distance:D, steady:D, risk:R, predicted, "
+    "predicted:mean, predicted:Q, allocated:PRICE, planned:LAYER,price=PRICE; a start and a leave, as in "
+    "predicted:0.05+threshold:0.3; +skip:gates, "
     "+skip:planned, +skip:planned:PRICE or +skip:never at the end; further settings behind commas, as in "
     "threshold:0.2,criterion=margin,layers=2/4"
 )
@@ -40,9 +44,10 @@ OLD_DECISION = 0.05  # of "verified" where it named none
 def parse_policy(text: str | Policy) -> Policy:
     """Make a policy from its short form. A `Policy` is returned as it is.
 
-    "full", "constant:3", "predicted:0.9" and "allocated:0.02" are starts. "threshold:0.3", "patience:2", and for scores and
-    label sets "distance:0.5" and "steady:0.1" are leaves. A start alone answers everybody there. A leave alone scores samples
-    from the first exit on. Both are joined as in "predicted:0.05+threshold:0.3". "+skip:planned:2.5" may follow any of these.
+    "full", "constant:3", "predicted:0.9", "allocated:0.02" and "planned:2,price=0.02" are starts. "threshold:0.3",
+    "patience:2", "risk:0.02", and for scores and label sets "distance:0.5" and "steady:0.1" are leaves. A start alone answers
+    everybody there. A leave alone scores samples from the first exit on. Both are joined as in "predicted:0.05+threshold:0.3".
+    "+skip:planned:2.5" may follow any of these.
     The setting `answer_head` belongs to the start.
 
     Forms of version 0.1 still parse: "verified:T" is "predicted:0.05+threshold:T" (with a price it is

@@ -28,11 +28,26 @@ def simulate(
     Returns:
         [N] int64, indices into `model.config.exit_layers`.
     """
-    exit_layers, stops, rule = model.config.exit_layers, policy.stops(model, tokens), policy.rule(model)
+    exit_layers, rule = model.config.exit_layers, policy.rule(model)
+    stops = first_stops(model, policy, tokens, logits, skipped)
     if rule is not None:
         for _ in follow(rule, stops, exit_layers, logits, skipped):
             pass
     return torch.searchsorted(torch.tensor(exit_layers), stops)
+
+
+def first_stops(
+    model: MultiExitBert, policy: Policy, tokens: Tokens, logits: torch.Tensor, skipped: torch.Tensor | None
+) -> torch.Tensor:
+    """The layer at which each sample is first scored, or answered unscored: [N] int64. Arguments are as for `simulate`."""
+    stops, plan = policy.stops(model, tokens), policy.plan(model)
+    if plan is None:
+        return stops
+    answers = logits[:, plan.exit_]
+    if skipped is None:
+        return plan.stops(answers)
+    ran = ~skipped[:, plan.layer - 1]
+    return plan.stops(answers.masked_fill(~ran[:, None], 0.0), ran)
 
 
 def follow(

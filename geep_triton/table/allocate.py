@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from geep_triton.checks import check_number
+from geep_triton.tokens.ragged import to_device
 
 DEFAULT_AGREEMENT = 0.98  # default agreement with the last exit on held-out texts
 
@@ -20,9 +21,9 @@ def allocate(agreement: torch.Tensor, layers: tuple[int, ...], price: float) -> 
         price: price of a layer, in agreement.
 
     Returns:
-        [N] int64, the shallowest of the best layers.
+        [N] int64, the shallowest of the best layers, on the device of `agreement`.
     """
-    numbers = torch.tensor(layers)
+    numbers = to_device(torch.tensor(layers), agreement.device)
     return numbers[(agreement - price * numbers).argmax(-1)]
 
 

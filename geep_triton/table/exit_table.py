@@ -17,12 +17,15 @@ from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.ops.predict_exits import PredictedExits, ScoreTable, choose_exits, predict_exits
 from geep_triton.saving import reading, replacing, saved_digests
 from geep_triton.table.allocate import DEFAULT_AGREEMENT, allocate, price_for
-from geep_triton.table.files import learned_tensors, read_table, save_table
-from geep_triton.table.learned import LearnedValues, learn, length_bucket
-from geep_triton.table.records import AGREEMENT, TABLE_CRITERIA, ExitRecords, TableSettings, first_sure_exit
+from geep_triton.table.files import forecast_tensors, learned_tensors, read_table, save_table
+from geep_triton.table.forecasts import Forecasts, learn_forecasts
+from geep_triton.table.learned import LEARNED, LearnedValues, learn, length_bucket
+from geep_triton.table.records import AGREEMENT, TABLE_CRITERIA, ExitRecords, TableSettings, first_sure_exit, skipped_at
 from geep_triton.tokens.ragged import Tokens, to_device
 
 VALUES = ("counts", "learned")
+FORECASTS = "forecasts"
+LEARNABLE = (*LEARNED, FORECASTS)
 OTHER_WEIGHTS = (
     "The exit table was built with other weights than the model's, or in another dtype: build it again if the weights were "
     "trained since."
@@ -54,6 +57,7 @@ class ExitTable:
         records: the samples behind the counts. None: they were dropped or not saved.
         save_records: whether the table's file has the records, including token ids. For a loaded table: whether it had.
         learned: learned values (see `learn`) by name: "agreement", "exits", "skips".
+        forecasts: what was learned as "forecasts", which reads the answers of exits and no tokens. None: it was not learned.
         weights: digest of the model's weights that the table was built or saved with. None: unknown.
     """
 
@@ -71,6 +75,7 @@ class ExitTable:
     save_records: bool = False
     learned: Mapping[str, LearnedValues] = field(default_factory=dict)
     weights: str | None = None
+    forecasts: Forecasts | None = None
 
     @classmethod
     def from_records(
@@ -131,7 +136,8 @@ class ExitTable:
     def rebuild(self, *, device: str | torch.device = "cpu", **settings: Any) -> ExitTable:
         """The table for other settings (threshold, ngram, smoothing, reduction), without running the model again.
 
-        Learned values are kept unless `ngram` changes. Those of "exits" are also dropped if `threshold` changes.
+        Learned values are kept unless `ngram` changes. Those of "exits" are also dropped if `threshold` changes. Forecasts are
+        kept.
 
         Args:
             device: device that counts n-grams.
@@ -153,21 +159,25 @@ class ExitTable:
         # Only "exits" depends on the threshold. The keys change only with the order of n-grams.
         kept = {name: values for name, values in self.learned.items() if name != "exits"}
         kept = kept if changed.ngram == self.settings.ngram else {}
-        return replace(rebuilt, weights=self.weights, save_records=self.save_records, learned=kept)
+        return replace(rebuilt, weights=self.weights, save_records=self.save_records, learned=kept, forecasts=self.forecasts)
 
     def learn(self, what: str, **training: Any) -> ExitTable:
         """The table with learned values in addition to its counts.
 
         Args:
             what: "agreement" (the probability that each exit already gives the last exit's answer), "exits" (the exit that the
-                threshold takes) or "skips" (the layers that a text skips, and the most common paths).
+                threshold takes) or "skips" (the layers that a text skips, and the most common paths); or "forecasts" (from the
+                answer at an exit, the probability that it and each deeper exit gives the last exit's answer).
             **training: epochs, learning_rate, batch_size and seed; for "skips" also most_paths. See
-                `geep_triton.table.learned.learn`.
+                `geep_triton.table.learned.learn` and `geep_triton.table.forecasts.learn_forecasts`.
 
         Raises:
             ValueError: the name is unknown, the table has no records or they lack these values, or there are fewer than 20
                 texts.
         """
+        check_choice("what", what, LEARNABLE)
+        if what == FORECASTS:
+            return replace(self, forecasts=_forecasts_of(self.need_records(), self.exit_layers, **training))
         return replace(self, learned={**self.learned, what: learn(self, what, **training)})
 
     def need_records(self) -> ExitRecords:
@@ -195,8 +205,8 @@ class ExitTable:
         """A hash of everything that decides predictions. Saving, loading and dropping the records do not change it."""
         found = hashlib.sha256()
         # The names are those in the file, so that the digests of saved models stay valid.
-        parts = {name: getattr(self, name) for name in PREDICT if name != "learned"} | {"paths": None}
-        parts |= learned_tensors(self.learned)
+        parts = {name: getattr(self, name) for name in PREDICT if name not in ("learned", FORECASTS)} | {"paths": None}
+        parts |= learned_tensors(self.learned) | forecast_tensors(self.forecasts)
         for name, value in parts.items():
             found.update(name.encode())
             found.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
@@ -227,7 +237,7 @@ class ExitTable:
                 torch.cat([self.records.uncertainty, other.records.uncertainty]),
                 *(
                     None if None in (parts := (getattr(self.records, name), getattr(other.records, name))) else torch.cat(parts)
-                    for name in ("agrees", "skipped")
+                    for name in ("agrees", "skipped", "logits")
                 ),
             )
         return replace(
@@ -239,6 +249,7 @@ class ExitTable:
             records=records,
             save_records=self.save_records and other.save_records,
             learned={},
+            forecasts=None,
             weights=self.weights if self.weights == other.weights else None,
         )
 
@@ -369,7 +380,8 @@ class ExitTable:
     def how_to_learn(self, name: str) -> str:
         """The code that a user writes to get the learned values `name`. It uses the records if there are any."""
         if self.records is None:
-            return f"model.exit_table = build_exit_table(model, ..., learn={(*self.learned, name)!r})"
+            known = (*self.learned, *([FORECASTS] if self.forecasts is not None else []))
+            return f"model.exit_table = build_exit_table(model, ..., learn={(*known, name)!r})"
         return f"model.exit_table = model.exit_table.learn({name!r})"
 
     def _learned_scores(self, name: str, tokens: Tokens, device: str | torch.device) -> torch.Tensor:
@@ -447,6 +459,14 @@ def _ids_on(device: str | torch.device, tokens: Tokens) -> tuple[torch.Tensor, t
     check_kind("tokens", tokens, Tokens)
     device = torch.device(device)
     return to_device(tokens.ids, device), to_device(tokens.offsets, device)
+
+
+def _forecasts_of(records: ExitRecords, exit_layers: Sequence[int], **training: Any) -> Forecasts:
+    """Learn forecasts from records. ValueError if they have no answers."""
+    if records.logits is None or records.agrees is None:
+        raise ValueError("records.logits: this table's records have no answers of the exits: build it again from texts")
+    skipped = None if records.skipped is None else skipped_at(records.skipped, exit_layers)
+    return learn_forecasts(records.logits, records.agrees, skipped, **training)
 
 
 def _as_agreement(scores: torch.Tensor) -> torch.Tensor:

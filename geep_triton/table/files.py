@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.ops.reference.ngrams import EMPTY
 from geep_triton.saving import Replacement
+from geep_triton.table.forecasts import Forecasts
 from geep_triton.table.learned import LENGTH_BUCKETS, LearnedValues
 from geep_triton.table.records import TABLE_CRITERIA, ExitRecords, TableSettings
 from geep_triton.tensor_files import open_tensors, tensors_digest
@@ -31,7 +32,8 @@ LEARNED_PARTS = ("weights", "length_bias", "held_out", "held_out_targets")
 FIELDS = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
 SETTINGS = ("threshold", "ngram", "smoothing", "reduction")
 REQUIRED = ("keys", "counts", "exit_counts")
-RECORDS = ("ids", "offsets", "uncertainty", "type_ids", "agrees", "skipped")
+RECORDS = ("ids", "offsets", "uncertainty", "type_ids", "agrees", "skipped", "logits")
+FORECAST_PARTS = ("hidden_weight", "hidden_bias", "weight", "bias", "held_out", "held_out_agrees")
 MAX_LAYERS, MAX_VOCAB, MAX_COUNT = 1 << 10, 1 << 26, 1 << 48
 MAX_SCORE = 1e6  # of learned values. Sums of larger ones could overflow, and with NaN every text would leave at layer 1
 
@@ -78,6 +80,7 @@ def read_table(path: str | os.PathLike) -> dict[str, Any]:
         "records": records,
         "save_records": records is not None,
         "learned": _read_learned(tensors),
+        "forecasts": _read_forecasts(tensors),
         "weights": header.get("weights"),
     }
 
@@ -92,13 +95,21 @@ def learned_tensors(learned: Mapping[str, LearnedValues]) -> dict[str, torch.Ten
     return tensors
 
 
+def forecast_tensors(forecasts: Forecasts | None) -> dict[str, torch.Tensor]:
+    """Forecasts as tensors, by their names in the file; none where there are no forecasts."""
+    if forecasts is None:
+        return {}
+    return {f"forecasts.{part}": getattr(forecasts, part) for part in FORECAST_PARTS}
+
+
 def _header(table: ExitTable) -> dict[str, Any]:
     header = {name: getattr(table, name) for name in FIELDS} | {"settings": vars(table.settings)}
     return header if table.weights is None else header | {"weights": table.weights}
 
 
 def _tensors(table: ExitTable) -> dict[str, torch.Tensor]:
-    tensors = {name: getattr(table, name) for name in REQUIRED} | learned_tensors(table.learned)
+    tensors = {name: getattr(table, name) for name in REQUIRED}
+    tensors |= learned_tensors(table.learned) | forecast_tensors(table.forecasts)
     if table.text_hashes is not None:
         tensors["text_hashes"] = table.text_hashes
     if table.save_records and table.records is not None:
@@ -110,6 +121,7 @@ def _tensors(table: ExitTable) -> dict[str, torch.Tensor]:
             "type_ids": None if tokens.type_ids is None else tokens.type_ids.to(torch.int8),
             "agrees": table.records.agrees,
             "skipped": table.records.skipped,
+            "logits": None if table.records.logits is None else table.records.logits.float(),
         }
         tensors |= {f"records.{name}": tensor for name, tensor in records.items() if tensor is not None}
     return tensors
@@ -120,7 +132,8 @@ def _read_records(tensors: dict[str, torch.Tensor]) -> ExitRecords | None:
         return None
     type_ids = tensors.get("records.type_ids")
     tokens = Tokens(tensors["records.ids"].long(), tensors["records.offsets"], None if type_ids is None else type_ids.long())
-    return ExitRecords(tokens, tensors["records.uncertainty"], tensors.get("records.agrees"), tensors.get("records.skipped"))
+    others = (tensors.get(f"records.{name}") for name in ("agrees", "skipped", "logits"))
+    return ExitRecords(tokens, tensors["records.uncertainty"], *others)
 
 
 def _read_learned(tensors: dict[str, torch.Tensor]) -> dict[str, LearnedValues]:
@@ -130,6 +143,12 @@ def _read_learned(tensors: dict[str, torch.Tensor]) -> dict[str, LearnedValues]:
             parts = {part: tensors[f"{name}.{part}"] for part in LEARNED_PARTS}
             learned[key] = LearnedValues(**parts, paths=tensors["paths"] if key == "skips" else None)
     return learned
+
+
+def _read_forecasts(tensors: dict[str, torch.Tensor]) -> Forecasts | None:
+    if "forecasts.weight" not in tensors:
+        return None
+    return Forecasts(**{part: tensors[f"forecasts.{part}"] for part in FORECAST_PARTS})
 
 
 def _digest_there(directory: str | os.PathLike) -> str | None:
@@ -171,6 +190,8 @@ def _check(header: Any, tensors: dict[str, torch.Tensor]) -> None:
     _check_counts(header, tensors)
     _check_records(header, tensors)
     _check_learned(header, tensors)
+    _check_forecasts(header, tensors)
+    _check_names(tensors)
 
 
 def _check_header(header: Any) -> None:
@@ -239,10 +260,12 @@ def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
         _check_tensor("records.agrees", tensors, torch.bool, (samples, num_exits))
     if "records.skipped" in tensors:
         _check_tensor("records.skipped", tensors, torch.bool, (samples, header["exit_layers"][-1]))
+    if "records.logits" in tensors:
+        classes = _size(tensors["records.logits"], 2)
+        _check_tensor("records.logits", tensors, torch.float32, (samples, num_exits, classes), -MAX_SCORE, MAX_SCORE)
 
 
 def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    known = {*REQUIRED, "paths", "text_hashes", *(f"records.{name}" for name in RECORDS)}
     size = tensors["keys"].numel()
     for name in LEARNED_NAMES.values():
         if not any(found.startswith(f"{name}.") for found in tensors):
@@ -253,12 +276,40 @@ def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
         for part, count in (("weights", size + 1), ("length_bias", LENGTH_BUCKETS), ("held_out", rows)):
             _check_tensor(f"{name}.{part}", tensors, torch.float32, (count, columns), -MAX_SCORE, MAX_SCORE)
         _check_tensor(f"{name}.held_out_targets", tensors, torch.bool, (rows, columns))
-        known |= {f"{name}.{part}" for part in LEARNED_PARTS}
     if ("paths" in tensors) != ("skip_values.weights" in tensors):
         raise ValueError("skip_values and paths go together")
     if "paths" in tensors:
         paths = tensors["paths"]
         _check_tensor("paths", tensors, torch.bool, (max(1, paths.shape[0] if paths.ndim else 0), header["exit_layers"][-1]))
+
+
+def _check_forecasts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    if not any(found.startswith("forecasts.") for found in tensors):
+        return
+    exits = len(header["exit_layers"])
+    classes, rows = (_size(tensors.get("forecasts.held_out"), dimension) for dimension in (2, 0))
+    units = _size(tensors.get("forecasts.hidden_bias"), 1)
+    shapes = {
+        "hidden_weight": (exits - 1, 2 * classes, units),
+        "hidden_bias": (exits - 1, units),
+        "weight": (exits - 1, units, exits),
+        "bias": (exits - 1, exits),
+        "held_out": (rows, exits, classes),
+    }
+    for part, shape in shapes.items():
+        _check_tensor(f"forecasts.{part}", tensors, torch.float32, shape, -MAX_SCORE, MAX_SCORE)
+    _check_tensor("forecasts.held_out_agrees", tensors, torch.bool, (rows, exits))
+
+
+def _size(tensor: torch.Tensor | None, dimension: int) -> int:
+    """Size of one dimension; 1 where there is no such dimension, which the check of the shape then refuses."""
+    return 1 if tensor is None or tensor.ndim <= dimension else tensor.shape[dimension]
+
+
+def _check_names(tensors: dict[str, torch.Tensor]) -> None:
+    known = {*REQUIRED, "paths", "text_hashes", *(f"records.{name}" for name in RECORDS)}
+    known |= {f"{name}.{part}" for name in LEARNED_NAMES.values() for part in LEARNED_PARTS}
+    known |= {f"forecasts.{part}" for part in FORECAST_PARTS}
     if unknown := sorted(tensors.keys() - known):
         raise ValueError(f"unknown tensors {shorten(unknown)}")
 

@@ -32,8 +32,6 @@ class Forecasts:
         held_out: [M, E, C] float32, the answers of all exits to texts that no net was fitted to; 0 at an exit whose layer the
             text skipped.
         held_out_agrees: [M, E] bool, whether they are the last exit's; False at an exit whose layer the text skipped.
-        temperatures: [E] float32, of the model when the answers were recorded.
-        compete: whether the logits are of classes, which compete, and not of labels or a score.
     """
 
     hidden_weight: torch.Tensor
@@ -42,15 +40,13 @@ class Forecasts:
     bias: torch.Tensor
     held_out: torch.Tensor
     held_out_agrees: torch.Tensor
-    temperatures: torch.Tensor
-    compete: bool
 
     def net(self, exit_: int, device: str | torch.device = "cpu") -> ForecastNet:
         """The net of the early exit of index `exit_`, cached per device."""
         device = torch.device(device)
         if (exit_, device) not in self._nets:
             parts = self.hidden_weight[exit_], self.hidden_bias[exit_], self.weight[exit_, :, exit_:], self.bias[exit_, exit_:]
-            self._nets[exit_, device] = ForecastNet(*(part.contiguous().to(device) for part in parts), self.compete)
+            self._nets[exit_, device] = ForecastNet(*(part.contiguous().to(device) for part in parts))
         return self._nets[exit_, device]
 
     @cached_property
@@ -81,9 +77,7 @@ def learn_forecasts(
     logits: torch.Tensor,
     agrees: torch.Tensor,
     skipped: torch.Tensor | None = None,
-    temperatures: torch.Tensor | None = None,
     *,
-    compete: bool = True,
     epochs: int = 60,
     learning_rate: float = 5e-3,
     batch_size: int = 128,
@@ -99,8 +93,6 @@ def learn_forecasts(
         agrees: [N, E] bool, whether they are the last exit's.
         skipped: [N, E] bool, at which exits a text skipped the layer. Its answer there counts as unknown, all logits 0, and it
             cannot leave there. None: none did.
-        temperatures: [E], of the model when the answers were recorded. None: all 1.
-        compete: whether the logits are of classes, which compete, and not of labels or a score.
         epochs: the most passes over the texts.
         learning_rate: of Adam.
         batch_size: texts per step.
@@ -128,7 +120,7 @@ def learn_forecasts(
 
     # Nets see standardized inputs. Afterwards the scale goes into their weights.
     seen = logits[:, :-1]
-    seen = torch.cat([seen, seen.softmax(-1) if compete else seen.sigmoid()], -1)
+    seen = torch.cat([seen, seen.softmax(-1)], -1)
     mean, scale = seen[training].mean(0), seen[training].std(0).clamp(min=1e-3)
     parts = _first_weights(exits, 2 * classes, agrees[training], generator)
     optimizer = torch.optim.AdamW(parts, learning_rate, weight_decay=1e-3)
@@ -166,8 +158,6 @@ def learn_forecasts(
         bias=torch.cat([b * spoken_of[:, 0], last], 1),
         held_out=logits[held_out],
         held_out_agrees=agrees[held_out],
-        temperatures=torch.ones(exits) if temperatures is None else temperatures.detach().clone().float(),
-        compete=compete,
     )
 
 

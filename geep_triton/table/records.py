@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,14 @@ class ExitRecords:
         uncertainty: [N, E] float32, the criterion's value at each exit; low means sure.
         agrees: [N, E] bool, whether each exit gives the last exit's answer. None: not recorded.
         skipped: [N, L] bool, the layers that each sample skipped. None for a model without skip gates.
+        logits: [N, E, C] float32, the answers of every exit. None: not recorded.
     """
 
     tokens: Tokens
     uncertainty: torch.Tensor
     agrees: torch.Tensor | None = None
     skipped: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
     def check(self, num_exits: int) -> None:
         """Check shapes and values.
@@ -48,6 +51,8 @@ class ExitRecords:
             )
         if self.agrees is not None and self.agrees.shape != self.uncertainty.shape:
             raise ValueError(f"records.agrees must have shape {tuple(self.uncertainty.shape)}, got {tuple(self.agrees.shape)}")
+        if self.logits is not None and (self.logits.ndim != 3 or self.logits.shape[:2] != self.uncertainty.shape):
+            raise ValueError(f"records.logits must have shape {(*self.uncertainty.shape, 'C')}, got {tuple(self.logits.shape)}")
         if (self.uncertainty.isnan() | self.uncertainty.isneginf()).any():
             raise ValueError("records.uncertainty holds NaN or -infinity: the model that made it gives NaN logits")
 
@@ -93,3 +98,10 @@ def first_sure_exit(uncertainty: torch.Tensor, threshold: float) -> torch.Tensor
     sure = uncertainty <= threshold
     sure[:, -1] = True
     return sure.int().argmax(-1)
+
+
+def skipped_at(skipped: torch.Tensor, exit_layers: Sequence[int]) -> torch.Tensor:
+    """At which exits samples skipped the layer: [N, L] bool of all layers -> [N, E] bool. Everybody is answered at the last."""
+    found = skipped[:, torch.tensor(exit_layers) - 1]
+    found[:, -1] = False
+    return found

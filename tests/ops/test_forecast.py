@@ -15,28 +15,26 @@ from tests.ops.tolerances import TOLERANCE
 INF, NAN = math.inf, math.nan
 
 
-def net_of(classes, units, exits, compete=True, seed=0):
+def net_of(classes, units, exits, seed=0):
     made = torch.Generator().manual_seed(seed)
     shapes = (2 * classes, units), (units,), (units, exits), (exits,)
-    return ForecastNet(*(torch.randn(shape, generator=made) for shape in shapes), compete)
+    return ForecastNet(*(torch.randn(shape, generator=made) for shape in shapes))
 
 
 def on(target, net):
-    *parts, compete = vars(net).values()
-    return ForecastNet(*map(target, parts), compete)
+    return ForecastNet(*map(target, vars(net).values()))
 
 
 def by_hand(logits, net):
     """Row by row, unit by unit."""
-    *parts, compete = vars(net).values()
-    v, a, w, b = (part.double().tolist() for part in parts)
+    v, a, w, b = (part.double().tolist() for part in vars(net).values())
     rows = []
     for row in logits.float().double().tolist():
         if not all(map(math.isfinite, row)):
             rows.append([0.0] * len(b))
             continue
-        shares = [math.exp(x - max(row)) if compete else 1.0 for x in row]
-        seen = row + [share / sum(shares) if compete else 1 / (1 + math.exp(-x)) for x, share in zip(row, shares, strict=True)]
+        shares = [math.exp(x - max(row)) for x in row]
+        seen = row + [share / sum(shares) for share in shares]
         hidden = [max(0.0, a[u] + sum(x * v[c][u] for c, x in enumerate(seen))) for u in range(len(a))]
         scores = [b[k] + sum(h * w[u][k] for u, h in enumerate(hidden)) for k in range(len(b))]
         rows.append([1 / (1 + math.exp(-score)) if score > -700 else 0.0 for score in scores])
@@ -56,12 +54,11 @@ def check(target, logits, net):
     classes=st.integers(1, 20),
     units=st.integers(1, 17),
     exits=st.integers(1, 13),
-    compete=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_forecast_equals_a_loop(target, rows, classes, units, exits, compete, seed):
+def test_forecast_equals_a_loop(target, rows, classes, units, exits, seed):
     logits = 3 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
-    check(target, logits, net_of(classes, units, exits, compete, seed))
+    check(target, logits, net_of(classes, units, exits, seed))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 64, 65])
@@ -69,16 +66,15 @@ def test_numbers_of_rows(target, rows):
     assert check(target, torch.randn(rows, 2), net_of(2, 16, 5)).shape == (rows, 5)
 
 
-@pytest.mark.parametrize("compete", [True, False])
-def test_what_is_no_number_is_forecast_nothing(target, compete):
+def test_what_is_no_number_is_forecast_nothing(target):
     rows = [[1.0, 2.0, 3.0], [NAN, 0.0, 0.0], [0.0, INF, 0.0], [0.0, 0.0, -INF], [-1.0, 0.0, 1.0]]
-    found = check(target, torch.tensor(rows), net_of(3, 16, 4, compete))
+    found = check(target, torch.tensor(rows), net_of(3, 16, 4))
     assert (found == 0).all(1).tolist() == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize(("value", "share"), [(1e4, 1.0), (-1e4, 0.0)])
 def test_large_scores_saturate(target, value, share):
-    net = ForecastNet(torch.ones(2, 1), torch.zeros(1), torch.tensor([[1.0, -1.0]]), torch.tensor([value, 30.0]), False)
+    net = ForecastNet(torch.ones(2, 1), torch.zeros(1), torch.tensor([[1.0, -1.0]]), torch.tensor([value, 30.0]))
     found = check(target, torch.tensor([[0.5], [-2.0]]), net)
     assert found[:, 0].tolist() == [share, share]
     assert found[1, 1] == 1.0  # a bias of 30 says that the last exit agrees with itself
@@ -107,7 +103,6 @@ def test_strided_logits(target):
         ({"logits": torch.zeros(2, 4)}, ValueError, "logits must have 3 columns, as the net, got 4"),
         ({"net": None}, TypeError, "net must be a ForecastNet"),
         ({"hidden_weight": torch.zeros(5, 16)}, ValueError, r"net must have shapes \(2 C, U\)"),
-        ({"compete": 1}, TypeError, "net.compete must be True or False"),
         ({"hidden_bias": torch.zeros(4)}, ValueError, r"net must have shapes \(2 C, U\)"),
         ({"bias": torch.zeros(3)}, ValueError, r"net must have shapes \(2 C, U\)"),
         ({"weight": torch.zeros(4, 2)}, ValueError, r"net must have shapes \(2 C, U\)"),

@@ -66,7 +66,7 @@ def calls():
     logits, hidden = torch.randn(1000, 7, device="cuda"), torch.randn(1000, 16, 64, device="cuda")
     cuts = torch.randn(7, device="cuda")
     earlier = {"previous": torch.randn(1000, device="cuda"), "streak": torch.ones(1000, dtype=torch.int32, device="cuda")}
-    net = ForecastNet(*(torch.randn(shape, device="cuda") for shape in ((14, 16), (16,), (16, 11), (11,))), True)
+    net = ForecastNet(*(torch.randn(shape, device="cuda") for shape in ((14, 16), (16,), (16, 11), (11,))))
     weight, bias = torch.randn(64, device="cuda"), torch.randn(1, device="cuda")
     return {
         "predict_exits": lambda: vars(predict_exits(table, ids, offsets, 0.9)),

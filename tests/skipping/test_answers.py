@@ -28,10 +28,11 @@ from tests.test_gates import gated
 
 
 @torch.no_grad()
-def one_at_a_time(model, ids, first=1, rule=None, path=None):
+def one_at_a_time(model, ids, first=1, rule=None, path=None, plan=None):
     """(logits, exit layer, skipped layers) as the released code answers one sample: layer by layer, gate by gate.
 
     `first`: the first layer after which it may be answered, and is without a rule. `path`: skipped layers, instead of gates.
+    `plan`: after its layer, which is `first`, the sample is given another first layer, unless it is answered there.
     """
     mask, last = torch.ones(1, len(ids), dtype=torch.int64), model.config.num_hidden_layers
     hidden, skipped = model.embed(torch.tensor([ids])), set()
@@ -39,11 +40,19 @@ def one_at_a_time(model, ids, first=1, rule=None, path=None):
     for layer in range(1, last + 1):
         gate = model.skip_gate(layer, hidden, mask)
         skips = layer in path if path is not None else gate is not None and float(gate.soft) >= 0.5
-        skips = skips and not (rule is None and layer == first < last)  # an early head reads what its layer gives
+        planning = plan is not None and layer == plan.layer
+        # An early head reads what its layer gives.
+        skips = skips and not (rule is None and layer == first < last and not planning)
         if skips:
             skipped.add(layer)
         else:
             hidden = model.bert.encoder.layer[layer - 1](hidden, None)
+        if planning:
+            logits = torch.zeros(1, model.config.num_labels) if skips else model.exit_logits(layer, hidden, mask)
+            first = int(plan.stops(logits, torch.tensor([not skips])))
+            if first == layer:
+                return logits[0], layer, skipped
+            continue
         if layer == last or (rule is None and layer == first):
             return model.exit_logits(layer, hidden, mask)[0], layer, skipped
         if rule is None or layer not in rule.thresholds or layer < first or skips:
@@ -71,6 +80,8 @@ POLICIES = [
     *("patience:1,regroup=always", "patience:2,threshold=0.95,regroup=always"),
     *("predicted:mean+threshold:0.8,regroup=always", "predicted:mean+threshold:0.7,layers=1/3"),
     *("predicted+patience:1", "allocated:0.01+threshold:0.8", "constant:2+patience:1,regroup=never"),
+    *("risk:0.5,regroup=always", "planned:1,price=0.1", "planned:2,price=0.1,regroup=always", "planned:3,price=0.1"),
+    *("planned:1,price=0.2+threshold:0.8,regroup=always", "planned:2,price=0.05+risk:0.5,regroup=never"),
 ]
 
 
@@ -83,7 +94,7 @@ POLICIES = [
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, text, skip, costs, in_flight):
     inputs = texts * 3
-    table = build_exit_table(skipper, tokenizer, inputs, 0.8, progress=False, learn=("skips", "agreement"))
+    table = build_exit_table(skipper, tokenizer, inputs, 0.8, progress=False, learn=("skips", "agreement", "forecasts"))
     skipper.exit_table = table
     policy = parse_policy(f"{text}{skip}")
     engine = Engine(skipper, tokenizer, policy, window=10, token_budget=40, in_flight=in_flight)
@@ -98,7 +109,8 @@ def test_every_policy_equals_one_sample_at_a_time(skipper, tokenizer, texts, tex
             path = set((paths[int(chosen)].nonzero()[:, 0] + 1).tolist())
         elif "never" in skip:
             path = set()
-        check(result, index, one_at_a_time(skipper, ids, int(policy.stops(skipper, tokens)), policy.rule(skipper), path))
+        first = int(policy.stops(skipper, tokens))
+        check(result, index, one_at_a_time(skipper, ids, first, policy.rule(skipper), path, policy.plan(skipper)))
 
 
 @pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter: Triton, and no GPU")

@@ -24,7 +24,7 @@ def load_logits(logits, row, inside, first, classes, COLUMNS: tl.constexpr):
 
 @triton.jit
 def add_inputs(hidden, x, weight, first, begin, end, units, unit, COLUMNS: tl.constexpr):
-    """Hidden units [ROWS, UNITS] plus the products of inputs [ROWS, COLUMNS] with rows of the weight, from `begin` + `first`."""
+    """Hidden units [ROWS, UNITS] plus the products of inputs [ROWS, COLUMNS] with rows `begin` + `first` ... of the weight."""
     column = first + tl.arange(0, COLUMNS)
     there = (begin + column < end)[:, None] & (unit < units)[None, :]
     v = tl.load(weight + (begin + column)[:, None] * units + unit[None, :], mask=there, other=0.0)
@@ -34,7 +34,7 @@ def add_inputs(hidden, x, weight, first, begin, end, units, unit, COLUMNS: tl.co
 @triton.jit(do_not_specialize=["num_rows"])
 def forecast_kernel(
     logits, hidden_weight, hidden_bias, weight, bias, agreement, num_rows, classes, units, exits,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr, COMPETE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Each program handles a few rows. Their hidden units stay in registers, and their logits are read up to three times."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -50,23 +50,18 @@ def forecast_kernel(
         first += COLUMNS
     highest = tl.where(inside, highest, 0.0)
     total = tl.zeros([ROWS], tl.float32)
-    if COMPETE:
-        first = 0
-        while first < classes:
-            x, given, finite = load_logits(logits, row, inside, first, classes, COLUMNS)
-            total += tl.sum(tl.where(given, tl.exp(x - highest[:, None]), 0.0), 1)
-            first += COLUMNS
-        total = tl.where(inside, total, 1.0)
+    first = 0
+    while first < classes:
+        x, given, finite = load_logits(logits, row, inside, first, classes, COLUMNS)
+        total += tl.sum(tl.where(given, tl.exp(x - highest[:, None]), 0.0), 1)
+        first += COLUMNS
+    total = tl.where(inside, total, 1.0)
     hidden = tl.zeros([ROWS, UNITS], tl.float32)
     first = 0
     while first < classes:
         x, given, finite = load_logits(logits, row, inside, first, classes, COLUMNS)
-        if COMPETE:
-            p = tl.exp(x - highest[:, None]) / total[:, None]
-        else:
-            p = 1.0 / (1.0 + tl.exp(-x))
+        p = tl.where(given, tl.exp(x - highest[:, None]) / total[:, None], 0.0)
         hidden = add_inputs(hidden, x, hidden_weight, first, 0, classes, units, unit, COLUMNS)
-        p = tl.where(given, p, 0.0)
         hidden = add_inputs(hidden, p, hidden_weight, first, classes, 2 * classes, units, unit, COLUMNS)
         first += COLUMNS
     hidden = tl.maximum(hidden + tl.load(hidden_bias + unit, mask=unit < units, other=0.0)[None, :], 0.0)
@@ -88,7 +83,6 @@ def forecast(
     hidden_bias: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    compete: bool,
 ) -> torch.Tensor:
     """See `geep_triton.ops.forecast.forecast`."""
     (rows, classes), (units, exits) = logits.shape, weight.shape
@@ -98,7 +92,7 @@ def forecast(
         forecast_kernel, (triton.cdiv(rows, config.block),),
         logits.contiguous(), hidden_weight.contiguous(), hidden_bias.contiguous(), weight.contiguous(), bias.contiguous(),
         agreement, rows, classes, units, exits,
-        ROWS=config.block, COLUMNS=COLUMNS, UNITS=triton.next_power_of_2(units), COMPETE=compete,
+        ROWS=config.block, COLUMNS=COLUMNS, UNITS=triton.next_power_of_2(units),
         num_warps=config.warps,
     )  # fmt: skip
     return agreement

@@ -11,12 +11,11 @@ def forecast(
     hidden_bias: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    compete: bool,
 ) -> torch.Tensor:
     """See `geep_triton.ops.forecast.forecast`."""
     logits = logits.float()
     known = logits.isfinite().all(1, keepdim=True)
     logits = logits.masked_fill(~known, 0.0)
-    seen = torch.cat([logits, logits.softmax(1) if compete else logits.sigmoid()], 1)
+    seen = torch.cat([logits, logits.softmax(1)], 1)
     hidden = torch.addmm(hidden_bias, seen, hidden_weight).relu()
     return torch.addmm(bias, hidden, weight).sigmoid().masked_fill(~known, 0.0)
