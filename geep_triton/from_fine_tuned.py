@@ -25,6 +25,7 @@ from geep_triton.promises.calibrate import calibrate
 from geep_triton.promises.families import error_shares, families_of
 from geep_triton.promises.terms import Term, refuse_too_few, samples_for
 from geep_triton.runners.make import DTYPES
+from geep_triton.table.exit_table import FORECASTS
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.samples import Inputs
 from geep_triton.training.checkpoints import last_whole_checkpoint
@@ -196,8 +197,8 @@ def _split(hashes: torch.Tensor, seed: int) -> tuple[list[int], list[int]]:
 
 
 def _check_enough(agreement: float, held_out: int, model: MultiExitBert) -> None:
-    """Refuse too few texts before the training, by what `calibrate` will need once the exit table has learned agreement."""
-    shares = error_shares(families_of(model, learned=("agreement",))).values()
+    """Refuse too few texts before the training, by what `calibrate` will need once the exit table has learned."""
+    shares = error_shares(families_of(model, learned=("agreement", FORECASTS))).values()
     term = Term("agreement", agreement)
     needed = samples_for(term, [1 - (1 - CONFIDENCE) * share for share in shares])
     total = math.ceil(needed / HELD_OUT)

@@ -146,7 +146,7 @@ def test_figures_of_a_fitted_family_are_of_the_samples_that_judge_it(real_logits
 def test_families_are_a_grid_whose_shares_of_the_error_sum_to_one(make_model, tokenizer, texts):
     for labels, exits in ((2, None), (3, None), (3, [2, 4]), (3, [4])):
         model = make_model(num_labels=labels, exit_layers=exits)
-        for learned in (None, {"learn": ()}, {"learn": ("agreement",)}, {"learn": ("agreement", "exits")}):
+        for learned in (None, {"learn": ()}, {"learn": ("agreement",)}, {"learn": ("agreement", "exits")}, {}):
             if learned is not None:
                 model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, **learned)
             tried, grid = families_of(model), families_of(model, every=True)
@@ -174,7 +174,9 @@ def test_families_are_a_grid_whose_shares_of_the_error_sum_to_one(make_model, to
                     policy.check(model, tokenizer)
     assert {family.name for family in grid} >= {"full"}
     model = make_model(num_labels=3)
-    model.exit_table = build_exit_table(model, tokenizer, texts * 3, 0.8, progress=False, learn=("agreement", "exits"))
+    model.exit_table = build_exit_table(
+        model, tokenizer, texts * 3, 0.8, progress=False, learn=("agreement", "exits", "forecasts")
+    )
     of_scores = {name for name in TRIED if "distance" in name or "steady" in name}
     assert {family.name for family in families_of(model)} == set(TRIED) - of_scores
     assert {family.name for family in families_of(model, every=True)} - set(TRIED) >= {

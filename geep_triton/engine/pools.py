@@ -15,7 +15,7 @@ from geep_triton.runners.base import Runner, StatesT
 
 
 class Pools(Generic[StatesT]):
-    """Pools for each layer, next stop and path: first in, first out. A pool that fills a batch is emptied before more is put in.
+    """Pools for each layer, next stop and path: first in, first out. One that fills a batch is emptied before more is put in.
 
     So each pool holds less than a batch of `token_budget` tokens before a batch is put in, and less than two after. Memory is
     bounded by twice the budget (or the longest sample, where that is more) for every pool. After a layer where samples are

@@ -21,8 +21,8 @@ from geep_triton.tokens.ragged import Tokens, to_device
 class PlannedAfter:
     """After an early exit each sample gets the exit at which its forecast agreement, minus a price for every layer, is highest.
 
-    That may be this very exit. GEEP predicts exits from tokens, sorts, and runs dense batches. This does so with what the first exit
-    has said, which tells far more than the tokens. Exactly one of price, mean_depth and agreement is given.
+    That may be this very exit. GEEP predicts exits from tokens, sorts, and runs dense batches. This does so from the answer of
+    an early exit, which tells far more than the tokens. Exactly one of price, mean_depth and agreement is given.
 
     Args:
         layer: the early exit after which exits are planned.

@@ -13,8 +13,11 @@ from geep_triton.engine.predictions import EveryExit
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.leave import Far, Leave, Patient, Steady, Sure
 from geep_triton.policies.policy import Policy
+from geep_triton.policies.risk import forecasts_of
 from geep_triton.policies.start import AtLayer, FirstExit, LastLayer, Start, TableAgreement, TableExit
 from geep_triton.promises.exits_that_pay import exits_that_pay
+from geep_triton.promises.frontier import planned_policies, risk_policies
+from geep_triton.table.exit_table import FORECASTS
 
 SETTINGS = 60  # of a family
 CAUTIOUS_SETTINGS = 12  # which a family with fitted thresholds has besides
@@ -28,7 +31,7 @@ CONSTANT = "constant"
 # "predicted+threshold", "predicted, learned", "allocated" and `CONSTANT` either. The first stays for tables without learned
 # values. The others score nobody, and stay until they are calibrated on a GPU, where a score costs more (docs/results/gpu.md).
 TRIED = (
-    *("threshold", "threshold per layer", "margin", CONSTANT),
+    *("threshold", "threshold per layer", "margin", "risk", "planned", CONSTANT),
     *("predicted+threshold", "predicted+threshold per layer", "predicted, learned", "predicted, learned+threshold"),
     *("allocated", "allocated+threshold"),
     # Of scores and label sets.
@@ -36,7 +39,7 @@ TRIED = (
     *("predicted+distance", "predicted+distance per layer", "predicted, learned+distance", "allocated+distance"),
 )
 # They look at no tokens and score from the first exit on.
-PLAIN = ("threshold", "threshold per layer", "margin", "distance", "distance per layer", "steady", "steady per layer")
+PLAIN = ("threshold", "threshold per layer", "margin", "risk", "distance", "distance per layer", "steady", "steady per layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +119,30 @@ def families_of(model: MultiExitBert, every: bool = False, learned: Collection[s
     Args:
         model: its exits, classes and table decide which families there are.
         every: give all cells of the grid, not only those of `TRIED`.
-        learned: names of the learned values of a table that is still to be built. None: the model's own table counts.
+        learned: names of the learned values of a table that is still to be built, "forecasts" among them. None: the model's own
+            table counts.
     """
     if len(model.config.exit_layers) == 1:
         return [Family("full", lambda fit: [Policy(LastLayer())])]
-    if learned is None and model.exit_table is not None:
-        learned = model.exit_table.learned
+    table = model.exit_table
+    if learned is None and table is not None:
+        learned = [*table.learned, *([FORECASTS] if table.forecasts is not None else [])]
     families, leaves = [], _leaves(model)
     for name, (start, alone) in _starts(model.config.exit_layers[:-1], learned).items():
         if alone:
             families.append(_alone(name, alone))
         if start is not None:
             families += [_family(name, start, leave, made) for leave, made in leaves.items()]
+    families += _by_forecasts(model) if FORECASTS in (learned or ()) else []
     return [family for family in families if every or family.name in TRIED]
+
+
+def _by_forecasts(model: MultiExitBert) -> list[Family]:
+    """Families by the forecasts of the model's exit table. Its held-out texts choose their exits."""
+    return [
+        Family("risk", lambda fit: risk_policies(forecasts_of(model, "risk"), fit.layers, fit.score_cost)),
+        Family("planned", lambda fit: planned_policies(forecasts_of(model, "planned"), fit.layers, fit.score_cost)),
+    ]
 
 
 def _alone(name: str, starts: Sequence[Start]) -> Family:

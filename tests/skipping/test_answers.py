@@ -182,7 +182,7 @@ def test_any_window(random_skipper, samples, stops, thresholds, bias, patience, 
 @pytest.mark.parametrize("text", POLICIES)
 @pytest.mark.parametrize("mode", ["gates", "planned", "never"])
 def test_simulation_and_records_are_what_the_engine_does(skipper, tokenizer, texts, text, mode):
-    known = {"learn": ("skips", "agreement")}
+    known = {"learn": ("skips", "agreement", "forecasts")}
     skipper.exit_table = build_exit_table(skipper, tokenizer, texts * 3, 0.8, progress=False, **known)
     policy = parse_policy(f"{text}+skip:{mode}")
     engine = with_costs(Engine(skipper, tokenizer, policy, window=3))
