@@ -274,7 +274,9 @@ def test_answers_that_are_no_numbers_are_told(model, tokenizer, many, texts, pol
     with torch.no_grad():
         model.heads["1"].classifier.weight.fill_(3e38)
     engine = Engine(model, tokenizer, policy)
-    with pytest.raises(ValueError, match=r"\d of the samples 0 to 7 got logits that are NaN or infinite at the exit of layer 1"):
+    with pytest.raises(
+        ValueError, match=r"\d of the samples 0 to 7 got logits that are NaN or infinite at the exit of layer 1"
+    ):
         engine.predict(texts)
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from geep_triton.checks import check_choice, check_int, check_number
+from geep_triton.checks import check_choice, check_int
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.leave import REGROUPS
 from geep_triton.policies.risk import forecasts_of
 from geep_triton.policies.start import same_for_all
-from geep_triton.table.allocate import allocate, price_for
+from geep_triton.table.allocate import allocate, check_budget, price_for
 from geep_triton.table.forecasts import Forecasts
 from geep_triton.tokens.ragged import Tokens, to_device
 
@@ -45,15 +45,7 @@ class PlannedAfter:
 
     def __post_init__(self) -> None:
         check_int("layer", self.layer, 1)
-        given = [name for name in ("price", "mean_depth", "agreement") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"planned needs exactly one of price, mean_depth and agreement, got {given or 'none'}")
-        if self.price is not None:
-            check_number("price", self.price, 0.0, 1.0)
-        if self.mean_depth is not None:
-            check_number("mean_depth", self.mean_depth, 1.0)
-        if self.agreement is not None:
-            check_number("agreement", self.agreement, 0.0, 1.0)
+        check_budget("planned", self.price, self.mean_depth, self.agreement)
         check_choice("regroup", self.regroup, REGROUPS)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:

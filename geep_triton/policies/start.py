@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from geep_triton.checks import check_choice, check_int, check_number
+from geep_triton.checks import check_choice, check_int
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.predict_exits import check_statistic
-from geep_triton.table.allocate import allocate
+from geep_triton.table.allocate import allocate, check_budget
 from geep_triton.table.exit_table import VALUES, ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint
 from geep_triton.tokens.ragged import Tokens
@@ -135,15 +135,7 @@ class TableAgreement:
     agreement: float | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("price", "mean_depth", "agreement") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"allocated needs exactly one of price, mean_depth and agreement, got {given or 'none'}")
-        if self.price is not None:
-            check_number("price", self.price, 0.0, 1.0)
-        if self.mean_depth is not None:
-            check_number("mean_depth", self.mean_depth, 1.0)
-        if self.agreement is not None:
-            check_number("agreement", self.agreement, 0.0, 1.0)
+        check_budget("allocated", self.price, self.mean_depth, self.agreement)
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError unless the model has an exit table that fits it, with learned agreement that allows the budget."""

@@ -10,6 +10,27 @@ from geep_triton.tokens.ragged import to_device
 DEFAULT_AGREEMENT = 0.98  # default agreement with the last exit on held-out texts
 
 
+def check_budget(policy: str, price: float | None, mean_depth: float | None, agreement: float | None) -> None:
+    """Check that exactly one of the three is given, and is in range.
+
+    Args:
+        policy: its name, for errors.
+        price: of a layer, in agreement, 0..1.
+        mean_depth: in layers, at least 1.
+        agreement: share of texts, 0..1.
+
+    Raises:
+        ValueError: not exactly one is given, or it is out of range.
+        TypeError: it is no number.
+    """
+    values = {"price": price, "mean_depth": mean_depth, "agreement": agreement}
+    given = {name: value for name, value in values.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(f"{policy} needs exactly one of price, mean_depth and agreement, got {list(given) or 'none'}")
+    for name, value in given.items():
+        check_number(name, value, *((1.0,) if name == "mean_depth" else (0.0, 1.0)))
+
+
 def allocate(agreement: torch.Tensor, layers: tuple[int, ...], price: float) -> torch.Tensor:
     """The exit with the highest value, which is its agreement minus `price` for every layer.
 
