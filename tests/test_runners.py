@@ -25,6 +25,7 @@ SAME_FOR_ALL = ("full", "constant:2", "patience:1", "predicted:mean")  # of some
 POLICIES = [
     *("full", "constant:2", "threshold:0.875", "threshold:0.875,regroup=always", "threshold:0.875,regroup=never"),
     *("patience:1", "predicted:mean", "predicted:mean,values=learned", "allocated:0.05", "predicted:0.05+threshold:0.875"),
+    *("risk:0.4", "planned:1,price=0.15", "planned:1,price=0.15,regroup=always"),
 ]
 
 
@@ -65,7 +66,7 @@ class Plain:
         with torch.no_grad():  # or all would be unsure
             for head in model.heads.values():
                 head.classifier.weight.mul_(2)
-        learn = ["agreement", "exits", *(["skips"] if skipping == "planned" else [])]
+        learn = ["agreement", "exits", "forecasts", *(["skips"] if skipping == "planned" else [])]
         model.exit_table = build_exit_table(model, tokenizer, texts * 3, THRESHOLD, progress=False, learn=learn)
         self.skipping = f"skip:{skipping}"
         self.engine = Engine(model, tokenizer, f"full+{self.skipping}", token_budget=40)
