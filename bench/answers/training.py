@@ -40,7 +40,7 @@ def folder_of(cell: Trained, work: Path, limit: int | None) -> Path:
 
 def source_of(cell: Trained, e5: Path) -> Path:
     """The folder of a cell's pretrained model. That of e5 is made by hand from its package."""
-    return e5 if cell.backbone == E5 else pretrained_folder()
+    return e5 if cell.backbone.source == E5.source else pretrained_folder()
 
 
 def settings_of(task: Task) -> dict[str, Any]:
