@@ -88,9 +88,7 @@ def planned_kind(name: str, forecast: str, early: int) -> Kind:
 
 def ahead_kind(name: str, what: str) -> Kind:
     """One plan before the first layer, at a price."""
-    return Kind(
-        name, (None,), lambda signals, _: PRICES, lambda signals, _, prices: planned_ahead(signals.ahead[what], prices)
-    )
+    return Kind(name, (None,), lambda signals, _: PRICES, lambda signals, _, prices: planned_ahead(signals.ahead[what], prices))
 
 
 def replanned_kind(name: str, forecast: str, early: int) -> Kind:
@@ -179,9 +177,7 @@ def chosen(kind: Kind, signals: Signals, stop_costs: Sequence[float]) -> dict[fl
     ]
     means = Means(*(torch.cat(list(parts)) for parts in zip(*found, strict=True)))
     pairs = [(choice, float(value)) for choice, of in zip(kind.choices, values, strict=True) for value in of]
-    return {
-        cost: [pairs[index] for index in frontier(means, cost, LEAST_AGREEMENT).tolist()] for cost in stop_costs
-    }
+    return {cost: [pairs[index] for index in frontier(means, cost, LEAST_AGREEMENT).tolist()] for cost in stop_costs}
 
 
 def run_pairs(kind: Kind, signals: Signals, pairs: Sequence[tuple[Choice, float]]) -> Outcome:
@@ -190,8 +186,7 @@ def run_pairs(kind: Kind, signals: Signals, pairs: Sequence[tuple[Choice, float]
     for index, (choice, _) in enumerate(pairs):
         by_choice.setdefault(choice, []).append(index)
     parts = [
-        kind.run(signals, choice, torch.tensor([pairs[index][1] for index in indices]))
-        for choice, indices in by_choice.items()
+        kind.run(signals, choice, torch.tensor([pairs[index][1] for index in indices])) for choice, indices in by_choice.items()
     ]
     order = torch.tensor([index for indices in by_choice.values() for index in indices])
     return Outcome.concatenate(parts).select(order.argsort())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-HIDDEN, WIDE_HIDDEN = 16, 32
 HELD_OUT = 1 / 8
-BATCH, EPOCHS, PATIENCE = 128, 60, 5
-RATE, DECAY = 4e-3, 1e-3
-WIDE_RATE, WIDE_DECAY, WIDE_DROPOUT = 1e-3, 1e-2, 0.5
+DECAY = 1e-3
+PATIENCE = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +32,38 @@ class Inputs:
         return Inputs(self.narrow[rows], None if self.wide is None else self.wide[rows].float())
 
 
+@dataclass(frozen=True)
+class Training:
+    """How nets are trained.
+
+    Attributes:
+        hidden: width of the hidden layer.
+        dropout: of the inputs.
+        rate: learning rate of AdamW.
+        batch: texts of a step.
+        epochs: at most.
+    """
+
+    hidden: int
+    dropout: float
+    rate: float
+    batch: int
+    epochs: int
+
+
+NARROW = Training(hidden=16, dropout=0.0, rate=1.5e-2, batch=128, epochs=60)
+WIDE = Training(hidden=32, dropout=0.5, rate=1e-3, batch=256, epochs=20)
+
+
 class Layers(torch.nn.Module):
     """K nets at once, with one hidden layer of ReLU each: [N, K, F] -> [N, K, O]."""
 
-    def __init__(self, inputs: torch.Tensor, hidden: int, outputs: int, dropout: float) -> None:
+    def __init__(self, inputs: torch.Tensor, outputs: int, settings: Training) -> None:
         super().__init__()
-        _, nets, features = inputs.shape
+        (_, nets, features), hidden = inputs.shape, settings.hidden
         self.register_buffer("mean", inputs.float().mean(0))
         self.register_buffer("scale", inputs.float().std(0) + 1e-4)
-        self.dropout = dropout
+        self.dropout = settings.dropout
         self.first = torch.nn.Parameter(torch.empty(nets, features, hidden).uniform_(-1, 1) / features**0.5)
         self.first_bias = torch.nn.Parameter(torch.zeros(nets, 1, hidden))
         self.second = torch.nn.Parameter(torch.empty(nets, hidden, outputs).uniform_(-1, 1) / hidden**0.5)
@@ -57,30 +77,20 @@ class Layers(torch.nn.Module):
 
 
 class Nets(torch.nn.Module):
-    """K nets that read `Inputs`. States only add to what the few values say, and begin with nothing."""
+    """K nets that read `Inputs`. States add to what the few values say."""
 
-    def __init__(self, inputs: Inputs, outputs: int) -> None:
+    def __init__(self, narrow: Layers, wide: Layers | None) -> None:
         super().__init__()
-        self.narrow = Layers(inputs.narrow, HIDDEN, outputs, 0.0)
-        self.wide = None if inputs.wide is None else Layers(inputs.wide, WIDE_HIDDEN, outputs, WIDE_DROPOUT)
-        if self.wide is not None:
-            torch.nn.init.zeros_(self.wide.second)
+        self.narrow, self.wide = narrow, wide
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """[N, K, O] scores."""
         scores = self.narrow(inputs.narrow)
         return scores if self.wide is None or inputs.wide is None else scores + self.wide(inputs.wide)
 
-    def groups(self) -> Iterator[dict[str, object]]:
-        """Parameters, as an optimizer takes them."""
-        yield {"params": self.narrow.parameters(), "lr": RATE, "weight_decay": DECAY}
-        if self.wide is not None:
-            yield {"params": self.wide.parameters(), "lr": WIDE_RATE, "weight_decay": WIDE_DECAY}
-
     @torch.inference_mode()
     def probabilities(self, inputs: Inputs) -> torch.Tensor:
         """[N, K, O], in batches."""
-        self.eval()
         parts = torch.arange(len(inputs)).split(1024)
         return torch.cat([self(inputs.select(rows)).sigmoid() for rows in parts])
 
@@ -98,7 +108,7 @@ def losses(scores: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) ->
 
 
 def fit(inputs: Inputs, targets: torch.Tensor, wanted: torch.Tensor, seed: int = 0) -> Nets:
-    """Learn K nets beside each other. Each keeps the weights with which it forecast held-out texts best.
+    """Learn K nets beside each other: first from the few values, then what the states add to them.
 
     Args:
         inputs: of N texts.
@@ -106,35 +116,70 @@ def fit(inputs: Inputs, targets: torch.Tensor, wanted: torch.Tensor, seed: int =
         wanted: [K, O] bool, the outputs that each net learns.
         seed: of weights, batches and the texts that are held out.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(inputs), generator=generator)
-    count = max(1, int(HELD_OUT * len(inputs)))
-    held_out, training = order[:count], order[count:]
-    wishes = targets.float()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        nets = Nets(inputs.select(training), targets.shape[1])
-        rate = wishes[training].mean(0).clamp(0.01, 0.99)
+        order = torch.randperm(len(inputs))
+        held_out, training = order.tensor_split([max(1, int(HELD_OUT * len(inputs)))])
+        narrow = Layers(inputs.narrow[training], targets.shape[1], NARROW)
         with torch.no_grad():
-            nets.narrow.second_bias += torch.logit(rate)
-        optimizer = torch.optim.AdamW(nets.groups())
-        judging, best = inputs.select(held_out), torch.full((len(wanted),), torch.inf)
-        kept, worse = {name: value.detach().clone() for name, value in nets.named_parameters()}, 0
-        for _ in range(EPOCHS):
-            nets.train()
-            for rows in training[torch.randperm(len(training), generator=generator)].split(BATCH):
-                optimizer.zero_grad()
-                losses(nets(inputs.select(rows)), wishes[rows], wanted).sum().backward()
-                optimizer.step()
-            nets.eval()
-            with torch.no_grad():
-                loss = losses(nets(judging), wishes[held_out], wanted)
-            better = loss < best - 1e-5
-            best = torch.where(better, loss, best)
-            for name, value in nets.named_parameters():
-                kept[name][better] = value.detach()[better]
-            worse = 0 if bool(better.any()) else worse + 1
-            if worse == PATIENCE:
-                break
-        nets.load_state_dict(kept, strict=False)
-    return nets.eval()
+            narrow.second_bias += torch.logit(targets[training].float().mean(0).clamp(0.01, 0.99))
+        scores = torch.zeros(len(inputs), *wanted.shape)
+        train(narrow, NARROW, inputs.narrow, scores, targets.float(), wanted, training, held_out)
+        if inputs.wide is None:
+            return Nets(narrow, None).eval()
+        with torch.no_grad():
+            scores = narrow(inputs.narrow)
+        wide = Layers(inputs.wide[training], targets.shape[1], WIDE)
+        torch.nn.init.zeros_(wide.second)
+        train(wide, WIDE, inputs.wide, scores, targets.float(), wanted, training, held_out)
+        return Nets(narrow, wide).eval()
+
+
+def train(
+    nets: Layers,
+    settings: Training,
+    values: torch.Tensor,
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    wanted: torch.Tensor,
+    training: torch.Tensor,
+    held_out: torch.Tensor,
+) -> None:
+    """Train nets. Each keeps the weights with which it forecast held-out texts best, which may be those it began with.
+
+    Args:
+        nets: K of them.
+        settings: of the training.
+        values: [N, K, F], what they read.
+        scores: [N, K, O], to which they add.
+        targets, wanted: see `losses`.
+        training, held_out: rows of the texts.
+    """
+    optimizer = torch.optim.AdamW(nets.parameters(), settings.rate, weight_decay=DECAY)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        return losses(nets(values[rows].float()) + scores[rows], targets[rows], wanted)
+
+    def judged() -> torch.Tensor:
+        nets.eval()
+        with torch.no_grad():
+            return loss(held_out)
+
+    best, worse = judged(), 0
+    kept = {name: value.detach().clone() for name, value in nets.named_parameters()}
+    for _ in range(settings.epochs):
+        nets.train()
+        for rows in training[torch.randperm(len(training))].split(settings.batch):
+            optimizer.zero_grad()
+            loss(rows).sum().backward()
+            optimizer.step()
+        found = judged()
+        better = found < best - 1e-5
+        best = torch.where(better, found, best)
+        for name, value in nets.named_parameters():
+            kept[name][better] = value.detach()[better]
+        worse = 0 if bool(better.any()) else worse + 1
+        if worse == PATIENCE:
+            break
+    nets.load_state_dict(kept, strict=False)
+    nets.eval()

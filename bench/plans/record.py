@@ -33,8 +33,8 @@ from geep_triton.tokens.ragged import Tokens
 
 FILE = "plans.safetensors"
 TABLE_TEXTS = 8_000  # at most
-# Most rows of sst2's training split are phrases (median 7 words), and those of dev and test are sentences (median 18). A table is
-# made from texts like those that are served, so only its longer rows are taken.
+# Most rows of sst2's training split are phrases (median 7 words), and those of dev and test are sentences (median 18). A table
+# is made from texts like those that are served, so only its longer rows are taken.
 FEWEST_WORDS = {"sst2": 10}
 BATCH_TOKENS = 4_096
 TABLE, JUDGE = "table", "judge"

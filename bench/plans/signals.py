@@ -211,7 +211,7 @@ class Counts:
     def probabilities(self, tokens: Tokens, how: str) -> torch.Tensor:
         """[N, L], P(the threshold takes this exit), by "mean", "naive_bayes" or "idf"."""
         if how != "idf":
-            return self.table.rebuild(reduction=how).predict(tokens)[0]
+            return self.table.rebuild(reduction=how).predict(tokens).probabilities
         return weighted_mean(self.table.scores, self.table.keys, *self._keys(tokens), len(tokens), self.rarity)
 
 
