@@ -24,7 +24,7 @@ from bench.plans.outcomes import (
     replanned,
 )
 from bench.plans.record import Part
-from bench.plans.signals import BOTH, STATES, TABLE, Signals, Texts, learn, spaced
+from bench.plans.signals import BOTH, COUNTED, STATES, TABLE, Signals, Texts, learn, spaced
 from geep_triton.promises.families import FitSamples
 
 SETTINGS = 160  # of one choice of exits; a coarse grid hides a tenth of a layer
@@ -32,6 +32,7 @@ LEARNED_SHARE = 0.75  # of the table's texts; the others choose exits
 LEAST_AGREEMENT = 0.85  # chosen settings that agree less are no use for any promise here
 PRICES = torch.cat([torch.zeros(1), torch.logspace(-4.5, -0.3, SETTINGS - 1)])
 RATIOS = (0.25, 0.5, 1.0, 2.0)
+NAMES = {STATES: "states", TABLE: "the table", BOTH: "both"}  # of what nets read
 ORACLE, PER_LAYER = "oracle", "threshold per layer"
 
 Choice = Any  # exits, or where texts are looked at first
@@ -140,12 +141,12 @@ def kinds(num_layers: int) -> list[Kind]:
         threshold_kind("risk", "risk", every),
     ]
     found += [threshold_kind(f"risk at {most} exit{'s' * (most > 1)}", "risk", some[most]) for most in (1, 2, 3)]
-    found += [threshold_kind(f"risk at 2 exits, with {what}", f"risk {what}", some[2]) for what in (STATES, TABLE)]
+    found += [threshold_kind(f"risk at 2 exits, with {NAMES[what]}", f"risk {what}", some[2]) for what in (STATES, TABLE)]
     found += [planned_kind("planned", "", early)]
-    found += [planned_kind(f"planned, with {what}", what, early) for what in (STATES, TABLE)]
+    found += [planned_kind(f"planned, with {NAMES[what]}", what, early) for what in (STATES, TABLE)]
     found += [replanned_kind("replanned", "", early)]
-    found += [ahead_kind(f"planned ahead, {what}", what) for what in (STATES, TABLE, BOTH)]
-    return found + [counted_kind(f"predicted, {how}", how) for how in ("mean", "naive_bayes", "idf")]
+    found += [ahead_kind(f"planned ahead, {NAMES[what]}", what) for what in (STATES, TABLE, BOTH)]
+    return found + [counted_kind(f"predicted, {how.replace('_', ' ')}", how) for how in COUNTED]
 
 
 def split(table: Part, seed: int = 0) -> tuple[Part, Part]:

@@ -172,6 +172,11 @@ def measured(parts: dict[str, Part], splits: int = SPLITS, fitted_splits: int = 
     texts = judging.texts
     drawn, population = halves(texts.samples, splits), from_population(texts.samples, splits)
     rows = [found("", facts(texts, len(parts[TABLE].logits)))]
+    for cost in STOP_COSTS:
+        several = list(fitted(texts, cost, fitted_splits))
+        for promise in PROMISES:
+            judged = joined([one.judged(promise) for one in several])
+            rows.append(found(PER_LAYER, metrics(judged, promise, cost), stop_cost=cost, promise=promise))
     for family in families(choosing, judging, STOP_COSTS):
         if family.name == ORACLE:
             means = next(iter(family.outcomes.values())).means(texts.agrees)
@@ -188,11 +193,6 @@ def measured(parts: dict[str, Part], splits: int = SPLITS, fitted_splits: int = 
                 broken = (by_population.judged(promise).means.agreement < promise - 1e-6).double().mean()
                 values = metrics(by_halves.judged(promise), promise, cost) | {"failed": round(float(broken), DIGITS)}
                 rows.append(found(family.name, values, stop_cost=cost, promise=promise))
-    for cost in STOP_COSTS:
-        several = list(fitted(texts, cost, fitted_splits))
-        for promise in PROMISES:
-            judged = joined([one.judged(promise) for one in several])
-            rows.append(found(PER_LAYER, metrics(judged, promise, cost), stop_cost=cost, promise=promise))
     return rows
 
 

@@ -22,6 +22,7 @@ from geep_triton.tokens.ragged import Tokens
 NGRAM = 2
 FOLDS = 4
 TABLE_THRESHOLD = 0.3  # of entropy: the exits that a table without learned values counts
+COUNTED = ("mean", "naive_bayes", "idf")  # ways to combine the counts of a text's n-grams
 STATES, TABLE, BOTH = "states", "table", "both"
 
 
@@ -209,7 +210,7 @@ class Counts:
         return ngram_keys(tokens.ids, tokens.offsets, torch.isin(tokens.ids, self.special), NGRAM)
 
     def probabilities(self, tokens: Tokens, how: str) -> torch.Tensor:
-        """[N, L], P(the threshold takes this exit), by "mean", "naive_bayes" or "idf"."""
+        """[N, L], P(the threshold takes this exit), by a way of `COUNTED`."""
         if how != "idf":
             return self.table.rebuild(reduction=how).predict(tokens).probabilities
         return weighted_mean(self.table.scores, self.table.keys, *self._keys(tokens), len(tokens), self.rarity)
@@ -221,9 +222,11 @@ class Learned:
 
     Attributes:
         forecasts: from logits.
-        extended: nets that also read states or the bag's scores, by name; those of `BOTH` and `planned` ones are for layer 0.
+        extended: nets after early layers that also read states or the bag's scores, by what they read.
         ahead: nets that forecast before the first layer, by what they read.
-        bag, counts, isotonic, means, agreement: see there; `agreement` [L] is each exit's.
+        bag, counts, isotonic: see there.
+        means: see `class_means`.
+        agreement: [L], the share of texts on which each exit agrees with the last.
     """
 
     forecasts: Forecasts
@@ -292,7 +295,7 @@ class Signals:
             "weighted streak": texts.streak(learned.agreement / learned.agreement.mean()),
             "distance": harmonic_distance(texts, learned.means),
         } | {f"risk {what}".strip(): 1 - forecast.diagonal(dim1=1, dim2=2) for what, forecast in self.forecasts.items()}
-        self.counted = {how: learned.counts.probabilities(texts.tokens, how) for how in ("mean", "naive_bayes", "idf")}
+        self.counted = {how: learned.counts.probabilities(texts.tokens, how) for how in COUNTED}
 
     def _forecasts(self) -> torch.Tensor:
         found = torch.zeros(self.texts.samples, self.texts.early, self.texts.num_layers)
