@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,12 +48,14 @@ class Kind:
         choices: of exits, in which a setting is tried; one where there is nothing to choose.
         settings: the values of a choice, from cautious to bold, by texts of the table.
         run: answers texts.
+        by_all: whether all texts of the table choose, which they may where nothing was learned from them.
     """
 
     name: str
     choices: Sequence[Choice]
     settings: Callable[[Signals, Choice], torch.Tensor]
     run: Run
+    by_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,16 @@ class Family:
     outcomes: Mapping[float, Outcome]
 
 
-def threshold_kind(name: str, score: str, choices: Sequence[tuple[int, ...]]) -> Kind:
+def threshold_kind(name: str, score: str, choices: Sequence[tuple[int, ...]], by_all: bool = False) -> Kind:
     """A threshold on a score in some exits. Settings are quantiles of the score there."""
 
     def settings(signals: Signals, exits: tuple[int, ...]) -> torch.Tensor:
         return quantiles(signals.scores[score][:, list(exits)])
 
-    return Kind(name, choices, settings, lambda signals, exits, values: by_threshold(signals.scores[score], exits, values))
+    def run(signals: Signals, exits: tuple[int, ...], values: torch.Tensor) -> Outcome:
+        return by_threshold(signals.scores[score], exits, values)
+
+    return Kind(name, choices, settings, run, by_all)
 
 
 def planned_kind(name: str, forecast: str, early: int) -> Kind:
@@ -130,7 +135,8 @@ def kinds(num_layers: int) -> list[Kind]:
         threshold_kind("threshold", "entropy", every),
         threshold_kind("threshold at 1 exit", "entropy", some[1]),
         threshold_kind("threshold at 2 exits", "entropy", some[2]),
-        threshold_kind("threshold at 3 exits", "entropy", some[3]),
+        threshold_kind("threshold at 2 exits, all texts", "entropy", some[2], by_all=True),
+        threshold_kind("threshold at 3 exits, all texts", "entropy", some[3], by_all=True),
         threshold_kind("threshold, spaced exits", "entropy", (spaced(num_layers),)),
         threshold_kind("margin", "margin", every),
         threshold_kind("isotonic", "isotonic", every),
@@ -156,11 +162,25 @@ def split(table: Part, seed: int = 0) -> tuple[Part, Part]:
     return table.select(order[:count]), table.select(order[count:])
 
 
-def signals_of(table: Part, judge: Part, seed: int = 0) -> tuple[Signals, Signals]:
-    """What policies read of the texts that choose, and of those that judge."""
+class Readings(NamedTuple):
+    """What policies read of texts.
+
+    Attributes:
+        choosing: of the table, from which nothing was learned.
+        table: all of it.
+        judging: those that calibrate and judge.
+    """
+
+    choosing: Signals
+    table: Signals
+    judging: Signals
+
+
+def readings(table: Part, judge: Part, seed: int = 0) -> Readings:
+    """Learn from a part of the table, and read all texts."""
     learning, choosing = split(table, seed)
     learned = learn(Texts(learning), seed)
-    return Signals(Texts(choosing), learned), Signals(Texts(judge), learned)
+    return Readings(*(Signals(Texts(part), learned) for part in (choosing, table, judge)))
 
 
 def chosen(kind: Kind, signals: Signals, stop_costs: Sequence[float]) -> dict[float, list[tuple[Choice, float]]]:
@@ -193,28 +213,29 @@ def run_pairs(kind: Kind, signals: Signals, pairs: Sequence[tuple[Choice, float]
     return Outcome.concatenate(parts).select(order.argsort())
 
 
-def family_of(kind: Kind, choosing: Signals, judging: Signals, stop_costs: Sequence[float]) -> Family:
+def family_of(kind: Kind, read: Readings, stop_costs: Sequence[float]) -> Family:
     """The family, as it answers the judge texts."""
+    choosing, judging = read.table if kind.by_all else read.choosing, read.judging
     if len(kind.choices) == 1:
         choice = kind.choices[0]
         only = kind.run(judging, choice, kind.settings(choosing, choice))
         return Family(kind.name, dict.fromkeys(stop_costs, only))
     found = chosen(kind, choosing, stop_costs)
-    return Family(kind.name, {cost: run_pairs(kind, judging, pairs) for cost, pairs in found.items() if pairs})
+    return Family(kind.name, {cost: run_pairs(kind, judging, pairs) for cost, pairs in found.items()})
 
 
-def families(choosing: Signals, judging: Signals, stop_costs: Sequence[float]) -> Iterator[Family]:
+def families(read: Readings, stop_costs: Sequence[float]) -> Iterator[Family]:
     """All of them, one after the other, since each takes memory. See `per_layer` for the one that is not among them.
 
     Args:
-        choosing, judging: see `signals_of`.
+        read: of the texts.
         stop_costs: what a look may cost, in layers.
     """
-    texts = judging.texts
+    texts = read.judging.texts
     yield Family("constant", dict.fromkeys(stop_costs, constant(texts.samples, texts.num_layers)))
     yield Family(ORACLE, dict.fromkeys(stop_costs, first_agreeing(texts.agrees)))
     for kind in kinds(texts.num_layers):
-        yield family_of(kind, choosing, judging, stop_costs)
+        yield family_of(kind, read, stop_costs)
 
 
 def per_layer(texts: Texts, fit: torch.Tensor, judge: torch.Tensor, stop_cost: float) -> Outcome:

@@ -170,17 +170,17 @@ def replanned(agreement: torch.Tensor, first: int, ratio: float, thresholds: tor
 
 
 def frontier(means: Means, stop_cost: float, least: float) -> torch.Tensor:
-    """Settings that no other one beats in both agreement and cost, from cautious to bold: [K] int64.
+    """Settings that no other one beats in both agreement and cost, from cautious to bold: [K >= 1] int64.
 
     Args:
         means: of the settings.
         stop_cost: see `Means.cost`.
-        least: settings that agree less are left out.
+        least: settings that agree less are left out, but not the one that agrees most.
     """
     cost = means.cost(stop_cost)
-    order = torch.arange(len(cost))[means.agreement >= least]
+    order = torch.arange(len(cost))[means.agreement >= min(least, float(means.agreement.max()))]
     order = order[means.agreement[order].argsort(descending=True, stable=True)]
     order = order[cost[order].argsort(stable=True)]  # the cheapest first, of equals the one that agrees most
     agreement = means.agreement[order]
-    before = torch.cat([agreement.new_full((1,), -torch.inf), agreement.cummax(0).values[:-1]]) if len(order) else agreement
+    before = torch.cat([agreement.new_full((1,), -torch.inf), agreement.cummax(0).values[:-1]])
     return order[agreement > before].flip(0)

@@ -21,7 +21,7 @@ from bench.answers.training import declared, folder_of
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
 from bench.plans.command import cells_of, parser_of
-from bench.plans.families import LEARNED_SHARE, ORACLE, PER_LAYER, SETTINGS, families, per_layer, signals_of
+from bench.plans.families import LEARNED_SHARE, ORACLE, PER_LAYER, SETTINGS, families, per_layer, readings
 from bench.plans.outcomes import HEAD_COST, Means, Outcome
 from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts
 from bench.plans.signals import Texts
@@ -168,8 +168,8 @@ def joined(several: Sequence[Judged]) -> Judged:
 
 def measured(parts: dict[str, Part], splits: int = SPLITS, fitted_splits: int = FITTED_SPLITS) -> list[Found]:
     """All rows of a model: its record, and each family under each promise and cost of a look."""
-    choosing, judging = signals_of(parts[TABLE], parts[JUDGE])
-    texts = judging.texts
+    read = readings(parts[TABLE], parts[JUDGE])
+    texts = read.judging.texts
     drawn, population = halves(texts.samples, splits), from_population(texts.samples, splits)
     rows = [found("", facts(texts, len(parts[TABLE].logits)))]
     for cost in STOP_COSTS:
@@ -177,7 +177,7 @@ def measured(parts: dict[str, Part], splits: int = SPLITS, fitted_splits: int = 
         for promise in PROMISES:
             judged = joined([one.judged(promise) for one in several])
             rows.append(found(PER_LAYER, metrics(judged, promise, cost), stop_cost=cost, promise=promise))
-    for family in families(choosing, judging, STOP_COSTS):
+    for family in families(read, STOP_COSTS):
         if family.name == ORACLE:
             means = next(iter(family.outcomes.values())).means(texts.agrees)
             reached = {cost: {"layers": float(means.layers), "cost": float(means.cost(cost))} for cost in STOP_COSTS}

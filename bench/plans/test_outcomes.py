@@ -86,4 +86,4 @@ def test_the_frontier_goes_from_cautious_to_bold():
     assert frontier(means, 0.1, 0.9).tolist() == [0, 3]
     assert frontier(means, 1.0, 0.9).tolist() == [0, 1]
     assert frontier(means, 1.0, 0.4).tolist() == [0, 1, 4]
-    assert frontier(means, 1.0, 1.1).tolist() == []
+    assert frontier(means, 1.0, 1.1).tolist() == [0]
