@@ -58,6 +58,9 @@ WIDE = Training(hidden=32, dropout=0.5, rate=1e-3, batch=256, epochs=20)
 class Layers(torch.nn.Module):
     """K nets at once, with one hidden layer of ReLU each: [N, K, F] -> [N, K, O]."""
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, inputs: torch.Tensor, outputs: int, settings: Training) -> None:
         super().__init__()
         (_, nets, features), hidden = inputs.shape, settings.hidden
@@ -122,7 +125,7 @@ def fit(inputs: Inputs, targets: torch.Tensor, wanted: torch.Tensor, seed: int =
         held_out, training = order.tensor_split([max(1, int(HELD_OUT * len(inputs)))])
         narrow = Layers(inputs.narrow[training], targets.shape[1], NARROW)
         with torch.no_grad():
-            narrow.second_bias += torch.logit(targets[training].float().mean(0).clamp(0.01, 0.99))
+            narrow.second_bias.add_(torch.logit(targets[training].float().mean(0).clamp(0.01, 0.99)))
         scores = torch.zeros(len(inputs), *wanted.shape)
         train(narrow, NARROW, inputs.narrow, scores, targets.float(), wanted, training, held_out)
         if inputs.wide is None:

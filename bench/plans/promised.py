@@ -187,7 +187,7 @@ def measured(parts: dict[str, Part], splits: int = SPLITS, fitted_splits: int = 
         for cost in STOP_COSTS:
             outcome = family.outcomes[cost]
             if id(outcome) not in made:
-                made = {id(outcome): tuple(Losses(outcome, texts.agrees, draws) for draws in (drawn, population))}
+                made = {id(outcome): (Losses(outcome, texts.agrees, drawn), Losses(outcome, texts.agrees, population))}
             by_halves, by_population = made[id(outcome)]
             for promise in PROMISES:
                 broken = (by_population.judged(promise).means.agreement < promise - 1e-6).double().mean()

@@ -27,7 +27,7 @@ TABULATED = (
     *("risk at 2 exits, with states", "risk at 2 exits, with the table", "planned", "replanned", "planned ahead, the table"),
     "predicted, mean",
 )
-DRAWN = ("constant", "threshold", "threshold at 2 exits", "risk at 2 exits", "planned", "replanned")
+DRAWN = ("constant", "threshold", "threshold at 2 exits, all texts", "risk at 2 exits", "planned", "replanned")
 NAMED = 3  # families in a sentence
 PICTURE = "plans.png"
 INTRODUCTION = """# Looks and plans, measured
