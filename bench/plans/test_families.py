@@ -45,6 +45,18 @@ def test_nothing_is_chosen_or_learned_by_the_judge(parts, read):
             assert kind.name.startswith("threshold")  # other kinds learn
 
 
+def test_the_judges_texts_only_answer(read):
+    for kind in kinds(4):
+        given = []
+
+        def settings(signals, choice, kind=kind, given=given):
+            given.append(signals)
+            return kind.settings(signals, choice)
+
+        family_of(replace(kind, settings=settings), read, COSTS)
+        assert set(given) == {read.table if kind.by_all else read.choosing}, kind.name
+
+
 def test_nothing_is_learned_from_the_texts_that_choose(parts):
     learning, choosing = split(parts[TABLE])
     assert (len(learning.logits), len(choosing.logits)) == (450, 150)
@@ -59,6 +71,16 @@ def test_chosen_settings_are_a_frontier(read):
         means = run_pairs(kind, choosing, pairs).means(choosing.texts.agrees)
         assert bool((means.agreement.diff() < 0).all())
         assert bool((means.cost(cost).diff() < 0).all())
+
+
+def test_settings_keep_their_order(read):
+    kind = next(kind for kind in kinds(4) if kind.name == "threshold at 2 exits")
+    pairs = [((0,), 0.1), ((1, 2), 0.3), ((0,), 0.2), ((0, 1), 0.3), ((1, 2), 0.1)]
+    outcome = run_pairs(kind, read.judging, pairs)
+    for index, (exits, value) in enumerate(pairs):
+        alone = kind.run(read.judging, exits, torch.tensor([value]))
+        assert torch.equal(outcome.exits[index], alone.exits[0])
+        assert torch.equal(outcome.stops[index], alone.stops[0])
 
 
 def test_a_dear_look_is_taken_seldom(read):

@@ -67,6 +67,15 @@ def test_a_replanned_text_is_looked_at_where_it_was_sent():
     assert (exits, stops, unscored) == ([[2, 3]], [[2, 2]], [[False, True]])
 
 
+def test_who_does_not_leave_goes_on():
+    early = torch.zeros(1, 3, 4)
+    early[..., 3] = 1
+    early[0, 0, :3] = torch.tensor([0.94, 0.5, 0.97])  # its own exit is the best value, but the risk is too high
+    early[0, 2, 2] = 0.5
+    exits, stops, unscored = as_lists(replanned(early, 0, 1.0, torch.tensor([0.05])))
+    assert (exits, stops, unscored) == ([[3]], [[2]], [[True]])
+
+
 def test_costs():
     outcome = by_threshold(SCORES, (0, 1, 2), torch.tensor([0.3]))
     agrees = torch.tensor([[False, True, True, True], [True, True, True, True], [False, False, True, True]])
