@@ -28,6 +28,7 @@ TABULATED = (
     "predicted, mean",
 )
 DRAWN = ("constant", "threshold", "threshold at 2 exits, all texts", "risk at 2 exits", "planned", "replanned")
+SHOWN_RATIOS = (0.9, 1.6)  # in the picture, so that lines near 1 can be told apart
 NAMED = 3  # families in a sentence
 PICTURE = "plans.png"
 INTRODUCTION = """# Looks and plans, measured
@@ -232,6 +233,7 @@ def plot(path: Path, folder: Path = RESULTS) -> None:
             axis.plot(means.index, means, marker="o", label=family)
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_xscale("log")
+        axis.set_ylim(*SHOWN_RATIOS)
         axis.set_xticks(STOP_COSTS, [f"{cost:g}" for cost in STOP_COSTS])
         axis.minorticks_off()
         axis.set_xlabel("cost of a look, layers")
