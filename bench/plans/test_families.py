@@ -75,7 +75,7 @@ def test_chosen_settings_are_a_frontier(read):
 
 def test_settings_keep_their_order(read):
     kind = next(kind for kind in kinds(4) if kind.name == "threshold at 2 exits")
-    pairs = [((0,), 0.1), ((1, 2), 0.3), ((0,), 0.2), ((0, 1), 0.3), ((1, 2), 0.1)]
+    pairs = [((0,), 0.1), ((1, 2), 0.3), ((0,), 0.2), ((0, 1), 0.3), ((1, 2), 0.1), ((0,), 0.3)]
     outcome = run_pairs(kind, read.judging, pairs)
     for index, (exits, value) in enumerate(pairs):
         alone = kind.run(read.judging, exits, torch.tensor([value]))
