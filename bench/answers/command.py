@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.answers.tasks import BACKBONES, SEEDS, TASKS, Trained, trainings
+from bench.answers.tasks import BACKBONES, SEEDS, TASKS, Backbone, Task, Trained, trainings
 from bench.answers.training import RECORD, declared, folder_of
 from bench.cells import Cell, run_missing
 from bench.rows import Found
 
 
-def parser_of(description: str | None, output: Path | None) -> argparse.ArgumentParser:
-    """A parser of what all scripts of this package can be told."""
+def parser_of(
+    description: str | None,
+    output: Path | None,
+    tasks: Sequence[Task] = TASKS,
+    backbones: Sequence[Backbone] = BACKBONES,
+) -> argparse.ArgumentParser:
+    """A parser of what all scripts that use these trained models can be told."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of trained models and records")
     parser.add_argument("--e5", type=Path, required=True, help="folder of the 12-layer model")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS], default=[task.name for task in TASKS])
-    names = [backbone.name for backbone in BACKBONES]
+    parser.add_argument("--tasks", nargs="+", choices=[task.name for task in tasks], default=[task.name for task in tasks])
+    names = [backbone.name for backbone in backbones]
     parser.add_argument("--backbones", nargs="+", choices=names, default=names)
     parser.add_argument("--limit-samples", type=int, help="at most as many of each task, to try it out")
     parser.add_argument("--budget-minutes", type=float, default=float("inf"))
@@ -31,9 +36,12 @@ def parser_of(description: str | None, output: Path | None) -> argparse.Argument
     return parser
 
 
-def cells_of(arguments: argparse.Namespace) -> list[Trained]:
+def cells_of(
+    arguments: argparse.Namespace, tasks: Sequence[Task] = TASKS, backbones: Sequence[Backbone] = BACKBONES
+) -> list[Trained]:
     """The cells that were asked for."""
-    return list(trainings(arguments.seeds, arguments.tasks, arguments.backbones))
+    wanted = [task for task in tasks if task.name in arguments.tasks]
+    return list(trainings(arguments.seeds, wanted, [one for one in backbones if one.name in arguments.backbones]))
 
 
 def run_trained(

@@ -99,13 +99,10 @@ BACKBONES = (MINILM, E5)
 
 
 def trainings(
-    seeds: Sequence[int] = SEEDS,
-    tasks: Sequence[str] = tuple(task.name for task in TASKS),
-    backbones: Sequence[str] = tuple(backbone.name for backbone in BACKBONES),
+    seeds: Sequence[int] = SEEDS, tasks: Sequence[Task] = TASKS, backbones: Sequence[Backbone] = BACKBONES
 ) -> Iterator[Trained]:
     """All cells, the first seed of every task and model before the others."""
     for seed in seeds:
-        for backbone in BACKBONES:
-            for task in TASKS:
-                if task.name in tasks and backbone.name in backbones:
-                    yield Trained(task, backbone, seed)
+        for backbone in backbones:
+            for task in tasks:
+                yield Trained(task, backbone, seed)

