@@ -1,0 +1,147 @@
+"""What each family of `calibrate` comes to by the wall clock, at the setting that keeps a promise.
+
+    GEEP_DATA=../shared/data python -m bench.plans.clock --work WORK --e5 E5
+
+Reads the models and records that `bench.plans.train` and `bench.plans.record` left in WORK. The exit table learns from the
+recorded table texts. A half of the judge texts calibrates: of each family the boldest setting that is shown to be safe. All of
+them are timed in turns with full depth on texts of the other half. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from bench.answers.replay import Replay
+from bench.answers.tasks import Trained
+from bench.answers.training import declared, folder_of, settings_of
+from bench.cells import Cell, run_missing
+from bench.claims.promises import filling
+from bench.environment import RESULTS
+from bench.plans.command import cells_of, parser_of
+from bench.plans.promised import PROMISES, half_of
+from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts
+from bench.rows import Found, found
+from bench.timing import quiet_garbage_collector
+from geep_triton import Engine, MultiExitBert
+from geep_triton.engine.predictions import EveryExit
+from geep_triton.policies.policy import OneExitWarning, Policy
+from geep_triton.policies.text import format_policy
+from geep_triton.promises.terms import Term
+from geep_triton.table.exit_table import ExitTable
+from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
+from geep_triton.table.records import ExitRecords, TableSettings
+from geep_triton.timing import in_turns
+
+OUTPUT = RESULTS / "plans" / "clock"
+BUDGETS = (1_024, 4_096, 16_384)  # tokens of a batch
+TIMED_TOKENS = 8_192  # of the timed texts, or those of one batch where that is more
+THRESHOLD = 0.3  # of the table
+ROUNDS = 3
+ATTEMPTS = 3
+STEADY = 0.05  # drift of full depth within one measurement
+FULL = "full"
+
+
+def table_of(model: MultiExitBert, tokenizer, part: Part) -> ExitTable:
+    """The exit table that `build_exit_table` would make of the recorded table texts."""
+    agrees = model.answers.agree(part.logits, part.logits[:, -1:])
+    uncertainty = EveryExit(part.tokens, part.logits).uncertainty(model.config.exit_layers)
+    table = ExitTable.from_records(
+        ExitRecords(part.tokens, uncertainty, agrees, logits=part.logits),
+        model.config.exit_layers,
+        TableSettings(THRESHOLD),
+        model.config.vocab_size,
+        tokenizer_fingerprint(tokenizer),
+        uncounted_ids(tokenizer),
+    )
+    return replace(table, weights=model.weights_digest()).learn("agreement").learn("exits").learn("forecasts")
+
+
+def chosen(replay: Replay, rows: torch.Tensor, promise: float) -> dict[str, Policy]:
+    """Family -> its boldest policy that is shown to keep a promise on these rows; full depth besides."""
+    replay.terms = (Term("agreement", promise),)
+    return {FULL: replay.full} | replay.boldest(rows)
+
+
+def speeds(engine: Engine, policies: dict[str, Policy], texts, rounds: int) -> tuple[dict[str, float], float]:
+    """Texts a second of each policy, by its short form, and the drift of full depth; the steadiest of a few attempts."""
+    engines = {form: engine.with_policy(policy) for form, policy in policies.items()}
+    calls = {form: partial(one.predict, texts) for form, one in engines.items()}
+    calls["again"] = partial(engine.with_policy(FULL).predict, texts)
+    best: tuple[dict[str, float], float] = {}, float("inf")
+    with warnings.catch_warnings(), quiet_garbage_collector():
+        warnings.simplefilter("ignore", OneExitWarning)
+        for call in calls.values():
+            call()
+        for _ in range(ATTEMPTS):
+            rates = {form: len(texts) / statistics.median(seconds) for form, seconds in in_turns(calls, rounds).items()}
+            drift = abs(rates.pop("again") / rates[FULL] - 1)
+            best = min(best, (rates, drift), key=lambda attempt: attempt[1])
+            if drift <= STEADY:
+                break
+    return best
+
+
+def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -> Iterator[Found]:
+    """Agreement, layers and speed of every family, at every promise and token budget."""
+    model, tokenizer = MultiExitBert.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
+    parts = load_parts(folder / FILE)
+    model.exit_table = table_of(model, tokenizer, parts[TABLE])
+    judge = parts[JUDGE]
+    record = EveryExit(judge.tokens, judge.logits)
+    ours, others = half_of(len(judge.tokens), 0)
+    engine = Engine(model, tokenizer, FULL, **settings_of(cell.task))
+    replay = Replay(model, record, (Term("agreement", PROMISES[0]),), engine.layer_costs.stop_layers)
+    yield found("", {"stop_layers": engine.layer_costs.stop_layers, "num_layers": model.config.num_hidden_layers})
+    by_promise = {promise: chosen(replay, ours, promise) for promise in PROMISES}
+    for promise, policies in by_promise.items():
+        replay.terms = (Term("agreement", promise),)
+        for family, policy in policies.items():
+            [kept] = replay.kept(policy, others)
+            settings = {"promise": promise, "policy": format_policy(policy)}
+            yield found(family, {"agreement": kept, "mean_layers": replay.mean_layers(policy, others)}, **settings)
+    every = {format_policy(policy): policy for policies in by_promise.values() for policy in policies.values()}
+    held_out = judge.tokens.select(others)
+    for budget in budgets:
+        texts = held_out.select(torch.tensor(filling(held_out.lengths, max(TIMED_TOKENS, budget))))
+        of_budget = Engine(model, tokenizer, FULL, token_budget=budget, **settings_of(cell.task))
+        rates, drift = speeds(of_budget, every, texts, rounds)
+        facts = {"drift": drift, "texts": len(texts), "stop_layers": of_budget.layer_costs.stop_layers}
+        yield found(FULL, facts, token_budget=budget)
+        for form, rate in rates.items():
+            speed = {"texts_per_second": rate, "speed_up": rate / rates[FULL]}
+            yield found("policy", speed, policy=form, token_budget=budget)
+
+
+def cell_of(cell: Trained, arguments: argparse.Namespace) -> Cell:
+    """A measurement of one model."""
+    settings = {"budgets": list(arguments.token_budgets), "rounds": arguments.rounds, "threads": arguments.threads}
+    folder = folder_of(cell, arguments.work, arguments.limit_samples)
+    declaration = declared(cell, arguments.limit_samples) | settings
+    return Cell(cell.name, declaration, lambda _: list(measured(folder, cell, arguments.token_budgets, arguments.rounds)))
+
+
+def main() -> None:
+    parser = parser_of(__doc__, OUTPUT)
+    parser.add_argument("--token-budgets", type=int, nargs="+", default=BUDGETS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    ready = [
+        cell for cell in cells_of(arguments) if (folder_of(cell, arguments.work, arguments.limit_samples) / FILE).is_file()
+    ]
+    cells = [cell_of(cell, arguments) for cell in ready]
+    run_missing("plans clock", cells, arguments.output, arguments.budget_minutes)
+
+
+if __name__ == "__main__":
+    main()
