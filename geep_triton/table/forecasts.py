@@ -15,7 +15,8 @@ UNITS = 16  # of each net; 8 or 32 forecast as well
 HELD_OUT = 0.25  # of the texts: they end the training, and later choose exits and prices
 FEWEST_HELD_OUT = 10
 CERTAIN = 30.0  # the score of the last exit, whose sigmoid is 1 in float32
-PATIENCE = 5  # epochs without a better loss
+PATIENCE = 5  # epochs in which no net has a better loss
+LEAST_GAIN = 1e-5  # of a better loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +80,14 @@ def learn_forecasts(
     skipped: torch.Tensor | None = None,
     *,
     epochs: int = 60,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 1e-2,
     batch_size: int = 128,
     seed: int = 0,
 ) -> Forecasts:
     """Fit the nets to recorded answers, by cross entropy with whether each exit gave the last exit's answer.
 
-    A fourth of the texts is held out. The training ends where their loss has not improved for 5 epochs, and the best weights
-    are kept.
+    A fourth of the texts is held out. The training ends where no net has improved on them for 5 epochs, and each net keeps the
+    weights with which it was best.
 
     Args:
         logits: [N, E, C], the answers of every exit to N texts.
@@ -128,25 +129,29 @@ def learn_forecasts(
     targets = agrees[:, :-1].float().expand(exits - 1, -1, -1)
     spoken_of = torch.ones(exits - 1, exits - 1).triu()[:, None]  # net i has nothing to say of exits before i
 
-    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:  # of each net
         v, a, w, b = parts
         hidden = torch.baddbmm(a[:, None], standard[:, rows], v).relu()
         losses = F.binary_cross_entropy_with_logits(torch.baddbmm(b[:, None], hidden, w), targets[:, rows], reduction="none")
-        return (losses * spoken_of).sum() / (spoken_of.sum() * len(rows))
+        return (losses * spoken_of).sum((1, 2)) / (spoken_of.sum((1, 2)) * len(rows))
 
-    best, kept, worse = float("inf"), None, 0
+    best, worse = torch.full((exits - 1,), torch.inf), 0
+    kept = [part.detach().clone() for part in parts]
     for _ in range(epochs):
         for rows in training[torch.randperm(len(training), generator=generator)].split(batch_size):
             optimizer.zero_grad()
-            loss_of(rows).backward()
+            loss_of(rows).sum().backward()
             optimizer.step()
         with torch.no_grad():
-            loss = float(loss_of(held_out))
-        if loss < best - 1e-5:
-            best, kept, worse = loss, [part.detach().clone() for part in parts], 0
-        elif (worse := worse + 1) == PATIENCE:
+            losses = loss_of(held_out)
+        better = losses < best - LEAST_GAIN
+        best = torch.where(better, losses, best)
+        for part, value in zip(kept, parts, strict=True):
+            part[better] = value.detach()[better]
+        worse = 0 if bool(better.any()) else worse + 1
+        if worse == PATIENCE:
             break
-    if kept is None:
+    if not bool(best.isfinite().all()):
         raise ValueError(f"learning_rate {learning_rate:g} is too high: the loss of the held-out texts is not finite")
     v, a, w, b = kept
     hidden_weight = v / scale[:, :, None]
