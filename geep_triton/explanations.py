@@ -262,7 +262,10 @@ def answer_of(answers: Answers, logits: torch.Tensor) -> str | tuple[str, ...] |
 def _why(policy: Policy, model: MultiExitBert, rule: ExitRule | None, exits: tuple[AtExit, ...], first: int) -> str:
     """Why a text is answered where it is, in plain sentences."""
     answered = next(each for each in exits if each.leaves)
-    begins = _begins(policy, first, rule is not None)
+    unscored = isinstance(policy.start, PlannedAfter) and first in (policy.start.layer, exits[-1].layer)
+    begins = _begins(policy, first, rule is not None and not unscored)
+    if unscored:
+        return begins
     if rule is None:
         return f"{begins} Nobody is scored."
     scores = [each for each in exits if each.criterion is not None]
@@ -298,9 +301,7 @@ def _begins(policy: Policy, first: int, scored: bool) -> str:
     if isinstance(start, LastLayer):
         return "The policy runs all layers for every text."
     if isinstance(start, PlannedAfter):
-        if first == start.layer:
-            return f"The forecast after layer {first} says that it may be answered at once."
-        return f"The forecast after layer {start.layer} says that it is to be {verb} after layer {first}."
+        return f"It is planned after layer {start.layer}, by a forecast, to be {verb} after layer {first}."
     if isinstance(start, (TableExit, TableAgreement)):
         return f"The exit table predicts from its tokens that it is first to be {verb} after layer {first}."
     if isinstance(start, AtLayer) or not scored:

@@ -164,7 +164,7 @@ def test_price_for_a_budget():
     assert 0.9 <= agrees.gather(1, index[:, None]).double().mean() <= 0.92
     with pytest.raises(ValueError, match="exactly one"):
         price_for(agreement, agrees, EXITS)
-    with pytest.raises(ValueError, match="mean_depth must be at least 2, the first exit's layer, got 1.5"):
+    with pytest.raises(ValueError, match="mean_depth must be at least 2, the first layer at which texts may leave, got 1.5"):
         price_for(agreement, agrees, (2, 3, 4), mean_depth=1.5)
 
 

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from geep_triton import Engine, ExitTable, MultiExitBert, build_exit_table
+from geep_triton import Engine, ExitTable, MultiExitBert, build_exit_table, calibrate, explain
 from geep_triton.policies.text import parse_policy
-from geep_triton.promises.frontier import Candidate, frontier, planned_policies, risk_policies
+from geep_triton.promises.families import families_of
+from geep_triton.promises.frontier import CAUTIOUS, Candidate, frontier, planned_policies, risk_policies
 from geep_triton.promises.simulate import simulate
 from geep_triton.table.forecasts import HELD_OUT, Forecasts, learn_forecasts
 from tests.conftest import tiny_config
@@ -71,7 +72,7 @@ def test_what_was_held_out_is_forecast_by_each_net(learned):
     found = learned.held_out_agreement
     assert found.shape == (3, 500, 4)
     for exit_ in range(3):
-        assert (found[exit_, :, :exit_] == 0).all()
+        assert found[exit_, :, :exit_].isneginf().all()
         torch.testing.assert_close(found[exit_, :, exit_:], learned.agreement(exit_, learned.held_out[:, exit_]))
 
 
@@ -82,9 +83,15 @@ def test_who_skipped_an_exit_has_no_answer_there():
     forecasts = learn_forecasts(logits, agrees, skipped, epochs=2)
     unanswered = (forecasts.held_out == 0).all(2)
     assert unanswered[:, 1].any()
-    assert not unanswered[:, [0, 2, 3]].any()
-    assert not forecasts.held_out_agrees[unanswered[:, 1], 1].any()
+    assert torch.equal(unanswered, forecasts.held_out_skipped)
+    assert torch.equal(forecasts.held_out_agreement[1, :, 1].isneginf(), unanswered[:, 1])
+    assert not forecasts.held_out_agreement[0, :, 1].isneginf().any()  # of deeper exits it is still forecast
     assert (logits[::2, 1] != 0).all()  # the caller's tensors are as they were
+
+
+def test_no_more_texts_are_held_out_than_needed():
+    forecasts = learn_forecasts(*answers(9000), epochs=1)
+    assert len(forecasts.held_out) == 2000
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_forecasts_are_learned_from_saved_records(model, tokenizer, many, tmp_pa
     loaded = ExitTable.load(tmp_path)
     assert loaded.forecasts is None
     again = loaded.learn("forecasts").forecasts
-    for part in ("hidden_weight", "hidden_bias", "weight", "bias", "held_out", "held_out_agrees"):
+    for part in ("hidden_weight", "hidden_bias", "weight", "bias", "held_out", "held_out_agrees", "held_out_skipped"):
         assert torch.equal(getattr(again, part), getattr(table.forecasts, part))
     assert loaded.learn("forecasts").rebuild(threshold=0.3).forecasts is not None
     assert loaded.learn("forecasts").merge(loaded).forecasts is None
@@ -178,6 +185,10 @@ def test_records_without_answers_cannot_be_learned_from(model, tokenizer, many):
         ("hidden_weight", lambda v: v[:, :-1], "forecasts.hidden_weight must be float32 of shape"),
         ("bias", lambda v: v * torch.nan, "forecasts.bias must be between"),
         ("held_out", lambda v: v[:-1], "forecasts.held_out_agrees must be bool of shape"),
+        ("held_out_skipped", lambda v: v[:, 1:], "forecasts.held_out_skipped must be bool of shape"),
+        ("bias", lambda v: v - 1, "forecasts must say of the last exit that it agrees with itself"),
+        ("weight", lambda v: v + 1, "forecasts must say of the last exit that it agrees with itself"),
+        ("held_out_agrees", lambda v: ~v, "forecasts must say of the last exit that it agrees with itself"),
         ("hidden_bias", lambda v: v.double(), "forecasts.hidden_bias must be float32"),
     ],
 )
@@ -186,6 +197,50 @@ def test_damaged_forecasts_are_refused(model, tokenizer, many, tmp_path, part, v
     bad = dataclasses.replace(table.forecasts, **{part: value(getattr(table.forecasts, part))})
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(table, forecasts=bad).save_pretrained(tmp_path)
+
+
+def test_no_held_out_texts_are_refused(model, tokenizer, many, tmp_path):
+    table = built(model, tokenizer, many)
+    none = {name: getattr(table.forecasts, name)[:0] for name in ("held_out", "held_out_agrees", "held_out_skipped")}
+    with pytest.raises(ValueError, match="forecasts must have at least 10 held-out texts, got 0"):
+        dataclasses.replace(table, forecasts=dataclasses.replace(table.forecasts, **none)).save_pretrained(tmp_path)
+
+
+def test_large_scores_are_saved(make_model, tokenizer, many, tmp_path):
+    """A score may be of any unit."""
+    model = make_model(num_labels=1)
+    model.exit_config.decision = 0.0
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.classifier.weight.mul_(5e7)
+    model.exit_table = build_exit_table(model, tokenizer, many, progress=False, save_records=True)
+    assert model.exit_table.forecasts.held_out.abs().max() > 1e6
+    model.save_pretrained(tmp_path)
+    assert MultiExitBert.from_pretrained(tmp_path).exit_table.forecasts is not None
+
+
+def test_answers_of_two_models_are_not_merged(model, make_model, tokenizer, many):
+    other = make_model(num_labels=2)
+    with torch.no_grad():
+        other.heads["1"].classifier.weight.mul_(2)
+    tables = built(model, tokenizer, many[:100]), built(other, tokenizer, many[100:200])
+    with pytest.raises(ValueError, match=r"records\.logits: this table's records have no answers"):
+        tables[0].merge(tables[1]).learn("forecasts")
+    assert tables[0].merge(built(model, tokenizer, many[200:300])).learn("forecasts").forecasts is not None
+
+
+def test_a_model_of_one_exit_has_no_forecasts(make_model, tokenizer, many):
+    model = make_model(exit_layers=[4])
+    assert built(model, tokenizer, many).forecasts is None
+    with pytest.raises(ValueError, match="forecasts need several exits, the model has one"):
+        built(model, tokenizer, many, learn=("forecasts",))
+
+
+def test_an_old_table_says_how_to_learn_forecasts(model, tokenizer, many):
+    table = built(model, tokenizer, many)
+    old = dataclasses.replace(table, forecasts=None, records=dataclasses.replace(table.records, logits=None))
+    assert old.how_to_learn("forecasts").startswith("model.exit_table = build_exit_table(")
+    assert dataclasses.replace(table, forecasts=None).how_to_learn("forecasts").endswith(".learn('forecasts')")
 
 
 # What may use them.
@@ -255,6 +310,9 @@ def test_forecasts_stay_those_of_the_weights_in_another_dtype(model, tokenizer, 
         ("planned:1,price=0.1,regroup=now", "unknown regroup 'now'"),
         ("planned:1,price=0.1,answer_head=shared", "plans are learned from the exits' own heads"),
         ("planned:3,price=0.1+threshold:0.5", "leave scores nobody after the plan, which is made after layer 3"),
+        ("planned:2,price=0.1+threshold:0.5,layers=1/3", "leave must score only after layer 2, where exits are planned"),
+        ("planned:2,price=0.1+threshold:0.1/0.2/0.3", "leave must score only after layer 2, where exits are planned"),
+        ("planned:2,mean_depth=1.5", "mean_depth must be at least 2, the first layer at which texts may leave, got 1.5"),
         ("risk:1.5", "risk must be between 0.0 and 1.0"),
         ("risk", "risk is missing its risk"),
         ("risk:0.1/0.2", r"risk must be one number, or one per scored exit \[1, 2, 3\], got 2"),
@@ -303,11 +361,11 @@ def test_expected_layers_before_a_plan(model, tokenizer, many):
 
 
 def test_the_frontier_holds_what_nothing_beats():
-    policies = [parse_policy(f"constant:{layer}") for layer in range(1, 7)]
     points = [(0.7, 1.0), (0.9, 2.0), (0.85, 2.5), (0.95, 3.0), (0.95, 3.5), (0.99, 3.0)]
-    kept = frontier(Candidate(policy, *point) for policy, point in zip(policies, points, strict=True))
-    assert kept == [policies[5], policies[1], policies[0]]
-    assert len(frontier(Candidate(policies[0], index / 1000, index) for index in range(1000))) == 60
+    candidates = [Candidate(lambda value: parse_policy("full"), index, *point) for index, point in enumerate(points)]
+    assert [candidate.value for candidate in frontier(candidates)] == [5, 1, 0]
+    many = [Candidate(lambda value: parse_policy("full"), 0, index / 1000, index) for index in range(1000)]
+    assert len(frontier(many)) == 60
 
 
 def held_out_outcome(forecasts, policy):
@@ -336,11 +394,12 @@ def held_out_outcome(forecasts, policy):
 
 @pytest.mark.parametrize("make", [risk_policies, planned_policies])
 def test_policies_are_ordered_from_cautious_to_bold(learned, make):
-    forecasts = dataclasses.replace(learned, held_out=learned.held_out[:80], held_out_agrees=learned.held_out_agrees[:80])
+    few = {name: getattr(learned, name)[:80] for name in ("held_out", "held_out_agrees", "held_out_skipped")}
+    forecasts = dataclasses.replace(learned, **few)
     policies = make(forecasts, (1, 2, 3, 4), 0.3)
     outcomes = [held_out_outcome(forecasts, policy) for policy in policies]
     agreements, costs = [o[0] for o in outcomes], [o[1] + 0.3 * o[2] for o in outcomes]
-    assert len(policies) > 3
+    assert len(policies) > 3 + len(CAUTIOUS)
     assert agreements == sorted(agreements, reverse=True)
     assert costs == sorted(costs, reverse=True)
 
@@ -349,3 +408,39 @@ def test_dear_stops_mean_fewer_of_them(learned):
     cheap, dear = (risk_policies(learned, (1, 2, 3, 4), cost) for cost in (0.0, 3.0))
     assert max(len(policy.leave.layers) for policy in cheap) == 3
     assert max(len(policy.leave.layers) for policy in dear) == 1
+
+
+def test_a_calibration_goes_without_forecasts_of_other_weights(model, tokenizer, many):
+    torch.manual_seed(9)
+    other = MultiExitBert(tiny_config(pooling="mean")).eval()
+    other.exit_table = built(model, tokenizer, many[:200])
+    assert not {"risk", "planned"} & {family.name for family in families_of(other)}
+    found = calibrate(Engine(other, tokenizer, "full"), many[200:], agreement=0.8, rounds=1, speed_samples=8)
+    assert found.chosen is not None
+    other.exit_table = built(other, tokenizer, many[:200])
+    assert {"risk", "planned"} <= {family.name for family in families_of(other)}
+
+
+def test_a_price_is_searched_once(model, tokenizer, many, monkeypatch):
+    model.exit_table = built(model, tokenizer, many)
+    engine = Engine(model, tokenizer, "planned:1,agreement=0.9", window=10)
+    monkeypatch.setattr("geep_triton.policies.plan.price_for", None)
+    engine.predict(many[:50])
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        ("planned:1,price=0.13", "It is planned after layer 1, by a forecast, to be answered after layer"),
+        ("planned:1,price=0.13+threshold:0.9", "It is planned after layer 1, by a forecast, to be"),
+        ("risk:0.4", "risk"),
+    ],
+)
+def test_policies_by_forecasts_are_explained(model, tokenizer, many, policy, sentence):
+    model.exit_table = built(model, tokenizer, many)
+    engine = Engine(model, tokenizer, policy)
+    expected = engine.predict(many[:20]).exit_layers.tolist()
+    explained = explain(engine, many[:20])
+    assert [one.exit_layer for one in explained] == expected
+    assert all(sentence in one.why for one in explained)
+    assert not any("scored after layer 4" in one.why for one in explained)

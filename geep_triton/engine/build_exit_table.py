@@ -49,13 +49,14 @@ def build_exit_table(
             the first exit from which on every exit gives the last one's answer, as `model.answers` compares them. None:
             "normalized_entropy" for classes, else "agreement".
         learn: what the table learns beside the counts (see `ExitTable.learn`), some of "agreement" (how likely each exit gives
-            the last exit's answer), "exits" (which exit the threshold takes) and "skips" (which layers the model's gates skip,
+            the last exit's answer), "exits" (which exit the threshold takes), "skips" (which layers the model's gates skip,
             for a policy with "+skip:planned") and "forecasts" (from the answer at an exit, how likely it and each deeper exit
             gives the last exit's answer: for policies "risk" and "planned"). None: agreement and, where there are several
             exits, forecasts, if there are the 20 texts that learning needs; a table that has learned agreement decides by it
             (`ExitTable.decide`). (): nothing.
         save_records: the table's file shall hold what was counted, with the token ids of the texts. Then a loaded table can be
-            rebuilt and can learn. Otherwise the file holds only a hash of each text, by which `calibrate` knows them.
+            rebuilt and can learn. Otherwise the file holds of the texts only a hash of each, by which `calibrate` knows them,
+            and, where it learned forecasts, the logits of at most 2,000 of them.
         progress: show a progress bar.
         **engine: further arguments of `Engine` (max_length, truncation, columns, ...).
 
@@ -123,5 +124,7 @@ def _check_learn(learn: Sequence[str], model: MultiExitBert) -> None:
         raise TypeError(f"learn must be a list of some of {', '.join(LEARNABLE)}, got {shorten(learn)}")
     for what in learn:
         check_choice("learn", what, LEARNABLE)
+    if FORECASTS in learn and len(model.config.exit_layers) == 1:
+        raise ValueError(f"learn={list(learn)}: forecasts need several exits, the model has one")
     if "skips" in learn and not len(model.gates):
         raise ValueError(f"learn={list(learn)}: {NO_GATES}")

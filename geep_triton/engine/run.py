@@ -77,9 +77,11 @@ class WindowRun(Generic[StatesT]):
         """Take a batch to where it is planned, and each of its parts on from there, unless they wait in a pool."""
         batch, ran = yield from self.layers.run_to(planner.plan.layer, batch)
         answer, parts = yield from planner.part(batch, ran)
+        del batch  # the states of all of it, which would be held besides those of its parts
         if answer is not None:
             yield answer
-        for part in parts:
+        while parts:
+            part = parts.pop(0)
             if self.pools is None or not self.pools.hold(part):
                 yield from self._run(part)
 

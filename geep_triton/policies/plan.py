@@ -69,8 +69,12 @@ class PlannedAfter:
         if self.price is not None:
             return self.price
         forecasts, exit_ = forecasts_of(model, "planned"), model.config.exit_layers.index(self.layer)
-        expected, seen = forecasts.held_out_agreement[exit_][:, exit_:], forecasts.held_out_agrees[:, exit_:]
-        return price_for(expected, seen, tuple(model.config.exit_layers[exit_:]), self.mean_depth, self.agreement)
+        asked = exit_, self.mean_depth, self.agreement
+        if asked not in forecasts.prices:
+            expected, seen = forecasts.held_out_agreement[exit_][:, exit_:], forecasts.held_out_agrees[:, exit_:]
+            layers = tuple(model.config.exit_layers[exit_:])
+            forecasts.prices[asked] = price_for(expected, seen, layers, self.mean_depth, self.agreement)
+        return forecasts.prices[asked]
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class Policy:
     def rule(self, model: MultiExitBert) -> ExitRule | None:
         """Who leaves at a stop, and where the others stop next. None: everybody leaves at the first stop.
 
-        Where exits are planned, samples are scored only after that.
+        Where exits are planned, samples are scored only after that, and a leave that names earlier layers is refused.
         """
         if self.leave is None:
             return None
@@ -120,6 +120,11 @@ class Policy:
         if not isinstance(self.start, PlannedAfter):
             return rule
         later = {layer: value for layer, value in rule.thresholds.items() if layer > self.start.layer}
+        explicit = any(isinstance(value, tuple) for value in vars(self.leave).values())
+        if explicit and len(later) < len(rule.thresholds):
+            raise ValueError(
+                f"leave must score only after layer {self.start.layer}, where exits are planned, got layers {list(rule.thresholds)}"
+            )
         if not later:
             raise ValueError(f"leave scores nobody after the plan, which is made after layer {self.start.layer}")
         return replace(rule, thresholds=later)

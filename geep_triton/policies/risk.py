@@ -90,3 +90,12 @@ def forecasts_of(model: MultiExitBert, policy: str) -> Forecasts:
             f"exit_table has forecasts of {classes} labels, the model has {model.config.num_labels}: build it again"
         )
     return table.forecasts
+
+
+def has_forecasts(model: MultiExitBert) -> bool:
+    """Whether the model's exit table has forecasts that it may use."""
+    try:
+        forecasts_of(model, "risk")
+    except ValueError:
+        return False
+    return True

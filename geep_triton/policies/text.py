@@ -30,7 +30,8 @@ LEAVES: dict[str, tuple[type, str | None]] = {
 LISTS = ("threshold", "distance", "change", "risk")  # settings that may be one number for all exits, or one each
 KNOWN = (
     "full, constant:LAYER, threshold, threshold:T, threshold:T/T/..., patience:N, distance:D, steady:D, risk:R, predicted, "
-    "predicted:mean, predicted:Q, allocated:PRICE, planned:LAYER,price=PRICE; a start and a leave, as in "
+    "predicted:mean, predicted:Q, allocated:PRICE, planned:LAYER,price=PRICE (also mean_depth= or agreement=); a start "
+    "and a leave, as in "
     "predicted:0.05+threshold:0.3; +skip:gates, "
     "+skip:planned, +skip:planned:PRICE or +skip:never at the end; further settings behind commas, as in "
     "threshold:0.2,criterion=margin,layers=2/4"

@@ -6,8 +6,9 @@ No calibration text is needed for that, so that all of them may judge.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,9 +22,9 @@ from geep_triton.table.forecasts import Forecasts
 
 RISKS = torch.logspace(-3.5, -0.2, 50).tolist()
 PRICES = torch.logspace(-4.5, -0.3, 50).tolist()
-CHOOSING = 1000  # held-out texts at most that choose, which is enough to tell policies apart, and fast
 MOST_CHOSEN = 2  # exits of which all choices are tried; of more exits those are dropped that do not pay
 SETTINGS = 60
+CAUTIOUS = torch.logspace(-2.5, -0.25, 10).tolist()  # parts of a risk or price
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,21 @@ class Candidate:
     """A policy on the held-out texts.
 
     Attributes:
-        policy: it.
+        make: makes the policy at a risk or price.
+        value: the risk or price.
         agreement: share of texts that get the last exit's answer.
         cost: mean layers of a text, with the stops that it makes.
     """
 
-    policy: Policy
+    make: Callable[[float], Policy]
+    value: float
     agreement: float
     cost: float
+
+    @property
+    def policy(self) -> Policy:
+        """The policy."""
+        return self.make(self.value)
 
 
 def risk_policies(forecasts: Forecasts, layers: Sequence[int], stop_cost: float) -> list[Policy]:
@@ -49,29 +57,35 @@ def risk_policies(forecasts: Forecasts, layers: Sequence[int], stop_cost: float)
         layers: of the E exits.
         stop_cost: of a sample at an exit, in layers.
     """
-    return frontier(_by_risk(forecasts, layers, stop_cost))
+    return _from_cautious_to_bold(_by_risk(forecasts, layers, stop_cost))
 
 
 def planned_policies(forecasts: Forecasts, layers: Sequence[int], stop_cost: float) -> list[Policy]:
     """Plans after each early exit, at each price, from cautious to bold. Arguments are as for `risk_policies`."""
-    return frontier(_by_price(forecasts, layers, stop_cost))
+    return _from_cautious_to_bold(_by_price(forecasts, layers, stop_cost))
 
 
-def frontier(candidates: Iterable[Candidate]) -> list[Policy]:
+def _from_cautious_to_bold(candidates: Iterable[Candidate]) -> list[Policy]:
+    """The frontier, and before it the most cautious of it at parts of its value: where few texts were held out it is bold."""
+    chosen = frontier(candidates)
+    first = chosen[0]
+    return [first.make(first.value * part) for part in CAUTIOUS] + [candidate.policy for candidate in chosen]
+
+
+def frontier(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The candidates that no other beats in both agreement and cost, from cautious to bold, at most `SETTINGS` of them."""
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: (one.cost, -one.agreement)):
         if not kept or candidate.agreement > kept[-1].agreement:
             kept.append(candidate)
     step = max(1.0, (len(kept) - 1) / (SETTINGS - 1))
-    chosen = [kept[round(index * step)] for index in range(min(len(kept), SETTINGS))]
-    return [candidate.policy for candidate in reversed(chosen)]
+    return [kept[round(index * step)] for index in range(min(len(kept), SETTINGS))][::-1]
 
 
 def _by_risk(forecasts: Forecasts, layers: Sequence[int], stop_cost: float) -> Iterator[Candidate]:
-    agreement, agrees = forecasts.held_out_agreement[:, :CHOOSING], forecasts.held_out_agrees[:CHOOSING]
+    agreement, agrees = forecasts.held_out_agreement, forecasts.held_out_agrees
     early = len(layers) - 1
-    risks = torch.stack([1 - agreement[exit_, :, exit_] for exit_ in range(early)], 1)  # [M, E - 1]
+    risks = torch.stack([1 - agreement[exit_, :, exit_] for exit_ in range(early)], 1)  # [M, E - 1], infinite where skipped
     levels = torch.tensor(RISKS)
     few = [
         list(exits) for size in range(1, min(MOST_CHOSEN, early) + 1) for exits in itertools.combinations(range(early), size)
@@ -100,19 +114,29 @@ def _at_levels(
     places = torch.tensor([*exits, len(layers) - 1])
     answered = places[first]
     agrees = all_agree[torch.arange(len(risks)), answered].double().mean(1)
-    stops = 1 + stays[..., :-1].int().cumprod(2).sum(2)
+    # A text is scored at every exit up to its own whose layer it did not skip.
+    reached = torch.cat([torch.ones_like(stays[..., :1]), stays[..., :-1]], 2).int().cumprod(2)
+    stops = (reached * risks[:, list(exits)].isfinite()).sum(2)
     cost = (torch.tensor(layers)[answered] + stop_cost * stops).double().mean(1)
     layers_of = tuple(layers[exit_] for exit_ in exits)
+
+    def make(level: float) -> Policy:
+        return Policy(FirstExit(), LowRisk(level, layers=layers_of))
+
     for level, share, mean in zip(levels.tolist(), agrees.tolist(), cost.tolist(), strict=True):
-        yield Candidate(Policy(FirstExit(), LowRisk(level, layers=layers_of)), share, mean)
+        yield Candidate(make, level, share, mean)
 
 
 def _by_price(forecasts: Forecasts, layers: Sequence[int], stop_cost: float) -> Iterator[Candidate]:
-    numbers, all_agree = torch.tensor(layers), forecasts.held_out_agrees[:CHOOSING]
-    for exit_, agreement in enumerate(forecasts.held_out_agreement[:, :CHOOSING]):
+    numbers, all_agree = torch.tensor(layers), forecasts.held_out_agrees
+    for exit_, agreement in enumerate(forecasts.held_out_agreement):
         for price in PRICES:
             stops = allocate(agreement[:, exit_:], tuple(layers[exit_:]), price)
             answered = torch.searchsorted(numbers, stops)
             agrees = all_agree.gather(1, answered[:, None])
             cost = float(stops.double().mean()) + stop_cost
-            yield Candidate(Policy(PlannedAfter(layers[exit_], price)), float(agrees.double().mean()), cost)
+            yield Candidate(partial(_plan, layers[exit_]), price, float(agrees.double().mean()), cost)
+
+
+def _plan(layer: int, price: float) -> Policy:
+    return Policy(PlannedAfter(layer, price))

@@ -74,7 +74,9 @@ def price_for(
     if mean_depth is not None:
         check_number("mean_depth", mean_depth)
         if mean_depth < layers[0]:
-            raise ValueError(f"mean_depth must be at least {layers[0]}, the first exit's layer, got {mean_depth:g}")
+            raise ValueError(
+                f"mean_depth must be at least {layers[0]}, the first layer at which texts may leave, got {mean_depth:g}"
+            )
     numbers, least = torch.tensor(layers), expected_agreement or 0.0
 
     def keeps(price: float) -> bool:

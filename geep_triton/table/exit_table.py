@@ -229,6 +229,8 @@ class ExitTable:
         counts = torch.zeros(keys.numel(), len(self.exit_layers), dtype=torch.int64)
         counts.index_add_(0, rows, torch.cat([self.counts, other.counts]))
         text_hashes = records = None
+        # Answers of two models are not of one kind.
+        of_one_model = ("logits",) if self.weights == other.weights else ()
         if self.text_hashes is not None and other.text_hashes is not None:
             text_hashes = torch.cat([self.text_hashes, other.text_hashes]).sort().values
         if self.records is not None and other.records is not None:
@@ -237,7 +239,7 @@ class ExitTable:
                 torch.cat([self.records.uncertainty, other.records.uncertainty]),
                 *(
                     None if None in (parts := (getattr(self.records, name), getattr(other.records, name))) else torch.cat(parts)
-                    for name in ("agrees", "skipped", "logits")
+                    for name in ("agrees", "skipped", *of_one_model)
                 ),
             )
         return replace(
@@ -379,7 +381,7 @@ class ExitTable:
 
     def how_to_learn(self, name: str) -> str:
         """The code that a user writes to get the learned values `name`. It uses the records if there are any."""
-        if self.records is None:
+        if self.records is None or (name == FORECASTS and self.records.logits is None):
             known = (*self.learned, *([FORECASTS] if self.forecasts is not None else []))
             return f"model.exit_table = build_exit_table(model, ..., learn={(*known, name)!r})"
         return f"model.exit_table = model.exit_table.learn({name!r})"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from geep_triton.checks import check_choice, check_int, shorten
 from geep_triton.ops.reference.ngrams import EMPTY
 from geep_triton.saving import Replacement
-from geep_triton.table.forecasts import Forecasts
+from geep_triton.table.forecasts import CERTAIN, FEWEST_HELD_OUT, Forecasts
 from geep_triton.table.learned import LENGTH_BUCKETS, LearnedValues
 from geep_triton.table.records import TABLE_CRITERIA, ExitRecords, TableSettings
 from geep_triton.tensor_files import open_tensors, tensors_digest
@@ -33,8 +33,9 @@ FIELDS = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids"
 SETTINGS = ("threshold", "ngram", "smoothing", "reduction")
 REQUIRED = ("keys", "counts", "exit_counts")
 RECORDS = ("ids", "offsets", "uncertainty", "type_ids", "agrees", "skipped", "logits")
-FORECAST_PARTS = ("hidden_weight", "hidden_bias", "weight", "bias", "held_out", "held_out_agrees")
+FORECAST_PARTS = ("hidden_weight", "hidden_bias", "weight", "bias", "held_out", "held_out_agrees", "held_out_skipped")
 MAX_LAYERS, MAX_VOCAB, MAX_COUNT = 1 << 10, 1 << 26, 1 << 48
+MAX_LOGIT = torch.finfo(torch.float32).max  # of recorded answers, of whatever scale they are
 MAX_SCORE = 1e6  # of learned values. Sums of larger ones could overflow, and with NaN every text would leave at layer 1
 
 
@@ -262,7 +263,7 @@ def _check_records(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
         _check_tensor("records.skipped", tensors, torch.bool, (samples, header["exit_layers"][-1]))
     if "records.logits" in tensors:
         classes = _size(tensors["records.logits"], 2)
-        _check_tensor("records.logits", tensors, torch.float32, (samples, num_exits, classes), -MAX_SCORE, MAX_SCORE)
+        _check_tensor("records.logits", tensors, torch.float32, (samples, num_exits, classes), -MAX_LOGIT, MAX_LOGIT)
 
 
 def _check_learned(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -297,8 +298,15 @@ def _check_forecasts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -
         "held_out": (rows, exits, classes),
     }
     for part, shape in shapes.items():
-        _check_tensor(f"forecasts.{part}", tensors, torch.float32, shape, -MAX_SCORE, MAX_SCORE)
-    _check_tensor("forecasts.held_out_agrees", tensors, torch.bool, (rows, exits))
+        limit = MAX_LOGIT if part == "held_out" else MAX_SCORE
+        _check_tensor(f"forecasts.{part}", tensors, torch.float32, shape, -limit, limit)
+    for part in ("held_out_agrees", "held_out_skipped"):
+        _check_tensor(f"forecasts.{part}", tensors, torch.bool, (rows, exits))
+    if rows < FEWEST_HELD_OUT:
+        raise ValueError(f"forecasts must have at least {FEWEST_HELD_OUT} held-out texts, got {rows}")
+    weight, bias = tensors["forecasts.weight"][:, :, -1], tensors["forecasts.bias"][:, -1]
+    if bool(weight.any()) or bool((bias != CERTAIN).any()) or not bool(tensors["forecasts.held_out_agrees"][:, -1].all()):
+        raise ValueError("forecasts must say of the last exit that it agrees with itself")
 
 
 def _size(tensor: torch.Tensor | None, dimension: int) -> int:

@@ -13,7 +13,7 @@ from geep_triton.ops.forecast import ForecastNet, forecast
 
 UNITS = 16  # of each net; 8 or 32 forecast as well
 HELD_OUT = 0.25  # of the texts: they end the training, and later choose exits and prices
-FEWEST_HELD_OUT = 10
+FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 2000  # their answers are kept in the table's file
 CERTAIN = 30.0  # the score of the last exit, whose sigmoid is 1 in float32
 PATIENCE = 5  # epochs in which no net has a better loss
 LEAST_GAIN = 1e-5  # of a better loss
@@ -32,7 +32,8 @@ class Forecasts:
         bias: [E - 1, E] float32.
         held_out: [M, E, C] float32, the answers of all exits to texts that no net was fitted to; 0 at an exit whose layer the
             text skipped.
-        held_out_agrees: [M, E] bool, whether they are the last exit's; False at an exit whose layer the text skipped.
+        held_out_agrees: [M, E] bool, whether they are the last exit's.
+        held_out_skipped: [M, E] bool, at which exits a text skipped the layer. It cannot leave there by its answer.
     """
 
     hidden_weight: torch.Tensor
@@ -41,6 +42,7 @@ class Forecasts:
     bias: torch.Tensor
     held_out: torch.Tensor
     held_out_agrees: torch.Tensor
+    held_out_skipped: torch.Tensor
 
     def net(self, exit_: int, device: str | torch.device = "cpu") -> ForecastNet:
         """The net of the early exit of index `exit_`, cached per device."""
@@ -65,11 +67,19 @@ class Forecasts:
 
     @cached_property
     def held_out_agreement(self) -> torch.Tensor:
-        """[E - 1, M, E] float32, what each net forecasts of the held-out texts; 0 for exits before its own."""
-        exits, found = self.held_out.shape[1], []
-        for exit_ in range(exits - 1):
-            found.append(F.pad(self.agreement(exit_, self.held_out[:, exit_]), (exit_, 0)))
-        return torch.stack(found)
+        """[E - 1, M, E] float32, what each net forecasts of the held-out texts: -infinity for exits before its own, and for its
+        own exit where a text skipped the layer.
+        """
+        found = torch.full((len(self.bias), *self.held_out_agrees.shape), -torch.inf)
+        for exit_ in range(len(found)):
+            found[exit_, :, exit_:] = self.agreement(exit_, self.held_out[:, exit_])
+            found[exit_, :, exit_].masked_fill_(self.held_out_skipped[:, exit_], -torch.inf)
+        return found
+
+    @cached_property
+    def prices(self) -> dict[tuple[int, float | None, float | None], float]:
+        """The prices that were found for budgets: index of an exit, mean depth and agreement -> price."""
+        return {}
 
 
 @torch.inference_mode(False)
@@ -86,14 +96,14 @@ def learn_forecasts(
 ) -> Forecasts:
     """Fit the nets to recorded answers, by cross entropy with whether each exit gave the last exit's answer.
 
-    A fourth of the texts is held out. The training ends where no net has improved on them for 5 epochs, and each net keeps the
-    weights with which it was best.
+    A fourth of the texts is held out, at most 2,000. The training ends where no net has improved on them for 5 epochs. Each net
+    keeps the weights with which it was best.
 
     Args:
         logits: [N, E, C], the answers of every exit to N texts.
         agrees: [N, E] bool, whether they are the last exit's.
-        skipped: [N, E] bool, at which exits a text skipped the layer. Its answer there counts as unknown, all logits 0, and it
-            cannot leave there. None: none did.
+        skipped: [N, E] bool, at which exits a text skipped the layer. Its answer there counts as unknown, all logits 0. None:
+            none did.
         epochs: the most passes over the texts.
         learning_rate: of Adam.
         batch_size: texts per step.
@@ -113,10 +123,10 @@ def learn_forecasts(
     check_number("learning_rate", learning_rate, 0.0)
     generator = torch.Generator().manual_seed(seed)
     logits = logits.detach().clone().float()
-    if skipped is not None:
-        logits[skipped], agrees = 0.0, agrees & ~skipped
+    skipped = torch.zeros_like(agrees) if skipped is None else skipped
+    logits[skipped] = 0.0
     order = torch.randperm(count, generator=generator)
-    split = max(FEWEST_HELD_OUT, round(HELD_OUT * count))
+    split = min(max(FEWEST_HELD_OUT, round(HELD_OUT * count)), MOST_HELD_OUT)
     held_out, training = order[:split], order[split:]
 
     # Nets see standardized inputs. Afterwards the scale goes into their weights.
@@ -163,6 +173,7 @@ def learn_forecasts(
         bias=torch.cat([b * spoken_of[:, 0], last], 1),
         held_out=logits[held_out],
         held_out_agrees=agrees[held_out],
+        held_out_skipped=skipped[held_out],
     )
 
 

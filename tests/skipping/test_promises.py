@@ -14,7 +14,10 @@ from geep_triton.policies.skip import Skip
 from geep_triton.policies.start import LastLayer
 from geep_triton.policies.text import format_policy
 from geep_triton.promises.families import families_of
+from geep_triton.promises.frontier import _by_price, _by_risk
+from geep_triton.promises.simulate import simulate
 from geep_triton.table.exit_table import ExitTable
+from geep_triton.tokens.ragged import Tokens
 from tests.conftest import WORDS
 from tests.skipping.models import with_costs
 
@@ -141,3 +144,27 @@ def test_a_table_of_other_gates_is_left_out(skipper, tokenizer, texts, tmp_path,
     skipper.config.skip_layers = [4]
     with pytest.raises(ValueError, match=r"paths that skip layers beside skip_layers=\[4\]: build it again"):
         Engine(skipper, tokenizer, "full+skip:planned")
+
+
+def test_a_plan_keeps_its_budget_where_texts_skip_its_layer(skipper, tokenizer, many):
+    """Who skipped the layer of the plan cannot leave there, which its price must know."""
+    skipper.exit_table = build_exit_table(skipper, tokenizer, many, 0.8, progress=False, learn=("forecasts",))
+    assert skipper.exit_table.forecasts.held_out_skipped[:, 0].any()
+    for depth in (2.5, 3.0):
+        found = Engine(skipper, tokenizer, f"planned:1,mean_depth={depth}").predict(many)
+        assert found.exit_layers.double().mean() <= depth + 0.3
+
+
+def test_a_frontier_knows_who_skipped(skipper, tokenizer, many):
+    """What it expects of each policy on the held-out texts is what a simulation of them gives."""
+    skipper.exit_table = table = build_exit_table(skipper, tokenizer, many, 0.8, progress=False, learn=("forecasts",))
+    forecasts, layers = table.forecasts, skipper.config.exit_layers
+    skipped = torch.zeros(len(forecasts.held_out), skipper.config.num_hidden_layers, dtype=torch.bool)
+    skipped[:, torch.tensor(layers) - 1] = forecasts.held_out_skipped
+    tokens = Tokens.from_lists([[5]] * len(skipped))
+    for candidate in [*_by_risk(forecasts, layers, 0.5), *_by_price(forecasts, layers, 0.5)]:
+        exits = simulate(skipper, candidate.policy, tokens, forecasts.held_out, skipped)
+        agrees = forecasts.held_out_agrees[torch.arange(len(exits)), exits]
+        assert candidate.agreement == pytest.approx(float(agrees.double().mean()))
+        if candidate.policy.leave is None:
+            assert candidate.cost == pytest.approx(float(torch.tensor(layers)[exits].double().mean()) + 0.5)
