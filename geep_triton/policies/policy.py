@@ -122,8 +122,9 @@ class Policy:
         later = {layer: value for layer, value in rule.thresholds.items() if layer > self.start.layer}
         explicit = any(isinstance(value, tuple) for value in vars(self.leave).values())
         if explicit and len(later) < len(rule.thresholds):
+            given = list(rule.thresholds)
             raise ValueError(
-                f"leave must score only after layer {self.start.layer}, where exits are planned, got layers {list(rule.thresholds)}"
+                f"leave must score only after layer {self.start.layer}, where exits are planned, got layers {given}"
             )
         if not later:
             raise ValueError(f"leave scores nobody after the plan, which is made after layer {self.start.layer}")
