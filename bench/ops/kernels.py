@@ -133,8 +133,8 @@ def sweep_outranked() -> Iterator[None]:
 def sweep_forecast() -> Iterator[None]:
     from geep_triton.ops.forecast import ForecastNet, forecast
 
-    for dtype, classes, exits in itertools.product(DTYPES, (1, 2, 28), (6, 24)):
-        net = ForecastNet(torch.zeros(2 * classes, 16), torch.zeros(16), torch.zeros(16, exits), torch.zeros(exits))
+    for dtype, classes in itertools.product(DTYPES, (1, 3)):
+        net = ForecastNet(torch.zeros(2 * classes, 16), torch.zeros(16), torch.zeros(16, 11), torch.zeros(11))
         yield forecast(torch.zeros(40, classes, dtype=dtype), net)
 
 
