@@ -25,7 +25,7 @@ SAME_FOR_ALL = ("full", "constant:2", "patience:1", "predicted:mean")  # of some
 POLICIES = [
     *("full", "constant:2", "threshold:0.875", "threshold:0.875,regroup=always", "threshold:0.875,regroup=never"),
     *("patience:1", "predicted:mean", "predicted:mean,values=learned", "allocated:0.05", "predicted:0.05+threshold:0.875"),
-    *("risk:0.4", "planned:1,price=0.15", "planned:1,price=0.15,regroup=always"),
+    *("risk:0.45", "planned:1,price=0.15", "planned:1,price=0.15,regroup=always"),
 ]
 
 
