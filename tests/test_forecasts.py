@@ -12,6 +12,7 @@ from geep_triton.policies.text import parse_policy
 from geep_triton.promises.families import families_of
 from geep_triton.promises.frontier import CAUTIOUS, Candidate, frontier, planned_policies, risk_policies
 from geep_triton.promises.simulate import simulate
+from geep_triton.table import forecasts
 from geep_triton.table.forecasts import HELD_OUT, Forecasts, learn_forecasts
 from tests.conftest import tiny_config
 
@@ -80,18 +81,17 @@ def test_who_skipped_an_exit_has_no_answer_there():
     logits, agrees = answers(200)
     skipped = torch.zeros_like(agrees)
     skipped[::2, 1] = True
-    forecasts = learn_forecasts(logits, agrees, skipped, epochs=2)
-    unanswered = (forecasts.held_out == 0).all(2)
+    found = learn_forecasts(logits, agrees, skipped, epochs=2)
+    unanswered = (found.held_out == 0).all(2)
     assert unanswered[:, 1].any()
-    assert torch.equal(unanswered, forecasts.held_out_skipped)
-    assert torch.equal(forecasts.held_out_agreement[1, :, 1].isneginf(), unanswered[:, 1])
-    assert not forecasts.held_out_agreement[0, :, 1].isneginf().any()  # of deeper exits it is still forecast
+    assert torch.equal(unanswered, found.held_out_skipped)
+    assert torch.equal(found.held_out_agreement[1, :, 1].isneginf(), unanswered[:, 1])
+    assert not found.held_out_agreement[0, :, 1].isneginf().any()  # of deeper exits it is still forecast
     assert (logits[::2, 1] != 0).all()  # the caller's tensors are as they were
 
 
 def test_no_more_texts_are_held_out_than_needed():
-    forecasts = learn_forecasts(*answers(9000), epochs=1)
-    assert len(forecasts.held_out) == 2000
+    assert len(learn_forecasts(*answers(9000), epochs=1).held_out) == 2000
 
 
 @pytest.mark.parametrize(
@@ -368,13 +368,13 @@ def test_the_frontier_holds_what_nothing_beats():
     assert len(frontier(many)) == 60
 
 
-def held_out_outcome(forecasts, policy):
+def held_out_outcome(learned, policy):
     """(agreement, cost without stops, stops) of a policy on the held-out texts, text by text."""
     agreed, layers, stops = 0, 0, 0
-    for row in range(len(forecasts.held_out)):
+    for row in range(len(learned.held_out)):
         if policy.leave is None:
             exit_, price = policy.start.layer - 1, policy.start.price
-            seen = forecasts.agreement(exit_, forecasts.held_out[row : row + 1, exit_])[0]
+            seen = learned.agreement(exit_, learned.held_out[row : row + 1, exit_])[0]
             answered = exit_ + int((seen - price * torch.arange(exit_ + 1, 5)).argmax())
             stops += 1
         else:
@@ -382,22 +382,22 @@ def held_out_outcome(forecasts, policy):
             for layer in policy.leave.layers:
                 stops += 1
                 if (
-                    1 - float(forecasts.agreement(layer - 1, forecasts.held_out[row : row + 1, layer - 1])[0, 0])
+                    1 - float(learned.agreement(layer - 1, learned.held_out[row : row + 1, layer - 1])[0, 0])
                     <= policy.leave.risk
                 ):
                     answered = layer - 1
                     break
-        agreed += bool(forecasts.held_out_agrees[row, answered])
+        agreed += bool(learned.held_out_agrees[row, answered])
         layers += answered + 1
-    return agreed / len(forecasts.held_out), layers / len(forecasts.held_out), stops / len(forecasts.held_out)
+    return agreed / len(learned.held_out), layers / len(learned.held_out), stops / len(learned.held_out)
 
 
 @pytest.mark.parametrize("make", [risk_policies, planned_policies])
 def test_policies_are_ordered_from_cautious_to_bold(learned, make):
     few = {name: getattr(learned, name)[:80] for name in ("held_out", "held_out_agrees", "held_out_skipped")}
-    forecasts = dataclasses.replace(learned, **few)
-    policies = make(forecasts, (1, 2, 3, 4), 0.3)
-    outcomes = [held_out_outcome(forecasts, policy) for policy in policies]
+    learned = dataclasses.replace(learned, **few)
+    policies = make(learned, (1, 2, 3, 4), 0.3)
+    outcomes = [held_out_outcome(learned, policy) for policy in policies]
     agreements, costs = [o[0] for o in outcomes], [o[1] + 0.3 * o[2] for o in outcomes]
     assert len(policies) > 3 + len(CAUTIOUS)
     assert agreements == sorted(agreements, reverse=True)
@@ -423,9 +423,10 @@ def test_a_calibration_goes_without_forecasts_of_other_weights(model, tokenizer,
 
 def test_a_price_is_searched_once(model, tokenizer, many, monkeypatch):
     model.exit_table = built(model, tokenizer, many)
-    engine = Engine(model, tokenizer, "planned:1,agreement=0.9", window=10)
-    monkeypatch.setattr("geep_triton.policies.plan.price_for", None)
-    engine.predict(many[:50])
+    searched = []
+    monkeypatch.setattr(forecasts, "price_for", lambda *arguments: searched.append(arguments) or 0.1)
+    Engine(model, tokenizer, "planned:1,agreement=0.9", window=10).predict(many[:50])
+    assert len(searched) == 1
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from geep_triton.promises.families import FitSamples, families_of
 from geep_triton.promises.simulate import simulate
 from geep_triton.timing import in_turns
 from geep_triton.tokens.columns import Row
+from geep_triton.tokens.ragged import Tokens
 
 ATTEMPTS = 3
 MACHINE = ("cpu", "threads", "gpu", "torch")  # of the environment: what one result has in common
@@ -106,12 +107,12 @@ class HeldOut:
         }
 
 
-def speeds(engines: dict[str, Engine], rows: list[Row], rounds: int) -> tuple[dict[str, float], float]:
+def speeds(engines: dict[str, Engine], rows: list[Row] | Tokens, rounds: int) -> tuple[dict[str, float], float]:
     """Samples a second, median of interleaved rounds; and how far full depth at the end of the turns was from that at their
     start. A machine that was busy with something else in between is measured again, a few times.
     """
     for engine in engines.values():
-        engine.predict(rows[:64])
+        engine.predict(rows[:64] if isinstance(rows, list) else rows)
     calls = {name: partial(engine.predict, rows) for name, engine in engines.items()}
     best: tuple[dict[str, float], float] = {}, math.inf
     for _ in range(ATTEMPTS):

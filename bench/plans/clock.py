@@ -10,11 +10,9 @@ them are timed in turns with full depth on texts of the other half. Nothing else
 from __future__ import annotations
 
 import argparse
-import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,13 +22,12 @@ from bench.answers.replay import Replay
 from bench.answers.tasks import Trained
 from bench.answers.training import declared, folder_of, settings_of
 from bench.cells import Cell, run_missing
-from bench.claims.promises import filling
+from bench.claims.promises import filling, speeds
 from bench.environment import RESULTS
 from bench.plans.command import cells_of, parser_of
 from bench.plans.promised import PROMISES, half_of
 from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts
 from bench.rows import Found, found
-from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.policy import OneExitWarning, Policy
@@ -39,15 +36,12 @@ from geep_triton.promises.terms import Term
 from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
 from geep_triton.table.records import ExitRecords, TableSettings
-from geep_triton.timing import in_turns
 
 OUTPUT = RESULTS / "plans" / "clock"
 BUDGETS = (1_024, 4_096, 16_384)  # tokens of a batch
 TIMED_TOKENS = 8_192  # of the timed texts, or those of one batch where that is more
 THRESHOLD = 0.3  # of the table
 ROUNDS = 3
-ATTEMPTS = 3
-STEADY = 0.05  # drift of full depth within one measurement
 FULL = "full"
 
 
@@ -70,25 +64,6 @@ def chosen(replay: Replay, rows: torch.Tensor, promise: float) -> dict[str, Poli
     """Family -> its boldest policy that is shown to keep a promise on these rows; full depth besides."""
     replay.terms = (Term("agreement", promise),)
     return {FULL: replay.full} | replay.boldest(rows)
-
-
-def speeds(engine: Engine, policies: dict[str, Policy], texts, rounds: int) -> tuple[dict[str, float], float]:
-    """Texts a second of each policy, by its short form, and the drift of full depth; the steadiest of a few attempts."""
-    engines = {form: engine.with_policy(policy) for form, policy in policies.items()}
-    calls = {form: partial(one.predict, texts) for form, one in engines.items()}
-    calls["again"] = partial(engine.with_policy(FULL).predict, texts)
-    best: tuple[dict[str, float], float] = {}, float("inf")
-    with warnings.catch_warnings(), quiet_garbage_collector():
-        warnings.simplefilter("ignore", OneExitWarning)
-        for call in calls.values():
-            call()
-        for _ in range(ATTEMPTS):
-            rates = {form: len(texts) / statistics.median(seconds) for form, seconds in in_turns(calls, rounds).items()}
-            drift = abs(rates.pop("again") / rates[FULL] - 1)
-            best = min(best, (rates, drift), key=lambda attempt: attempt[1])
-            if drift <= STEADY:
-                break
-    return best
 
 
 def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -> Iterator[Found]:
@@ -114,7 +89,10 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
     for budget in budgets:
         texts = held_out.select(torch.tensor(filling(held_out.lengths, max(TIMED_TOKENS, budget))))
         of_budget = Engine(model, tokenizer, FULL, token_budget=budget, **settings_of(cell.task))
-        rates, drift = speeds(of_budget, every, texts, rounds)
+        engines = {form: of_budget.with_policy(policy) for form, policy in every.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OneExitWarning)
+            rates, drift = speeds(engines, texts, rounds)
         facts = {"drift": drift, "texts": len(texts), "stop_layers": of_budget.layer_costs.stop_layers}
         yield found(FULL, facts, token_budget=budget)
         for form, rate in rates.items():

@@ -91,7 +91,7 @@ def test_the_page_of_a_small_run(parts, tmp_path):
     page = plans.page(tmp_path)
     assert "Of the 24 models 23 are not measured yet." in page
     assert "| sst2 | minilm | 1 | 600 | 400 |" in page
-    found = plans.promised(plans.results("promised", tmp_path))
+    found = plans.promised(plans.results("promised", tmp_path, "plans"))
     ratio = found[(found["system"] == "planned") & (found["stop_cost"] == 1.0)]["ratio"].mean()
     assert f"| {ratio:.3f} |" in next(line for line in page.splitlines() if line.startswith("| planned |"))
     assert set(plans.TABULATED) | set(plans.PLAIN) | set(plans.DRAWN) <= set(found["system"])

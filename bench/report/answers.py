@@ -54,9 +54,9 @@ RERANKED = """## Ranking
 most words with it. Calibrated on as many other questions. Full depth runs in batches sorted by length."""
 
 
-def results(kind: str, folder: Path = RESULTS) -> pd.DataFrame:
+def results(kind: str, folder: Path = RESULTS, suite: str = "answers") -> pd.DataFrame:
     """Rows of one kind of cells; each has its task, backbone and seed. Empty where there are none."""
-    found = read(folder / "answers" / kind)
+    found = read(folder / suite / kind)
     if not found:
         return pd.DataFrame()
     frame = table(found)

@@ -13,8 +13,8 @@ from bench.plans.families import ORACLE, PER_LAYER
 from bench.plans.outcomes import HEAD_COST
 from bench.plans.promised import CONFIDENCE, PROMISES, STOP_COSTS
 from bench.plans.tasks import BACKBONES, TASKS
+from bench.report.answers import results
 from bench.report.tables import machine, markdown, spread
-from bench.rows import read, table
 
 SHOWN = 0.98  # the promise whose costs are shown for each data set
 # Nothing is learned for them, except which exits are used.
@@ -64,23 +64,9 @@ itself fails, of which {allowed:.0%} is allowed. *Measured lower*: the other hal
 little, which is a sample too. *None safe*: no setting was shown to be safe, and all layers ran."""
 
 
-def results(kind: str, folder: Path = RESULTS) -> pd.DataFrame:
-    """Rows of one kind of cells; each has its task, backbone and seed. Empty where there are none."""
-    rows = read(folder / "plans" / kind)
-    if not rows:
-        return pd.DataFrame()
-    found = table(rows)
-    declared = found["declaration"]
-    return found.assign(
-        task=declared.map(lambda one: one["task"]["name"]),
-        model=declared.map(lambda one: one["backbone"]["name"]),
-        seed=declared.map(lambda one: one["seed"]),
-    )
-
-
 def page(folder: Path = RESULTS) -> str:
     """The whole page."""
-    found, introduction = results("promised", folder), INTRODUCTION.format(head=HEAD_COST)
+    found, introduction = results("promised", folder, "plans"), INTRODUCTION.format(head=HEAD_COST)
     if found.empty:
         return f"{introduction}\n\nNot yet measured.\n"
     costs = promised(found)
@@ -219,7 +205,7 @@ def plot(path: Path, folder: Path = RESULTS) -> None:
     """Cost over that of the best plain threshold, by the cost of a look: a panel for each model, as PNG, if measured."""
     from matplotlib.figure import Figure
 
-    found = results("promised", folder)
+    found = results("promised", folder, "plans")
     if found.empty:
         return
     costs = promised(found)

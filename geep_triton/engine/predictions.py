@@ -11,6 +11,7 @@ from geep_triton.answers import Answers, LabelSet, OneClass, Score
 from geep_triton.engine.batching import joined
 from geep_triton.modeling.flops import Flops
 from geep_triton.ops.exit_scores import score_exits
+from geep_triton.table.records import skipped_at
 from geep_triton.tokens.ragged import Tokens
 
 
@@ -39,10 +40,9 @@ class EveryExit:
         Args:
             exit_layers: the E exits' layers.
         """
-        may = torch.ones(self.logits.shape[:2], dtype=torch.bool)
-        if self.skipped is not None:
-            may[:, :-1] = ~self.skipped[:, [layer - 1 for layer in exit_layers[:-1]]]
-        return may
+        if self.skipped is None:
+            return torch.ones(self.logits.shape[:2], dtype=torch.bool)
+        return ~skipped_at(self.skipped, exit_layers)
 
     def uncertainty(
         self, exit_layers: Sequence[int], criterion: str = "normalized_entropy", cuts: Sequence[float] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, TypeAlias
@@ -197,8 +198,7 @@ class Far(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for value in self.distance if isinstance(self.distance, (list, tuple)) else (self.distance,):
-            check_number("distance", value, 0.0)
+        check_each("distance", self.distance, 0.0)
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """The rule on this model. ValueError for a model of classes, or a score without a decision."""
@@ -234,8 +234,7 @@ class Steady(Scored):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("patience", self.patience, 1)
-        for value in self.change if isinstance(self.change, (list, tuple)) else (self.change,):
-            check_number("change", value, 0.0)
+        check_each("change", self.change, 0.0)
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """The rule on this model. ValueError unless the model has one score."""
@@ -273,6 +272,12 @@ def _thresholds(
     for value in by_exit.values():
         check_criterion(value, criterion, top_k)
     return by_exit
+
+
+def check_each(name: str, value: Threshold, low: float, high: float = math.inf) -> None:
+    """Check that a number for all exits, or each of several, lies within bounds. It raises as `check_number` does."""
+    for one in value if isinstance(value, (list, tuple)) else (value,):
+        check_number(name, one, low, high)
 
 
 def for_layers(name: str, value: Threshold, layers: Sequence[int]) -> dict[int, float]:

@@ -12,7 +12,7 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.leave import REGROUPS
 from geep_triton.policies.risk import forecasts_of
 from geep_triton.policies.start import same_for_all
-from geep_triton.table.allocate import allocate, check_budget, price_for
+from geep_triton.table.allocate import allocate, check_budget
 from geep_triton.table.forecasts import Forecasts
 from geep_triton.tokens.ragged import Tokens, to_device
 
@@ -22,7 +22,7 @@ class PlannedAfter:
     """After an early exit each sample gets the exit at which its forecast agreement, minus a price for every layer, is highest.
 
     That may be this very exit. GEEP predicts exits from tokens, sorts, and runs dense batches. This does so from the answer of
-    an early exit, which tells far more than the tokens. Exactly one of price, mean_depth and agreement is given.
+    an early exit. Exactly one of price, mean_depth and agreement is given.
 
     Args:
         layer: the early exit after which exits are planned.
@@ -61,20 +61,11 @@ class PlannedAfter:
         early = model.config.exit_layers[:-1]
         if self.layer not in early:
             raise ValueError(f"layer must be one of this model's early exits {early}, got {self.layer}")
-        return Plan(
-            forecasts_of(model, "planned"), early.index(self.layer), tuple(model.config.exit_layers), self._price(model)
-        )
-
-    def _price(self, model: MultiExitBert) -> float:
-        if self.price is not None:
-            return self.price
-        forecasts, exit_ = forecasts_of(model, "planned"), model.config.exit_layers.index(self.layer)
-        asked = exit_, self.mean_depth, self.agreement
-        if asked not in forecasts.prices:
-            expected, seen = forecasts.held_out_agreement[exit_][:, exit_:], forecasts.held_out_agrees[:, exit_:]
-            layers = tuple(model.config.exit_layers[exit_:])
-            forecasts.prices[asked] = price_for(expected, seen, layers, self.mean_depth, self.agreement)
-        return forecasts.prices[asked]
+        forecasts, exit_, layers = forecasts_of(model, "planned"), early.index(self.layer), tuple(model.config.exit_layers)
+        price = self.price
+        if price is None:
+            price = forecasts.price_for(exit_, layers, self.mean_depth, self.agreement)
+        return Plan(forecasts, exit_, layers, price)
 
 
 @dataclass(frozen=True)

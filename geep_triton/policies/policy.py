@@ -88,8 +88,9 @@ class Policy:
 
         If samples are scored, each start moves on to the next exit with a score. A plan is made where it says.
         """
-        stops, rule = self.start.stops(model, tokens), self.rule(model)
-        if rule is None or isinstance(self.start, PlannedAfter):
+        stops = self.start.stops(model, tokens)
+        rule = None if isinstance(self.start, PlannedAfter) else self.rule(model)
+        if rule is None:
             return stops
         scored = torch.tensor([*rule.thresholds, model.config.num_hidden_layers])
         return scored[torch.searchsorted(scored, stops)]

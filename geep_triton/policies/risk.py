@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from geep_triton.checks import check_number
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.ops.exit_scores import ExitScores
-from geep_triton.policies.leave import ExitRule, Scored, Threshold, for_layers, scored_layers
+from geep_triton.policies.leave import ExitRule, Scored, Threshold, check_each, for_layers, scored_layers
 from geep_triton.table.exit_table import FORECASTS
 from geep_triton.table.forecasts import Forecasts
 
@@ -60,8 +59,7 @@ class LowRisk(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for value in self.risk if isinstance(self.risk, (list, tuple)) else (self.risk,):
-            check_number("risk", value, 0.0, 1.0)
+        check_each("risk", self.risk, 0.0, 1.0)
 
     def rule(self, model: MultiExitBert) -> ExitRule:
         """The rule on this model. ValueError unless its exit table has forecasts, of these weights."""

@@ -108,7 +108,8 @@ def _at_levels(
     exits: Sequence[int],
 ) -> Iterator[Candidate]:
     """Leaves at some exits, at each of several levels of the risk. `risks` [M, E - 1], `all_agree` [M, E] are of all exits."""
-    leaves = risks[:, list(exits)] <= levels[:, None, None]  # [K, M, exits]
+    risks = risks[:, exits]
+    leaves = risks <= levels[:, None, None]  # [K, M, exits]
     stays = ~leaves
     first = torch.cat([leaves, torch.ones_like(leaves[..., :1])], 2).int().argmax(2)  # [K, M]
     places = torch.tensor([*exits, len(layers) - 1])
@@ -116,13 +117,9 @@ def _at_levels(
     agrees = all_agree[torch.arange(len(risks)), answered].double().mean(1)
     # A text is scored at every exit up to its own whose layer it did not skip.
     reached = torch.cat([torch.ones_like(stays[..., :1]), stays[..., :-1]], 2).int().cumprod(2)
-    stops = (reached * risks[:, list(exits)].isfinite()).sum(2)
+    stops = (reached * risks.isfinite()).sum(2)
     cost = (torch.tensor(layers)[answered] + stop_cost * stops).double().mean(1)
-    layers_of = tuple(layers[exit_] for exit_ in exits)
-
-    def make(level: float) -> Policy:
-        return Policy(FirstExit(), LowRisk(level, layers=layers_of))
-
+    make = partial(_leave, tuple(layers[exit_] for exit_ in exits))
     for level, share, mean in zip(levels.tolist(), agrees.tolist(), cost.tolist(), strict=True):
         yield Candidate(make, level, share, mean)
 
@@ -136,6 +133,10 @@ def _by_price(forecasts: Forecasts, layers: Sequence[int], stop_cost: float) -> 
             agrees = all_agree.gather(1, answered[:, None])
             cost = float(stops.double().mean()) + stop_cost
             yield Candidate(partial(_plan, layers[exit_]), price, float(agrees.double().mean()), cost)
+
+
+def _leave(layers: tuple[int, ...], risk: float) -> Policy:
+    return Policy(FirstExit(), LowRisk(risk, layers=layers))
 
 
 def _plan(layer: int, price: float) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +11,9 @@ from torch.nn import functional as F
 
 from geep_triton.checks import check_int, check_number, check_tensor
 from geep_triton.ops.forecast import ForecastNet, forecast
+from geep_triton.table.allocate import price_for
 
-UNITS = 16  # of each net; 8 or 32 forecast as well
+UNITS = 16  # of each net
 HELD_OUT = 0.25  # of the texts: they end the training, and later choose exits and prices
 FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 2000  # their answers are kept in the table's file
 CERTAIN = 30.0  # the score of the last exit, whose sigmoid is 1 in float32
@@ -76,9 +78,29 @@ class Forecasts:
             found[exit_, :, exit_].masked_fill_(self.held_out_skipped[:, exit_], -torch.inf)
         return found
 
+    def price_for(
+        self, exit_: int, layers: Sequence[int], mean_depth: float | None = None, agreement: float | None = None
+    ) -> float:
+        """The price of a layer that keeps a budget on the held-out texts, where exits are planned by the exit of index `exit_`.
+
+        It is searched once for each budget.
+
+        Args:
+            exit_: index of an early exit.
+            layers: of all E exits.
+            mean_depth, agreement: the budget, one of them; see `geep_triton.table.allocate.price_for`.
+
+        Raises:
+            ValueError: the budget is out of range.
+        """
+        asked = exit_, mean_depth, agreement
+        if asked not in self._prices:
+            expected, agrees = self.held_out_agreement[exit_][:, exit_:], self.held_out_agrees[:, exit_:]
+            self._prices[asked] = price_for(expected, agrees, tuple(layers[exit_:]), mean_depth, agreement)
+        return self._prices[asked]
+
     @cached_property
-    def prices(self) -> dict[tuple[int, float | None, float | None], float]:
-        """The prices that were found for budgets: index of an exit, mean depth and agreement -> price."""
+    def _prices(self) -> dict[tuple[int, float | None, float | None], float]:
         return {}
 
 
