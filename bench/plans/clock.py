@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from bench.answers.replay import Replay
 from bench.answers.tasks import Trained
@@ -25,39 +23,20 @@ from bench.cells import Cell, run_missing
 from bench.claims.promises import filling, speeds
 from bench.environment import RESULTS
 from bench.plans.command import cells_of, parser_of
+from bench.plans.library import load
 from bench.plans.promised import PROMISES, half_of
-from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts
+from bench.plans.record import FILE
 from bench.rows import Found, found
-from geep_triton import Engine, MultiExitBert
-from geep_triton.engine.predictions import EveryExit
+from geep_triton import Engine
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.text import format_policy
 from geep_triton.promises.terms import Term
-from geep_triton.table.exit_table import ExitTable
-from geep_triton.table.fingerprint import tokenizer_fingerprint, uncounted_ids
-from geep_triton.table.records import ExitRecords, TableSettings
 
 OUTPUT = RESULTS / "plans" / "clock"
 BUDGETS = (1_024, 4_096, 16_384)  # tokens of a batch
 TIMED_TOKENS = 8_192  # of the timed texts, or those of one batch where that is more
-THRESHOLD = 0.3  # of the table
 ROUNDS = 3
 FULL = "full"
-
-
-def table_of(model: MultiExitBert, tokenizer, part: Part) -> ExitTable:
-    """The exit table that `build_exit_table` would make of the recorded table texts."""
-    agrees = model.answers.agree(part.logits, part.logits[:, -1:])
-    uncertainty = EveryExit(part.tokens, part.logits).uncertainty(model.config.exit_layers)
-    table = ExitTable.from_records(
-        ExitRecords(part.tokens, uncertainty, agrees, logits=part.logits),
-        model.config.exit_layers,
-        TableSettings(THRESHOLD),
-        model.config.vocab_size,
-        tokenizer_fingerprint(tokenizer),
-        uncounted_ids(tokenizer),
-    )
-    return replace(table, weights=model.weights_digest()).learn("agreement").learn("exits").learn("forecasts")
 
 
 def chosen(replay: Replay, rows: torch.Tensor, promise: float) -> dict[str, Policy]:
@@ -68,12 +47,8 @@ def chosen(replay: Replay, rows: torch.Tensor, promise: float) -> dict[str, Poli
 
 def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -> Iterator[Found]:
     """Agreement, layers and speed of every family, at every promise and token budget."""
-    model, tokenizer = MultiExitBert.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
-    parts = load_parts(folder / FILE)
-    model.exit_table = table_of(model, tokenizer, parts[TABLE])
-    judge = parts[JUDGE]
-    record = EveryExit(judge.tokens, judge.logits)
-    ours, others = half_of(len(judge.tokens), 0)
+    model, tokenizer, record = load(folder)
+    ours, others = half_of(len(record.tokens), 0)
     engine = Engine(model, tokenizer, FULL, **settings_of(cell.task))
     replay = Replay(model, record, (Term("agreement", PROMISES[0]),), engine.layer_costs.stop_layers)
     yield found("", {"stop_layers": engine.layer_costs.stop_layers, "num_layers": model.config.num_hidden_layers})
@@ -85,7 +60,7 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
             settings = {"promise": promise, "policy": format_policy(policy)}
             yield found(family, {"agreement": kept, "mean_layers": replay.mean_layers(policy, others)}, **settings)
     every = {format_policy(policy): policy for policies in by_promise.values() for policy in policies.values()}
-    held_out = judge.tokens.select(others)
+    held_out = record.tokens.select(others)
     for budget in budgets:
         texts = held_out.select(torch.tensor(filling(held_out.lengths, max(TIMED_TOKENS, budget))))
         of_budget = Engine(model, tokenizer, FULL, token_budget=budget, **settings_of(cell.task))

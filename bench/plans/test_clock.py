@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.answers.tasks import SEEDS, Trained
-from bench.plans.clock import measured, table_of
+from bench.plans.clock import measured
+from bench.plans.library import table_of
 from bench.plans.record import FILE, JUDGE, TABLE, load_parts, recorded, save_parts
 from bench.plans.tasks import BACKBONES, TASKS
 from geep_triton import build_exit_table
