@@ -7,9 +7,7 @@ Reads the models that `bench.answers.train` left in WORK. Nothing else should ru
 
 from __future__ import annotations
 
-import statistics
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,20 +20,17 @@ from bench.answers.replay import compared
 from bench.answers.tasks import Trained
 from bench.answers.training import settings_of
 from bench.environment import RESULTS
+from bench.rates import rates
 from bench.rows import Found, found
-from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert, calibrate
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.promises.terms import Term, read_terms
-from geep_triton.timing import in_turns
 from geep_triton.tokens.columns import Row
 
 OUTPUT = RESULTS / "answers" / "clock"
 CHOOSING = 128  # texts on which `calibrate` measures each family's speed
 TIMED = 512  # held-out texts on which that of the chosen policy is measured
 ROUNDS = 3
-ATTEMPTS = 3
-STEADY = 0.05  # drift of full depth within one measurement
 
 
 def shares_kept(model: MultiExitBert, terms: tuple[Term, ...], logits: torch.Tensor, full: torch.Tensor) -> list[float]:
@@ -55,26 +50,9 @@ def shares_kept(model: MultiExitBert, terms: tuple[Term, ...], logits: torch.Ten
 
 
 def speed_up(full: Engine, exits: Engine, rows: list[Row], rounds: int = ROUNDS) -> dict[str, float]:
-    """How many times as fast as full depth, in turns; and how far full depth drifted meanwhile. A machine that was busy with
-    something else in between is measured again, a few times.
-    """
-    calls = {
-        "full": partial(full.predict, rows), "exits": partial(exits.predict, rows), "full again": partial(full.predict, rows)
-    }  # fmt: skip
-    best: dict[str, float] = {}
-    for _ in range(ATTEMPTS):
-        with quiet_garbage_collector():
-            seconds = {name: statistics.median(values) for name, values in in_turns(calls, rounds).items()}
-        drift = abs(seconds["full again"] / seconds["full"] - 1)
-        if not best or drift < best["drift"]:
-            best = {
-                "speed_up": seconds["full"] / seconds["exits"],
-                "full_per_second": len(rows) / seconds["full"],
-                "drift": drift,
-            }
-        if drift <= STEADY:
-            break
-    return best
+    """How many times as fast as full depth, in turns; and how far full depth drifted meanwhile."""
+    found, drift = rates({"full": full, "exits": exits}, rows, rounds)
+    return {"speed_up": found["exits"] / found["full"], "full_per_second": found["full"], "drift": drift}
 
 
 def measured(engine: Engine, rows: list[Row], wanted: tuple[Promised, ...], timed: int = TIMED) -> list[Found]:

@@ -17,10 +17,8 @@ import argparse
 import json
 import math
 import re
-import statistics
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +30,9 @@ from bench.cells import Cell, declared, file_of, run_missing
 from bench.claims.curves import equal_depth
 from bench.environment import RESULTS, environment, without_folders
 from bench.pipeline.systems import targets
+from bench.rates import rates
 from bench.rows import Found, found, read, records, rows_of, save
 from bench.rows import Row as StoredRow
-from bench.timing import quiet_garbage_collector
 from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.files.rows import read_rows
@@ -43,13 +41,9 @@ from geep_triton.policies.start import FirstExit
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.families import FitSamples, families_of
 from geep_triton.promises.simulate import simulate
-from geep_triton.timing import in_turns
 from geep_triton.tokens.columns import Row
-from geep_triton.tokens.ragged import Tokens
 
-ATTEMPTS = 3
 MACHINE = ("cpu", "threads", "gpu", "torch")  # of the environment: what one result has in common
-STEADY = 0.05  # drift of full depth within one measurement
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,25 +101,6 @@ class HeldOut:
         }
 
 
-def speeds(engines: dict[str, Engine], rows: list[Row] | Tokens, rounds: int) -> tuple[dict[str, float], float]:
-    """Samples a second, median of interleaved rounds; and how far full depth at the end of the turns was from that at their
-    start. A machine that was busy with something else in between is measured again, a few times.
-    """
-    for engine in engines.values():
-        engine.predict(rows[:64] if isinstance(rows, list) else rows)
-    calls = {name: partial(engine.predict, rows) for name, engine in engines.items()}
-    best: tuple[dict[str, float], float] = {}, math.inf
-    for _ in range(ATTEMPTS):
-        with quiet_garbage_collector():
-            seconds = in_turns({**calls, "full at the end": calls["full"]}, rounds)
-        found = {name: len(rows) / statistics.median(values) for name, values in seconds.items()}
-        drift = abs(found.pop("full at the end") / found["full"] - 1)
-        best = min(best, (found, drift), key=lambda attempt: attempt[1])
-        if drift <= STEADY:
-            break
-    return best
-
-
 def filling(lengths: torch.Tensor, tokens: int) -> list[int]:
     """Texts spread evenly over those of [N] lengths that have about so many tokens together; all where they have fewer."""
     wanted = min(len(lengths), math.ceil(len(lengths) * tokens / int(lengths.sum())))
@@ -154,7 +129,7 @@ def measured_at(
         engines = {one["policy"]: engine.with_policy(one["policy"]) for one in policies}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OneExitWarning)
-            by_form, drift = speeds(engines, [test[row] for row in timed[budget]], rounds)
+            by_form, drift = rates(engines, [test[row] for row in timed[budget]], rounds)
         yield found("full", {"drift": drift}, promise=promise, token_budget=budget)
         for one in policies:
             settings = {name: one[name] for name in ("promise", "policy", "chosen")}

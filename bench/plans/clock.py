@@ -20,12 +20,13 @@ from bench.answers.replay import Replay
 from bench.answers.tasks import Trained
 from bench.answers.training import declared, folder_of, settings_of
 from bench.cells import Cell, run_missing
-from bench.claims.promises import filling, speeds
+from bench.claims.promises import filling
 from bench.environment import RESULTS
 from bench.plans.command import cells_of, parser_of
 from bench.plans.library import load
 from bench.plans.promised import PROMISES, half_of
 from bench.plans.record import FILE
+from bench.rates import rates
 from bench.rows import Found, found
 from geep_triton import Engine
 from geep_triton.policies.policy import OneExitWarning, Policy
@@ -67,11 +68,11 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
         engines = {form: of_budget.with_policy(policy) for form, policy in every.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OneExitWarning)
-            rates, drift = speeds(engines, texts, rounds)
+            by_form, drift = rates(engines, texts, rounds)
         facts = {"drift": drift, "texts": len(texts), "stop_layers": of_budget.layer_costs.stop_layers}
         yield found(FULL, facts, token_budget=budget)
-        for form, rate in rates.items():
-            speed = {"texts_per_second": rate, "speed_up": rate / rates[FULL]}
+        for form, rate in by_form.items():
+            speed = {"texts_per_second": rate, "speed_up": rate / by_form[FULL]}
             yield found("policy", speed, policy=form, token_budget=budget)
 
 
