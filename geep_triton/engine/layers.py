@@ -202,6 +202,13 @@ class WindowLayers(Generic[StatesT]):
         self.flops.heads += states.total(lambda tokens: head_flops(self._config, number, tokens))
         return self.runner.logits(number, states)
 
+    def logits_of_ran(self, batch: Batch[StatesT], ran: Ran | None) -> torch.Tensor:
+        """Logits [A, C] of the head at a batch's layer, of the rows that ran it (None: all): it never learned of others."""
+        states = batch.states
+        if ran is not None:
+            states = self.runner.take(states, ran.index, states.lengths[ran.flags])
+        return self.exit_logits(batch.layer, states)
+
     def shared_logits(self, states: StatesT) -> torch.Tensor:
         """Logits [B, C] of the last head after the last layer, which runs on these states for all (GEEP's sub-networks)."""
         return self.exit_logits(self.last, self.run_on_all(self.last, states))

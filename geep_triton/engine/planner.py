@@ -68,19 +68,14 @@ class Planner(Generic[StatesT]):
 
     def _answers(self, batch: Batch[StatesT], ran: Ran | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [B, C], 0 of those who skipped the layer; and who ran it, [B] bool on the device, None for all."""
-        stop = batch.layer
-        if ran is None:
-            logits = self._layers.exit_logits(stop, batch.states)
-            self.not_finite.add(stop, _count_not_finite(logits))
-            return logits, None
-        device = self._runner.model.device
-        logits = torch.zeros(len(batch), self._runner.model.config.num_labels, device=device)
-        flags = torch.zeros(len(batch), dtype=torch.bool, device=device)
-        if ran.index.numel() == 0:
+        logits = torch.zeros(len(batch), self._runner.model.config.num_labels, device=self._runner.model.device)
+        flags = torch.zeros(len(batch), dtype=torch.bool, device=logits.device)
+        if ran is not None and ran.index.numel() == 0:
             return logits, flags
-        states = self._runner.take(batch.states, ran.index, batch.states.lengths[ran.flags])
-        found = self._layers.exit_logits(stop, states)
-        self.not_finite.add(stop, _count_not_finite(found))
+        found = self._layers.logits_of_ran(batch, ran)
+        self.not_finite.add(batch.layer, _count_not_finite(found))
+        if ran is None:
+            return found, None
         return logits.to(found.dtype).index_copy(0, ran.index, found), flags.index_fill(0, ran.index, True)
 
 

@@ -79,11 +79,10 @@ class Scorer(Generic[StatesT]):
 
         Those who did not run have answers of 0, may not leave, and are remembered as before.
         """
-        states, prediction, streak = batch.states, batch.prediction, batch.streak
+        prediction, streak = batch.prediction, batch.streak
         if ran is not None:
-            states = self._runner.take(states, ran.index, states.lengths[ran.flags])
             prediction, streak = (None if v is None else v.index_select(0, ran.index) for v in (prediction, streak))
-        logits = self._layers.exit_logits(stop, states)
+        logits = self._layers.logits_of_ran(batch, ran)
         scores = self.rule.score(stop, logits, prediction, streak)
         self.not_finite.add(stop, scores.counts[1:])
         leaves = scores.leaves
