@@ -8,6 +8,7 @@ from bench.environment import ROOT
 from bench.report import (
     answers,
     experiments,
+    families,
     faults,
     files,
     gpu,
@@ -43,6 +44,7 @@ def pages() -> dict[Path, str]:
         of_serving: with_tables(of_serving, machines.costs()),
         PAGES / "policies.md": policies.page(),
         PAGES / "plans.md": plans.page(),
+        PAGES / "families.md": families.page(),
         PAGES / "ops.md": ops.page(),
         PAGES / "gpu.md": gpu.page(),
         PAGES / "pipeline.md": pipeline.page(),
