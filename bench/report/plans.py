@@ -24,13 +24,18 @@ PLAIN = (
 )
 # Shown for each data set; the page shows the means of all, and the files have the rest.
 TABULATED = (
-    *(PER_LAYER, "constant", *PLAIN[:4], PLAIN[5], "isotonic", "BEEM", "DE3", "risk", "risk at 1 exit", "risk at 2 exits"),
+    *(PER_LAYER, "constant", *PLAIN[:2], PLAIN[3], PLAIN[5], "isotonic", "risk", "risk at 1 exit", "risk at 2 exits"),
     *("risk at 2 exits, with states", "risk at 2 exits, with the table", "planned", "replanned", "planned ahead, the table"),
     "predicted, mean",
 )
 DRAWN = ("constant", "threshold", "threshold at 2 exits, all texts", "risk at 2 exits", "planned", "replanned")
 SHOWN_RATIOS = (0.9, 1.6)  # in the picture, so that lines near 1 can be told apart
 NAMED = 3  # families in a sentence
+PLAN, BEST = "planned", "the best plain threshold"
+RIVALS = (
+    *("constant", "predicted, mean", "planned ahead, the table", "threshold", "threshold per layer", BEST),
+    *("risk at 1 exit", "risk at 2 exits"),
+)
 PICTURE = "plans.png"
 INTRODUCTION = """# Looks and plans, measured
 
@@ -57,6 +62,10 @@ seeds and promises ({promises}); less than 1 is better. The plain ones are {plai
 The best of them is picked by the very costs that are shown, which favours thresholds. *All texts*: nothing is learned for plain
 thresholds, so that all texts of the table may choose exits, where other families have a part of it. *Cheaper* counts the
 models, promises and costs where the ratio is below 1."""
+PLANS = """## Where a plan wins
+
+A plan (`planned`) looks at each text once, at one exit. Cost of the plan over that of others on the same data set, promise and
+*c*: mean, and in brackets in how many cases the plan is cheaper. The mean over {best} is below 1 {starts}."""
 KEPT = """## Promises
 
 *Failed*: texts are drawn with replacement, and all recorded texts are the truth, so that this counts how often the promise
@@ -75,6 +84,7 @@ def page(folder: Path = RESULTS) -> str:
         not_there(found),
         models_section(found),
         f"![Cost over that of the best plain threshold, by the cost of a look]({PICTURE})",
+        plans_section(costs),
         helps_section(costs),
         kept_section(costs),
         costs_section(found, costs),
@@ -150,6 +160,25 @@ def helps_section(costs: pd.DataFrame) -> str:
                 line[f"{backbone.name}, {cost:g}"] = None if ratio is None else f"{ratio:.3f}"
         shown.append(line | {"cheaper": f"{int((rows['ratio'] < 1 - 1e-9).sum())} of {len(rows)}"})
     return "\n\n".join([text, best_sentences(costs), markdown(pd.DataFrame(shown).dropna(axis=1, how="all"))])
+
+
+def plans_section(costs: pd.DataFrame) -> str:
+    """The plan's cost over that of others, by model and cost of a look."""
+    keys = ["model", "stop_cost", "task", "seed", "promise"]
+    by_family = costs.pivot(index=keys, columns="system", values="cost").assign(**{BEST: costs.groupby(keys)["best"].first()})
+    shown, starts = [], []
+    for model in (backbone.name for backbone in BACKBONES if backbone.name in set(costs["model"])):
+        wins = []
+        for cost in STOP_COSTS:
+            rows = by_family.loc[model, cost]
+            line = {"model": model, "c": f"{cost:g}", "cases": len(rows)}
+            ratios = {rival: rows[PLAN] / rows[rival] for rival in RIVALS}
+            wins.append(ratios[BEST].mean() < 1)
+            shown.append(line | {rival: f"{of.mean():.3f} ({int((of < 1).sum())})" for rival, of in ratios.items()})
+        first = next((cost for index, cost in enumerate(STOP_COSTS) if all(wins[index:])), None)
+        starts.append(f"at none of these *c* on {model}" if first is None else f"from *c* = {first:g} on {model}")
+    text = PLANS.format(starts=" and ".join(starts), best=BEST)
+    return f"{text}\n\n{markdown(pd.DataFrame(shown))}"
 
 
 def best_sentences(costs: pd.DataFrame) -> str:
