@@ -35,7 +35,8 @@ from geep_triton.promises.terms import Term
 
 OUTPUT = RESULTS / "plans" / "clock"
 BUDGETS = (1_024, 4_096, 16_384)  # tokens of a batch
-TIMED_TOKENS = 8_192  # of the timed texts, or those of one batch where that is more
+TIMED_TOKENS = 4_096  # of the timed texts, or those of one batch where that is more
+LARGE, OF_LARGE = 16_384, (0.98,)  # the promises that are timed from this token budget on, where texts are many
 ROUNDS = 3
 FULL = "full"
 
@@ -60,12 +61,13 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
             [kept] = replay.kept(policy, others)
             settings = {"promise": promise, "policy": format_policy(policy)}
             yield found(family, {"agreement": kept, "mean_layers": replay.mean_layers(policy, others)}, **settings)
-    every = {format_policy(policy): policy for policies in by_promise.values() for policy in policies.values()}
     held_out = record.tokens.select(others)
     for budget in budgets:
         texts = held_out.select(torch.tensor(filling(held_out.lengths, max(TIMED_TOKENS, budget))))
         of_budget = Engine(model, tokenizer, FULL, token_budget=budget, **settings_of(cell.task))
-        engines = {form: of_budget.with_policy(policy) for form, policy in every.items()}
+        timed = OF_LARGE if budget >= LARGE else PROMISES
+        policies = {format_policy(policy): policy for promise in timed for policy in by_promise[promise].values()}
+        engines = {form: of_budget.with_policy(policy) for form, policy in policies.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OneExitWarning)
             by_form, drift = rates(engines, texts, rounds)
@@ -78,7 +80,10 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
 
 def cell_of(cell: Trained, arguments: argparse.Namespace) -> Cell:
     """A measurement of one model."""
-    settings = {"budgets": list(arguments.token_budgets), "rounds": arguments.rounds, "threads": arguments.threads}
+    settings = {
+        "budgets": list(arguments.token_budgets), "rounds": arguments.rounds, "threads": arguments.threads,
+        "timed_tokens": TIMED_TOKENS, "of_large": OF_LARGE,
+    }  # fmt: skip
     folder = folder_of(cell, arguments.work, arguments.limit_samples)
     declaration = declared(cell, arguments.limit_samples) | settings
     return Cell(cell.name, declaration, lambda _: list(measured(folder, cell, arguments.token_budgets, arguments.rounds)))

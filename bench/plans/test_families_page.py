@@ -46,9 +46,9 @@ def test_speeds_by_family(tmp_path):
     # The mean of 1.5 and of full depth, where no plan kept the promise; then of 1.5 and 2.48.
     assert lines_of(page, "| planned | 1.25x [1] |")
     assert lines_of(page, "| planned | 1.99x |")
-    assert lines_of(page, "| risk | 9 of 18 | 9 |")
-    assert lines_of(page, "| threshold | 9 of 18 | 9 |")
-    assert lines_of(page, "| planned | 0 of 18 | 6 |")
+    assert lines_of(page, "| risk | 7 of 14 | 7 |")
+    assert lines_of(page, "| threshold | 7 of 14 | 7 |")
+    assert lines_of(page, "| planned | 0 of 14 | 5 |")
     assert lines_of(page, "| sst2 | minilm | 1 | 2.00x |")
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.answers.tasks import SEEDS
 from bench.environment import RESULTS
-from bench.plans.clock import BUDGETS, FULL
+from bench.plans.clock import BUDGETS, FULL, LARGE, OF_LARGE
 from bench.plans.promised import PROMISES
 from bench.plans.shifted import OWN
 from bench.plans.tasks import BACKBONES, TASKS
@@ -16,12 +16,11 @@ from bench.report.answers import results
 from bench.report.tables import machine, markdown, spread
 
 SHOWN, SHOWN_BUDGET = 0.98, 4_096  # for each data set
-UNCHECKED = ("constant", "predicted, learned", "allocated")  # nobody is scored
-BY_TOKENS = tuple(f"{start}+threshold" for start in ("predicted", "predicted, learned", "allocated"))
+STARTED = tuple(f"{start}+threshold" for start in ("predicted", "predicted, learned", "allocated"))
 GROUPS = {
     "thresholds": ("threshold", "threshold per layer", "margin"),
-    "started by tokens": (*BY_TOKENS, "predicted+threshold per layer"),
-    "by tokens alone": UNCHECKED[1:],
+    "started by tokens": (*STARTED, "predicted+threshold per layer"),
+    "constant": ("constant",),
     "risk": ("risk",),
     "planned": ("planned",),
 }
@@ -36,7 +35,7 @@ SPEED = """## Speed
 
 Wall clock over the same engine at full depth, in turns in the same run: mean over data sets and seeds, in square brackets how
 many cells where that differs. A family that could not keep a promise on some model counts as full depth, 1, there, since that
-is what it comes to."""
+is what it comes to. With {large:,} tokens a batch {of_large} is timed."""
 BY_DATA = """## Data sets
 
 Speed-up under a promise of {shown:g} with {budget:,} tokens a batch; of several families the fastest. In round brackets the
@@ -75,7 +74,8 @@ def speeds(timed: pd.DataFrame) -> pd.DataFrame:
     judged = timed[timed["agreement"].notna()][["case", "task", "model", "seed", "system", "promise", "policy", "agreement",
                                                 "mean_layers"]]  # fmt: skip
     clocked = timed[timed["system"] == "policy"][["case", "policy", "token_budget", "speed_up"]]
-    return judged.merge(clocked, on=["case", "policy"])
+    found = judged.merge(clocked, on=["case", "policy"])
+    return found[(found["token_budget"] < LARGE) | found["promise"].isin(OF_LARGE)]
 
 
 def speed_sections(timed: pd.DataFrame) -> list[str]:
@@ -83,7 +83,7 @@ def speed_sections(timed: pd.DataFrame) -> list[str]:
     if timed.empty:
         return []
     found = speeds(timed)
-    return [SPEED, *(f"Promised {promise:g}:\n\n{speed_table(found, promise)}" for promise in PROMISES), fastest(found),
+    return [SPEED.format(large=LARGE, of_large=" and ".join(f"{one:g}" for one in OF_LARGE)), *(f"Promised {promise:g}:\n\n{speed_table(found, promise)}" for promise in PROMISES), fastest(found),
             by_data(found), setting(timed)]  # fmt: skip
 
 
