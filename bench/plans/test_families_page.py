@@ -52,6 +52,17 @@ def test_speeds_by_family(tmp_path):
     assert lines_of(page, "| sst2 | minilm | 1 | 2.00x |")
 
 
+def test_readmes_sentence(tmp_path):
+    assert families.readme_line(tmp_path) == ""
+    speeds = {"full": 1.0, "threshold": 2.0, "risk": 3.0, "planned": 1.5}
+    saved(tmp_path, Trained(TASKS[0], MINILM, 0), "clock", timed(speeds), {})
+    saved(tmp_path, Trained(TASKS[1], MINILM, 0), "clock", timed(speeds | {"risk": 2.0}), {})
+    said = families.readme_line(tmp_path)
+    assert "on 2 trained models, exits are 2.50 times" in said
+    assert "2.00 times where it must be sure" in said
+    assert "1.00 times where all leave at one layer" in said
+
+
 def test_promises_on_other_texts(tmp_path):
     settings = {"texts": 1_000, "calibrations": 10, "stop_cost": 0.5}
     rows = [found("", {"agreement_by_exit": [0.5, 1.0]}, texts="words")]

@@ -12,6 +12,7 @@ from bench.plans.clock import BUDGETS, FULL, LARGE, OF_LARGE
 from bench.plans.promised import PROMISES
 from bench.plans.shifted import OWN
 from bench.plans.tasks import BACKBONES, TASKS
+from bench.report import plans
 from bench.report.answers import results
 from bench.report.tables import machine, markdown, spread
 
@@ -35,7 +36,7 @@ SPEED = """## Speed
 
 Wall clock over the same engine at full depth, in turns in the same run: mean over data sets and seeds, in square brackets how
 many cells where that differs. A family that could not keep a promise on some model counts as full depth, 1, there, since that
-is what it comes to. With {large:,} tokens a batch {of_large} is timed."""
+is what it comes to. With {large:,} tokens a batch only {of_large} is timed."""
 BY_DATA = """## Data sets
 
 Speed-up under a promise of {shown:g} with {budget:,} tokens a batch; of several families the fastest. In round brackets the
@@ -54,6 +55,39 @@ def page(folder: Path = RESULTS) -> str:
     timed, shifted = (results(kind, folder, "plans") for kind in ("clock", "shifted"))
     parts = [INTRODUCTION, not_there(timed, shifted), *speed_sections(timed), shift_section(shifted)]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def readme_line(folder: Path = RESULTS) -> str:
+    """README's sentence on what foretells exits best; empty where nothing is timed."""
+    timed = results("clock", folder, "plans")
+    if timed.empty:
+        return ""
+    found = speeds(timed)
+    found = found[(found["promise"] == SHOWN) & (found["token_budget"] == SHOWN_BUDGET)]
+    cells = found["case"].unique()
+    best = {
+        name: found[found["system"].isin(families)].groupby("case")["speed_up"].max().reindex(cells).fillna(1.0).mean()
+        for name, families in GROUPS.items()
+    }
+    costs = plans.results("promised", folder, "plans")
+    pays = "" if costs.empty else plan_pays(plans.promised(costs))
+    return (
+        f"Which texts leave? Under a promise of {SHOWN:g}, on {len(cells)} trained models, exits are {best['risk']:.2f} times "
+        "as fast as all layers where small nets foretell from an exit's answer whether it will stay (`risk`), "
+        f"{best['thresholds']:.2f} times where it must be sure enough (thresholds, the best kind), {best['planned']:.2f} times "
+        f"where each text is looked at once and planned (`planned`), and {best['constant']:.2f} times where all leave at one "
+        f"layer. Tokens alone foretell too little. {pays}[Families](docs/results/families.md), "
+        "[looks and plans](docs/results/plans.md)."
+    )
+
+
+def plan_pays(costs: pd.DataFrame) -> str:
+    """From which cost of a look a plan does."""
+    every, best = (plans.pays_from(costs, rival) for rival in (plans.THRESHOLD, plans.BEST))
+    return (
+        f"A plan costs less than a threshold at every exit {every}, and than the best plain thresholds {best}, where *c* is the "
+        "cost of a look in layers. "
+    )
 
 
 def not_there(timed: pd.DataFrame, shifted: pd.DataFrame) -> str:
@@ -83,8 +117,9 @@ def speed_sections(timed: pd.DataFrame) -> list[str]:
     if timed.empty:
         return []
     found = speeds(timed)
-    return [SPEED.format(large=LARGE, of_large=" and ".join(f"{one:g}" for one in OF_LARGE)), *(f"Promised {promise:g}:\n\n{speed_table(found, promise)}" for promise in PROMISES), fastest(found),
-            by_data(found), setting(timed)]  # fmt: skip
+    text = SPEED.format(large=LARGE, of_large=" and ".join(f"{promise:g}" for promise in OF_LARGE))
+    tables = [f"Promised {promise:g}:\n\n{speed_table(found, promise)}" for promise in PROMISES]
+    return [text, *tables, fastest(found), by_data(found), setting(timed)]
 
 
 def speed_table(found: pd.DataFrame, promise: float) -> str:

@@ -31,9 +31,9 @@ TABULATED = (
 DRAWN = ("constant", "threshold", "threshold at 2 exits, all texts", "risk at 2 exits", "planned", "replanned")
 SHOWN_RATIOS = (0.9, 1.6)  # in the picture, so that lines near 1 can be told apart
 NAMED = 3  # families in a sentence
-PLAN, BEST = "planned", "the best plain threshold"
+PLAN, THRESHOLD, BEST = "planned", "threshold", "the best plain threshold"
 RIVALS = (
-    *("constant", "predicted, mean", "planned ahead, the table", "threshold", "threshold per layer", BEST),
+    *("constant", "predicted, mean", "planned ahead, the table", THRESHOLD, PER_LAYER, BEST),
     *("risk at 1 exit", "risk at 2 exits"),
 )
 PICTURE = "plans.png"
@@ -65,7 +65,8 @@ models, promises and costs where the ratio is below 1."""
 PLANS = """## Where a plan wins
 
 A plan (`planned`) looks at each text once, at one exit. Cost of the plan over that of others on the same data set, promise and
-*c*: mean, and in brackets in how many cases the plan is cheaper. The mean over {best} is below 1 {starts}."""
+*c*: mean, and in brackets in how many cases the plan is cheaper. In the mean it costs less than a threshold at every exit
+{every}, and less than {best} {starts}."""
 KEPT = """## Promises
 
 *Failed*: texts are drawn with replacement, and all recorded texts are the truth, so that this counts how often the promise
@@ -162,36 +163,51 @@ def helps_section(costs: pd.DataFrame) -> str:
     return "\n\n".join([text, best_sentences(costs), markdown(pd.DataFrame(shown).dropna(axis=1, how="all"))])
 
 
+def by_family(costs: pd.DataFrame) -> pd.DataFrame:
+    """A column for each family's costs, and for the best plain threshold's; a line for each model, cost of a look and case."""
+    keys = ["model", "stop_cost", "task", "seed", "promise"]
+    best = costs.groupby(keys)["best"].first()
+    return costs.pivot(index=keys, columns="system", values="cost").assign(**{BEST: best})
+
+
 def plans_section(costs: pd.DataFrame) -> str:
     """The plan's cost over that of others, by model and cost of a look."""
-    keys = ["model", "stop_cost", "task", "seed", "promise"]
-    by_family = costs.pivot(index=keys, columns="system", values="cost").assign(**{BEST: costs.groupby(keys)["best"].first()})
-    shown, starts = [], []
-    for model in (backbone.name for backbone in BACKBONES if backbone.name in set(costs["model"])):
-        wins = []
+    compared, shown = by_family(costs), []
+    for model in models_of(costs):
         for cost in STOP_COSTS:
-            rows = by_family.loc[model, cost]
-            line = {"model": model, "c": f"{cost:g}", "cases": len(rows)}
+            rows = compared.loc[model, cost]
             ratios = {rival: rows[PLAN] / rows[rival] for rival in RIVALS}
-            wins.append(ratios[BEST].mean() < 1)
+            line = {"model": model, "c": f"{cost:g}", "cases": len(rows)}
             shown.append(line | {rival: f"{of.mean():.3f} ({int((of < 1).sum())})" for rival, of in ratios.items()})
-        first = next((cost for index, cost in enumerate(STOP_COSTS) if all(wins[index:])), None)
-        starts.append(f"at none of these *c* on {model}" if first is None else f"from *c* = {first:g} on {model}")
-    text = PLANS.format(starts=" and ".join(starts), best=BEST)
+    text = PLANS.format(starts=pays_from(costs, BEST), every=pays_from(costs, THRESHOLD), best=BEST)
     return f"{text}\n\n{markdown(pd.DataFrame(shown))}"
+
+
+def pays_from(costs: pd.DataFrame, rival: str) -> str:
+    """From which cost of a look a plan costs less than a rival in the mean, for each model."""
+    compared, said = by_family(costs), []
+    ratios = compared[PLAN] / compared[rival]
+    for model in models_of(costs):
+        wins = [ratios.loc[model, cost].mean() < 1 for cost in STOP_COSTS]
+        first = next((cost for index, cost in enumerate(STOP_COSTS) if all(wins[index:])), None)
+        said.append(f"at none of these *c* on {model}" if first is None else f"from *c* = {first:g} on {model}")
+    return " and ".join(said)
+
+
+def models_of(costs: pd.DataFrame) -> list[str]:
+    """Those that have rows, as they are declared."""
+    return [backbone.name for backbone in BACKBONES if backbone.name in set(costs["model"])]
 
 
 def best_sentences(costs: pd.DataFrame) -> str:
     """For each model and cost of a look, the families that cost least."""
     said = []
-    for backbone in BACKBONES:
+    for model in models_of(costs):
         for cost in STOP_COSTS:
-            rows = costs[(costs["model"] == backbone.name) & (costs["stop_cost"] == cost)]
-            if rows.empty:
-                continue
+            rows = costs[(costs["model"] == model) & (costs["stop_cost"] == cost)]
             least = rows.groupby("system")["ratio"].mean().sort_values()[:NAMED]
             named = ", ".join(f"{family} ({ratio:.3f})" for family, ratio in least.items())
-            said.append(f"- {backbone.name}, *c* = {cost:g}: {named}")
+            said.append(f"- {model}, *c* = {cost:g}: {named}")
     return "\n".join([f"The {NAMED} families with the lowest mean:", "", *said])
 
 
@@ -239,7 +255,7 @@ def plot(path: Path, folder: Path = RESULTS) -> None:
         return
     costs = promised(found)
     costs = costs[costs["promise"] == SHOWN]
-    models = [backbone.name for backbone in BACKBONES if backbone.name in set(costs["model"])]
+    models = models_of(costs)
     figure = Figure(figsize=(5 * len(models), 4), layout="constrained")
     for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         rows = costs[costs["model"] == model]
