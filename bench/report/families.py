@@ -85,8 +85,8 @@ def plan_pays(costs: pd.DataFrame) -> str:
     """From which cost of a look a plan does."""
     every, best = (plans.pays_from(costs, rival) for rival in (plans.THRESHOLD, plans.BEST))
     return (
-        f"A plan costs less than a threshold at every exit {every}, and than the best plain thresholds {best}, where *c* is the "
-        "cost of a look in layers. "
+        f"A plan costs less than a threshold at every exit {every}, and than the best plain thresholds {best}, where *c* is "
+        "the cost of a look in layers. "
     )
 
 
