@@ -15,6 +15,7 @@ import torch
 from bench.plans.outcomes import (
     Means,
     Outcome,
+    best_exits,
     by_threshold,
     constant,
     first_agreeing,
@@ -31,8 +32,10 @@ SETTINGS = 160  # of one choice of exits; a coarse grid hides a tenth of a layer
 LEARNED_SHARE = 0.75  # of the table's texts; the others choose exits
 LEAST_AGREEMENT = 0.85  # chosen settings that agree less are no use for any promise here
 PRICES = torch.cat([torch.zeros(1), torch.logspace(-4.5, -0.3, SETTINGS - 1)])
+STARTING_PRICES = (0.0125, 0.025, 0.05, 0.1, 0.2)  # of a layer, in agreement, where texts are looked at afterwards
 RATIOS = (0.25, 0.5, 1.0, 2.0)
 NAMES = {STATES: "states", TABLE: "the table", BOTH: "both"}  # of what nets read
+STARTED = {"threshold": "entropy", "risk": "risk"}  # name -> score
 ORACLE, PER_LAYER = "oracle", "threshold per layer"
 
 Choice = Any  # exits, or where texts are looked at first
@@ -97,6 +100,19 @@ def ahead_kind(name: str, what: str) -> Kind:
     return Kind(name, (None,), lambda signals, _: PRICES, lambda signals, _, prices: planned_ahead(signals.ahead[what], prices))
 
 
+def started_kind(name: str, score: str) -> Kind:
+    """A threshold on a score from the exit on to which the table sends a text, at a price."""
+
+    def settings(signals: Signals, price: float) -> torch.Tensor:
+        return quantiles(signals.scores[score])
+
+    def run(signals: Signals, price: float, values: torch.Tensor) -> Outcome:
+        starts = best_exits(signals.ahead[TABLE], 0, torch.tensor([price]))[0]
+        return by_threshold(signals.scores[score], range(signals.texts.early), values, starts)
+
+    return Kind(name, STARTING_PRICES, settings, run)
+
+
 def replanned_kind(name: str, forecast: str, early: int) -> Kind:
     """A plan at every look."""
 
@@ -148,6 +164,7 @@ def kinds(num_layers: int) -> list[Kind]:
     ]
     found += [threshold_kind(f"risk at {most} exit{'s' * (most > 1)}", "risk", some[most]) for most in (1, 2, 3)]
     found += [threshold_kind(f"risk at 2 exits, with {NAMES[what]}", f"risk {what}", some[2]) for what in (STATES, TABLE)]
+    found += [started_kind(f"{name}, started by the table", score) for name, score in STARTED.items()]
     found += [planned_kind("planned", "", early)]
     found += [planned_kind(f"planned, with {NAMES[what]}", what, early) for what in (STATES, TABLE)]
     found += [replanned_kind("replanned", "", early)]

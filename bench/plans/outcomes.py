@@ -88,13 +88,16 @@ def first_agreeing(agrees: torch.Tensor) -> Outcome:
     return at_exits(agrees.int().argmax(1)[None], 0)
 
 
-def by_threshold(scores: torch.Tensor, exits: Sequence[int], thresholds: torch.Tensor) -> Outcome:
+def by_threshold(
+    scores: torch.Tensor, exits: Sequence[int], thresholds: torch.Tensor, starts: torch.Tensor | None = None
+) -> Outcome:
     """Texts are looked at in some exits in turn, and leave at the first where their score is at most the threshold.
 
     Args:
         scores: [N, L - 1], low where an answer is sure.
         exits: indices of the exits, ascending.
         thresholds: [S], or [S, L - 1] with one for each exit, where minus infinity leaves out the exit.
+        starts: [N], index of the exit at which each is looked at first. None: the first one.
     """
     settings, (samples, early) = len(thresholds), scores.shape
     limits = thresholds if thresholds.ndim == 2 else thresholds[:, None].expand(-1, early)
@@ -102,8 +105,11 @@ def by_threshold(scores: torch.Tensor, exits: Sequence[int], thresholds: torch.T
     stops = torch.zeros(settings, samples, dtype=torch.uint8)
     open_ = torch.ones(settings, samples, dtype=torch.bool)
     for index in exits:
-        stops += open_ & (limits[:, index] > -torch.inf)[:, None]
-        leaves = open_ & (scores[:, index] <= limits[:, index, None])
+        looked = open_ & (limits[:, index] > -torch.inf)[:, None]
+        if starts is not None:
+            looked &= starts <= index
+        stops += looked
+        leaves = looked & (scores[:, index] <= limits[:, index, None])
         found.masked_fill_(leaves, index)
         open_ ^= leaves
     return Outcome(found, stops, open_)

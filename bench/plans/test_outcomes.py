@@ -41,6 +41,14 @@ def test_thresholds_for_each_exit_leave_out_exits():
     assert (exits, stops, unscored) == ([[3, 1, 2]], [[2, 1, 2]], [[True, False, False]])
 
 
+def test_thresholds_from_a_start_on():
+    starts = torch.tensor([1, 0, 3])
+    exits, stops, unscored = as_lists(by_threshold(SCORES, (0, 1, 2), torch.tensor([0.9, 0.3]), starts))
+    assert exits == [[1, 0, 3], [3, 1, 3]]
+    assert stops == [[1, 1, 0], [2, 2, 0]]
+    assert unscored == [[False, False, True], [True, False, True]]
+
+
 def test_constant_and_oracle():
     assert as_lists(constant(2, 3)) == ([[1, 1], [0, 0]], [[0, 0], [0, 0]], [[True, True], [True, True]])
     agrees = torch.tensor([[True, False, True], [False, False, True]])

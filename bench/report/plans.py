@@ -24,7 +24,7 @@ PLAIN = (
 )
 # Shown for each data set; the page shows the means of all, and the files have the rest.
 TABULATED = (
-    *(PER_LAYER, "constant", *PLAIN[:2], PLAIN[3], PLAIN[5], "isotonic", "risk", "risk at 1 exit", "risk at 2 exits"),
+    *(PER_LAYER, "constant", *PLAIN[:2], PLAIN[3], PLAIN[5], "risk", "risk at 1 exit", "risk at 2 exits"),
     *("risk at 2 exits, with states", "risk at 2 exits, with the table", "planned", "replanned", "planned ahead, the table"),
     "predicted, mean",
 )
