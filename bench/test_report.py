@@ -14,7 +14,7 @@ from bench.environment import ROOT
 from bench.report import MOST_LINES, gpu, pages, pipeline, policies, with_tables
 from bench.report.tables import lines, spread
 from bench.rows import found, rows_of, save
-from geep_triton.promises.families import TRIED
+from geep_triton.promises.families import families_of
 
 
 def test_pages_show_the_result_files():
@@ -35,8 +35,9 @@ def test_what_is_missing_is_a_dash():
     assert lines(["a", "b"], [[1, None], ["x", float("nan")]]) == "| a | b |\n|---|---|\n| 1 | - |\n| x | - |"
 
 
-def test_policies_have_the_names_of_today():
-    assert set(policies.OLD_FAMILIES.values()) <= set(TRIED)
+def test_policies_have_the_names_of_today(make_model):
+    grid = families_of(make_model(num_labels=3), every=True, learned=("agreement", "exits"))
+    assert set(policies.OLD_FAMILIES.values()) <= {family.name for family in grid}
     assert not set(policies.promises()["family"]) & set(policies.OLD_FAMILIES)
     assert gpu.in_todays_form("ours, verified:0.3") == "ours, predicted:0.05+threshold:0.3"
     assert gpu.in_todays_form("huggingface") == "huggingface"

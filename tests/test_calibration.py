@@ -28,7 +28,7 @@ def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokeni
     assert result.samples == 400
     assert "curve" not in repr(result)  # it would fill the screen
     names = {candidate.family for candidate in result.candidates}
-    assert {"full", "threshold", "predicted+threshold"} <= names
+    assert {"full", "threshold", "allocated+threshold"} <= names
     full = result.candidates[0].mean_layers
     saving = [candidate for candidate in result.candidates[1:] if candidate.mean_layers < full]
 

@@ -101,7 +101,7 @@ def test_all_families_of_a_table_keep_their_promises_together(real_logits, real_
         broken += min(truth) < 0.97
     assert broken <= 200 * (1 - CONFIDENCE) + 3 * math.sqrt(200 * CONFIDENCE * (1 - CONFIDENCE))
     assert saving == {family.name for family in families_of(model)}
-    assert saving >= {"threshold", "threshold per layer", "predicted+threshold", "allocated+threshold", "constant"}
+    assert saving >= {"threshold", "threshold per layer", "allocated+threshold", "constant"}
 
 
 def test_the_curve_is_measured_in_places(calibrated):
@@ -180,5 +180,5 @@ def test_families_are_a_grid_whose_shares_of_the_error_sum_to_one(make_model, to
     of_scores = {name for name in TRIED if "distance" in name or "steady" in name}
     assert {family.name for family in families_of(model)} == set(TRIED) - of_scores
     assert {family.name for family in families_of(model, every=True)} - set(TRIED) >= {
-        "patience", "patience of sure exits", "predicted", "predicted+margin", "allocated+patience"
+        "patience", "patience of sure exits", "predicted", "predicted+threshold", "predicted+margin", "allocated+patience"
     }  # fmt: skip

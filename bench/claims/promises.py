@@ -183,7 +183,10 @@ def add_budgets(
 def curves(held_out: HeldOut, calibration: EveryExit, score_cost: float) -> dict[str, list[dict[str, float]]]:
     """Family -> its settings, from cautious to bold, on the held-out texts; fitted ones by the calibration's exits."""
     fit = FitSamples.of(calibration, held_out.model.config.exit_layers, score_cost, held_out.model.answers)
-    return {family.name: [held_out.judge(policy) for policy in family.policies(fit)] for family in families_of(held_out.model)}
+    return {
+        family.name: [held_out.judge(policy) for policy in family.policies(fit)]
+        for family in families_of(held_out.model, every=True)
+    }
 
 
 def audited(engine: Engine, agreement: float, rows: list[Row]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from bench.report.answers import results
 from bench.report.tables import machine, markdown, spread
 
 SHOWN, SHOWN_BUDGET = 0.98, 4_096  # for each data set
-STARTED = tuple(f"{start}+threshold" for start in ("predicted", "predicted, learned", "allocated"))
+STARTED = ("predicted+threshold", "predicted+threshold per layer", "predicted, learned+threshold", "allocated+threshold")
 GROUPS = {
     "thresholds": ("threshold", "threshold per layer", "margin"),
-    "started by tokens": (*STARTED, "predicted+threshold per layer"),
+    "started by tokens": STARTED,
     "constant": ("constant",),
     "risk": ("risk",),
     "planned": ("planned",),

@@ -26,7 +26,7 @@ PLAIN = (
 TABULATED = (
     *(PER_LAYER, "constant", *PLAIN[:2], PLAIN[3], PLAIN[5], "risk", "risk at 1 exit", "risk at 2 exits"),
     *("risk at 2 exits, with states", "risk at 2 exits, with the table", "planned", "replanned", "planned ahead, the table"),
-    "predicted, mean",
+    *("threshold, started by the table", "predicted, mean"),
 )
 DRAWN = ("constant", "threshold", "threshold at 2 exits, all texts", "risk at 2 exits", "planned", "replanned")
 SHOWN_RATIOS = (0.9, 1.6)  # in the picture, so that lines near 1 can be told apart

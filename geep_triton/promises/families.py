@@ -27,13 +27,13 @@ PLANNING_PRICE = 0.05  # of a layer, in agreement, where samples are scored afte
 LARGEST_SHARE = 0.2  # of wrong answers that a fitted threshold may allow among those who leave at a layer
 CONSTANT = "constant"
 # The cells of the grid that are tried. Each takes error from the others. The 36 calibrations of docs/results/policies.md, on
-# CPUs, never chose patience, patience of sure exits and a table's counts alone. Those by a table's learned values alone keep a
-# promise at 1.2 to 1.8 times the cost of thresholds, whatever a score costs (docs/results/plans.md). All of these are left
-# out. "planned" and `CONSTANT` score nobody but once, which may pay where a score costs much.
+# CPUs, never chose patience, patience of sure exits and a table's counts alone. By learned values alone, a promise costs 1.2 to
+# 1.8 times as much as by thresholds, whatever a score costs (docs/results/plans.md). Thresholds from where a table expects the
+# first to leave are not faster than thresholds (docs/results/families.md). All these are left out. "planned", `CONSTANT` and
+# "allocated+threshold" may pay where a score costs a layer or more, as on a GPU with small batches.
 TRIED = (
-    *("threshold", "threshold per layer", "margin", "risk", "planned", CONSTANT),
-    *("predicted+threshold", "predicted+threshold per layer", "predicted, learned+threshold", "allocated+threshold"),
-    # Of scores and label sets.
+    *("threshold", "threshold per layer", "margin", "risk", "planned", CONSTANT, "allocated+threshold"),
+    # Of scores and label sets, for which starts by a table are not measured.
     *("distance", "distance per layer", "steady", "steady per layer"),
     *("predicted+distance", "predicted+distance per layer", "predicted, learned+distance", "allocated+distance"),
 )
