@@ -39,10 +39,11 @@ from geep_triton.files.rows import read_rows
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.policies.start import FirstExit
 from geep_triton.policies.text import parse_policy
-from geep_triton.promises.families import FitSamples, families_of
+from geep_triton.promises.families import TRIED, FitSamples, families_of
 from geep_triton.promises.simulate import simulate
 from geep_triton.tokens.columns import Row
 
+VERIFIED = "predicted+threshold"  # GEEP's prediction, then a look
 MACHINE = ("cpu", "threads", "gpu", "torch")  # of the environment: what one result has in common
 
 
@@ -183,10 +184,8 @@ def add_budgets(
 def curves(held_out: HeldOut, calibration: EveryExit, score_cost: float) -> dict[str, list[dict[str, float]]]:
     """Family -> its settings, from cautious to bold, on the held-out texts; fitted ones by the calibration's exits."""
     fit = FitSamples.of(calibration, held_out.model.config.exit_layers, score_cost, held_out.model.answers)
-    return {
-        family.name: [held_out.judge(policy) for policy in family.policies(fit)]
-        for family in families_of(held_out.model, every=True)
-    }
+    families = [one for one in families_of(held_out.model, every=True) if one.name in (*TRIED, VERIFIED)]
+    return {family.name: [held_out.judge(policy) for policy in family.policies(fit)] for family in families}
 
 
 def audited(engine: Engine, agreement: float, rows: list[Row]) -> dict[str, Any]:
@@ -254,7 +253,7 @@ def measured(arguments: argparse.Namespace, known: Sequence[StoredRow]) -> list[
         "num_layers": model.config.num_hidden_layers,
         "texts": {"calibration": len(calibration), "test": len(test), "table": len(texts)},
         "training": without_folders(json.loads((Path(arguments.model) / "training.json").read_text())["arguments"]),
-        "verified_less_threshold": equal_depth([(found_curves["predicted+threshold"], found_curves["threshold"])]),
+        "verified_less_threshold": equal_depth([(found_curves[VERIFIED], found_curves["threshold"])]),
     }
     for family, points in found_curves.items():
         reached.append(found(family, {"curve": {name: [point[name] for point in points] for name in points[0]}}))
