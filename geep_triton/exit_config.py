@@ -132,6 +132,11 @@ class ExitConfig:
                 found.calibration = calibration | {"chosen": chosen | {"policy": f"{chosen['policy']}+skip:{skipping}"}}
         return found
 
+    @property
+    def answers_by(self) -> str:
+        """All that decides here what exits answer and which answers are the same, as JSON. Forecasts hold only for one such."""
+        return json.dumps({name: getattr(self, name) for name in ("temperatures", "decision", "tolerance")})
+
     def judge_by(self, decision: float | Sequence[float] | None, tolerance: float | None) -> None:
         """Take a decision and a tolerance where they are given. TypeError or ValueError as when a field is set."""
         for name, value in (("decision", decision), ("tolerance", tolerance)):

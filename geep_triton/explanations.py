@@ -152,7 +152,7 @@ def explain_record(engine: Engine, record: EveryExit) -> list[Explanation]:
                 exits=exits,
                 exit_layer=model.config.exit_layers[int(looks.exits[row])],
                 layers_run=layers_run[row],
-                why=_why(policy, model, looks.rule, exits, int(looks.first[row])),
+                why=_why(policy, model, looks.rule, exits, int(looks.first[row])) + looks.forecast(row),
             )
         )
     return explanations
@@ -206,7 +206,7 @@ class _Looks:
 
     def __init__(self, model: MultiExitBert, policy: Policy, record: EveryExit) -> None:
         self.layers, self.answers, self.record = tuple(model.config.exit_layers), model.answers, record
-        self.rule = policy.rule(model)
+        self.rule, self.plan = policy.rule(model), policy.plan(model)
         self.first = first_stops(model, policy, record.tokens, record.logits, record.skipped)
         shape = len(record.tokens), len(self.layers)
         self.criterion = torch.full(shape, torch.nan)
@@ -218,6 +218,17 @@ class _Looks:
         full = record.logits[:, -1:]
         comparable = not isinstance(self.answers, Score) or self.answers.comparable
         self.same = self.answers.agree(record.logits, full) if comparable else None
+
+    def forecast(self, row: int) -> str:
+        """What the plan goes by, as a sentence; empty where there is no plan."""
+        if self.plan is None:
+            return ""
+        exit_ = self.plan.exit_
+        agreement = self.plan.forecasts.agreement(exit_, self.record.logits[row : row + 1, exit_])[0].tolist()
+        said = ", ".join(
+            f"{value:.2f} after layer {layer}" for value, layer in zip(agreement, self.layers[exit_:], strict=True)
+        )
+        return f" Forecast agreement with full depth: {said}; a layer costs {self.plan.price:.3g} of it."
 
     def of(self, row: int) -> tuple[AtExit, ...]:
         """All exits of one text."""
@@ -267,7 +278,7 @@ def _why(policy: Policy, model: MultiExitBert, rule: ExitRule | None, exits: tup
     if unscored:
         return begins
     if rule is None:
-        return f"{begins} Nobody is scored."
+        return begins if isinstance(policy.start, PlannedAfter) else f"{begins} Nobody is scored."
     scores = [each for each in exits if each.criterion is not None]
     name = rule.criterion.replace("_", " ")
     if answered.criterion is None:

@@ -257,7 +257,9 @@ def test_policies_need_forecasts(model, tokenizer, many, policy):
     model.exit_table = model.exit_table.learn("forecasts")
     Engine(model, tokenizer, policy)
     model.exit_table = dataclasses.replace(model.exit_table, forecasts=None).without_records()
-    with pytest.raises(ValueError, match=r"build_exit_table\(model, \.\.\., learn=\('agreement', 'forecasts'\)\)"):
+    with pytest.raises(
+        ValueError, match=r"build_exit_table\(model, tokenizer, texts, \.\.\., learn=\('agreement', 'forecasts'\)\)"
+    ):
         Engine(model, tokenizer, policy)
 
 
@@ -314,7 +316,11 @@ def test_forecasts_stay_those_of_the_weights_in_another_dtype(model, tokenizer, 
         ("planned:2,price=0.1+threshold:0.1/0.2/0.3", "leave must score only after layer 2, where exits are planned"),
         ("planned:2,mean_depth=1.5", "mean_depth must be at least 2, the first layer at which texts may leave, got 1.5"),
         ("risk:1.5", "risk must be between 0.0 and 1.0"),
-        ("risk", "risk is missing its risk"),
+        ("risk", "risk is missing its risk, as in risk:0.05"),
+        ("planned", "planned is missing its layer, as in planned:2,price=0.02"),
+        ("risk:0.1,risk=0.9", "risk is told its risk twice"),
+        ("planned:2,price=0.1,price=0.9", "planned is told its price twice"),
+        ("planned:1,price=0.1,", "planned has a comma without a setting behind it"),
         ("risk:0.1/0.2", r"risk must be one number, or one per scored exit \[1, 2, 3\], got 2"),
         ("risk:0.1,layers=4", "layers must be some of this model's early exits"),
     ],
@@ -328,7 +334,7 @@ def test_bad_policies_are_refused(model, tokenizer, many, policy, message):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_answers_that_are_no_numbers_are_told(model, tokenizer, many, texts, policy):
     """Weights are finite, but logits of the first exit are not. Without a word those samples would run to the end."""
-    model.exit_table = built(model, tokenizer, many)
+    model.exit_table = dataclasses.replace(built(model, tokenizer, many), weights=None)  # it is not asked for other weights
     with torch.no_grad():
         model.heads["1"].classifier.weight.fill_(3e38)
     engine = Engine(model, tokenizer, policy)

@@ -46,4 +46,4 @@ def table_of(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, part: Par
         tokenizer_fingerprint(tokenizer),
         uncounted_ids(tokenizer),
     )
-    return replace(table, weights=model.weights_digest()).learn("agreement").learn("exits").learn("forecasts")
+    return replace(table, weights=(model.weights_digest(),)).learn("agreement").learn("exits").learn("forecasts")

@@ -92,7 +92,8 @@ def build_exit_table(
         criterion,
         model.device,
     )
-    table = replace(built, weights=model.weights_digest(), save_records=save_records)
+    weights, answers_by = (model.weights_digest(),), model.exit_config.answers_by
+    table = replace(built, weights=weights, answers_by=answers_by, save_records=save_records)
     if learn is None:
         several = (FORECASTS,) if len(table.exit_layers) > 1 else ()
         learn = ("agreement", *several) if len(record.tokens) >= FEWEST_TEXTS else ()

@@ -227,8 +227,14 @@ class Engine:
         """Write the model, with what `calibrate` found for it, a card and the tokenizer. `Engine.from_pretrained` loads them.
 
         The folder holds all of it afterwards, or what it held before; see `MultiExitBert.save_pretrained`. Files that are there
-        already are not written again.
+        already are not written again. A policy that was set by hand is the engine's alone: it is not saved, with a warning.
         """
+        kept = self.model.exit_config.policy or "full"
+        if self.policy != parse_policy(kept):
+            warn(
+                f"the engine's policy {describe(self.policy)} is not saved, but the model's, {kept}: "
+                "model.exit_config.policy = ... sets that, and calibrate does"
+            )
         with replacing(save_directory) as new:
             self.model.save_into(new)
             self.tokenizer.save_pretrained(new.path)

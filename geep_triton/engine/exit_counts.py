@@ -37,7 +37,7 @@ class ExitCounts:
         (layer,) = counts
         where = "none left before the last layer" if layer == self._num_layers else f"all left at layer {layer}"
         warn(
-            f"policy {describe(policy)}: of {counts[layer]} samples {where}; its threshold, its patience or the exit table "
-            "tells none of them apart",
+            f"policy {describe(policy)}: of {counts[layer]} samples {where}; its settings, the exit table or its forecasts "
+            "tell none of them apart",
             OneExitWarning,
         )

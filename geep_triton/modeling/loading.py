@@ -258,16 +258,17 @@ def _attach_table(
             logger.warning(f"{source}: the saved exit table is missing: the model is loaded without it.")
         return
     table = ExitTable.load(path)
-    if digests and table.digest() != expected and table.weights != digests.get(weights_digest_name(variant)):
+    weights = digests.get(weights_digest_name(variant))
+    if digests and table.digest() != expected and weights not in (table.weights or ()):
         raise ValueError(
             f"{path}: the exit table was built with other weights than the model's, which was saved with "
             f"{'none' if expected is None else 'another table'}. Remove the file to load the model without it"
         )
-    fits = table.weights in (None, digests.get(weights_digest_name(variant)))
+    fits = table.fits_weights(weights)
     if not fits:
         logger.warning(f"{path}: {OTHER_WEIGHTS}")
     elif table.weights is not None and original.dtype != model.dtype:
-        table = dataclasses.replace(table, weights=tensors_digest(model.state_dict()))  # the same in another dtype
+        table = table.of_weights(tensors_digest(model.state_dict()))  # the same in another dtype
     if changed := changed_since(original, model.config):
         then = ", ".join(f"{name}={getattr(original, name)!r}" for name in changed)
         logger.warning("The exit table is left out: it was built with %s.", then)

@@ -31,6 +31,7 @@ from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
 from geep_triton.modeling.loading import load_pretrained
 from geep_triton.modeling.outputs import MultiExitBertOutput
+from geep_triton.modeling.seen_weights import SeenWeights
 from geep_triton.modeling.storing import write_model
 from geep_triton.ops.skip_gate import SkipGate
 from geep_triton.pushing import PushOptions, push
@@ -106,6 +107,7 @@ class MultiExitBert(BertPreTrainedModel):
         self.converted: Converted | None = None
         self._exit_table: ExitTable | None = None
         self._table_fits_weights = True
+        self._seen_weights: SeenWeights | None = None
         self._exit_config = ExitConfig()
         self.post_init()
 
@@ -379,8 +381,10 @@ class MultiExitBert(BertPreTrainedModel):
             check_kind("exit_table", table, ExitTable)
             before = None if self._exit_table is None else self._exit_table.weights
             if before is not None and table.weights == before:  # known already
-                fits = self._table_fits_weights
-            elif not (fits := table.weights in (None, self.weights_digest())):
+                fits = self._table_fits()
+            else:
+                fits = table.fits_weights(self.weights_digest())
+            if not fits:
                 logger.warning(OTHER_WEIGHTS)
             self.attach_table(table, fits)
         else:
@@ -394,9 +398,34 @@ class MultiExitBert(BertPreTrainedModel):
             ValueError: it was built with other weights than the model's. Then what it says of tokens is a guess, and what it
                 says of answers is wrong.
         """
-        if self._exit_table is not None and not self._table_fits_weights:
+        if not self._table_fits():
             raise ValueError(f"exit_table: {OTHER_WEIGHTS}")
         return self._exit_table
+
+    def _table_fits(self) -> bool:
+        """Whether the exit table, if there is one, goes with the weights. Those that were written since are compared again."""
+        if self._exit_table is None:
+            return True
+        if self._seen_weights is not None and self._seen_weights.changed(self):
+            self._table_fits_weights = self._exit_table.fits_weights(self.weights_digest())
+            self._seen_weights = None
+        if self._seen_weights is None:
+            self._seen_weights = SeenWeights(self)
+        return self._table_fits_weights
+
+    def table_to_save(self, digest: str) -> ExitTable | None:
+        """The exit table with the digest of the weights that are saved with it. It gives a warning if they are other weights.
+
+        Weights that were only cast since the table was set are the same.
+        """
+        table, seen = self._exit_table, self._seen_weights
+        if table is None:
+            return None
+        cast = seen is not None and seen.cast(self) and self._table_fits()
+        if cast or table.fits_weights(digest):
+            return table.of_weights(digest)
+        logger.warning(OTHER_WEIGHTS)
+        return table
 
     def attach_table(self, table: ExitTable | None, fits_weights: bool = True) -> None:
         """Set `exit_table` without a check of the weights; `fits_weights` says whether it was built with these."""
@@ -405,6 +434,7 @@ class MultiExitBert(BertPreTrainedModel):
         if self._exit_table is not None and (table is None or not table.predicts_as(self._exit_table)):
             self.forget_calibration(of_ranking=False)  # the calibration used the other table
         self._exit_table, self._table_fits_weights = table, fits_weights
+        self._seen_weights = None if table is None else SeenWeights(self)
 
     def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids [B, S] -> h_0 [B, S, H]."""

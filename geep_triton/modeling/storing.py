@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from geep_triton.modeling.weights import (
     weights_name,
 )
 from geep_triton.saving import Replacement, saved_config, saved_digests
-from geep_triton.table.exit_table import OTHER_WEIGHTS
 from geep_triton.table.files import save_table
 from geep_triton.tensor_files import files_digest
 
@@ -60,9 +58,7 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
         return
     digests = {weights: known[weights] if same else files_digest(weight_files(new.path, _finder(new.path), variant))}
     if table is not None:
-        if table.weights not in (None, digests[weights]):
-            logger.warning(OTHER_WEIGHTS)
-        table = replace(table, weights=table.weights or digests[weights])
+        table = model.table_to_save(digests[weights])
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
     write_exit_config(model.exit_config, new.path, digests[weights])

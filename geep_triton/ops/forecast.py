@@ -53,6 +53,7 @@ def forecast(logits: torch.Tensor, net: ForecastNet, *, backend: str | None = No
 
     Returns:
         [N, K] float32, 0..1. It is 0 for every exit where a logit of the row is not finite: nothing is known of such a sample.
+        It may be NaN where finite logits are so large that the net overflows.
 
     Raises:
         ValueError: a shape does not fit, or net and logits are on different devices.

@@ -101,10 +101,11 @@ class Plan:
                 ran it.
 
         Returns:
-            [B] int64, layers, on the device of the logits. It is the last layer where logits are not finite.
+            [B] int64, layers, on the device of the logits. It is the last layer where logits are not finite, or so
+            large that the forecast is no number.
         """
         agreement = self.forecasts.agreement(self.exit_, logits)
-        unknown = ~logits.isfinite().all(1)
+        unknown = ~logits.isfinite().all(1) | agreement.isnan().any(1)  # a net overflows where logits are huge
         if ran is not None:
             agreement[:, 0].masked_fill_(~ran, -torch.inf)
         stops = allocate(agreement, self.exit_layers[self.exit_ :], self.price).masked_fill(unknown, self.exit_layers[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -121,7 +121,8 @@ class Policy:
         if not isinstance(self.start, PlannedAfter):
             return rule
         later = {layer: value for layer, value in rule.thresholds.items() if layer > self.start.layer}
-        explicit = any(isinstance(value, tuple) for value in vars(self.leave).values())
+        names = [field.name for field in fields(self.leave)] if is_dataclass(self.leave) else []
+        explicit = any(isinstance(getattr(self.leave, name), tuple) for name in names)
         if explicit and len(later) < len(rule.thresholds):
             given = list(rule.thresholds)
             raise ValueError(

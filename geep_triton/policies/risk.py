@@ -83,6 +83,11 @@ def forecasts_of(model: MultiExitBert, policy: str) -> Forecasts:
     table.check_fits(model.config.vocab_size, model.config.exit_layers)
     if table.forecasts is None:
         raise ValueError(f"policy {policy!r} needs forecasts: {table.how_to_learn(FORECASTS)}")
+    if table.answers_by not in (None, now := model.exit_config.answers_by):
+        raise ValueError(
+            f"policy {policy!r}: exit_table has forecasts of answers by {table.answers_by}, the model now answers by {now}: "
+            "build it again"
+        )
     if (classes := table.forecasts.held_out.shape[2]) != model.config.num_labels:
         raise ValueError(
             f"exit_table has forecasts of {classes} labels, the model has {model.config.num_labels}: build it again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from collections import Counter
 from typing import Any
 
 from geep_triton.checks import shorten
@@ -26,6 +27,11 @@ STARTS: dict[str, tuple[type, str | None]] = {
 LEAVES: dict[str, tuple[type, str | None]] = {
     "threshold": (Sure, "threshold"), "patience": (Patient, "patience"),
     "distance": (Far, "distance"), "steady": (Steady, "change"), "risk": (LowRisk, "risk"),
+}  # fmt: skip
+# A part whose value is missing -> how it is written.
+EXAMPLES = {
+    "constant": "constant:3", "planned": "planned:2,price=0.02", "patience": "patience:2", "distance": "distance:0.5",
+    "steady": "steady:0.1", "risk": "risk:0.05",
 }  # fmt: skip
 LISTS = ("threshold", "distance", "change", "risk")  # settings that may be one number for all exits, or one each
 KNOWN = (
@@ -148,12 +154,16 @@ def _read_part(text: str, known: dict[str, tuple[type, str | None]]) -> Any:
         pairs.insert(0, (main_field or "", value))
     types = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
+    if "" in settings:
+        raise ValueError(f"{name} has a comma without a setting behind it")
     for key, _ in pairs:
         if key not in fields:
             raise ValueError(f"{name} has no setting {key!r}" if key else f"{name} takes no value")
+    if twice := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
+        raise ValueError(f"{name} is told its {twice[0]} twice")
     missing = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING] if not pairs else []
     if missing:
-        raise ValueError(f"{name} is missing its {missing[0]}, as in {name}:2")
+        raise ValueError(f"{name} is missing its {missing[0]}, as in {EXAMPLES[name]}")
     return kind(**{key: _read(content, types[key]) for key, content in pairs})
 
 

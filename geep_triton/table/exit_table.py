@@ -33,7 +33,7 @@ OTHER_WEIGHTS = (
 COMPATIBLE = ("exit_layers", "criterion", "vocab_size", "fingerprint", "special_ids", "settings")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExitTable:
     """Predicts each sample's exit from its tokens, before any layer runs (GEEP, Li et al., doi 10.1007/s11704-022-2341-9).
 
@@ -58,7 +58,8 @@ class ExitTable:
         save_records: whether the table's file has the records, including token ids. For a loaded table: whether it had.
         learned: learned values (see `learn`) by name: "agreement", "exits", "skips".
         forecasts: what was learned as "forecasts", which reads the answers of exits and no tokens. None: it was not learned.
-        weights: digest of the model's weights that the table was built or saved with. None: unknown.
+        weights: digests of the model's weights that the table was built or saved with, in each dtype. None: unknown.
+        answers_by: how the answers to its texts were made and compared; see `ExitConfig.answers_by`. None: unknown.
     """
 
     keys: torch.Tensor
@@ -74,7 +75,8 @@ class ExitTable:
     records: ExitRecords | None = None
     save_records: bool = False
     learned: Mapping[str, LearnedValues] = field(default_factory=dict)
-    weights: str | None = None
+    weights: tuple[str, ...] | None = None
+    answers_by: str | None = None
     forecasts: Forecasts | None = None
 
     @classmethod
@@ -159,7 +161,8 @@ class ExitTable:
         # Only "exits" depends on the threshold. The keys change only with the order of n-grams.
         kept = {name: values for name, values in self.learned.items() if name != "exits"}
         kept = kept if changed.ngram == self.settings.ngram else {}
-        return replace(rebuilt, weights=self.weights, save_records=self.save_records, learned=kept, forecasts=self.forecasts)
+        origin = {"weights": self.weights, "answers_by": self.answers_by, "save_records": self.save_records}
+        return replace(rebuilt, **origin, learned=kept, forecasts=self.forecasts)
 
     def learn(self, what: str, **training: Any) -> ExitTable:
         """The table with learned values in addition to its counts.
@@ -192,6 +195,15 @@ class ExitTable:
                 "with save_records=True): build it again from texts"
             )
         return self.records
+
+    def fits_weights(self, digest: str | None) -> bool:
+        """Whether the table was built or saved with weights of this digest, as far as is known."""
+        return self.weights is None or digest in self.weights
+
+    def of_weights(self, digest: str) -> ExitTable:
+        """The table, which goes with weights of this digest, too."""
+        known = self.weights or ()
+        return self if digest in known else replace(self, weights=(*known, digest))
 
     def without_records(self) -> ExitTable:
         """A smaller table with the same predictions that cannot be rebuilt."""
@@ -229,8 +241,10 @@ class ExitTable:
         counts = torch.zeros(keys.numel(), len(self.exit_layers), dtype=torch.int64)
         counts.index_add_(0, rows, torch.cat([self.counts, other.counts]))
         text_hashes = records = None
-        # Answers of two models are not of one kind.
-        of_one_model = ("logits",) if self.weights == other.weights else ()
+        weights = tuple(digest for digest in self.weights or () if digest in (other.weights or ())) or None
+        # Answers of two models are not of one kind, nor are those at two temperatures.
+        alike = weights is not None and self.answers_by == other.answers_by
+        of_one_kind = ("logits",) if alike else ()
         if self.text_hashes is not None and other.text_hashes is not None:
             text_hashes = torch.cat([self.text_hashes, other.text_hashes]).sort().values
         if self.records is not None and other.records is not None:
@@ -239,7 +253,7 @@ class ExitTable:
                 torch.cat([self.records.uncertainty, other.records.uncertainty]),
                 *(
                     None if None in (parts := (getattr(self.records, name), getattr(other.records, name))) else torch.cat(parts)
-                    for name in ("agrees", "skipped", *of_one_model)
+                    for name in ("agrees", "skipped", *of_one_kind)
                 ),
             )
         return replace(
@@ -252,8 +266,13 @@ class ExitTable:
             save_records=self.save_records and other.save_records,
             learned={},
             forecasts=None,
-            weights=self.weights if self.weights == other.weights else None,
+            weights=weights,
+            answers_by=self.answers_by if alike else None,
         )
+
+    def __repr__(self) -> str:
+        texts, learned = int(self.exit_counts.sum()), [*self.learned, *([FORECASTS] if self.forecasts is not None else [])]
+        return f"ExitTable({len(self.keys)} keys, {texts} texts, exit_layers={self.exit_layers}, learned={learned})"
 
     @cached_property
     def scores(self) -> torch.Tensor:
@@ -383,7 +402,7 @@ class ExitTable:
         """The code that a user writes to get the learned values `name`. It uses the records if there are any."""
         if self.records is None or (name == FORECASTS and self.records.logits is None):
             known = (*self.learned, *([FORECASTS] if self.forecasts is not None else []))
-            return f"model.exit_table = build_exit_table(model, ..., learn={(*known, name)!r})"
+            return f"model.exit_table = build_exit_table(model, tokenizer, texts, ..., learn={(*known, name)!r})"
         return f"model.exit_table = model.exit_table.learn({name!r})"
 
     def _learned_scores(self, name: str, tokens: Tokens, device: str | torch.device) -> torch.Tensor:
@@ -428,7 +447,7 @@ class ExitTable:
             OSError: writing fails.
         """
         digests = saved_digests(directory)
-        if digests and self.digest() != digests.get("exit_table") and self.weights not in digests.values():
+        if digests and self.digest() != digests.get("exit_table") and not set(self.weights or ()) & set(digests.values()):
             raise ValueError(
                 f"{directory} has a model with other weights than this exit table was built with: to save them together "
                 "anyway, load the model, set model.exit_table and save the model"
@@ -452,7 +471,7 @@ class ExitTable:
 
 
 # The fields in PREDICT decide what a table predicts.
-ORIGIN = ("text_hashes", "records", "save_records", "weights")
+ORIGIN = ("text_hashes", "records", "save_records", "weights", "answers_by")
 PREDICT = tuple(field.name for field in fields(ExitTable) if field.name not in ORIGIN)
 
 

@@ -82,7 +82,8 @@ def read_table(path: str | os.PathLike) -> dict[str, Any]:
         "save_records": records is not None,
         "learned": _read_learned(tensors),
         "forecasts": _read_forecasts(tensors),
-        "weights": header.get("weights"),
+        "weights": _weights_of(header),
+        "answers_by": header.get("answers_by"),
     }
 
 
@@ -105,7 +106,14 @@ def forecast_tensors(forecasts: Forecasts | None) -> dict[str, torch.Tensor]:
 
 def _header(table: ExitTable) -> dict[str, Any]:
     header = {name: getattr(table, name) for name in FIELDS} | {"settings": vars(table.settings)}
-    return header if table.weights is None else header | {"weights": table.weights}
+    origin = {"weights": None if table.weights is None else list(table.weights), "answers_by": table.answers_by}
+    return header | {name: value for name, value in origin.items() if value is not None}
+
+
+def _weights_of(header: dict[str, Any]) -> tuple[str, ...] | None:
+    """Digests of weights. Files of earlier versions have one, as a string."""
+    weights = header.get("weights")
+    return None if weights is None else (weights,) if isinstance(weights, str) else tuple(weights)
 
 
 def _tensors(table: ExitTable) -> dict[str, torch.Tensor]:
@@ -196,7 +204,7 @@ def _check(header: Any, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _check_header(header: Any) -> None:
-    if not isinstance(header, dict) or header.keys() - {"weights"} != set(FIELDS):
+    if not isinstance(header, dict) or header.keys() - {"weights", "answers_by"} != set(FIELDS):
         raise ValueError(f"its header must have the fields {', '.join(FIELDS)}, got {shorten(header)}")
     settings, layers, special = header["settings"], header["exit_layers"], header["special_ids"]
     if not isinstance(settings, dict) or settings.keys() != set(SETTINGS):
@@ -212,9 +220,12 @@ def _check_header(header: Any) -> None:
     check_int("vocab_size", header["vocab_size"], 1, MAX_VOCAB)
     for index in special:
         check_int("each of special_ids", index, 0, header["vocab_size"] - 1)
-    for name in ("fingerprint", "criterion", "weights"):
+    for name in ("fingerprint", "criterion", "answers_by"):
         if not isinstance(header.get(name, ""), str):
             raise TypeError(f"{name} must be a string, got {shorten(header[name])}")
+    weights = header.get("weights", "")
+    if not isinstance(weights, str) and not (isinstance(weights, list) and all(isinstance(one, str) for one in weights)):
+        raise TypeError(f"weights must be a list of strings, got {shorten(weights)}")
     check_choice("criterion", header["criterion"], TABLE_CRITERIA)
 
 

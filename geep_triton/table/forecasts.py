@@ -18,10 +18,11 @@ HELD_OUT = 0.25  # of the texts: they end the training, and later choose exits a
 FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 2000  # their answers are kept in the table's file
 CERTAIN = 30.0  # the score of the last exit, whose sigmoid is 1 in float32
 PATIENCE = 5  # epochs in which no net has a better loss
+LEAST_DEVIATION = 1e-4  # of an input, as a part of its mean
 LEAST_GAIN = 1e-5  # of a better loss
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Forecasts:
     """A net for each of the E - 1 early exits. From the answer there it forecasts which exits give the last exit's answer.
 
@@ -45,6 +46,10 @@ class Forecasts:
     held_out: torch.Tensor
     held_out_agrees: torch.Tensor
     held_out_skipped: torch.Tensor
+
+    def __repr__(self) -> str:
+        held_out, exits, classes = self.held_out.shape
+        return f"Forecasts({exits} exits, {classes} logits, {held_out} held-out texts)"
 
     def net(self, exit_: int, device: str | torch.device = "cpu") -> ForecastNet:
         """The net of the early exit of index `exit_`, cached per device."""
@@ -137,7 +142,6 @@ def learn_forecasts(
         TypeError: an argument has another type.
     """
     check_tensor("logits", logits, 3)
-    check_tensor("agrees", agrees, 2, torch.bool)
     count, exits, classes = logits.shape
     _check(logits, agrees, skipped)
     check_int("epochs", epochs, 1)
@@ -154,7 +158,7 @@ def learn_forecasts(
     # Nets see standardized inputs. Afterwards the scale goes into their weights.
     seen = logits[:, :-1]
     seen = torch.cat([seen, seen.softmax(-1)], -1)
-    mean, scale = seen[training].mean(0), seen[training].std(0).clamp(min=1e-3)
+    mean, scale = (values.float() for values in _standard(seen[training].double()))
     parts = _first_weights(exits, 2 * classes, agrees[training], generator)
     optimizer = torch.optim.AdamW(parts, learning_rate, weight_decay=1e-3)
     standard = ((seen - mean) / scale).transpose(0, 1)  # [E - 1, N, 2 C]
@@ -184,7 +188,10 @@ def learn_forecasts(
         if worse == PATIENCE:
             break
     if not bool(best.isfinite().all()):
-        raise ValueError(f"learning_rate {learning_rate:g} is too high: the loss of the held-out texts is not finite")
+        raise ValueError(
+            f"the loss of the held-out texts is not finite: learning_rate {learning_rate:g} is too high, or logits as large as "
+            f"{float(logits.abs().max()):.3g} are"
+        )
     v, a, w, b = kept
     hidden_weight = v / scale[:, :, None]
     last = torch.full((exits - 1, 1), CERTAIN)
@@ -199,15 +206,26 @@ def learn_forecasts(
     )
 
 
+def _standard(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scale [E - 1, 2 C] of inputs [N, E - 1, 2 C]. What hardly varies, by the digits of float32, is not stretched."""
+    mean, deviation = seen.mean(0), seen.std(0)
+    scale = deviation.maximum(LEAST_DEVIATION * mean.abs())
+    return mean, torch.where(scale > 0, scale, 1.0)
+
+
 def _check(logits: torch.Tensor, agrees: torch.Tensor, skipped: torch.Tensor | None) -> None:
-    count, exits, _ = logits.shape
+    count, exits, classes = logits.shape
+    if classes < 1:
+        raise ValueError("logits must have at least 1 column for each exit, got 0")
     if exits < 2:
         raise ValueError(f"forecasts need at least 2 exits, got {exits}")
     if count < 2 * FEWEST_HELD_OUT:
         raise ValueError(f"forecasts need at least {2 * FEWEST_HELD_OUT} texts to learn from, got {count}")
     for name, flags in (("agrees", agrees), ("skipped", skipped)):
-        if flags is not None and flags.shape != logits.shape[:2]:
-            raise ValueError(f"{name} must have shape {tuple(logits.shape[:2])}, got {tuple(flags.shape)}")
+        if flags is not None:
+            check_tensor(name, flags, 2, torch.bool)
+            if flags.shape != logits.shape[:2]:
+                raise ValueError(f"{name} must have shape {tuple(logits.shape[:2])}, got {tuple(flags.shape)}")
     if not bool(logits.isfinite().all()):
         raise ValueError("logits of recorded answers must be finite")
 
