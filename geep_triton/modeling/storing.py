@@ -57,8 +57,8 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
         save_table(table, new)
         return
     digests = {weights: known[weights] if same else files_digest(weight_files(new.path, _finder(new.path), variant))}
+    table = model.table_to_save(digests[weights])
     if table is not None:
-        table = model.table_to_save(digests[weights])
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
     write_exit_config(model.exit_config, new.path, digests[weights])

@@ -161,8 +161,14 @@ class ExitTable:
         # Only "exits" depends on the threshold. The keys change only with the order of n-grams.
         kept = {name: values for name, values in self.learned.items() if name != "exits"}
         kept = kept if changed.ngram == self.settings.ngram else {}
-        origin = {"weights": self.weights, "answers_by": self.answers_by, "save_records": self.save_records}
-        return replace(rebuilt, **origin, learned=kept, forecasts=self.forecasts)
+        return replace(
+            rebuilt,
+            weights=self.weights,
+            answers_by=self.answers_by,
+            save_records=self.save_records,
+            learned=kept,
+            forecasts=self.forecasts,
+        )
 
     def learn(self, what: str, **training: Any) -> ExitTable:
         """The table with learned values in addition to its counts.
