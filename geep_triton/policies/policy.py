@@ -121,8 +121,8 @@ class Policy:
         if not isinstance(self.start, PlannedAfter):
             return rule
         later = {layer: value for layer, value in rule.thresholds.items() if layer > self.start.layer}
-        settings = fields(self.leave) if is_dataclass(self.leave) else ()
-        explicit = any(isinstance(getattr(self.leave, setting.name), tuple) for setting in settings)
+        names: list[str] = [field.name for field in fields(self.leave)] if is_dataclass(self.leave) else []
+        explicit = any(isinstance(getattr(self.leave, name), tuple) for name in names)
         if explicit and len(later) < len(rule.thresholds):
             given = list(rule.thresholds)
             raise ValueError(
