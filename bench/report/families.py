@@ -35,8 +35,9 @@ where all families share the error of 5 %."""
 SPEED = """## Speed
 
 Wall clock over the same engine at full depth, in turns in the same run: mean over data sets and seeds, in square brackets how
-many cells where that differs. A family that could not keep a promise on some model counts as full depth, 1, there, since that
-is what it comes to. With {large:,} tokens a batch only {of_large} is timed."""
+many cells where that differs. A family that could not keep a promise on some model, or that a model does not have (`margin` at
+two classes), counts as full depth, 1, there, since that is what it comes to. With {large:,} tokens a batch only {of_large} is
+timed."""
 BY_DATA = """## Data sets
 
 Speed-up under a promise of {shown:g} with {budget:,} tokens a batch; of several families the fastest. In round brackets the

@@ -207,10 +207,13 @@ def learn_forecasts(
 
 
 def _standard(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and scale [E - 1, 2 C] of inputs [N, E - 1, 2 C]. What hardly varies, by the digits of float32, is not stretched."""
+    """Mean and scale [E - 1, 2 C] of inputs [N, E - 1, 2 C].
+
+    The scale of what hardly varies is its size, and 1 of what is always 0: stretched, a text that differs would mean anything.
+    """
     mean, deviation = seen.mean(0), seen.std(0)
-    scale = deviation.maximum(LEAST_DEVIATION * mean.abs())
-    return mean, torch.where(scale > 0, scale, 1.0)
+    size = mean.abs()
+    return mean, torch.where(deviation > LEAST_DEVIATION * size, deviation, torch.where(size > 0, size, 1.0))
 
 
 def _check(logits: torch.Tensor, agrees: torch.Tensor, skipped: torch.Tensor | None) -> None:
