@@ -78,7 +78,7 @@ def test_no_learned_values():
         (make_table().without_records(), r"\('agreement',\)"),
         (make_table().learn("exits", epochs=1).without_records(), r"\('exits', 'agreement'\)"),
     ):
-        with pytest.raises(ValueError, match=rf"build_exit_table\(model, \.\.\., learn={what}\)$"):
+        with pytest.raises(ValueError, match=rf"build_exit_table\(model, tokenizer, texts, \.\.\., learn={what}\)$"):
             table.predict_agreement(tokens)
 
 
