@@ -157,7 +157,10 @@ def test_scores_far_from_zero_are_saved(make_model, tokenizer, many, tmp_path):
         model.heads["1"].classifier.weight.zero_()
     model.exit_table = build_exit_table(model, tokenizer, many[:100], progress=False)
     model.save_pretrained(tmp_path)
-    Engine(MultiExitBert.from_pretrained(tmp_path), tokenizer, "risk:0.4").predict(many[:3])
+    again = MultiExitBert.from_pretrained(tmp_path)
+    expected, found = (Engine(one, tokenizer, "risk:0.4").predict(many[:20]) for one in (model, again))
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+    assert torch.equal(found.logits, expected.logits)
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])

@@ -22,10 +22,10 @@ from bench.answers.training import declared, folder_of, settings_of
 from bench.cells import Cell, run_missing
 from bench.claims.promises import filling
 from bench.environment import RESULTS
-from bench.plans.command import cells_of, parser_of
+from bench.plans.command import parser_of
 from bench.plans.library import load
 from bench.plans.promised import PROMISES, half_of
-from bench.plans.record import FILE
+from bench.plans.record import recorded_cells
 from bench.rates import rates
 from bench.rows import Found, found
 from geep_triton import Engine
@@ -95,10 +95,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    ready = [
-        cell for cell in cells_of(arguments) if (folder_of(cell, arguments.work, arguments.limit_samples) / FILE).is_file()
-    ]
-    cells = [cell_of(cell, arguments) for cell in ready]
+    cells = [cell_of(cell, arguments) for cell in recorded_cells(arguments)]
     run_missing("plans clock", cells, arguments.output, arguments.budget_minutes)
 
 

@@ -20,10 +20,10 @@ from bench.answers.tasks import Trained
 from bench.answers.training import declared, folder_of
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
-from bench.plans.command import cells_of, parser_of
+from bench.plans.command import parser_of
 from bench.plans.families import LEARNED_SHARE, ORACLE, PER_LAYER, SETTINGS, families, per_layer, readings
 from bench.plans.outcomes import HEAD_COST, Means, Outcome
-from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts
+from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts, recorded_cells
 from bench.plans.signals import Texts
 from bench.rows import Found, found
 
@@ -226,8 +226,7 @@ def main() -> None:
         path = folder_of(cell, arguments.work, limit) / FILE
         return lambda deadline: measured(load_parts(path), arguments.splits, arguments.fitted_splits)
 
-    ready = [cell for cell in cells_of(arguments) if (folder_of(cell, arguments.work, limit) / FILE).is_file()]
-    wanted = [Cell(cell.name, declared(cell, limit) | of_run, runs(cell)) for cell in ready]
+    wanted = [Cell(cell.name, declared(cell, limit) | of_run, runs(cell)) for cell in recorded_cells(arguments)]
     run_missing("plans", wanted, arguments.output, arguments.budget_minutes)
 
 

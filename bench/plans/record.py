@@ -9,6 +9,7 @@ goes on with the first model that has no file.
 
 from __future__ import annotations
 
+import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,12 @@ def load_parts(path: Path) -> dict[str, Part]:
     """What `save_parts` wrote."""
     tensors: dict[str, Any] = load_file(path)
     return {name: Part(*(tensors[f"{name}.{field.name}"] for field in fields(Part))) for name in (TABLE, JUDGE)}
+
+
+def recorded_cells(arguments: argparse.Namespace) -> list[Trained]:
+    """Of the cells that were asked for, those whose exits are recorded."""
+    limit = arguments.limit_samples
+    return [cell for cell in cells_of(arguments) if (folder_of(cell, arguments.work, limit) / FILE).is_file()]
 
 
 def record(cell: Trained, folder: Path, limit: int | None) -> None:

@@ -22,10 +22,10 @@ from bench.answers.tasks import Trained
 from bench.answers.training import declared, folder_of
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
-from bench.plans.command import cells_of, parser_of
+from bench.plans.command import parser_of
 from bench.plans.library import load
 from bench.plans.promised import PROMISES, half_of
-from bench.plans.record import FILE, recorded
+from bench.plans.record import recorded, recorded_cells
 from bench.plans.tasks import TASKS
 from bench.rows import Found, found
 from geep_triton.engine.predictions import EveryExit
@@ -94,9 +94,8 @@ def main() -> None:
     parser.add_argument("--calibrations", type=int, default=CALIBRATIONS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    limit = arguments.limit_samples
-    ready = [cell for cell in cells_of(arguments) if (folder_of(cell, arguments.work, limit) / FILE).is_file()]
-    run_missing("plans shifted", [cell_of(cell, arguments) for cell in ready], arguments.output, arguments.budget_minutes)
+    cells = [cell_of(cell, arguments) for cell in recorded_cells(arguments)]
+    run_missing("plans shifted", cells, arguments.output, arguments.budget_minutes)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from bench.plans.promised import PROMISES
 from bench.plans.shifted import OWN
 from bench.plans.tasks import BACKBONES, TASKS
 from bench.report import plans
-from bench.report.answers import results
+from bench.report.answers import cells_of, results
 from bench.report.tables import machine, markdown, spread
 
 SHOWN, SHOWN_BUDGET = 0.98, 4_096  # for each data set
@@ -97,11 +97,6 @@ def not_there(timed: pd.DataFrame, shifted: pd.DataFrame) -> str:
     missing = {what: wanted - cells_of(found) for what, found in {"timed": timed, "served other texts": shifted}.items()}
     said = [f"{count} are not {what}" for what, count in missing.items() if count]
     return f"Of the {wanted} models {' and '.join(said)} yet." if said else ""
-
-
-def cells_of(found: pd.DataFrame) -> int:
-    """How many cells the rows are of."""
-    return 0 if found.empty else int(found["case"].nunique())
 
 
 def speeds(timed: pd.DataFrame) -> pd.DataFrame:

@@ -68,15 +68,20 @@ class Planner(Generic[StatesT]):
 
     def _answers(self, batch: Batch[StatesT], ran: Ran | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [B, C], 0 of those who skipped the layer; and who ran it, [B] bool on the device, None for all."""
+        if ran is None:
+            return self._logits(batch, ran), None
         logits = torch.zeros(len(batch), self._runner.model.config.num_labels, device=self._runner.model.device)
         flags = torch.zeros(len(batch), dtype=torch.bool, device=logits.device)
-        if ran is not None and ran.index.numel() == 0:
+        if ran.index.numel() == 0:
             return logits, flags
-        found = self._layers.logits_of_ran(batch, ran)
-        self.not_finite.add(batch.layer, _count_not_finite(found))
-        if ran is None:
-            return found, None
+        found = self._logits(batch, ran)
         return logits.to(found.dtype).index_copy(0, ran.index, found), flags.index_fill(0, ran.index, True)
+
+    def _logits(self, batch: Batch[StatesT], ran: Ran | None) -> torch.Tensor:
+        """[A, C], of those who ran the layer; it counts those that are no numbers."""
+        logits = self._layers.logits_of_ran(batch, ran)
+        self.not_finite.add(batch.layer, _count_not_finite(logits))
+        return logits
 
 
 def _count_not_finite(logits: torch.Tensor) -> torch.Tensor:

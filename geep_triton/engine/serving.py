@@ -100,6 +100,7 @@ class Serving:
                 f"the model was calibrated with texts of at most {self.longest} tokens (max_length): its promise does not hold "
                 "for longer ones"
             )
+        model.table_fits()  # no engine watches the weights here
         rule, plan = policy.rule(model), policy.plan(model)
         with attention_kernels(self.runner.cudnn_attention):
             layers = WindowLayers(self.runner, tokens, policy.skip_on(model))

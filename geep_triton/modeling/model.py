@@ -381,7 +381,7 @@ class MultiExitBert(BertPreTrainedModel):
             check_kind("exit_table", table, ExitTable)
             before = None if self._exit_table is None else self._exit_table.weights
             if before is not None and table.weights == before:  # known already
-                fits = self._table_fits()
+                fits = self.table_fits()
             else:
                 fits = table.fits_weights(self.weights_digest())
             if not fits:
@@ -395,15 +395,19 @@ class MultiExitBert(BertPreTrainedModel):
         """The exit table.
 
         Raises:
-            ValueError: it was built with other weights than the model's. Then what it says of tokens is a guess, and what it
-                says of answers is wrong.
+            ValueError: it was built with other weights than the model's, as `table_fits` last found. Then what it says of
+                tokens is a guess, and what it says of answers is wrong.
         """
-        if not self._table_fits():
+        if self._exit_table is not None and not self._table_fits_weights:
             raise ValueError(f"exit_table: {OTHER_WEIGHTS}")
         return self._exit_table
 
-    def _table_fits(self) -> bool:
-        """Whether the exit table, if there is one, goes with the weights. Those that were written since are compared again."""
+    def table_fits(self) -> bool:
+        """Whether the exit table, if there is one, goes with the weights. Those that were written since are compared again.
+
+        This looks at every weight, so it is asked when a policy is taken, not in every window: an engine refuses to run weights
+        that were written later.
+        """
         if self._exit_table is None:
             return True
         if self._seen_weights is not None and self._seen_weights.changed(self):
@@ -421,7 +425,7 @@ class MultiExitBert(BertPreTrainedModel):
         table, seen = self._exit_table, self._seen_weights
         if table is None:
             return None
-        cast = seen is not None and seen.cast(self) and self._table_fits()
+        cast = seen is not None and seen.cast(self) and self.table_fits()
         if cast or table.fits_weights(digest):
             return table.of_weights(digest)
         logger.warning(OTHER_WEIGHTS)

@@ -79,6 +79,7 @@ class Policy:
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError if this policy cannot run on this model. A tokenizer of None is not checked."""
+        model.table_fits()  # notices weights that were written since the table was set
         self.start.check(model, tokenizer)
         self.rule(model)
         self.skip_on(model).check(model, tokenizer)
