@@ -11,7 +11,7 @@ from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrat
 from geep_triton.engine.checks import as_list, label_ids
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.promises.calibrate import find_policy
-from geep_triton.promises.search import CLEARLY_FASTER
+from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE, TRIED, least_gain
 from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
 from tests.recorded import RecordedEngine, simulated
@@ -33,7 +33,7 @@ def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokeni
     saving = [candidate for candidate in result.candidates[1:] if candidate.mean_layers < full]
 
     def speed(candidate):
-        return candidate.samples_per_second / (CLEARLY_FASTER if candidate.family == "constant" else 1)
+        return candidate.samples_per_second / least_gain(candidate.family)
 
     fastest = max([result.candidates[0], *saving], key=speed)
     assert result.chosen == fastest
@@ -219,14 +219,16 @@ def test_a_calibration_is_of_the_texts_that_the_table_does_not_know(model, token
     assert found[0] == found[1]
 
 
-def test_a_constant_depth_must_be_clearly_faster(real_logits, monkeypatch):
-    """It looks at no text, so it is taken only where it gains much, for a promise on answers."""
+@pytest.mark.parametrize("family", ["constant", "threshold per layer"])
+def test_a_fragile_family_must_be_clearly_faster(real_logits, monkeypatch, family):
+    """It is taken only where it gains much, for a promise on answers."""
+    monkeypatch.setattr("geep_triton.promises.families.FRAGILE", (family,))
     monkeypatch.setattr("geep_triton.promises.families.SETTINGS", 15)
     monkeypatch.setattr("geep_triton.promises.search.spread", lambda curve: set())
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     for gain, wins in ((0.99 * CLEARLY_FASTER, False), (1.01 * CLEARLY_FASTER, True)):
-        speeds = {"constant": gain, "full": 0.5}
+        speeds = {family: gain, "full": 0.5}
         monkeypatch.setattr(
             "geep_triton.promises.search.speeds_of",
             lambda engine, policies, *_, speeds=speeds: {
@@ -236,8 +238,15 @@ def test_a_constant_depth_must_be_clearly_faster(real_logits, monkeypatch):
         result = find_policy(
             engine, list(range(1200)), None, {"agreement": 0.9}, "learn-then-test", 0.9, rounds=1, speed_samples=10
         )
-        assert {"constant", "threshold"} <= {candidate.family for candidate in result.candidates}
-        assert (result.chosen.family == "constant") == wins
+        assert {family, "threshold"} <= {candidate.family for candidate in result.candidates}
+        assert (result.chosen.family == family) == wins
+
+
+def test_families_that_break_under_other_texts_are_known():
+    """Names that `calibrate` tries, so that none is meant in vain."""
+    assert set(FRAGILE) <= set(TRIED)
+    assert {least_gain(name) for name in FRAGILE} == {CLEARLY_FASTER}
+    assert least_gain("threshold") == least_gain("full") == 1
 
 
 def test_a_calibration_does_not_outlive_what_it_was_made_for(calibrated, tokenizer, many, tmp_path):

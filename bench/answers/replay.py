@@ -15,9 +15,8 @@ from geep_triton.answers import Answers
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.policy import Policy
 from geep_triton.policies.start import LastLayer
-from geep_triton.promises.families import CONSTANT, FitSamples, error_shares, families_of
+from geep_triton.promises.families import Family, FitSamples, error_shares, families_of, least_gain
 from geep_triton.promises.guarantees import binomial_p_value
-from geep_triton.promises.search import CLEARLY_FASTER
 from geep_triton.promises.simulate import simulate
 from geep_triton.promises.terms import Term
 
@@ -94,12 +93,20 @@ class Replay:
         record: every exit's answers to N texts.
         terms: promises on answers, all of them shares of texts.
         score_cost: of a text at an exit, in layers.
+        families: those that share the error. None: those that `calibrate` tries.
     """
 
-    def __init__(self, model: MultiExitBert, record: EveryExit, terms: Sequence[Term], score_cost: float) -> None:
+    def __init__(
+        self,
+        model: MultiExitBert,
+        record: EveryExit,
+        terms: Sequence[Term],
+        score_cost: float,
+        families: Sequence[Family] | None = None,
+    ) -> None:
         self.model, self.record, self.terms, self.score_cost = model, record, terms, score_cost
         self.layers = model.config.exit_layers
-        self.families = families_of(model)
+        self.families = families_of(model) if families is None else families
         self.shares = error_shares(self.families)
         self.full = Policy(LastLayer())
         self._answered: dict[Policy, Answered] = {}
@@ -116,9 +123,9 @@ class Replay:
         best = chosen.mean_layers
         for name, policy in self.boldest(rows).items():
             mean = self.mean_layers(policy, rows)
-            handicapped = mean * (CLEARLY_FASTER if name == CONSTANT else 1)
-            if handicapped < best:
-                best, chosen = handicapped, Chosen(name, policy, mean)
+            counted = mean * least_gain(name)
+            if counted < best:
+                best, chosen = counted, Chosen(name, policy, mean)
         return chosen
 
     def boldest(self, rows: torch.Tensor) -> dict[str, Policy]:

@@ -28,9 +28,10 @@ from bench.plans.promised import PROMISES, half_of
 from bench.plans.record import recorded_cells
 from bench.rates import rates
 from bench.rows import Found, found
-from geep_triton import Engine
+from geep_triton import Engine, MultiExitBert
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.text import format_policy
+from geep_triton.promises.families import TRIED, Family, families_of
 from geep_triton.promises.terms import Term
 
 OUTPUT = RESULTS / "plans" / "clock"
@@ -39,6 +40,13 @@ TIMED_TOKENS = 4_096  # of the timed texts, or those of one batch where that is 
 LARGE, OF_LARGE = 16_384, (0.98,)  # the promises that are timed from this token budget on, where texts are many
 ROUNDS = 3
 FULL = "full"
+# Starts by tokens, which `calibrate` tried until they were timed here.
+STARTED = ("predicted+threshold", "predicted+threshold per layer", "predicted, learned+threshold")
+
+
+def timed_families(model: MultiExitBert) -> list[Family]:
+    """The families that `calibrate` tries, and `STARTED`. All of them share the error."""
+    return [family for family in families_of(model, every=True) if family.name in TRIED + STARTED]
 
 
 def chosen(replay: Replay, rows: torch.Tensor, promise: float) -> dict[str, Policy]:
@@ -52,7 +60,8 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
     model, tokenizer, record = load(folder)
     ours, others = half_of(len(record.tokens), 0)
     engine = Engine(model, tokenizer, FULL, **settings_of(cell.task))
-    replay = Replay(model, record, (Term("agreement", PROMISES[0]),), engine.layer_costs.stop_layers)
+    terms = (Term("agreement", PROMISES[0]),)
+    replay = Replay(model, record, terms, engine.layer_costs.stop_layers, timed_families(model))
     yield found("", {"stop_layers": engine.layer_costs.stop_layers, "num_layers": model.config.num_hidden_layers})
     by_promise = {promise: chosen(replay, ours, promise) for promise in PROMISES}
     for promise, policies in by_promise.items():

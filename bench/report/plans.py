@@ -188,13 +188,15 @@ def plans_section(costs: pd.DataFrame) -> str:
 
 def pays_from(costs: pd.DataFrame, rival: str) -> str:
     """From which cost of a look a plan costs less than a rival in the mean, for each model."""
-    compared, said = by_family(costs), []
+    compared, said = by_family(costs), {}
     ratios = compared[PLAN] / compared[rival]
     for model in models_of(costs):
         wins = [ratios.loc[model, cost].mean() < 1 for cost in STOP_COSTS]
         first = next((cost for index, cost in enumerate(STOP_COSTS) if all(wins[index:])), None)
-        said.append(f"at none of these *c* on {model}" if first is None else f"from *c* = {first:g} on {model}")
-    return " and ".join(said)
+        said[model] = "at none of these *c*" if first is None else f"from *c* = {first:g}"
+    if len(set(said.values())) == 1:
+        return f"{next(iter(said.values()))} on {' and '.join(said)}"
+    return " and ".join(f"{where} on {model}" for model, where in said.items())
 
 
 def models_of(costs: pd.DataFrame) -> list[str]:

@@ -56,10 +56,11 @@ def calibrate(
     A promise on answers holds with `confidence` for texts like the given ones (fixed-sequence Learn-then-Test, Angelopoulos et
     al. 2021; `geep_triton.promises.families.error_shares` says how the families of policies share the error). By the method
     "conformal" it holds on average over the texts that might have been given (conformal risk control, Angelopoulos et al.
-    2022). That is bolder and needs fewer texts, but one calibration may fall short. `mean_depth` and `speedup` promise nothing
-    about answers: of all policies that are cheap enough, the one that agrees most is taken. In int8 an answer varies a little
-    with the texts beside it; a promise is made of one run and does not cover that. The full model is the model at its last
-    exit. It skips layers as the engine's policy says, and so does the policy that is found.
+    2022). That is bolder and needs fewer texts, but one calibration may fall short. Families that break promises more easily
+    where texts change (`geep_triton.promises.families.FRAGILE`) are taken only where they are clearly faster. `mean_depth` and
+    `speedup` promise nothing about answers: of all policies that are cheap enough, the one that agrees most is taken. In int8
+    an answer varies a little with the texts beside it; a promise is made of one run and does not cover that. The full model is
+    the model at its last exit. It skips layers as the engine's policy says, and so does the policy that is found.
 
     Args:
         engine: it gets the policy that was found.

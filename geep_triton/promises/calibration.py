@@ -31,7 +31,8 @@ class Calibration:
         exit_temperatures: of the model.
         decision: of the model, see `ExitConfig`.
         tolerance: the same.
-        chosen: the fastest candidate; with "mean_depth" and "speedup" the candidate that agrees most.
+        chosen: the fastest candidate, where some families must be clearly faster than others
+            (`geep_triton.promises.families.FRAGILE`); with "mean_depth" and "speedup" the candidate that agrees most.
         candidates: full depth, and the best setting of each family that keeps the promise, all measured. With "conformal" the
             chosen policy is not among them: its setting comes from samples that had no part in the choice of its family.
         unsafe: families without a setting that was shown to keep the promise.

@@ -18,7 +18,7 @@ from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.start import LastLayer
 from geep_triton.promises.choosing import choose_setting
-from geep_triton.promises.families import CONSTANT, Family, FitSamples
+from geep_triton.promises.families import Family, FitSamples, least_gain
 from geep_triton.promises.judge import Judge
 from geep_triton.promises.terms import CannotPromise, Term
 from geep_triton.timing import rates
@@ -26,10 +26,6 @@ from geep_triton.timing import rates
 SEED = 0
 MEASURED_POINTS = 6  # of the chosen family's curve
 ATTEMPTS = 4  # at a speed-up
-# A constant depth is taken only if it is so many times as fast as the best other policy, full depth among them. It looks at no
-# text: under shifted texts it broke 11 of 15 promises, a threshold none of 27 and thresholds per layer 5 of 27
-# (docs/results/policies.md).
-CLEARLY_FASTER = 1.1
 
 Settings = dict[str, list[int]]  # family -> indices of some of its settings
 Measured = dict[str, list[Candidate]]  # family -> the same settings, measured; "full" -> full depth
@@ -190,12 +186,12 @@ def _timed(candidate: Candidate, speed: float, full: float) -> Candidate:
 def _best(candidates: list[Candidate], terms: Sequence[Term]) -> Candidate:
     """The candidate to take: the fastest for a promise on answers, else the one that agrees most of all that are cheap enough.
 
-    The first candidate is full depth. For a promise on answers a constant depth must be `CLEARLY_FASTER` than the others.
+    The first candidate is full depth. For a promise on answers `least_gain` says by how much a family must be faster.
     """
     if terms[0].on_answers:
         # A policy that runs as many layers as full depth is no faster, whatever was measured.
         saving = [candidate for candidate in candidates if candidate.mean_layers < candidates[0].mean_layers]
-        return max(candidates[:1] + saving, key=_handicapped_speed)
+        return max(candidates[:1] + saving, key=_counted_speed)
     cheap = _within(candidates, terms)
     if not cheap:
         best = max(candidates, key=lambda candidate: candidate.speed_up or 0.0)
@@ -205,8 +201,8 @@ def _best(candidates: list[Candidate], terms: Sequence[Term]) -> Candidate:
     return _most_faithful(cheap)
 
 
-def _handicapped_speed(candidate: Candidate) -> float:
-    return (candidate.samples_per_second or 0.0) / (CLEARLY_FASTER if candidate.family == CONSTANT else 1)
+def _counted_speed(candidate: Candidate) -> float:
+    return (candidate.samples_per_second or 0.0) / least_gain(candidate.family)
 
 
 def _within(candidates: list[Candidate], terms: Sequence[Term]) -> list[Candidate]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from geep_triton.calibrated import Breakdown, Calibrated, Group, percent
+from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE
 
 NEAR_FULL = 0.9  # of all layers, from which on a group of texts gains nearly nothing
 FEW = 20  # texts of a group that say little alone
@@ -18,12 +19,27 @@ def where_exits_do_not_pay(calibrated: Calibrated, num_layers: int) -> list[str]
     for candidate in calibrated.candidates:
         if candidate.family != "full" and candidate.speed_up is not None and candidate.speed_up < 1:
             found.append(f"“{candidate.family}” is only {candidate.speed_up:.2f} times as fast as full depth.")
+    found += faster_but_fragile(calibrated)
     if calibrated.unsafe:
         failed = "was shown to keep the promise" if calibrated.on_answers else "is within the budget"
         found.append(f"No setting of {_listed(calibrated.unsafe)} {failed}.")
     if calibrated.breakdown is not None:
         found += unused_exits(calibrated.breakdown) + deep_groups(calibrated.breakdown, num_layers)
     return found
+
+
+def faster_but_fragile(calibrated: Calibrated) -> list[str]:
+    """Sentences about policies that are faster than what was chosen, but not by enough. Empty where there are none."""
+    chosen = calibrated.chosen
+    if chosen is None or chosen.speed_up is None or not calibrated.on_answers:
+        return []
+    return [
+        f"“{candidate.family}” is {candidate.speed_up:.2f} times as fast as full depth, and was not chosen: it breaks promises "
+        f"more easily where texts change, so it must be {CLEARLY_FASTER:g} times as fast as the others."
+        for candidate in calibrated.candidates
+        if candidate.speed_up is not None and chosen.speed_up < candidate.speed_up < CLEARLY_FASTER * chosen.speed_up
+        if candidate.family in FRAGILE and chosen.family not in FRAGILE
+    ]
 
 
 def unused_exits(breakdown: Breakdown) -> list[str]:

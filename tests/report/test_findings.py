@@ -34,6 +34,18 @@ def test_all_pays():
     assert where_exits_do_not_pay(found, 4) == []
 
 
+def test_who_is_faster_but_not_clearly():
+    """`calibrate` does not take it, and the page says why."""
+    close, clear = (Candidate("risk:0.1", "risk", 0.99, None, 1.9, 100 * speed, speed) for speed in (1.9, 2.0))
+    for others, said in (((close,), 1), ((clear,), 0)):
+        found = Calibrated({"agreement": 0.98}, chosen=FAST, candidates=(FULL, FAST, *others))
+        sentences = where_exits_do_not_pay(found, 4)
+        assert len(sentences) == said
+        assert all(text.startswith("“risk” is 1.90 times as fast") and "1.1 times" in text for text in sentences)
+    found = Calibrated({"speedup": 1.5}, chosen=FAST, candidates=(FULL, FAST, close))  # a budget takes who agrees most
+    assert where_exits_do_not_pay(found, 4) == []
+
+
 def test_full_depth_was_chosen():
     (sentence,) = where_exits_do_not_pay(Calibrated({"agreement": 0.98}, chosen=FULL, candidates=(FULL,)), 4)
     assert sentence.endswith("all texts run all layers.")
