@@ -95,7 +95,9 @@ def cell_of(cell: Trained, arguments: argparse.Namespace) -> Cell:
     }  # fmt: skip
     folder = folder_of(cell, arguments.work, arguments.limit_samples)
     declaration = declared(cell, arguments.limit_samples) | settings
-    return Cell(cell.name, declaration, lambda _: list(measured(folder, cell, arguments.token_budgets, arguments.rounds)))
+    budgets = tuple(arguments.token_budgets)
+    name = cell.name if budgets == BUDGETS else f"{cell.name}.{'_'.join(map(str, budgets))}"  # those of a model may be several
+    return Cell(name, declaration, lambda _: list(measured(folder, cell, arguments.token_budgets, arguments.rounds)))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from bench.plans.promised import PROMISES
 from bench.plans.shifted import OWN
 from bench.plans.tasks import BACKBONES, TASKS
 from bench.report import plans
-from bench.report.answers import cells_of, results
+from bench.report.answers import results
 from bench.report.tables import machine, markdown, spread
 from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE, least_gain
 
@@ -41,8 +41,8 @@ two classes), counts as full depth, 1, there, since that is what it comes to. Wi
 timed."""
 FASTEST = """Of all models, promises and token budgets, how often a family is the fastest, and how often within {close} of that,
 which is noise. *Taken*: what `calibrate` would take of these figures. It takes {fragile} only where they
-are {gain:g} times as fast as the others, since promises by them break more easily [on other texts](#other-kinds-of-text). What
-it would take is {reached}."""
+are {gain:g} times as fast as the others, since promises by them break more easily [on other texts](#other-kinds-of-text). By
+that rule the mean speed-up is {reached}."""
 BY_DATA = """## Data sets
 
 Speed-up under a promise of {shown:g} with {budget:,} tokens a batch; of several families the fastest. In round brackets the
@@ -110,7 +110,11 @@ def plan_pays(costs: pd.DataFrame) -> str:
 def not_there(timed: pd.DataFrame, shifted: pd.DataFrame) -> str:
     """How many models have no result yet."""
     wanted = len(TASKS) * len(BACKBONES) * len(SEEDS)
-    missing = {what: wanted - cells_of(found) for what, found in {"timed": timed, "served other texts": shifted}.items()}
+    there = {
+        what: 0 if found.empty else found.groupby(["task", "model", "seed"]).ngroups
+        for what, found in {"timed": timed, "served other texts": shifted}.items()
+    }
+    missing = {what: wanted - count for what, count in there.items()}
     said = [f"{count} are not {what}" for what, count in missing.items() if count]
     return f"Of the {wanted} models {' and '.join(said)} yet." if said else ""
 
@@ -131,7 +135,20 @@ def speed_sections(timed: pd.DataFrame) -> list[str]:
     found = speeds(timed)
     text = SPEED.format(large=LARGE, of_large=" and ".join(f"{promise:g}" for promise in OF_LARGE))
     tables = [f"Promised {promise:g}:\n\n{speed_table(found, promise)}" for promise in PROMISES]
-    return [text, *tables, fastest(found), by_data(found), setting(timed)]
+    return [text, models_timed(found), *tables, fastest(found), by_data(found), setting(timed)]
+
+
+def models_timed(found: pd.DataFrame) -> str:
+    """How many models are timed at each token budget, where that differs."""
+    counts = found.groupby(["token_budget", "model"])["case"].nunique()
+    if counts.groupby("model").nunique().max() == 1:
+        return ""
+    said = [
+        f"{backbone.name}: " + ", ".join(f"{number} with {int(budget):,}" for (budget, _), number in of_model.items())
+        for backbone in BACKBONES
+        if not (of_model := counts[counts.index.get_level_values(1) == backbone.name]).empty
+    ]
+    return f"Models that are timed, by tokens a batch: {'; '.join(said)}."
 
 
 def speed_table(found: pd.DataFrame, promise: float) -> str:
@@ -169,7 +186,8 @@ def fastest(found: pd.DataFrame) -> str:
         | {"taken": "-" if family in STARTED else str(counts.get(family, 0))}
         for family in dict.fromkeys(found["system"])
     ]
-    reached = ", ".join(f"{value:.2f} times under {promise:g}" for promise, value in by_promise(chosen)[::-1].items())
+    means = chosen.groupby("promise")["speed_up"].mean()[::-1]
+    reached = " and ".join(f"{value:.2f} times under {promise:g}" for promise, value in means.items())
     text = FASTEST.format(close=f"{CLOSE:.0%}", gain=CLEARLY_FASTER, fragile=listed(FRAGILE), reached=reached)
     return f"{text}\n\n{markdown(pd.DataFrame(lines))}"
 
@@ -179,11 +197,6 @@ def taken(found: pd.DataFrame) -> pd.DataFrame:
     tried = found[~found["system"].isin(STARTED)]
     counted = tried["speed_up"] / tried["system"].map(least_gain)
     return tried.loc[counted.groupby([tried["case"], tried["promise"], tried["token_budget"]]).idxmax()]
-
-
-def by_promise(found: pd.DataFrame) -> pd.Series:
-    """The mean speed-up under each promise."""
-    return found.groupby("promise")["speed_up"].mean()
 
 
 def listed(names: Iterable[str]) -> str:
