@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 import geep_triton.promises.calibrate
-from geep_triton.calibrated import brief
+from geep_triton.calibrated import Calibrated, brief
 from geep_triton.cli import options
 from geep_triton.cli.console import results_alone, show
 from geep_triton.cli.texts import read_texts
 from geep_triton.engine.engine import Engine
 from geep_triton.exit_config import PROMISES, PROMISES_ON_ANSWERS
 from geep_triton.promises.terms import METHODS
+from geep_triton.report.findings import faster_but_fragile
 
 
 def calibrate(
@@ -128,7 +129,7 @@ def check_promises(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_of(found: Mapping[str, Any]) -> str:
-    """A table of the candidates and the choice."""
+    """A table of the candidates and the choice, and why faster ones were not chosen."""
     chosen, candidates = found["chosen"], list(found["candidates"])
     labelled = chosen["accuracy"] is not None
     accuracy = f"{'accuracy':>10}" if labelled else ""
@@ -139,6 +140,7 @@ def table_of(found: Mapping[str, Any]) -> str:
             f"{of['family']:<30}{of['mean_layers']:>7.2f}{of['agreement']:>11.3f}{right}{of['samples_per_second']:>9.0f}"
             f"{of['speed_up']:>9.2f}x{'  chosen' if of == chosen else ''}"
         )
+    lines += faster_but_fragile(Calibrated.of(found))
     if found["unsafe"]:
         lines.append(f"without a setting that keeps the promise: {', '.join(found['unsafe'])}")
     return "\n".join(lines)

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from geep_triton import Engine
-from geep_triton.calibrated import brief
+from geep_triton.calibrated import Calibrated, Candidate, brief
 from geep_triton.cli import failures
+from geep_triton.cli.calibrate import table_of
 from geep_triton.policies.text import parse_policy
 from tests.cli.commands import ROWS, write
 
@@ -28,6 +29,15 @@ def test_a_policy_is_saved_that_predict_uses(trained, tmp_path, rows, geep):
     assert table[0].startswith("full")
     assert sum(line.endswith("chosen") for line in table) == 1
     assert Engine.from_pretrained(output, device="cpu").policy == parse_policy(policy)
+
+
+def test_the_table_says_why_a_faster_policy_was_not_chosen():
+    full = Candidate("full", "full", 1.0, None, 4.0, 100.0, 1.0)
+    chosen = Candidate("threshold:0.2", "threshold", 0.99, None, 2.0, 180.0, 1.8)
+    for speed_up, said in ((1.9, True), (2.1, False)):
+        risk = Candidate("risk:0.1", "risk", 0.99, None, 1.9, 100 * speed_up, speed_up)
+        found = Calibrated({"agreement": 0.98}, chosen=chosen, candidates=(full, chosen, risk), unsafe=())
+        assert ("was not chosen" in table_of({"promise": ["agreement", 0.98], **found.to_dict()})) == said
 
 
 def test_the_weights_stay_where_the_policy_is_written_over(trained, tmp_path, rows, geep):
