@@ -89,15 +89,15 @@ def measured(folder: Path, cell: Trained, budgets: Sequence[int], rounds: int) -
 
 def cell_of(cell: Trained, arguments: argparse.Namespace) -> Cell:
     """A measurement of one model."""
+    budgets = tuple(arguments.token_budgets)
     settings = {
-        "budgets": list(arguments.token_budgets), "rounds": arguments.rounds, "threads": arguments.threads,
+        "budgets": list(budgets), "rounds": arguments.rounds, "threads": arguments.threads,
         "timed_tokens": TIMED_TOKENS, "of_large": OF_LARGE,
     }  # fmt: skip
     folder = folder_of(cell, arguments.work, arguments.limit_samples)
     declaration = declared(cell, arguments.limit_samples) | settings
-    budgets = tuple(arguments.token_budgets)
     name = cell.name if budgets == BUDGETS else f"{cell.name}.{'_'.join(map(str, budgets))}"  # those of a model may be several
-    return Cell(name, declaration, lambda _: list(measured(folder, cell, arguments.token_budgets, arguments.rounds)))
+    return Cell(name, declaration, lambda _: list(measured(folder, cell, budgets, arguments.rounds)))
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,7 @@ from bench.report import plans
 from bench.report.answers import results
 from bench.report.tables import machine, markdown, spread
 from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE, least_gain
+from geep_triton.report.findings import listed
 
 SHOWN, SHOWN_BUDGET = 0.98, 4_096  # for each data set
 GROUPS = {
@@ -75,7 +75,7 @@ def readme_line(folder: Path = RESULTS) -> str:
         name: found[found["system"].isin(families)].groupby("case")["speed_up"].max().reindex(cells).fillna(1.0).mean()
         for name, families in GROUPS.items()
     }
-    costs, shifted = (plans.results(kind, folder, "plans") for kind in ("promised", "shifted"))
+    costs, shifted = (results(kind, folder, "plans") for kind in ("promised", "shifted"))
     pays = "" if costs.empty else plan_pays(plans.promised(costs))
     return (
         f"Which texts leave? Under a promise of {SHOWN:g}, on {len(cells)} trained models, exits are {best['risk']:.2f} times "
@@ -187,8 +187,9 @@ def fastest(found: pd.DataFrame) -> str:
         for family in dict.fromkeys(found["system"])
     ]
     means = chosen.groupby("promise")["speed_up"].mean()[::-1]
-    reached = " and ".join(f"{value:.2f} times under {promise:g}" for promise, value in means.items())
-    text = FASTEST.format(close=f"{CLOSE:.0%}", gain=CLEARLY_FASTER, fragile=listed(FRAGILE), reached=reached)
+    reached = listed([f"{value:.2f} times under {promise:g}" for promise, value in means.items()])
+    fragile = listed([f"`{family}`" for family in FRAGILE])
+    text = FASTEST.format(close=f"{CLOSE:.0%}", gain=CLEARLY_FASTER, fragile=fragile, reached=reached)
     return f"{text}\n\n{markdown(pd.DataFrame(lines))}"
 
 
@@ -197,12 +198,6 @@ def taken(found: pd.DataFrame) -> pd.DataFrame:
     tried = found[~found["system"].isin(STARTED)]
     counted = tried["speed_up"] / tried["system"].map(least_gain)
     return tried.loc[counted.groupby([tried["case"], tried["promise"], tried["token_budget"]]).idxmax()]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names of families in a sentence."""
-    *first, last = (f"`{name}`" for name in names)
-    return f"{', '.join(first)} and {last}"
 
 
 def by_data(found: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from geep_triton.calibrated import Breakdown, Calibrated, Group, percent
-from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE
+from geep_triton.promises.families import least_gain
 
 NEAR_FULL = 0.9  # of all layers, from which on a group of texts gains nearly nothing
 FEW = 20  # texts of a group that say little alone
@@ -22,7 +22,7 @@ def where_exits_do_not_pay(calibrated: Calibrated, num_layers: int) -> list[str]
     found += faster_but_fragile(calibrated)
     if calibrated.unsafe:
         failed = "was shown to keep the promise" if calibrated.on_answers else "is within the budget"
-        found.append(f"No setting of {_listed(calibrated.unsafe)} {failed}.")
+        found.append(f"No setting of {listed(calibrated.unsafe)} {failed}.")
     if calibrated.breakdown is not None:
         found += unused_exits(calibrated.breakdown) + deep_groups(calibrated.breakdown, num_layers)
     return found
@@ -35,10 +35,10 @@ def faster_but_fragile(calibrated: Calibrated) -> list[str]:
         return []
     return [
         f"“{candidate.family}” is {candidate.speed_up:.2f} times as fast as full depth, and was not chosen: it breaks promises "
-        f"more easily where texts change, so it must be {CLEARLY_FASTER:g} times as fast as the others."
+        f"more easily where texts change, so it must be {least_gain(candidate.family):g} times as fast as the others."
         for candidate in calibrated.candidates
-        if candidate.speed_up is not None and chosen.speed_up < candidate.speed_up < CLEARLY_FASTER * chosen.speed_up
-        if candidate.family in FRAGILE and chosen.family not in FRAGILE
+        if candidate.speed_up is not None and chosen.speed_up < candidate.speed_up
+        if candidate.speed_up / least_gain(candidate.family) < chosen.speed_up / least_gain(chosen.family)
     ]
 
 
@@ -47,7 +47,7 @@ def unused_exits(breakdown: Breakdown) -> list[str]:
     layers = [str(each.layer) for each in breakdown.exits[:-1] if not each.leaving]
     if not layers or len(layers) == len(breakdown.exits) - 1:
         return ["No text left before the last layer."] if layers else []
-    return [f"No text left after layer{'s' if len(layers) > 1 else ''} {_listed(layers)}, or the policy does not ask there."]
+    return [f"No text left after layer{'s' if len(layers) > 1 else ''} {listed(layers)}, or the policy does not ask there."]
 
 
 def deep_groups(breakdown: Breakdown, num_layers: int) -> list[str]:
@@ -85,5 +85,6 @@ def _named_groups(breakdown: Breakdown) -> list[tuple[str, Group]]:
     return by_length + [(f"“{group.name}”", group) for group in breakdown.by_answer]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
