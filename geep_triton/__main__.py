@@ -1,8 +1,6 @@
 """`python -m geep_triton`: the same as the command `geep`."""
 
-import sys
-
-from geep_triton.cli.app import main
+from geep_triton.cli.app import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -12,7 +12,13 @@ from geep_triton import MultiExitTrainer
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.training.curriculum import Curriculum, TrainSampler, competence, staged
 from geep_triton.training.dataset import TextDataset
-from geep_triton.training.difficulty import cross_review, difficulty_column, first_right_exit, full_model_teacher
+from geep_triton.training.difficulty import (
+    cross_review,
+    difficulty_column,
+    first_right_exit,
+    full_model_teacher,
+    within_classes,
+)
 from tests.trainers import ROWS
 
 
@@ -111,6 +117,17 @@ def test_more_folds_than_samples():
         cross_review(torch.zeros(3, dtype=torch.int64), ROWS[:3], lambda fold: None, folds=4)
     with pytest.raises(ValueError, match="folds must be at least 2"):
         cross_review(torch.zeros(3, dtype=torch.int64), ROWS[:3], lambda fold: None, folds=1)
+
+
+def test_each_class_has_its_own_ranks():
+    """A rare class enters a curriculum as fast as a common one, though all its samples are harder."""
+    difficulty, labels = torch.tensor([0.0, 1, 1, 2, 9, 8, 9]), torch.tensor([0, 0, 0, 0, 5, 5, 1])
+    assert within_classes(difficulty, labels).tolist() == [0.0, 0.25, 0.25, 0.75, 0.5, 0.0, 0.0]
+    assert within_classes(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).tolist() == []
+    with pytest.raises(ValueError, match="difficulty and labels must be of one length, got 2 and 3"):
+        within_classes(torch.zeros(2), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="labels"):
+        within_classes(torch.zeros(2), torch.zeros(2))
 
 
 def test_difficulty_column():

@@ -17,7 +17,7 @@ RECIPES = ["geep", "fastbert", "berxit", "distillation", "smartbert"]
 def run(script: Path, *command: str) -> dict[str, list[list[float]]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, *command, str(script), *RECIPES]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"geep"')))
 

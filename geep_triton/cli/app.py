@@ -7,10 +7,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import torch.distributed as dist
 import typer
 
 from geep_triton.cli.calibrate import calibrate
@@ -77,6 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failure.code
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run() -> NoReturn:
+    """Run the command of this process, and end the process with its exit code.
+
+    Where several processes trained together, the threads of their group may still want Python's lock for a moment. If Python
+    ends meanwhile, such a thread aborts its process. If the group is destroyed meanwhile, both wait for each other forever,
+    because the group's end waits for the thread and keeps the lock. So such a process ends without an end of Python.
+    """
+    code = main()
+    if dist.is_available() and dist.is_initialized():
+        with suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

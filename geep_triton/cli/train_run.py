@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -104,9 +103,8 @@ class TrainingRun:
                 say(f"resuming from {last}", self.quiet)
             trained = trainer.train(resume_from_checkpoint=None if last is None else str(last))
             metrics = self._evaluated(trainer, dev)
-            end_together(trainer)
             if not is_main_process():
-                return None
+                return None  # it ends, while the main one builds the table alone
             self._save(model, tokenizer, rows)
             return self._record(call, model, metrics, None if last is None else str(last), trained.metrics["train_runtime"])
 
@@ -300,20 +298,6 @@ class TrainingRun:
         }
         write_json(self.options.output / RECORD, record)
         return {"output": str(self.options.output), **record}
-
-
-def end_together(trainer: MultiExitTrainer) -> None:
-    """End what several processes do together: the main one builds the table alone, while the others end.
-
-    The threads of the process group end with the last that refers to it, here the model's wrapper. One that still ran while
-    Python ends would abort its process.
-
-    Args:
-        trainer: it has trained and evaluated, and is not used again.
-    """
-    trainer.accelerator.end_training()
-    trainer.model_wrapped = trainer.model
-    gc.collect()  # the wrapper refers to itself
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,11 @@ class Ranker(Generic[StatesT]):
             for groups in windows:
                 logits, exits = self.score(groups, running())
                 sizes = [len(texts) for texts in groups.candidates]
+                bar.update(len(sizes))  # now: who takes one ranking alone never comes back
                 each = zip(groups.candidates, logits.split(sizes), exits.split(sizes), groups.truncated, strict=True)
                 for texts, of_query, depths, truncated in each:
                     order = order_of(of_query, depths)[:top_k]
                     yield Ranking(order, of_query, depths, self.answers, texts if return_documents else None, truncated)
-                bar.update(len(sizes))
 
     def score(self, groups: Groups, running: AbstractContextManager[None]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N] float32 and exit layers [N] int64 of a window's pairs.

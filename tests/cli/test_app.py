@@ -157,6 +157,21 @@ def test_a_signal_ends_a_command():
     assert (done.returncode, done.stdout) == (failures.TERMINATED, "")
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("--unknown", failures.USAGE)])
+def test_the_end_of_a_process(tmp_path, together, argument, code):
+    """Python does not end where the threads of a process group may want its lock: they would abort it, or wait forever."""
+    group = f"dist.init_process_group('gloo', init_method='file://{tmp_path / 'store'}', rank=0, world_size=1)\n"
+    done = in_python(
+        "import atexit\nimport torch.distributed as dist\natexit.register(print, 'Python ends')\n"
+        + group * together
+        + f"sys.argv = ['geep', '{argument}']\napp.run()",
+        stdout=subprocess.PIPE,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout == f"geep_triton {__version__}\n" * (code == 0) + "Python ends\n" * (not together)
+
+
 def test_whoever_reads_may_read_less_than_there_is():
     read, write = os.pipe()
     os.close(read)
