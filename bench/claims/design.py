@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,6 +46,10 @@ class Cell:
         if any(step.curriculum is not None for step in self.arm.steps):
             shared["difficulty_folds"] = DIFFICULTY_FOLDS
         return {"data_set": asdict(self.data_set), "arm": asdict(self.arm), "seed": self.seed, **shared}
+
+    def as_read(self) -> dict[str, Any]:
+        """The declaration as a file of results has it."""
+        return json.loads(json.dumps(self.declaration()))
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ class Claim:
 
 INFORMED = 0.1  # of the metric
 POWER = 0.5
+RELEVANT = 0.0075  # a difference that a claim of being better should show, for its power
 CONFIDENCE = 0.95
 _A, _C = (tuple(one.name for one in experiment.data_sets) for experiment in (A, C))
 # The endpoint is the mean over the early exits of the share of right answers (of the average precision, where answers are

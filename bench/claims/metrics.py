@@ -198,14 +198,20 @@ def paired_bootstrap(
     check_number("confidence", confidence, 0.0, 1.0)
     check_int("resamples", resamples, 1)
     differences = torch.atleast_2d(first.double() - second.double()).numpy()
+    means = resampled_means(differences, resamples, np.random.default_rng(seed))
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return Interval(float(differences.mean()), low, high)
+
+
+def resampled_means(differences: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """[resamples] means of `differences` [R, N], with runs and samples drawn anew for each."""
     # A resample's mean depends only on how often each column was drawn, and right and wrong give but a few different ones.
     columns, counts = np.unique(differences, axis=1, return_counts=True)
-    random, (runs, samples) = np.random.default_rng(seed), differences.shape
+    runs, samples = differences.shape
     at_once = max(1, 2**22 // len(counts))  # tens of megabytes
     means = []
     for done in range(0, resamples, at_once):
         size = min(at_once, resamples - done)
         of_runs = random.multinomial(samples, counts / samples, size) @ columns.T / samples
         means.append((of_runs * random.multinomial(runs, [1 / runs] * runs, size) / runs).sum(1))
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
-    return Interval(float(differences.mean()), low, high)
+    return np.concatenate(means)

@@ -1,0 +1,123 @@
+"""What the experiments say about the claims, and what they could have said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.claims.design import CONFIDENCE, EXPERIMENTS, INFORMED, POWER, RELEVANT, Cell, Claim
+from bench.claims.pooling import Pooled, pooled, power, sign_flip
+from bench.claims.records import DIGITS
+from bench.rows import read, records
+
+Run = dict[str, Any]  # metrics of a trained cell
+Runs = dict[tuple[str, str], dict[int, Run]]  # (data set, arm) -> seed -> its run
+
+
+def read_runs(folder: Path) -> Runs:
+    """The trained cells as they are declared now. Those of an older declaration count as missing."""
+    found = {one["case"]: one for one in records(read(folder)) if one["system"] == "training"}
+    runs: Runs = {}
+    for cell in declared_cells():
+        run = found.get(cell.name)
+        if run is not None and run["declaration"] == cell.as_read() | _of_the_run(run):
+            runs.setdefault((cell.data_set.name, cell.arm.name), {})[cell.seed] = run
+    return runs
+
+
+def _of_the_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run["declaration"].items() if name in ("source", "limit")}
+
+
+def declared_cells() -> Iterable[Cell]:
+    """Every cell of every experiment, once."""
+    return {cell.name: cell for experiment in EXPERIMENTS.values() for cell in experiment.cells()}.values()
+
+
+def early(run: Run) -> np.ndarray:
+    """[N], the mean over the early exits of what a text (of a ranking: a question) scores."""
+    if run["metric"] == "map":
+        return np.array([float(word) for word in run["early"].split()])
+    return np.array([DIGITS.index(digit) for digit in run["early"]]) / (len(run["by_exit"]) - 1)
+
+
+def difference(method: Mapping[int, Run], baseline: Mapping[int, Run]) -> np.ndarray | None:
+    """[R, N] of the R seeds that both have, early exits of the method less those of the baseline; None without any."""
+    seeds = sorted(set(method) & set(baseline))
+    return np.stack([early(method[seed]) - early(baseline[seed]) for seed in seeds]) if seeds else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is found on a claim.
+
+    Attributes:
+        seeds: data set -> how many seeds both arms have. Data sets without any are missing.
+        uninformed: data sets left out, since the full model is hardly better there than the commonest class.
+        pooled: over the data sets that count, in their order; None where there is none.
+        power: with what probability the test would say "supported" where the methods do not differ (of a claim without a
+            margin: where the method is better by `RELEVANT`).
+        p: of a sign-flip test over the data sets.
+        word: "supported", "refuted", "undecided", "too few rows" or "no data".
+    """
+
+    seeds: dict[str, int]
+    uninformed: tuple[str, ...]
+    pooled: Pooled | None
+    power: float
+    p: float
+    word: str
+
+
+def judge(claim: Claim, runs: Runs, commonest: Mapping[str, float]) -> Verdict:
+    """Judge a claim on early exits.
+
+    Args:
+        claim: to judge.
+        runs: the trained cells.
+        commonest: data set -> what the commonest class scores.
+    """
+    seeds, uninformed, differences = {}, [], []
+    for name in claim.data_sets:
+        method, baseline = (runs.get((name, arm), {}) for arm in (claim.method, claim.baseline))
+        found = difference(method, baseline)
+        if found is None:
+            continue
+        full = np.mean([run["by_exit"][-1] for run in baseline.values()])
+        if full < commonest[name] + INFORMED:
+            uninformed.append(name)
+            continue
+        seeds[name] = len(found)
+        differences.append(found)
+    if not differences:
+        return Verdict(seeds, tuple(uninformed), None, 0.0, 1.0, "no data")
+    return judged(claim.margin, seeds, differences, tuple(uninformed))
+
+
+def judged(
+    margin: float, seeds: dict[str, int], differences: Sequence[np.ndarray], uninformed: tuple[str, ...] = ()
+) -> Verdict:
+    """The verdict on differences [R, N] of some data sets.
+
+    Args:
+        margin: the pooled difference must be above minus this.
+        seeds, uninformed: see `Verdict`.
+        differences: of each data set.
+    """
+    found = pooled(differences, CONFIDENCE)
+    could = power(found.error, margin, CONFIDENCE, difference=0.0 if margin else RELEVANT)
+    p = sign_flip([one.estimate for one in found.each])
+    return Verdict(seeds, uninformed, found, could, p, word(found, margin, could))
+
+
+def word(found: Pooled, margin: float, could: float) -> str:
+    """The verdict in a word."""
+    if could < POWER:
+        return "too few rows"
+    if found.of_all.low > -margin:
+        return "supported"
+    return "refuted" if found.of_all.high < 0 else "undecided"
