@@ -39,6 +39,7 @@ OUTPUT = RESULTS / "claims" / "costs"
 ALL_REDUCTIONS = (*REDUCTIONS, 4.0, 6.0, 8.0)
 SHOWN = 10  # points of a curve that are kept: thresholds 0, .1, ... 1
 PARTS = ("tune", "test")
+FULL = "full"  # the system that saves nothing
 
 
 class Records:
@@ -196,7 +197,7 @@ def run(runner: Runner, data_set: DataSet, seed: int, arm: Arm) -> list[Found]:
     records, rows = Records(runner, data_set, seed), rows_of(data_set, runner.limit)
     truth = Truth.of(records, rows, arm)
     systems = of_skipping(records) if arm == arms.EXITS else of_exits(records, rows)
-    return [found("", truth.facts()), *(found(name, truth.reached(system)) for name, system in systems)]
+    return [found(FULL, truth.facts()), *(found(name, truth.reached(system)) for name, system in systems)]
 
 
 def of_data_sets(limit: int | None) -> list[Found]:
@@ -204,7 +205,8 @@ def of_data_sets(limit: int | None) -> list[Found]:
     facts = []
     for data_set in SETS.values():
         rows = rows_of(data_set, limit)
-        labels = torch.tensor([label_names(rows.test).index(str(row["label"])) for row in rows.test])
+        numbers_of = {name: index for index, name in enumerate(label_names(rows.test))}
+        labels = torch.tensor([numbers_of[str(row["label"])] for row in rows.test])
         numbers = {"train": len(rows.train), "tune": len(rows.tune), "test": len(rows.test)}
         facts.append(found(data_set.name, {"rows": numbers, "commonest": commonest(data_set, labels, rows.test)}))
     return facts

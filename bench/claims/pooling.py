@@ -82,6 +82,8 @@ def rows_for(error: float, rows: int, margin: float, confidence: float, wanted: 
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Exact two-sided p value of a mean of 0 if each difference could as well have the other sign."""
+    """Exact two-sided p value of a mean of 0 if each difference could as well have the other sign; 1 of a single one."""
+    if len(differences) < 2:
+        return 1.0
     test = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
     return float(test.pvalue)

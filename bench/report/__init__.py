@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.environment import ROOT
 from bench.report import (
     answers,
+    claims,
     experiments,
     families,
     faults,
@@ -48,6 +49,7 @@ def pages() -> dict[Path, str]:
         PAGES / "ops.md": ops.page(),
         PAGES / "gpu.md": gpu.page(),
         PAGES / "pipeline.md": pipeline.page(),
+        PAGES / "claims.md": claims.page(),
         PAGES / "skipping.md": skipping.page(),
         PAGES / "experiments.md": experiments.page(),
         PAGES / "answers.md": answers.page(),
