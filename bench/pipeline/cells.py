@@ -22,9 +22,9 @@ from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.stages import stages
 from bench.pipeline.systems import NOBODY, WAYS, WINDOW, System, Workbench
 from bench.rows import Found, found
-from bench.shapes import load_model, load_tokenizer
+from bench.shapes import load_model, load_tokenizer, shape_of
 from bench.timing import quiet_garbage_collector, rate, spread
-from geep_triton import Engine
+from geep_triton import Engine, MultiExitBert
 from geep_triton.config import HEADS
 from geep_triton.files.rows import read_rows
 from geep_triton.modeling.flops import layer_flops
@@ -103,19 +103,18 @@ class Settings:
 
 
 def workbench(shape: str, data: str, settings: Settings) -> Workbench:
-    """MiniLM with its trained exits, or random weights of a shape with exits replayed: the trained model's, else drawn ones."""
+    """A trained model, or random weights of a shape with exits replayed: those of the trained model, else drawn ones."""
     folder, rows = settings.models.get(data), settings.rows(data, shape)
     tokenizer = load_tokenizer(folder)
-    if shape == "minilm" and folder is not None:
+    if folder is not None and shape == shape_of(folder):
         model = load_model(shape, folder).to(settings.place)
-        policies = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
-        return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies)
+        return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies_of(model))
     model = load_model(settings.shape(shape)).to(settings.place)
     depth, predicted = model.config.num_hidden_layers, None
     if folder is None:
         recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
     else:
-        trained = load_model("minilm", folder)
+        trained = load_model(shape_of(folder), folder)
         engine = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True)
         record = engine.every_exit(rows)
         layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
@@ -125,6 +124,17 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
             predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
     exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
     return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
+
+
+def policies_of(model: MultiExitBert) -> dict[str, str]:
+    """Name -> short form of what a trained model runs. Where it is calibrated: its policy, and the best plain thresholds."""
+    calibration = model.exit_config.calibration
+    if calibration is not None:
+        of_family = {candidate["family"]: candidate["policy"] for candidate in calibration["candidates"]}
+        thresholds = of_family.get("threshold")
+        return {"calibrated": calibration["chosen"]["policy"]} | ({} if thresholds is None else {"threshold": thresholds})
+    forms = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
+    return {form: form for form in forms}
 
 
 def compared(bench: Workbench, systems: list[System], dtype: str, settings: Settings) -> list[Found]:
@@ -274,11 +284,12 @@ def pays(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
 
 
 def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
-    """Peak megabytes, each system in a process of its own; a trained model's folder where there is one for MiniLM.
+    """Peak megabytes, each system in a process of its own; a trained model's folder where there is one of this shape.
 
     Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it.
     """
-    folder = settings.models.get(data) if shape == "minilm" else None
+    folder = settings.models.get(data)
+    folder = folder if folder is not None and shape == shape_of(folder) else None
     spec = {
         "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
         "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,

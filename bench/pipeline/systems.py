@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ class Workbench:
         token_budget, max_length: as for `Engine`.
         recorded: name -> [N] layers of exits to replay on a random model, whose heads are then spread; None: a trained model.
         predicted: name -> [N] layers that a table predicted of them, from which samples are scored on.
-        policies: that a trained model runs; the first is the one whose thresholds and mean depth rivals take.
+        policies: name -> short form, that a trained model runs. Rivals take the thresholds of those that have them, and one
+            that runs fewer layers the mean depth of the first.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Workbench:
         token_budget: int,
         max_length: int,
         recorded: Mapping[str, torch.Tensor] | None = None,
-        policies: Sequence[str] = ("threshold:0.3",),
+        policies: Mapping[str, str] = MappingProxyType({"threshold:0.3": "threshold:0.3"}),
         predicted: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.rows = model, tokenizer, list(rows)
@@ -100,7 +102,7 @@ class Workbench:
         self.tokens, self.logits = record.tokens, record.logits
         self.policies: dict[str, Policy] = {}
         if recorded is None:
-            self.policies |= {name: parse_policy(name) for name in policies}
+            self.policies |= {name: parse_policy(form) for name, form in policies.items()}
         for name, exits in (recorded or {}).items():
             thresholds = self.policies[f"threshold, {name}"] = self._replayed(exits)
             if predicted is not None:
