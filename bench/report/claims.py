@@ -42,6 +42,7 @@ from bench.claims.saving import (
 )
 from bench.environment import RESULTS
 from bench.report.tables import lines, signed, spread
+from bench.rows import read, records
 
 FOLDER = RESULTS / "claims"
 INTRODUCTION = f"""# What the papers claim
@@ -251,6 +252,40 @@ def skipping_row(one: Skipping) -> list[str]:
     return [name, one.arm.removeprefix("smartbert-"), str(len(one.seeds)), f"{one.mean(FULL, 'score'):.3f}", *at, skips]
 
 
+RULES = {
+    "binomial": "binomial test, in sequence (ours)",
+    "betting": "betting, in sequence (RC-EENN's upper confidence bound)",
+    "mapie": "Hoeffding and Bentkus, Bonferroni and Holm (MAPIE)",
+    "on average": "conformal, on average (RC-EENN's and CALM's)",
+}
+
+
+def controlled_section(folder: Path) -> str:
+    """Rules of risk control beside each other."""
+    found = [one for one in records(read(folder)) if one["system"] in RULES]
+    if not found:
+        return ""
+    promises, rows = sorted({one["promise"] for one in found}, reverse=True), []
+    for rule, name in RULES.items():
+        cells: list[str] = []
+        for promise in promises:
+            of_rule = [one for one in found if one["system"] == rule and one["promise"] == promise]
+            kept = statistics.mean(one["kept"] / one["of"] for one in of_rule)
+            worst = min(of_rule, key=lambda one: one["kept"] / one["of"])
+            layers = statistics.mean(one["layers"] for one in of_rule)
+            cells += [f"{kept:.1%} (worst {worst['kept']} of {worst['of']})", f"{layers:.2f}"]
+        rows.append([name, *cells])
+    models = len({one["case"] for one in found})
+    text = (
+        "## Rules of risk control\n\nThe same thresholds of entropy at every exit, the same calibration texts: which threshold "
+        f"does each rule choose? Calibrations that keep their promise, of 200 for each of {models} models (`python -m "
+        "bench.plans.controlled`), and the mean layers of a text. All rules but the last promise to keep it with 95 % "
+        "confidence, so that 190 of 200 are asked for, but for chance."
+    )
+    columns = ["rule", *(f"{what} {promise:g}" for promise in promises for what in ("keeps", "layers,"))]
+    return f"{text}\n\n{lines(columns, rows)}"
+
+
 def missing_section(runs: Runs) -> str:
     """What is declared and not run."""
     parts = []
@@ -276,5 +311,6 @@ def page(folder: Path = FOLDER) -> str:
         equal_flops_section(costs),
         drops_section(drops(costs)),
         skipping_section(skippings(costs, data_sets)),
+        controlled_section(RESULTS / "plans" / "controlled"),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
