@@ -93,8 +93,6 @@ def judge(claim: Claim, runs: Runs, commonest: Mapping[str, float]) -> Verdict:
             continue
         seeds[name] = len(found)
         differences.append(found)
-    if not differences:
-        return Verdict(seeds, tuple(uninformed), None, 0.0, 1.0, "no data")
     return judged(claim.margin, seeds, differences, tuple(uninformed))
 
 
@@ -108,6 +106,8 @@ def judged(
         seeds, uninformed: see `Verdict`.
         differences: of each data set.
     """
+    if not differences:
+        return Verdict(seeds, uninformed, None, 0.0, 1.0, "no data")
     found = pooled(differences, CONFIDENCE)
     could = power(found.error, margin, CONFIDENCE, difference=0.0 if margin else RELEVANT)
     p = sign_flip([one.estimate for one in found.each])
