@@ -111,6 +111,9 @@ def test_drops(folder):
 def test_the_page(folder, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "costs").symlink_to(folder)
+    timed = [found("geep 1", {"texts_per_second": 100.0, "speed_up": 6.5})]
+    clock = tmp_path / "results" / "clock" / "cola.geep.clock.jsonl"
+    save(clock, rows_of("claims clock", "cola.geep.clock", timed, {}, environment()))
     page = claims.page(tmp_path / "results")
     assert page.count("\n") < MOST_LINES
     for words in (

@@ -167,8 +167,13 @@ def equal_flops_section(costs: Costs) -> str:
     return f"{text}\n\n{lines(['way', 'data sets', *(f'{reduction:g}x' for reduction in shown)], rows)}"
 
 
-def drops_section(found: Sequence[Drop]) -> str:
-    """Claim D."""
+def drops_section(found: Sequence[Drop], speeds: Mapping[str, Mapping[str, float]]) -> str:
+    """Claim D.
+
+    Args:
+        found: a line each.
+        speeds: data set -> "arm threshold" -> times as fast as full depth.
+    """
     if not found:
         return ""
     within = sum(one.within for one in found)
@@ -179,6 +184,7 @@ def drops_section(found: Sequence[Drop]) -> str:
         if len(found) - within > 12 - DATA_SETS_WITHIN
         else "undecided"
     )
+    fastest = {one.data_set: of_wall_clock(speeds.get(one.data_set, {}).get(f"{arms.GEEP.name} 1")) for one in found}
     rows = [
         [
             one.data_set,
@@ -187,6 +193,7 @@ def drops_section(found: Sequence[Drop]) -> str:
             f"{one.first:.3f}",
             f"{one.relative:.1%}",
             f"{one.reduction:.1f}x",
+            fastest[one.data_set],
             "yes" if one.within else "no",
         ]
         for one in found
@@ -196,12 +203,32 @@ def drops_section(found: Sequence[Drop]) -> str:
         f"Supported where the score falls by at most {DROP:.0%} of itself on {DATA_SETS_WITHIN} of 12 data sets. So far "
         f"{within} of {len(found)}: **{word}**."
     )
-    columns = ["data set", "seeds", "last exit", "first exit", "drop", "FLOPs, times fewer", "within"]
+    columns = ["data set", "seeds", "last exit", "first exit", "drop", "FLOPs, times fewer", "wall clock", "within"]
     return f"{text}\n\n{lines(columns, rows)}"
 
 
-def skipping_section(found: Sequence[Skipping]) -> str:
-    """Claims B1 to B3."""
+def of_wall_clock(speed: float | None) -> str | None:
+    """Times as fast as full depth."""
+    return None if speed is None else f"{speed:.1f}x"
+
+
+def read_speeds(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Arm whose full depth is the baseline -> data set -> "arm policy" -> times as fast, as `bench.claims.clock` wrote them."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for one in records(read(folder)):
+        if "speed_up" in one:
+            data_set, plain, _ = one["case"].split(".")
+            found.setdefault(plain, {}).setdefault(data_set, {})[one["system"]] = one["speed_up"]
+    return found
+
+
+def skipping_section(found: Sequence[Skipping], speeds: Mapping[str, Mapping[str, float]]) -> str:
+    """Claims B1 to B3.
+
+    Args:
+        found: a line each.
+        speeds: data set -> "arm reduction" -> times as fast as full depth.
+    """
     if not found:
         return ""
     lost, small = little_is_lost(found)
@@ -216,6 +243,7 @@ def skipping_section(found: Sequence[Skipping]) -> str:
         "answers at equal FLOPs.",
         lines(["claim", "", "difference, points (bounds)", "supported if", "power", "verdict"], rows),
         lines(SKIPPING_COLUMNS, map(skipping_row, found)),
+        clock_table(found, speeds),
     ]
     if (both := halves(found, "rte")) is not None:
         hardly, essential = half_words(*both)
@@ -223,13 +251,29 @@ def skipping_section(found: Sequence[Skipping]) -> str:
             f"**B3**, rte from snli, at an observed loss of at most a point. Exits save less than {HARDLY:g}x: {hardly}, "
             f"{spread(both[0], 2)}x. Skips and exits save at least {ESSENTIAL:g}x: {essential}, {spread(both[1], 2)}x."
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def little(small: str) -> str:
     """Claim B1 in words."""
     needed = f"{LOST_ON_MOST[1]:.0%} are needed"
     return f"at 2x little is lost against the full model (at most a point on {small} data sets; {needed})"
+
+
+def clock_table(found: Sequence[Skipping], speeds: Mapping[str, Mapping[str, float]]) -> str:
+    """Wall clock at equal FLOPs."""
+    rows = []
+    for one in found:
+        of_set = speeds.get(one.data_set, {})
+        names = [f"{system} {reduction:g}x" for reduction in REDUCTIONS for system in (arms.EXITS.name, one.arm)]
+        if of_set:
+            rows.append([one.data_set, *(of_wall_clock(of_set.get(name)) for name in names)])
+    columns = ["data set", *SKIPPING_COLUMNS[4:-1]]
+    return (
+        f"The same policies by the wall clock, times as fast as full depth, first seed:\n\n{lines(columns, rows)}"
+        if rows
+        else ""
+    )
 
 
 SKIPPING_COLUMNS = (
@@ -302,6 +346,7 @@ def page(folder: Path = FOLDER) -> str:
     data_sets = read_data_sets(folder / "costs")
     commonest = {name: one["commonest"] for name, one in data_sets.items()}
     judged = [(claim, judge(claim, runs, commonest)) for claim in EARLY_EXITS]
+    speeds = read_speeds(folder / "clock")
     parts = [
         INTRODUCTION,
         missing_section(runs),
@@ -309,8 +354,8 @@ def page(folder: Path = FOLDER) -> str:
         each_section(judged, runs),
         training_section(runs),
         equal_flops_section(costs),
-        drops_section(drops(costs)),
-        skipping_section(skippings(costs, data_sets)),
+        drops_section(drops(costs), speeds.get(arms.GEEP.name, {})),
+        skipping_section(skippings(costs, data_sets), speeds.get(arms.EXITS.name, {})),
         controlled_section(RESULTS / "plans" / "controlled"),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
