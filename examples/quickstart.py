@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub id or folder of a BERT (default: the demo package's MiniLM)")
     parser.add_argument("--pooling", default="mean", choices=["cls", "mean"], help="'cls' suits BERT-base and the like")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with train.jsonl, dev.jsonl and test.jsonl")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--threshold", type=float, default=0.3, help="uncertainty at which a sample leaves, 0..1")
     parser.add_argument("--epochs", type=float, default=3.0)
@@ -48,7 +49,7 @@ def demo_model() -> str:
 
 def train(arguments: argparse.Namespace, source: str) -> None:
     """Train all exits together, build the exit table, save everything to the output folder."""
-    train_rows, dev_rows = read_rows(DATA / "train.jsonl"), read_rows(DATA / "dev.jsonl")
+    train_rows, dev_rows = read_rows(arguments.data / "train.jsonl"), read_rows(arguments.data / "dev.jsonl")
     names = label_names(train_rows)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     model = MultiExitBert.from_pretrained(
@@ -88,7 +89,7 @@ def train(arguments: argparse.Namespace, source: str) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Measure the policies on the test set, print a table and save two pictures."""
-    rows = read_rows(DATA / "test.jsonl")
+    rows = read_rows(arguments.data / "test.jsonl")
     model = MultiExitBert.from_pretrained(arguments.output).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.output, trust_remote_code=False)
     depth = model.config.num_hidden_layers

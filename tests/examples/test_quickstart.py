@@ -7,10 +7,16 @@ import sys
 
 from tests.examples.scripts import ROOT, run
 
+DATA = ROOT / "examples" / "data"
+
 
 def test_quickstart(minilm_path, tmp_path):
-    """The README's first command, with fewer epochs."""
-    done = run("quickstart.py", "--epochs", 1, "--output", tmp_path / "out")
+    """The README's first command, with fewer epochs and rows."""
+    (tmp_path / "data").mkdir()
+    for split, step in (("train", 4), ("dev", 8), ("test", 8)):
+        lines = (DATA / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(lines[::step]), encoding="utf-8")
+    done = run("quickstart.py", "--epochs", 2, "--data", tmp_path / "data", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     table = [line.split() for line in done.stdout.splitlines() if line.startswith(("full", "constant", "threshold", "pred"))]
     assert [row[0].split(":")[0] for row in table] == ["full", "constant", "threshold", "predicted"]
