@@ -70,12 +70,18 @@ def verdicts_section(judged: Sequence[tuple[Claim, Verdict]]) -> str:
             len(verdict.seeds),
             f"{verdict.p:.2f}",
             f"{verdict.power:.0%}",
-            f"**{verdict.word}**",
+            f"**{verdict.word}**{so_far(claim, verdict)}",
         ]
         for claim, verdict in judged
     ]
     columns = ["claim", "", "difference, points (bounds)", "supported if", "data sets", "sign-flip p", "power", "verdict"]
     return f"## Early exits: GEEP, distillation, curriculum\n\n{lines(columns, rows)}"
+
+
+def so_far(claim: Claim, verdict: Verdict) -> str:
+    """What is said of a verdict as long as data sets are missing, or have a single seed."""
+    missing = len(claim.data_sets) - len(verdict.seeds) - len(verdict.uninformed)
+    return ", so far" if verdict.seeds and (missing or min(verdict.seeds.values()) == 1) else ""
 
 
 def bounds(verdict: Verdict) -> str:
