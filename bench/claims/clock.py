@@ -26,9 +26,10 @@ from bench.claims.design import Cell as Declared
 from bench.claims.leaving import at_reduction, curve
 from bench.claims.promises import filling
 from bench.claims.rows import rows_of
-from bench.claims.runs import Runner, declared
+from bench.claims.runs import Runner
 from bench.claims.saving import chosen_gates, read_costs
 from bench.claims.sets import DataSet
+from bench.claims.training import declared
 from bench.environment import RESULTS
 from bench.rates import rates
 from bench.rows import Found, found

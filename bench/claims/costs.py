@@ -26,9 +26,10 @@ from bench.claims.leaving import Leaving, Point, Score, at_reduction, before, co
 from bench.claims.metrics import CLASS_METRICS, ranking
 from bench.claims.records import Record, load_record
 from bench.claims.rows import Rows, rows_of
-from bench.claims.runs import Runner, declared
+from bench.claims.runs import PARTS, Runner
 from bench.claims.sets import SETS, DataSet
-from bench.claims.words import words_logits
+from bench.claims.training import declared
+from bench.claims.words import words_classifier
 from bench.environment import RESULTS
 from bench.rows import Found, found
 from geep_triton.ops.exit_scores import score_exits
@@ -38,7 +39,6 @@ from geep_triton.training.dataset import label_names
 OUTPUT = RESULTS / "claims" / "costs"
 ALL_REDUCTIONS = (*REDUCTIONS, 4.0, 6.0, 8.0)
 SHOWN = 10  # points of a curve that are kept: thresholds 0, .1, ... 1
-PARTS = ("tune", "test")
 FULL = "full"  # the system that saves nothing
 
 
@@ -114,10 +114,12 @@ def of_exits(records: Records, rows: Rows) -> Iterator[tuple[str, Callable[[str]
             yield f"{arm.name}, then full", small
     if records.data_set.metric != "map":
         names = label_names([*rows.train, *rows.tune, *rows.test])
+        answers = words_classifier(rows.train, names, records.data_set.language)
 
         def words(part: str) -> Leaving:
-            logits = words_logits(rows.train, getattr(rows, part), names, records.data_set.language)
-            return first(part, logits, 2.0 * len(names) * records.of(arms.FASTBERT, part).lengths.double())
+            return first(
+                part, answers(getattr(rows, part)), 2.0 * len(names) * records.of(arms.FASTBERT, part).lengths.double()
+            )
 
         yield "words, then full", words
 

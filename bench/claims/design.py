@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,20 +100,22 @@ EXPERIMENTS = {one.name: one for one in (A, B, C, D)}
 
 
 def cells(
-    experiments: Sequence[str], seeds: Sequence[int], data_sets: Sequence[str] | None, names: Sequence[str] | None
+    experiments: Iterable[str] = tuple(EXPERIMENTS),
+    seeds: Sequence[int] | None = None,
+    data_sets: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[Cell]:
     """The cells of these experiments, each once, seed by seed.
 
     Args:
         experiments: their letters.
-        seeds: wanted.
-        data_sets, names: names of the data sets and arms wanted; None: all.
+        seeds, data_sets, names: seeds, and names of data sets and arms, that are wanted; None: all.
     """
     found = [
         cell
         for name in experiments
         for cell in EXPERIMENTS[name].cells()
-        if cell.seed in seeds
+        if (seeds is None or cell.seed in seeds)
         and (data_sets is None or cell.data_set.name in data_sets)
         and (names is None or cell.arm.name in names)
     ]
@@ -125,10 +127,9 @@ class Claim:
     """A hypothesis, and what decides on it. All differences are those of the same rows and seeds, pooled over data sets.
 
     "Supported" needs a bound of the pooled difference, one-sided with 95 % confidence, from a bootstrap that draws data sets,
-    seeds and rows. "Refuted" is said of what is not supported where the other bound lies below
-    zero. A data set counts where the full model is at least
-    `INFORMED` above the commonest class. Where a method without any difference would be called "supported" with less than
-    `POWER`, there is no verdict, but "too few rows".
+    seeds and rows. "Refuted" is said of what is not supported where the other bound lies below zero. A data set counts where
+    the full model is at least `INFORMED` above the commonest class. Where a method without any difference would be called
+    "supported" with less than `POWER`, there is no verdict, but "too few rows".
 
     Attributes:
         number: of the claim, with its experiment's letter.

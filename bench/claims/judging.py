@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.claims.design import CONFIDENCE, EXPERIMENTS, INFORMED, POWER, RELEVANT, Cell, Claim
+from bench.claims.design import CONFIDENCE, INFORMED, POWER, RELEVANT, Claim, cells
 from bench.claims.pooling import Pooled, pooled, power, sign_flip
 from bench.claims.records import DIGITS
 from bench.rows import read, records
@@ -22,7 +22,7 @@ def read_runs(folder: Path) -> Runs:
     """The trained cells as they are declared now. Those of an older declaration count as missing."""
     found = {one["case"]: one for one in records(read(folder)) if one["system"] == "training"}
     runs: Runs = {}
-    for cell in declared_cells():
+    for cell in cells():
         run = found.get(cell.name)
         if run is not None and run["declaration"] == cell.as_read() | _of_the_run(run):
             runs.setdefault((cell.data_set.name, cell.arm.name), {})[cell.seed] = run
@@ -31,11 +31,6 @@ def read_runs(folder: Path) -> Runs:
 
 def _of_the_run(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in run["declaration"].items() if name in ("source", "limit")}
-
-
-def declared_cells() -> Iterable[Cell]:
-    """Every cell of every experiment, once."""
-    return {cell.name: cell for experiment in EXPERIMENTS.values() for cell in experiment.cells()}.values()
 
 
 def early(run: Run) -> np.ndarray:

@@ -10,21 +10,20 @@ import torch
 from bench.claims.arms import Arm
 from bench.claims.design import HEADS
 from bench.claims.records import Record
+from bench.shapes import SHAPES
 from geep_triton import MultiExitBertConfig
 from geep_triton.modeling.flops import gate_flops, head_flops, layer_flops
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.table.records import skipped_at
 
-E5_SHAPE = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 STEPS = 200  # thresholds 0 .. 1
 Score = Callable[[torch.Tensor], float]  # of logits [N, C]
 
 
 def config_of(arm: Arm, labels: int) -> MultiExitBertConfig:
     """The configuration of an arm's model, but for its vocabulary."""
-    return MultiExitBertConfig(
-        num_hidden_layers=arm.layers, exit_layers=list(arm.exit_layers), num_labels=labels, **E5_SHAPE, **HEADS, **arm.model
-    )
+    shape = SHAPES["e5"] | {"num_hidden_layers": arm.layers}
+    return MultiExitBertConfig(exit_layers=list(arm.exit_layers), num_labels=labels, **shape, **HEADS, **arm.model)
 
 
 def exit_flops(config: MultiExitBertConfig, lengths: torch.Tensor, skipped: torch.Tensor | None) -> torch.Tensor:

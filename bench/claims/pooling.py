@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -72,13 +71,6 @@ def power(error: float, margin: float, confidence: float, difference: float = 0.
     if error == 0:
         return float(difference > -margin)
     return normal.cdf((margin + difference) / error - normal.inv_cdf(confidence))
-
-
-def rows_for(error: float, rows: int, margin: float, confidence: float, wanted: float = 0.8) -> int:
-    """How many rows would give the wanted power, if the error fell with the root of the rows."""
-    normal = NormalDist()
-    needed = margin / (normal.inv_cdf(confidence) + normal.inv_cdf(wanted))
-    return math.ceil(rows * (error / needed) ** 2)
 
 
 def sign_flip(differences: Sequence[float]) -> float:

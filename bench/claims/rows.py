@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from bench.answers.data import contrasted
-from bench.claims.data import data_folder, with_an_answer
+from bench.claims.data import data_folder, draw, with_an_answer
 from bench.claims.sets import HELD_OUT, TUNING_ROWS, DataSet
 from geep_triton.files.rows import read_rows
 from geep_triton.tokens.columns import Row
@@ -40,27 +40,13 @@ def rows_of(data_set: DataSet, limit: int | None = None) -> Rows:
     def read(split: str, size: int) -> list[Row]:
         path = folder / data_set.name / f"{split}.jsonl"
         rows = read_rows(path, required=("text", "label")) if path.is_file() else []
-        size = size if limit is None else min(size, limit)
-        if ranks and split != "train":
-            return whole_questions(with_an_answer(rows), size)
+        whole = ranks and split != "train"
         if ranks:
-            rows = contrasted(rows, random.Random(0))
-        return random.Random(0).sample(rows, min(size, len(rows)))
+            rows = with_an_answer(rows) if whole else contrasted(rows, random.Random(0))
+        return draw(rows, min(len(rows), size if limit is None else min(size, limit)), whole)
 
     train, tune, test = read("train", data_set.train), read("dev", TUNING_ROWS), read("test", data_set.test)
     if not tune:
         held_out = min(TUNING_ROWS, round(HELD_OUT * len(train)))
         train, tune = train[held_out:], train[:held_out]
     return Rows(train, tune, test)
-
-
-def whole_questions(rows: list[Row], size: int) -> list[Row]:
-    """All candidates of random questions, as many as hold at least `size` rows."""
-    questions: dict[str, list[Row]] = {}
-    for row in rows:
-        questions.setdefault(row["text"], []).append(row)
-    drawn: list[Row] = []
-    for question in random.Random(0).sample(list(questions), len(questions)):
-        if len(drawn) < size:
-            drawn += questions[question]
-    return drawn

@@ -14,12 +14,11 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 
 from bench.cells import locked
 from bench.claims import sets
-from bench.claims.arms import Arm, Step
-from bench.claims.data import source
+from bench.claims.arms import LAYERS, Arm, Step
 from bench.claims.design import BATCH_SIZE, DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, HEADS, LEARNING_RATE, Cell
 from bench.claims.records import Record, answers_of, save_record
 from bench.claims.rows import Rows, rows_of
-from bench.claims.training import digest, timed, total, train, training_arguments, write_json
+from bench.claims.training import declared, digest, timed, total, train, training_arguments, write_json
 from geep_triton import Engine, MultiExitBert
 from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder
@@ -30,12 +29,7 @@ from geep_triton.training.recipes import get_recipe
 SAVE_STEPS = 100
 PARTS = ("tune", "test")
 # What rows that start from another data set start from: its last exit fine-tuned.
-START = Arm("start", (Step("fastbert", {"finetune": 1.0}),), exit_layers=(12,))
-
-
-def declared(cell: Cell, limit: int | None) -> dict[str, Any]:
-    """All that the result of a cell follows from, the rows' source and a trial's limit among it."""
-    return cell.declaration() | {"source": source()} | ({} if limit is None else {"limit": limit})
+START = Arm("start", (Step("fastbert", {"finetune": 1.0}),), exit_layers=(LAYERS,))
 
 
 class Runner:

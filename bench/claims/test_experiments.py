@@ -13,6 +13,7 @@ from bench.claims import verdicts
 from bench.claims.data import draw, rows_of, with_an_answer
 from bench.claims.experiments import OUTPUT, main
 from bench.claims.grid import CLAIMS, DATA_SETS, METHODS, Cell, Claim, DataSet, Method, cells
+from bench.claims.pooling import sign_flip
 from bench.claims.training import declared, judged, run_cell, timed
 from bench.report import experiments as report
 from bench.rows import found, save
@@ -253,8 +254,8 @@ def test_results_of_several_sources_are_not_mixed(tmp_path):
 
 def test_data_sets_together():
     """Three differences of one sign: of the 8 ways to flip signs 2 are as far from 0."""
-    assert verdicts.sign_flip([0.1, 0.2, 0.3]) == 0.25
-    assert verdicts.sign_flip([0.1, -0.1]) == 1.0
+    assert sign_flip([0.1, 0.2, 0.3]) == 0.25
+    assert sign_flip([0.1, -0.1]) == 1.0
 
 
 def test_answers_are_ranked_by_question():

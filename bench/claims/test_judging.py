@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.claims.design import EARLY_EXITS, Claim
-from bench.claims.judging import declared_cells, difference, early, judge, read_runs
+from bench.claims.design import EARLY_EXITS, Claim, cells
+from bench.claims.judging import difference, early, judge, read_runs
 from bench.claims.records import DIGITS
 from bench.environment import environment
 from bench.rows import found, rows_of, save
@@ -80,7 +80,7 @@ def test_what_early_exits_score():
 
 
 def test_only_what_is_declared_counts(tmp_path):
-    cell = next(iter(declared_cells()))
+    cell = next(iter(cells()))
     metrics = {"by_exit": [0.5, 0.6], "early": "01", "last": "01", "metric": "accuracy"}
     declaration = cell.as_read() | {"source": "GEEP_DATA"}
     save(tmp_path / "a.jsonl", rows_of("claims", cell.name, [found("training", metrics)], declaration, environment()))
@@ -91,6 +91,6 @@ def test_only_what_is_declared_counts(tmp_path):
 
 
 def test_claims_are_on_cells_that_are_declared():
-    there = {(cell.data_set.name, cell.arm.name) for cell in declared_cells()}
+    there = {(cell.data_set.name, cell.arm.name) for cell in cells()}
     for claim in EARLY_EXITS:
         assert {(name, arm) for name in claim.data_sets for arm in (claim.method, claim.baseline)} <= there

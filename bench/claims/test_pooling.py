@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.claims.pooling import pooled, power, rows_for, sign_flip
+from bench.claims.pooling import pooled, power, sign_flip
 
 
 def test_one_data_set_is_its_own_bootstrap():
@@ -49,11 +49,6 @@ def test_power_is_how_often_the_test_says_so(margin, difference):
 def test_power_without_any_error():
     assert power(0.0, 0.01, 0.95) == 1
     assert power(0.0, 0.0, 0.95) == 0
-
-
-def test_rows_for_a_power():
-    rows = rows_for(0.01, 1_000, 0.0075, 0.95)
-    assert power(0.01 * (1_000 / rows) ** 0.5, 0.0075, 0.95) == pytest.approx(0.8, abs=1e-3)
 
 
 def test_sign_flip():

@@ -16,7 +16,8 @@ import torch
 from bench.cells import Cell, run_missing
 from bench.claims.design import EXPERIMENTS, cells
 from bench.claims.design import Cell as Declared
-from bench.claims.runs import Runner, declared
+from bench.claims.runs import Runner
+from bench.claims.training import declared
 from bench.environment import RESULTS
 from bench.rows import Found, found
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -44,6 +44,13 @@ def total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     """Seconds of several stretches."""
     spent = list(parts)
     return {name: sum(part[name] for part in spent) for name in now()}
+
+
+class Declares(Protocol):
+    """A cell that says what its result follows from."""
+
+    def declaration(self) -> dict[str, Any]:
+        """All but the rows' source and a trial's limit."""
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -126,7 +133,7 @@ def train(
     return trainer, spent
 
 
-def declared(cell: Cell, limit: int | None) -> dict[str, Any]:
+def declared(cell: Declares, limit: int | None) -> dict[str, Any]:
     """All that the result of a cell follows from, the rows' source and a trial's limit among it."""
     return cell.declaration() | {"source": source()} | ({} if limit is None else {"limit": limit})
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 
 from bench.claims.grid import Claim, cells
 from bench.claims.metrics import Interval, paired_bootstrap
@@ -109,9 +107,3 @@ def _word(claim: Claim, early: Interval, exits: Sequence[Interval], seconds: Seq
     if any(exit_.high < -claim.margin for exit_ in exits):
         return "refuted"
     return "supported" if all(exit_.low > -claim.margin for exit_ in exits) else "undecided"
-
-
-def sign_flip(differences: Sequence[float]) -> float:
-    """Exact two-sided p value of a mean of 0 if each difference could as well have the other sign."""
-    test = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    return float(test.pvalue)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -14,14 +14,16 @@ from geep_triton.tokens.columns import Row
 ANALYZERS = {"English": ("word", (1, 2)), "Chinese": ("char", (1, 3))}
 
 
-def words_logits(train: Sequence[Row], rows: Sequence[Row], names: Sequence[str], language: str) -> torch.Tensor:
-    """[N, C] logits of a logistic regression over tf-idf.
+def words_classifier(train: Sequence[Row], names: Sequence[str], language: str) -> Callable[[Sequence[Row]], torch.Tensor]:
+    """Fit a logistic regression over tf-idf.
 
     Args:
         train: rows to fit.
-        rows: N rows to answer.
         names: of the C classes, in order.
         language: a name in `ANALYZERS`.
+
+    Returns:
+        A function of N rows to their logits [N, C].
     """
     analyzer, ngrams = ANALYZERS[language]
     model = make_pipeline(
@@ -29,7 +31,7 @@ def words_logits(train: Sequence[Row], rows: Sequence[Row], names: Sequence[str]
     )
     model.fit(list(map(_joined, train)), [str(row["label"]) for row in train])
     columns = [list(model.classes_).index(name) for name in names]
-    return torch.from_numpy(model.predict_log_proba(list(map(_joined, rows)))[:, columns]).float()
+    return lambda rows: torch.from_numpy(model.predict_log_proba(list(map(_joined, rows)))[:, columns]).float()
 
 
 def _joined(row: Row) -> str:

@@ -88,6 +88,11 @@ class Settings:
         wanted = self.samples.get(shape, self.samples["base"])
         return rows[:: max(1, len(rows) // wanted)][:wanted]
 
+    def trained(self, data: str, shape: str) -> str | None:
+        """The folder of the data set's model, where that has this shape."""
+        folder = self.models.get(data)
+        return folder if folder is not None and shape == shape_of(folder) else None
+
     @property
     def place(self) -> str:
         """Where they run: a dry run of a GPU's cells, in the ways that a CPU has, where there is no GPU."""
@@ -106,7 +111,7 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
     """A trained model, or random weights of a shape with exits replayed: those of the trained model, else drawn ones."""
     folder, rows = settings.models.get(data), settings.rows(data, shape)
     tokenizer = load_tokenizer(folder)
-    if folder is not None and shape == shape_of(folder):
+    if settings.trained(data, shape) is not None:
         model = load_model(shape, folder).to(settings.place)
         return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies_of(model))
     model = load_model(settings.shape(shape)).to(settings.place)
@@ -288,8 +293,7 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
 
     Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it.
     """
-    folder = settings.models.get(data)
-    folder = folder if folder is not None and shape == shape_of(folder) else None
+    folder = settings.trained(data, shape)
     spec = {
         "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
         "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,

@@ -24,6 +24,7 @@ from bench.claims.design import (
     RELEVANT,
     A,
     Claim,
+    D,
     Experiment,
 )
 from bench.claims.judging import Runs, Verdict, judge, read_runs
@@ -65,7 +66,7 @@ def verdicts_section(judged: Sequence[tuple[Claim, Verdict]]) -> str:
         [
             claim.number,
             claim.hypothesis,
-            None if verdict.pooled is None else bounds(verdict),
+            bounds(verdict),
             f"> {-100 * claim.margin:g}",
             len(verdict.seeds),
             f"{verdict.p:.2f}",
@@ -148,7 +149,7 @@ def core_seconds(run: Mapping[str, Any]) -> float:
 def equal_flops_section(costs: Costs) -> str:
     """What each way to save loses at equal FLOPs, mean over the data sets of A."""
     shown = (*REDUCTIONS, 4.0, 6.0)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[list[float]]]] = {}
     for data_set in A.data_sets:
         for systems in costs.get((data_set.name, arms.FASTBERT.name), {}).values():
             for name, system in systems.items():
@@ -187,7 +188,7 @@ def drops_section(found: Sequence[Drop], speeds: Mapping[str, Mapping[str, float
         "supported"
         if within >= DATA_SETS_WITHIN
         else "not supported"
-        if len(found) - within > 12 - DATA_SETS_WITHIN
+        if len(found) - within > len(D.data_sets) - DATA_SETS_WITHIN
         else "undecided"
     )
     fastest = {one.data_set: of_wall_clock(speeds.get(one.data_set, {}).get(f"{arms.GEEP.name} 1")) for one in found}
@@ -206,8 +207,8 @@ def drops_section(found: Sequence[Drop], speeds: Mapping[str, Mapping[str, float
     ]
     text = (
         f"## 1 to 12 times fewer FLOPs, within {DROP:.0%}\n\nGEEP's thresholds from 0 to 1: at 1 all leave at the first exit. "
-        f"Supported where the score falls by at most {DROP:.0%} of itself on {DATA_SETS_WITHIN} of 12 data sets. So far "
-        f"{within} of {len(found)}: **{word}**."
+        f"Supported where the score falls by at most {DROP:.0%} of itself on {DATA_SETS_WITHIN} of {len(D.data_sets)} data "
+        f"sets. So far {within} of {len(found)}: **{word}**."
     )
     columns = ["data set", "seeds", "last exit", "first exit", "drop", "FLOPs, times fewer", "wall clock", "within"]
     return f"{text}\n\n{lines(columns, rows)}"

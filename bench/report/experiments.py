@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from bench.claims.grid import ALL, CLAIMS, DATA_SETS, METHODS, Claim, DataSet, cells
-from bench.claims.verdicts import Results, Verdict, judge, machine_of, read_results, seconds_of, sign_flip
+from bench.claims.pooling import sign_flip
+from bench.claims.verdicts import Results, Verdict, judge, machine_of, read_results, seconds_of
 from bench.environment import RESULTS
 from bench.report.tables import lines, markdown, signed, spread
 
