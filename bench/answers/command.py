@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from bench.answers.tasks import BACKBONES, SEEDS, TASKS, Backbone, Task, Trained, trainings
-from bench.answers.training import RECORD, declared, folder_of
+from bench.answers.training import RECORD, folder_of
 from bench.cells import Cell, run_missing
 from bench.rows import Found
+from bench.training import declared
 
 
 def parser_of(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.answers.tasks import WIKIQA, Task
-from bench.claims.data import data_folder
+from bench.data import data_folder
 from geep_triton.files.rows import read_rows
 from geep_triton.tokens.columns import Row
 
@@ -17,11 +17,8 @@ CANDIDATES = 25  # of each question in the records
 
 
 def folder_of(task: Task) -> Path:
-    """Where the rows of a task are. Raises ValueError if GEEP_DATA is not set."""
-    folder = data_folder()
-    if folder is None:
-        raise ValueError("GEEP_DATA must name the folder of the data sets")
-    return folder / task.name
+    """Where the rows of a task are. Raises ValueError where GEEP_DATA is no folder."""
+    return data_folder() / task.name
 
 
 def split(task: Task, *names: str) -> list[Row]:

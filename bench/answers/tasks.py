@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.claims.grid import HEAD_LEARNING_RATE, HEADS, TRAINING
 from bench.shapes import PRETRAINED
+from bench.training import HEAD_LEARNING_RATE, TRAINING
 
 RECIPE = "joint"
+HEADS = {"pooling": "mean", "head_size": 64, "head_dropout": 0.1}
 SEEDS = (0, 1, 2)
 
 
@@ -48,7 +49,7 @@ class Backbone:
     Attributes:
         name: in tables.
         source: the package that carries it.
-        learning_rate: of its weights; the heads' is that of the grid.
+        learning_rate: of its weights; the heads' is `HEAD_LEARNING_RATE`.
         epochs: times those of the task.
     """
 

@@ -16,10 +16,11 @@ import torch
 
 from bench.answers.command import cells_of, parser_of
 from bench.answers.tasks import Trained
-from bench.answers.training import declared, run_cell
+from bench.answers.training import run_cell
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
 from bench.rows import Found, found
+from bench.training import declared
 
 OUTPUT = RESULTS / "answers" / "training"
 

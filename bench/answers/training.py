@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.answers.data import recorded_rows, split, training_rows
-from bench.answers.tasks import BATCH_SIZE, E5, RECIPE, Task, Trained
-from bench.claims.grid import HEAD_LEARNING_RATE, HEADS
-from bench.claims.training import digest, train, training_arguments
+from bench.answers.tasks import BATCH_SIZE, E5, HEADS, RECIPE, Task, Trained
 from bench.shapes import pretrained_folder
+from bench.training import HEAD_LEARNING_RATE, declared, digest, train, training_arguments
 from geep_triton import Engine, MultiExitBert
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.tokens.columns import Row
@@ -26,11 +25,6 @@ from geep_triton.training.metrics import exit_metric
 
 SAVE_STEPS = 100
 RECORD = "record.safetensors"
-
-
-def declared(cell: Trained, limit: int | None) -> dict[str, Any]:
-    """All that the result of a cell follows from, a trial's limit among it."""
-    return cell.declaration() | ({} if limit is None else {"limit": limit})
 
 
 def folder_of(cell: Trained, work: Path, limit: int | None) -> Path:

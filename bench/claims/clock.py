@@ -29,10 +29,10 @@ from bench.claims.rows import rows_of
 from bench.claims.runs import Runner
 from bench.claims.saving import chosen_gates, read_costs
 from bench.claims.sets import DataSet
-from bench.claims.training import declared
 from bench.environment import RESULTS
 from bench.rates import rates
 from bench.rows import Found, found
+from bench.training import declared
 from geep_triton import Engine, MultiExitBert
 from geep_triton.policies.policy import OneExitWarning
 

@@ -28,10 +28,10 @@ from bench.claims.records import Record, load_record
 from bench.claims.rows import Rows, rows_of
 from bench.claims.runs import PARTS, Runner
 from bench.claims.sets import SETS, DataSet
-from bench.claims.training import declared
 from bench.claims.words import words_classifier
 from bench.environment import RESULTS
 from bench.rows import Found, found
+from bench.training import declared
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.tokens.columns import Row
 from geep_triton.training.dataset import label_names

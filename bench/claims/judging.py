@@ -24,13 +24,9 @@ def read_runs(folder: Path) -> Runs:
     runs: Runs = {}
     for cell in cells():
         run = found.get(cell.name)
-        if run is not None and run["declaration"] == cell.as_read() | _of_the_run(run):
+        if run is not None and run["declaration"] == cell.as_read():
             runs.setdefault((cell.data_set.name, cell.arm.name), {})[cell.seed] = run
     return runs
-
-
-def _of_the_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run["declaration"].items() if name in ("source", "limit")}
 
 
 def early(run: Run) -> np.ndarray:

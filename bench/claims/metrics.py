@@ -1,4 +1,4 @@
-"""Metrics of answers, per exit and over depth. Most are scikit-learn's and scipy's, from logits. Rankings and intervals are our
+"""Metrics of answers, per exit. Most are scikit-learn's and scipy's, from logits. Rankings and intervals are our
 own.
 
 With our ranking, ties gain nothing, unlike with scikit-learn's average precision. Our intervals resample runs as well as
@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from geep_triton.checks import check_choice, check_int, check_kind, check_number, check_tensor, shorten
+from geep_triton.checks import check_choice, check_int, check_tensor, shorten
 
 Metric = Callable[[torch.Tensor, torch.Tensor], float]
 
@@ -141,26 +141,6 @@ def ascending_layers(exit_layers: Sequence[int], exits: int) -> list[int]:
     return list(exit_layers)
 
 
-def area_over_depth(values: Sequence[float], exit_layers: Sequence[int]) -> float:
-    """The mean of a metric from first to last exit, by the trapezoid rule; of a single exit, the value itself.
-
-    Args:
-        values: one per exit.
-        exit_layers: the exits' layers, ascending.
-
-    Raises:
-        ValueError: lengths that differ, or none.
-    """
-    for value in values:
-        check_number("each of values", value)
-    exit_layers = ascending_layers(exit_layers, len(exit_layers))
-    if not values or len(values) != len(exit_layers):
-        raise ValueError(f"values must be one per exit, at least one, got {len(values)} for {len(exit_layers)} exits")
-    if len(values) == 1:
-        return float(values[0])
-    return float(np.trapezoid(values, exit_layers) / (exit_layers[-1] - exit_layers[0]))
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval."""
@@ -168,39 +148,6 @@ class Interval:
     estimate: float
     low: float
     high: float
-
-
-def paired_bootstrap(
-    first: torch.Tensor, second: torch.Tensor, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Mean of `first - second` on the same samples, with its percentile bootstrap interval.
-
-    Args:
-        first, second: [N] scores of two systems on the same samples, such as right or wrong; or one per question. Or [R, N] of
-            R runs of each system, run r of both from the same seed: then runs are drawn as well as samples.
-        confidence: of the interval, 0..1.
-        resamples: bootstrap samples.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: no samples, shapes that differ, settings out of range.
-    """
-    for name, value in (("first", first), ("second", second)):
-        check_kind(name, value, torch.Tensor)
-        if value.is_complex():
-            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
-    check_int("seed", seed, 0)
-    if first.ndim not in (1, 2) or first.shape != second.shape or not first.numel():
-        raise ValueError(
-            f"first and second must be of one shape, [N] or [R, N] and not empty, got {tuple(first.shape)} and "
-            f"{tuple(second.shape)}"
-        )
-    check_number("confidence", confidence, 0.0, 1.0)
-    check_int("resamples", resamples, 1)
-    differences = torch.atleast_2d(first.double() - second.double()).numpy()
-    means = resampled_means(differences, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
-    return Interval(float(differences.mean()), low, high)
 
 
 def resampled_means(differences: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 
 from bench.answers.data import contrasted
-from bench.claims.data import data_folder, draw, with_an_answer
 from bench.claims.sets import HELD_OUT, TUNING_ROWS, DataSet
+from bench.data import data_folder, draw, with_an_answer
 from geep_triton.files.rows import read_rows
 from geep_triton.tokens.columns import Row
 
@@ -30,11 +30,9 @@ def rows_of(data_set: DataSet, limit: int | None = None) -> Rows:
         limit: at most so many rows of each part, to try it out.
 
     Raises:
-        ValueError: GEEP_DATA is not set.
+        ValueError: GEEP_DATA is no folder.
     """
     folder = data_folder()
-    if folder is None:
-        raise ValueError("GEEP_DATA must name the folder of the data sets, each <name>/train.jsonl and test.jsonl")
     ranks = data_set.metric == "map"
 
     def read(split: str, size: int) -> list[Row]:

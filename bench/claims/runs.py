@@ -18,7 +18,7 @@ from bench.claims.arms import LAYERS, Arm, Step
 from bench.claims.design import BATCH_SIZE, DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, HEADS, LEARNING_RATE, Cell
 from bench.claims.records import Record, answers_of, save_record
 from bench.claims.rows import Rows, rows_of
-from bench.claims.training import declared, digest, timed, total, train, training_arguments, write_json
+from bench.training import declared, digest, timed, total, train, training_arguments, write_json
 from geep_triton import Engine, MultiExitBert
 from geep_triton.tokens.columns import Row
 from geep_triton.tokens.encoder import Encoder

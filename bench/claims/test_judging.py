@@ -82,7 +82,7 @@ def test_what_early_exits_score():
 def test_only_what_is_declared_counts(tmp_path):
     cell = next(iter(cells()))
     metrics = {"by_exit": [0.5, 0.6], "early": "01", "last": "01", "metric": "accuracy"}
-    declaration = cell.as_read() | {"source": "GEEP_DATA"}
+    declaration = cell.as_read()
     save(tmp_path / "a.jsonl", rows_of("claims", cell.name, [found("training", metrics)], declaration, environment()))
     assert list(read_runs(tmp_path)) == [(cell.data_set.name, cell.arm.name)]
     other = declaration | {"seed": 99}

@@ -12,10 +12,8 @@ from sklearn import metrics as sklearn
 
 from bench.claims.metrics import (
     accuracy,
-    area_over_depth,
     f1,
     matthews,
-    paired_bootstrap,
     per_exit,
     ranking,
     spearman,
@@ -116,39 +114,6 @@ def test_per_exit():
             per_exit(*arguments)
 
 
-def test_area_over_depth():
-    assert area_over_depth([0.5, 0.9], [1, 3]) == pytest.approx(0.7)
-    assert area_over_depth([0.4, 0.8, 0.8], [1, 2, 6]) == pytest.approx((0.6 * 1 + 0.8 * 4) / 5)
-    assert area_over_depth([0.4], [6]) == 0.4
-    with pytest.raises(ValueError, match="got 1 for 2 exits"):
-        area_over_depth([0.4], [1, 2])
-
-
-def test_paired_bootstrap_agrees_with_scipy():
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.rand(300, generator=generator) < 0.8).double(), (torch.rand(300, generator=generator) < 0.7).double()
-    got = paired_bootstrap(first, second)
-    expected = stats.bootstrap(
-        ((first - second).numpy(),), np.mean, method="percentile", n_resamples=9999, random_state=np.random.default_rng(1)
-    ).confidence_interval
-    assert got.estimate == pytest.approx(float((first - second).mean()))
-    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=0.006)
-    assert paired_bootstrap(first, second) == got
-    assert paired_bootstrap(first, first).low == 0.0 == paired_bootstrap(first, first).high
-    with pytest.raises(ValueError, match=r"must be of one shape, .*, got \(300,\) and \(2,\)"):
-        paired_bootstrap(first, second[:2])
-
-
-def test_paired_bootstrap_draws_runs_too():
-    """Two runs that differ by much: the interval spans both, where samples alone would say the mean with confidence."""
-    second = torch.zeros(2, 400)
-    first = torch.stack([torch.zeros(400), torch.ones(400)])
-    got = paired_bootstrap(first, second)
-    assert (got.low, got.estimate, got.high) == (0.0, 0.5, 1.0)
-    one, same = torch.rand(300).round(), torch.rand(300).round()
-    assert paired_bootstrap(one[None], same[None]) == paired_bootstrap(one, same)
-
-
 LOGITS, LABELS, EXITS = torch.randn(4, 2), torch.tensor([0, 1, 0, 1]), torch.randn(4, 2, 2)
 LAYERS = torch.tensor([1, 2, 1, 2])
 
@@ -162,10 +127,6 @@ LAYERS = torch.tensor([1, 2, 1, 2])
         (lambda: per_exit("accuracy", EXITS, None), TypeError, r"labels must be a torch\.Tensor"),
         (lambda: per_exit([], EXITS, LABELS), ValueError, r"unknown metric \[\]"),
         (lambda: ranking(LOGITS[:, 0], LABELS, [[]] * 4), TypeError, r"each of questions must be hashable, got \[\]"),
-        (lambda: area_over_depth([0.5, 0.6], [2, 1]), ValueError, "exit_layers must be 2, one per exit, ascending"),
-        (lambda: area_over_depth([0.5, "x"], [1, 2]), TypeError, "each of values must be a number, got 'x'"),
-        (lambda: paired_bootstrap([1.0], LOGITS[:, 0]), TypeError, "first must be a Tensor"),
-        (lambda: paired_bootstrap(LOGITS, LOGITS, seed="x"), TypeError, "seed must be an int"),
         (lambda: per_exit("accuracy", None, LABELS), TypeError, r"exit_logits must be a torch\.Tensor"),
         (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, []), ValueError, "exit_layers must be 2, one per exit"),
         (lambda: predictor_report(EXITS, LABELS, LAYERS, LAYERS, "12"), TypeError, "exit_layers must be a list of ints"),

@@ -17,9 +17,9 @@ from bench.cells import Cell, run_missing
 from bench.claims.design import EXPERIMENTS, cells
 from bench.claims.design import Cell as Declared
 from bench.claims.runs import Runner
-from bench.claims.training import declared
 from bench.environment import RESULTS
 from bench.rows import Found, found
+from bench.training import declared
 
 OUTPUT = RESULTS / "claims" / "training"
 

@@ -18,7 +18,7 @@ import torch
 
 from bench.answers.replay import Replay
 from bench.answers.tasks import Trained
-from bench.answers.training import declared, folder_of, settings_of
+from bench.answers.training import folder_of, settings_of
 from bench.cells import Cell, run_missing
 from bench.claims.promises import filling
 from bench.environment import RESULTS
@@ -28,6 +28,7 @@ from bench.plans.promised import PROMISES, half_of
 from bench.plans.record import recorded_cells
 from bench.rates import rates
 from bench.rows import Found, found
+from bench.training import declared
 from geep_triton import Engine, MultiExitBert
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.text import format_policy

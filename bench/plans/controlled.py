@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from bench.answers.tasks import Trained
-from bench.answers.training import declared, folder_of
+from bench.answers.training import folder_of
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
 from bench.plans.command import parser_of
@@ -32,6 +32,7 @@ from bench.plans.promised import CONFIDENCE, DIGITS, PROMISES, SPLITS, boldest
 from bench.plans.record import FILE, JUDGE, TABLE, load_parts, recorded_cells
 from bench.plans.signals import Texts
 from bench.rows import Found, found
+from bench.training import declared
 from geep_triton.promises.guarantees import betting_p_value, boldest_on_average, boldest_safe
 
 OUTPUT = RESULTS / "plans" / "controlled"

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import binom
 
 from bench.answers.tasks import Trained
-from bench.answers.training import declared, folder_of
+from bench.answers.training import folder_of
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
 from bench.plans.command import parser_of
@@ -26,6 +26,7 @@ from bench.plans.outcomes import HEAD_COST, Means, Outcome
 from bench.plans.record import FILE, JUDGE, TABLE, Part, load_parts, recorded_cells
 from bench.plans.signals import Texts
 from bench.rows import Found, found
+from bench.training import declared
 
 OUTPUT = RESULTS / "plans" / "promised"
 STOP_COSTS = (0.1, 0.5, 1.0, 2.0)  # of a look, in layers

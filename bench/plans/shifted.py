@@ -19,7 +19,7 @@ import torch
 from bench.answers.data import recorded_rows
 from bench.answers.replay import Replay, answered
 from bench.answers.tasks import Trained
-from bench.answers.training import declared, folder_of
+from bench.answers.training import folder_of
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS
 from bench.plans.command import parser_of
@@ -28,6 +28,7 @@ from bench.plans.promised import PROMISES, half_of
 from bench.plans.record import recorded, recorded_cells
 from bench.plans.tasks import TASKS
 from bench.rows import Found, found
+from bench.training import declared
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.promises.terms import Term
 from geep_triton.tokens.encoder import Encoder

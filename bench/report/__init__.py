@@ -8,7 +8,6 @@ from bench.environment import ROOT
 from bench.report import (
     answers,
     claims,
-    experiments,
     families,
     faults,
     files,
@@ -20,7 +19,6 @@ from bench.report import (
     policies,
     ray,
     serving,
-    skipping,
 )
 
 BEGIN, END = "<!-- results: made by `python -m bench.report` -->", "<!-- results end -->"
@@ -50,8 +48,6 @@ def pages() -> dict[Path, str]:
         PAGES / "gpu.md": gpu.page(),
         PAGES / "pipeline.md": pipeline.page(),
         PAGES / "claims.md": claims.page(),
-        PAGES / "skipping.md": skipping.page(),
-        PAGES / "experiments.md": experiments.page(),
         PAGES / "answers.md": answers.page(),
         PAGES / "faults.md": faults.page(),
         PAGES / "files.md": files.page(),

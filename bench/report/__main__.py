@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from bench.environment import RESULTS
-from bench.report import PAGES, experiments, ops, pages, pipeline, plans
+from bench.report import PAGES, ops, pages, pipeline, plans
 from bench.rows import read, table
 
 
@@ -24,7 +24,6 @@ def main() -> None:
     if not arguments.check:
         for path in sorted(RESULTS.glob("ops*.jsonl")):
             ops.plot(table(read(path)), PAGES / f"{path.stem}.png")
-        experiments.plots(PAGES)
         plans.plot(PAGES / plans.PICTURE)
         found = pipeline.results()
         for name in pipeline.machines(found):

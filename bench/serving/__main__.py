@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.cells import Cell, run_missing
-from bench.claims.data import data_folder
+from bench.data import data_folder
 from bench.environment import RESULTS
 from bench.rows import Found
 from bench.serving.audits import audit, audit_delay, shuffled
@@ -102,9 +102,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--again", action="store_true", help="also cells that have a result")
     arguments = parser.parse_args()
-    data = data_folder()
-    if data is None:
-        parser.error("GEEP_DATA must name the folder of the data sets, with sst2/train.jsonl and ag_news/test.jsonl")
+    try:
+        data = data_folder()
+    except ValueError as wrong:
+        parser.error(str(wrong))
     if arguments.quick != 1 and arguments.output == parser.get_default("output"):
         parser.error("the results of a trial go elsewhere: give --output beside --quick")
     arguments.work.mkdir(parents=True, exist_ok=True)
