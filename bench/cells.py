@@ -129,12 +129,16 @@ def declared(arguments: argparse.Namespace) -> dict[str, Any]:
     return without_folders({name: value for name, value in vars(arguments).items() if name != "output"})
 
 
-def parse_training(parser: argparse.ArgumentParser, output: Path, cache: Path) -> argparse.Namespace:
-    """The arguments of a run of cells that train: those of the parser, and what all such runs can be told."""
+def parse_cells(parser: argparse.ArgumentParser, output: Path) -> argparse.Namespace:
+    """The arguments of a run of cells: those of the parser, and what all such runs can be told.
+
+    Args:
+        parser: with the arguments of its own.
+        output: where results go by default. Those of a trial may not.
+    """
+    parser.add_argument("--limit-samples", type=int, help="at most so many rows of each part, to try it out")
     parser.add_argument("--budget-minutes", type=float, default=float("inf"))
-    parser.add_argument("--limit-samples", type=int, help="at most as many of each data set, to try it out")
     parser.add_argument("--output", type=Path, default=output)
-    parser.add_argument("--cache", type=Path, default=cache, help="folder for checkpoints and trained models")
     arguments = parser.parse_args()
     if arguments.limit_samples is not None and arguments.output == output:
         parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")

@@ -51,6 +51,10 @@ class Arm:
     model: dict[str, Any] = field(default_factory=dict)
 
 
+# What rows that start from another data set start from: its last exit fine-tuned. Its rows' difficulties, too, come from models
+# that are trained so.
+START = Arm("start", (Step("fastbert", {"finetune": 1.0}),), exit_layers=(LAYERS,))
+
 # A: GEEP beside FastBERT at the same core seconds. A token costs 1.12 ms (of one core, bf16, word embeddings frozen, 32 texts
 # of 16 to 60 tokens a step) in FastBERT's first step, .41 in its second and 1.75 in GEEP's: 3 + 3 epochs cost as much as 2.6.
 JOINT = Arm("joint", (Step("joint"),))

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from bench.cells import Cell, run_missing
+from bench.cells import Cell, parse_cells, run_missing
 from bench.claims import arms
 from bench.claims.arms import Arm
+from bench.claims.costs import FULL, Records, Truth
 from bench.claims.costs import OUTPUT as COSTS
-from bench.claims.costs import Records, Truth
 from bench.claims.design import REDUCTIONS, B, D
 from bench.claims.design import Cell as Declared
 from bench.claims.leaving import at_reduction, curve
@@ -42,7 +42,6 @@ TOKEN_BUDGET = 4_096
 TIMED_TOKENS = 8_192
 ROUNDS = 3
 SEED = 1
-FULL = "full"
 Forms = Sequence[tuple[Arm, Mapping[str, str]]]  # arms, and the short forms of their policies by name
 
 
@@ -125,10 +124,7 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True, help="folder of the 12-layer model")
     parser.add_argument("--costs", type=Path, default=COSTS, help="what bench.claims.costs wrote")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit-samples", type=int, help="as the models were trained")
-    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    arguments = parser.parse_args()
+    arguments = parse_cells(parser, OUTPUT)
     torch.set_num_threads(arguments.threads)
     runner = Runner(arguments.work, arguments.backbone, float("inf"), arguments.limit_samples)
     run_missing("claims clock", list(cells(runner, arguments.costs)), arguments.output, arguments.budget_minutes)

@@ -3,24 +3,24 @@
     GEEP_DATA=../shared/data python -m bench.claims.costs --work WORK --backbone E5
 
 Each data set and seed that has records gets one file: its systems, and what they reach where they save 2, 2.5, 3, .. times the
-FLOPs of the full model: the last exit of FastBERT (A), of GEEP (D, further data sets) or of exits without gates (B). Nothing
-is timed here.
+FLOPs of the full model: the last exit of FastBERT (A and D; of GEEP where FastBERT is not trained) or of exits without gates
+(B). Nothing is timed here.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cells import Cell, run_missing
+from bench.cells import Cell, parse_cells, run_missing
 from bench.claims import arms
 from bench.claims.arms import Arm
-from bench.claims.design import REDUCTIONS, A, B, D
+from bench.claims.design import LOST_ON_MOST, REDUCTIONS, A, B, D
 from bench.claims.design import Cell as Declared
 from bench.claims.leaving import Leaving, Point, Score, at_reduction, before, config_of, curve, exit_flops, leaving
 from bench.claims.metrics import CLASS_METRICS, ranking
@@ -31,14 +31,14 @@ from bench.claims.sets import SETS, DataSet
 from bench.claims.words import words_classifier
 from bench.environment import RESULTS
 from bench.rows import Found, found
-from bench.training import declared
+from bench.training import declared, digest
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.tokens.columns import Row
 from geep_triton.training.dataset import label_names
 
 OUTPUT = RESULTS / "claims" / "costs"
-ALL_REDUCTIONS = (*REDUCTIONS, 4.0, 6.0, 8.0)
-SHOWN = 10  # points of a curve that are kept: thresholds 0, .1, ... 1
+ALL_REDUCTIONS = (*REDUCTIONS, 4.0, 6.0)
+ARMS = {arm.name: arm for experiment in (A, B, D) for arm in experiment.arms}
 FULL = "full"  # the system that saves nothing
 
 
@@ -163,31 +163,34 @@ class Truth:
         Args:
             system: part -> where its texts may leave.
         """
-        found: dict[str, Any] = {}
-        for part in PARTS:
-            policy, score = system(part), self.scores[part]
-            points = curve(policy, float(self.full[part].flops.mean()), score)
-            kept = points[1 :: len(points) // SHOWN]
-            found[part] = {
-                "last": points[0].score,
-                "least": points[0].reduction,
-                "fastest": points[-1].reduction,
-                "fastest_score": points[-1].score,
-                "within_a_point": within(points, score(self.full[part].logits[:, -1]) - 0.01),
-                "reductions": [round(point.reduction, 3) for point in kept],
-                "scores": [round(point.score, 5) for point in kept],
-            }
-            for reduction in ALL_REDUCTIONS:
-                point = at_reduction(points, reduction)
-                found[part][f"at_{reduction:g}"] = None if point is None else point.score
-                if point is not None and part == "test" and reduction in REDUCTIONS:
-                    found[part][f"right_at_{reduction:g}"] = _right(policy.at(point.threshold)[0], self.labels[part])
+        tuning, points = (self._curve(system, part) for part in PARTS)
+        test: dict[str, Any] = {
+            "last": points[0].score,
+            "least": points[0].reduction,
+            "fastest": points[-1].reduction,
+            "fastest_score": points[-1].score,
+        }
+        policy = system("test")
+        for reduction in ALL_REDUCTIONS:
+            point = at_reduction(points, reduction)
+            test[f"at_{reduction:g}"] = None if point is None else point.score
+            if point is not None and reduction in REDUCTIONS:
+                test[f"right_at_{reduction:g}"] = _right(policy.at(point.threshold)[0], self.labels["test"])
+        twice = at_reduction(tuning, 2.0)
+        found = {"test": test, "tune": {"at_2": None if twice is None else twice.score}}
+        least = self.scores["tune"](self.full["tune"].logits[:, -1]) - LOST_ON_MOST[0]
+        chosen = boldest(tuning, least)
+        if chosen is not None:
+            found["tuned"] = vars(next(point for point in points if point.threshold == chosen.threshold))
         return found
 
+    def _curve(self, system: Callable[[str], Leaving], part: str) -> list[Point]:
+        return curve(system(part), float(self.full[part].flops.mean()), self.scores[part])
 
-def within(points: Sequence[Point], least: float) -> float | None:
-    """The most that is saved at such a score or better; None where no point has it."""
-    return max((point.reduction for point in points if point.score >= least), default=None)
+
+def boldest(points: Sequence[Point], least: float) -> Point | None:
+    """The point that saves most at such a score or better; None where no point has it."""
+    return max((point for point in points if point.score >= least), key=lambda point: point.reduction, default=None)
 
 
 def _right(logits: torch.Tensor, labels: torch.Tensor) -> str:
@@ -210,24 +213,38 @@ def of_data_sets(limit: int | None) -> list[Found]:
         numbers_of = {name: index for index, name in enumerate(label_names(rows.test))}
         labels = torch.tensor([numbers_of[str(row["label"])] for row in rows.test])
         numbers = {"train": len(rows.train), "tune": len(rows.tune), "test": len(rows.test)}
-        facts.append(found(data_set.name, {"rows": numbers, "commonest": commonest(data_set, labels, rows.test)}))
+        share = float(labels.bincount().max()) / len(labels)
+        score = commonest(data_set, labels, rows.test)
+        facts.append(found(data_set.name, {"rows": numbers, "commonest": score, "commonest_share": share}))
     return facts
+
+
+def declaration_of(data_set: DataSet, full: Arm, seed: int, systems: Iterable[str], limit: int | None) -> dict[str, Any]:
+    """All that the costs of a data set and a seed follow from, each system's training among it.
+
+    Args:
+        data_set, seed: whose.
+        full: the arm whose last exit saves nothing.
+        systems: names of the arms that are there.
+        limit: as the models were trained.
+    """
+    of_arms = {name: digest(declared(Declared(data_set, ARMS[name], seed), limit)) for name in systems}
+    return declared(Declared(data_set, full, seed), limit) | {"systems": of_arms}
 
 
 def cells(runner: Runner) -> Iterator[Cell]:
     """The data sets, and a cell for each data set and seed whose full model is recorded, of its systems with records."""
     known_sets = {"data_sets": [asdict(data_set) for data_set in SETS.values()], "limit": runner.limit}
     yield Cell("data_sets", known_sets, lambda _: of_data_sets(runner.limit))
-    for data_sets, full in ((A.data_sets, arms.FASTBERT), (D.data_sets, arms.GEEP), (B.data_sets, arms.EXITS)):
+    early = (dict.fromkeys((*A.data_sets, *D.data_sets)), (*A.arms, *D.arms), (arms.FASTBERT, arms.GEEP))
+    for data_sets, known, fulls in (early, (B.data_sets, B.arms, (arms.EXITS,))):
         for data_set in data_sets:
-            if full == arms.GEEP and data_set in A.data_sets:
-                continue
             for seed in range(1, B.seeds + 1):
                 records = Records(runner, data_set, seed)
-                known = B.arms if full == arms.EXITS else (*A.arms, *D.arms)
                 there = list(dict.fromkeys(arm.name for arm in known if records.has(arm)))
-                if full.name in there:
-                    declaration = declared(Declared(data_set, full, seed), runner.limit) | {"systems": there}
+                full = next((arm for arm in fulls if arm.name in there), None)
+                if full is not None:
+                    declaration = declaration_of(data_set, full, seed, there, runner.limit)
                     name = f"{data_set.name}.{full.name}.{seed}"
                     yield Cell(name, declaration, lambda _, at=(data_set, seed, full): run(runner, *at))
 
@@ -236,11 +253,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, trained models and records")
     parser.add_argument("--backbone", type=Path, required=True, help="folder of the 12-layer model")
-    parser.add_argument("--limit-samples", type=int, help="as the models were trained")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    arguments = parser.parse_args()
+    arguments = parse_cells(parser, OUTPUT)
     runner = Runner(arguments.work, arguments.backbone, float("inf"), arguments.limit_samples)
-    run_missing("claims", list(cells(runner)), arguments.output)
+    run_missing("claims", list(cells(runner)), arguments.output, arguments.budget_minutes)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from bench.claims.design import CONFIDENCE, INFORMED, POWER, RELEVANT, Claim, cells
+from bench.claims.design import (
+    CONFIDENCE,
+    INFORMED,
+    LEAST_SEEDS,
+    LEAST_SETS,
+    POWER,
+    RELEVANT,
+    TOO_FEW,
+    Claim,
+    cells,
+)
+from bench.claims.metrics import Interval
 from bench.claims.pooling import Pooled, pooled, power, sign_flip
 from bench.claims.records import DIGITS
 from bench.rows import read, records
@@ -36,9 +47,14 @@ def early(run: Run) -> np.ndarray:
     return np.array([DIGITS.index(digit) for digit in run["early"]]) / (len(run["by_exit"]) - 1)
 
 
+def shared(*runs: Mapping[int, Any]) -> list[int]:
+    """The seeds that all have."""
+    return sorted(set(runs[0]).intersection(*runs[1:]))
+
+
 def difference(method: Mapping[int, Run], baseline: Mapping[int, Run]) -> np.ndarray | None:
     """[R, N] of the R seeds that both have, early exits of the method less those of the baseline; None without any."""
-    seeds = sorted(set(method) & set(baseline))
+    seeds = shared(method, baseline)
     return np.stack([early(method[seed]) - early(baseline[seed]) for seed in seeds]) if seeds else None
 
 
@@ -47,13 +63,13 @@ class Verdict:
     """What is found on a claim.
 
     Attributes:
-        seeds: data set -> how many seeds both arms have. Data sets without any are missing.
+        seeds: data set that counts -> how many seeds both arms have. Data sets without any are missing.
         uninformed: data sets left out, since the full model is hardly better there than the commonest class.
         pooled: over the data sets that count, in their order; None where there is none.
         power: with what probability the test would say "supported" where the methods do not differ (of a claim without a
             margin: where the method is better by `RELEVANT`).
         p: of a sign-flip test over the data sets.
-        word: "supported", "refuted", "undecided", "too few rows" or "no data".
+        word: "supported", "refuted", "undecided", `TOO_FEW` or "no data".
     """
 
     seeds: dict[str, int]
@@ -76,9 +92,9 @@ def judge(claim: Claim, runs: Runs, commonest: Mapping[str, float]) -> Verdict:
     for name in claim.data_sets:
         method, baseline = (runs.get((name, arm), {}) for arm in (claim.method, claim.baseline))
         found = difference(method, baseline)
-        if found is None:
+        if found is None or name not in commonest:
             continue
-        full = np.mean([run["by_exit"][-1] for run in baseline.values()])
+        full = np.mean([baseline[seed]["by_exit"][-1] for seed in shared(method, baseline)])
         if full < commonest[name] + INFORMED:
             uninformed.append(name)
             continue
@@ -102,13 +118,12 @@ def judged(
     found = pooled(differences, CONFIDENCE)
     could = power(found.error, margin, CONFIDENCE, difference=0.0 if margin else RELEVANT)
     p = sign_flip([one.estimate for one in found.each])
-    return Verdict(seeds, uninformed, found, could, p, word(found, margin, could))
+    enough = len(differences) >= LEAST_SETS and min(map(len, differences)) >= LEAST_SEEDS and could >= POWER
+    return Verdict(seeds, uninformed, found, could, p, word(found.of_all, margin) if enough else TOO_FEW)
 
 
-def word(found: Pooled, margin: float, could: float) -> str:
-    """The verdict in a word."""
-    if could < POWER:
-        return "too few rows"
-    if found.of_all.low > -margin:
+def word(difference: Interval, margin: float) -> str:
+    """What bounds of a difference say."""
+    if difference.low > -margin:
         return "supported"
-    return "refuted" if found.of_all.high < 0 else "undecided"
+    return "refuted" if difference.high < -margin else "undecided"

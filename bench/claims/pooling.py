@@ -19,7 +19,8 @@ class Pooled:
     """The mean difference over data sets.
 
     Attributes:
-        of_all: over all data sets. Its interval draws data sets, seeds and rows.
+        of_all: over all data sets. Its interval draws data sets, seeds and rows; of data sets one less than there are, since
+            the mean of as many would vary too little (Rao and Wu 1988).
         each: of each data set. Its interval draws seeds and rows.
         error: standard deviation of the mean over all resamples.
     """
@@ -45,9 +46,10 @@ def pooled(differences: Sequence[np.ndarray], confidence: float, resamples: int 
         raise ValueError("differences must be of at least one data set")
     random, count = np.random.default_rng(seed), len(differences)
     # A data set that is drawn several times draws its seeds and rows each time anew.
-    copies = np.stack([[resampled_means(one, resamples, random) for _ in range(count)] for one in differences])
-    drawn = random.integers(count, size=(count, resamples))
-    means = copies[drawn, np.arange(count)[:, None], np.arange(resamples)].mean(0)
+    draws = max(1, count - 1)
+    copies = np.stack([[resampled_means(one, resamples, random) for _ in range(draws)] for one in differences])
+    drawn = random.integers(count, size=(draws, resamples))
+    means = copies[drawn, np.arange(draws)[:, None], np.arange(resamples)].mean(0)
     estimates = [float(one.mean()) for one in differences]
     each = tuple(_interval(estimate, copies[index, 0], confidence) for index, estimate in enumerate(estimates))
     return Pooled(_interval(float(np.mean(estimates)), means, confidence), each, float(means.std()))

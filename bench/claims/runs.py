@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 
 from bench.cells import locked
 from bench.claims import sets
-from bench.claims.arms import LAYERS, Arm, Step
+from bench.claims.arms import START, Step
 from bench.claims.design import BATCH_SIZE, DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, HEADS, LEARNING_RATE, Cell
 from bench.claims.records import Record, answers_of, save_record
 from bench.claims.rows import Rows, rows_of
@@ -28,8 +28,6 @@ from geep_triton.training.recipes import get_recipe
 
 SAVE_STEPS = 100
 PARTS = ("tune", "test")
-# What rows that start from another data set start from: its last exit fine-tuned.
-START = Arm("start", (Step("fastbert", {"finetune": 1.0}),), exit_layers=(LAYERS,))
 
 
 class Runner:
@@ -173,7 +171,8 @@ class Runner:
 
     def review_folder(self, cell: Cell) -> Path:
         """Where the cross review of a data set and a seed is."""
-        return self.folder_of(Cell(cell.data_set, START, cell.seed)).with_suffix(".review")
+        folder = self.folder_of(Cell(cell.data_set, START, cell.seed))
+        return folder.with_name(f"{folder.name}.review")
 
     def reviewed(self, cell: Cell) -> list[dict[str, float]]:
         """The seconds that each teacher of the cell's difficulties took."""

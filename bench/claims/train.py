@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bench.cells import Cell, run_missing
+from bench.cells import Cell, parse_cells, run_missing
 from bench.claims.design import EXPERIMENTS, cells
 from bench.claims.design import Cell as Declared
 from bench.claims.runs import Runner
@@ -33,10 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-sets", nargs="+")
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit-samples", type=int, help="at most as many rows of each part, to try it out")
-    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    return parser.parse_args()
+    return parse_cells(parser, OUTPUT)
 
 
 def main() -> None:
