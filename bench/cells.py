@@ -46,9 +46,14 @@ def file_of(output: Path, name: str) -> Path:
     return output if output.suffix == ".jsonl" else output / f"{name}.jsonl"
 
 
+def as_read(declaration: Mapping[str, Any]) -> dict[str, Any]:
+    """The declaration as a file of results has it."""
+    return json.loads(json.dumps(declaration))
+
+
 def has_result(output: Path, name: str, declaration: Mapping[str, Any]) -> bool:
     """Whether there is a result of this very declaration, and no error."""
-    wanted = json.loads(json.dumps(declaration))
+    wanted = as_read(declaration)
     found = [row for row in read(file_of(output, name)) if row.case == name and row.config.get("declaration", {}) == wanted]
     return bool(found) and all(row.metric != "error" for row in found)
 
@@ -127,19 +132,3 @@ def run_missing(
 def declared(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a script without the place of its output: the declaration of what it measures."""
     return without_folders({name: value for name, value in vars(arguments).items() if name != "output"})
-
-
-def parse_cells(parser: argparse.ArgumentParser, output: Path) -> argparse.Namespace:
-    """The arguments of a run of cells: those of the parser, and what all such runs can be told.
-
-    Args:
-        parser: with the arguments of its own.
-        output: where results go by default. Those of a trial may not.
-    """
-    parser.add_argument("--limit-samples", type=int, help="at most so many rows of each part, to try it out")
-    parser.add_argument("--budget-minutes", type=float, default=float("inf"))
-    parser.add_argument("--output", type=Path, default=output)
-    arguments = parser.parse_args()
-    if arguments.limit_samples is not None and arguments.output == output:
-        parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
-    return arguments

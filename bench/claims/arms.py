@@ -55,8 +55,7 @@ class Arm:
 # that are trained so.
 START = Arm("start", (Step("fastbert", {"finetune": 1.0}),), exit_layers=(LAYERS,))
 
-# A: GEEP beside FastBERT at the same core seconds. A token costs 1.12 ms (of one core, bf16, word embeddings frozen, 32 texts
-# of 16 to 60 tokens a step) in FastBERT's first step, .41 in its second and 1.75 in GEEP's: 3 + 3 epochs cost as much as 2.6.
+# A: GEEP beside FastBERT at the same core seconds: 3 + 3 epochs cost as much as 2.6, as the page shows from every cell.
 JOINT = Arm("joint", (Step("joint"),))
 FASTBERT = Arm("fastbert", (Step("fastbert", {"finetune": 1.0}), Step("frozen")))
 GEEP = Arm("geep", (Step("geep", epochs=2.6),))

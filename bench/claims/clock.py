@@ -9,16 +9,16 @@ machine.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from bench.cells import Cell, parse_cells, run_missing
+from bench.cells import Cell, run_missing
 from bench.claims import arms
 from bench.claims.arms import Arm
+from bench.claims.command import parsed, parser_of
 from bench.claims.costs import FULL, Records, Truth
 from bench.claims.costs import OUTPUT as COSTS
 from bench.claims.design import REDUCTIONS, B, D
@@ -103,8 +103,9 @@ def cells(runner: Runner, costs: Path) -> Iterator[Cell]:
     for data_set in D.data_sets:
         if (runner.folder_of(Declared(data_set, arms.GEEP, SEED)) / "model").is_dir():
             yield _cell(runner, data_set, arms.GEEP, thresholds_of_d())
+    known = read_costs(costs)
     for data_set in B.data_sets:
-        gates = chosen_gates(read_costs(costs), data_set.name)
+        gates = chosen_gates(known, data_set.name)
         if gates is not None:
             yield _cell(runner, data_set, arms.EXITS, thresholds_of_b(runner, data_set, gates))
 
@@ -119,12 +120,10 @@ def _cell(runner: Runner, data_set: DataSet, plain: Arm, forms: Forms) -> Cell:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, trained models and records")
-    parser.add_argument("--backbone", type=Path, required=True, help="folder of the 12-layer model")
+    parser = parser_of(__doc__, OUTPUT)
     parser.add_argument("--costs", type=Path, default=COSTS, help="what bench.claims.costs wrote")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parse_cells(parser, OUTPUT)
+    arguments = parsed(parser)
     torch.set_num_threads(arguments.threads)
     runner = Runner(arguments.work, arguments.backbone, float("inf"), arguments.limit_samples)
     run_missing("claims clock", list(cells(runner, arguments.costs)), arguments.output, arguments.budget_minutes)

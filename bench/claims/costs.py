@@ -9,17 +9,16 @@ FLOPs of the full model: the last exit of FastBERT (A and D; of GEEP where FastB
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cells import Cell, parse_cells, run_missing
+from bench.cells import Cell, run_missing
 from bench.claims import arms
 from bench.claims.arms import Arm
+from bench.claims.command import parsed, parser_of
 from bench.claims.design import LOST_ON_MOST, REDUCTIONS, A, B, D
 from bench.claims.design import Cell as Declared
 from bench.claims.leaving import Leaving, Point, Score, at_reduction, before, config_of, curve, exit_flops, leaving
@@ -163,19 +162,19 @@ class Truth:
         Args:
             system: part -> where its texts may leave.
         """
-        tuning, points = (self._curve(system, part) for part in PARTS)
+        policies = {part: system(part) for part in PARTS}
+        tuning, points = (curve(policies[part], float(self.full[part].flops.mean()), self.scores[part]) for part in PARTS)
         test: dict[str, Any] = {
             "last": points[0].score,
             "least": points[0].reduction,
             "fastest": points[-1].reduction,
             "fastest_score": points[-1].score,
         }
-        policy = system("test")
         for reduction in ALL_REDUCTIONS:
             point = at_reduction(points, reduction)
             test[f"at_{reduction:g}"] = None if point is None else point.score
             if point is not None and reduction in REDUCTIONS:
-                test[f"right_at_{reduction:g}"] = _right(policy.at(point.threshold)[0], self.labels["test"])
+                test[f"right_at_{reduction:g}"] = _right(policies["test"].at(point.threshold)[0], self.labels["test"])
         twice = at_reduction(tuning, 2.0)
         found = {"test": test, "tune": {"at_2": None if twice is None else twice.score}}
         least = self.scores["tune"](self.full["tune"].logits[:, -1]) - LOST_ON_MOST[0]
@@ -183,9 +182,6 @@ class Truth:
         if chosen is not None:
             found["tuned"] = vars(next(point for point in points if point.threshold == chosen.threshold))
         return found
-
-    def _curve(self, system: Callable[[str], Leaving], part: str) -> list[Point]:
-        return curve(system(part), float(self.full[part].flops.mean()), self.scores[part])
 
 
 def boldest(points: Sequence[Point], least: float) -> Point | None:
@@ -250,10 +246,8 @@ def cells(runner: Runner) -> Iterator[Cell]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, trained models and records")
-    parser.add_argument("--backbone", type=Path, required=True, help="folder of the 12-layer model")
-    arguments = parse_cells(parser, OUTPUT)
+    parser = parser_of(__doc__, OUTPUT)
+    arguments = parsed(parser)
     runner = Runner(arguments.work, arguments.backbone, float("inf"), arguments.limit_samples)
     run_missing("claims", list(cells(runner)), arguments.output, arguments.budget_minutes)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.cells import as_read
 from bench.claims import arms, sets
 from bench.claims.arms import Arm
 from bench.claims.sets import DataSet
@@ -52,7 +52,7 @@ class Cell:
 
     def as_read(self) -> dict[str, Any]:
         """The declaration as a file of results has it."""
-        return json.loads(json.dumps(self.declaration()))
+        return as_read(self.declaration())
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Metrics of answers, per exit. Most are scikit-learn's and scipy's, from logits. Rankings and intervals are our
-own.
+"""Metrics of answers, per exit. Most are scikit-learn's and scipy's, from logits. Rankings and intervals are our own.
 
 With our ranking, ties gain nothing, unlike with scikit-learn's average precision. Our intervals resample runs as well as
 samples, which scipy's bootstrap cannot.

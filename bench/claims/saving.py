@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.cells import as_read
 from bench.claims import arms
 from bench.claims.costs import ARMS, FULL, declaration_of
 from bench.claims.design import (
@@ -42,7 +42,7 @@ def read_costs(folder: Path) -> Costs:
             continue
         name, full, seed = one["case"].split(".")
         declared = declaration_of(SETS[name], ARMS[full], int(seed), one["declaration"].get("systems", ()), None)
-        if one["declaration"] == json.loads(json.dumps(declared)):
+        if one["declaration"] == as_read(declared):
             found.setdefault((name, full), {}).setdefault(int(seed), {})[one["system"]] = one
     return found
 
@@ -107,37 +107,35 @@ def skippings(costs: Costs, data_sets: Mapping[str, Mapping[str, Any]]) -> list[
             and all(systems[name][f"test.at_{most:g}"] is not None for name in (arms.EXITS.name, arm) for most in REDUCTIONS)
         }
         if seeds:
-            one = Skipping(data_set.name, arm, len(tried_gates(costs, data_set.name)), seeds, informed=True)
-            least = data_sets[data_set.name]["commonest_share"] + INFORMED
-            found.append(replace(one, informed=bool(one.right(FULL, 1.0).mean() >= least)))
+            share = statistics.mean(
+                systems[FULL]["right"].count("1") / len(systems[FULL]["right"]) for systems in seeds.values()
+            )
+            informed = share >= data_sets[data_set.name]["commonest_share"] + INFORMED
+            found.append(Skipping(data_set.name, arm, len(tried_gates(costs, data_set.name)), seeds, informed))
     return found
 
 
 def little_is_lost(found: Sequence[Skipping]) -> tuple[Verdict, str]:
     """Claim B1: at 2 times fewer FLOPs little is lost, on average and on most data sets. The verdict, and on how many."""
-    informed = [one for one in found if one.informed]
-    differences = [one.right(one.arm, 2.0) - one.right(FULL, 2.0) for one in informed]
-    verdict = _judged(LOST_AT_TWICE, informed, found, differences)
+    verdict = against(FULL, found, 2.0, LOST_AT_TWICE)
     most, share = LOST_ON_MOST
-    small = sum(difference.mean() >= -most for difference in differences)
-    if verdict.word == "supported" and small < share * len(informed):
+    small = 0 if verdict.pooled is None else sum(one.estimate >= -most for one in verdict.pooled.each)
+    if verdict.word == "supported" and small < share * len(verdict.seeds):
         verdict = replace(verdict, word="undecided")
-    return verdict, f"{small} of {len(informed)}"
+    return verdict, f"{small} of {len(verdict.seeds)}"
 
 
 def outperforms(found: Sequence[Skipping], reduction: float) -> Verdict:
     """Claim B2: skips and exits together are better than exits alone at equal FLOPs."""
+    return against(arms.EXITS.name, found, reduction, 0.0)
+
+
+def against(other: str, found: Sequence[Skipping], reduction: float, margin: float) -> Verdict:
+    """The verdict on the chosen SmartBERTs' right answers at a reduction of the FLOPs, less those of another system."""
     informed = [one for one in found if one.informed]
-    differences = [one.right(one.arm, reduction) - one.right(arms.EXITS.name, reduction) for one in informed]
-    return _judged(0.0, informed, found, differences)
-
-
-def _judged(
-    margin: float, informed: Sequence[Skipping], found: Sequence[Skipping], differences: Sequence[np.ndarray]
-) -> Verdict:
+    differences = [one.right(one.arm, reduction) - one.right(other, reduction) for one in informed]
     left_out = tuple(one.data_set for one in found if not one.informed)
-    seeds = {one.data_set: len(one.seeds) for one in informed}
-    return judged(margin, seeds, differences, left_out)
+    return judged(margin, {one.data_set: len(one.seeds) for one in informed}, differences, left_out)
 
 
 @dataclass(frozen=True)

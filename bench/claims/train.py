@@ -9,11 +9,11 @@ started again. It then goes on, also in the middle of a training. Several runs s
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from bench.cells import Cell, parse_cells, run_missing
+from bench.cells import Cell, run_missing
+from bench.claims.command import parsed, parser_of
 from bench.claims.design import EXPERIMENTS, cells
 from bench.claims.design import Cell as Declared
 from bench.claims.runs import Runner
@@ -25,15 +25,13 @@ OUTPUT = RESULTS / "claims" / "training"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, trained models and records")
-    parser.add_argument("--backbone", type=Path, required=True, help="folder of the 12-layer model")
+    parser = parser_of(__doc__, OUTPUT)
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data-sets", nargs="+")
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--threads", type=int, default=1)
-    return parse_cells(parser, OUTPUT)
+    return parsed(parser)
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.claims import arms
 from bench.claims.costs import FULL
@@ -33,17 +35,17 @@ EQUAL_FLOPS = (*REDUCTIONS, 4.0, 6.0)
 
 def equal_flops_section(costs: Costs) -> str:
     """What each way to save loses at equal FLOPs, mean over the data sets of A, and what FastBERT loses on the same."""
-    found: dict[str, dict[str, list[tuple[Losses, Losses]]]] = {}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     for data_set in A.data_sets:
         for systems in costs.get((data_set.name, arms.FASTBERT.name), {}).values():
             for name, system in systems.items():
                 if name != FULL:
-                    both = losses(system, systems[FULL]), losses(systems[arms.FASTBERT.name], systems[FULL])
+                    both = np.array([scores(system), scores(systems[arms.FASTBERT.name])]) - systems[FULL]["score"]
                     found.setdefault(name, {}).setdefault(data_set.name, []).append(both)
     rows = []
     for name, of_sets in found.items():
-        ours, theirs = ([mean_losses(of_sets.values(), which, at) for at in range(len(EQUAL_FLOPS))] for which in (0, 1))
-        rows.append([name, len(of_sets), *(compared(*both, name) for both in zip(ours, theirs, strict=True))])
+        means = np.mean([np.mean(seeds, axis=0) for seeds in of_sets.values()], axis=0)
+        rows.append([name, len(of_sets), *(compared(*both, name) for both in means.T)])
     if not rows:
         return ""
     text = (
@@ -56,27 +58,17 @@ def equal_flops_section(costs: Costs) -> str:
     return f"{text}\n\n{lines(['way', 'data sets', *(f'{reduction:g}x' for reduction in EQUAL_FLOPS)], rows)}"
 
 
-Losses = list[float | None]  # at each of `EQUAL_FLOPS`
+def scores(system: Mapping[str, Any]) -> list[float]:
+    """At each of `EQUAL_FLOPS`, NaN where the system cannot save so much."""
+    found = (system[f"test.at_{reduction:g}"] for reduction in EQUAL_FLOPS)
+    return [math.nan if score is None else score for score in found]
 
 
-def losses(system: Mapping[str, Any], full: Mapping[str, Any]) -> Losses:
-    """Of a system; None where it cannot save so much."""
-    scores = [system[f"test.at_{reduction:g}"] for reduction in EQUAL_FLOPS]
-    return [None if score is None else score - full["score"] for score in scores]
-
-
-def mean_losses(of_sets: Collection[Sequence[tuple[Losses, Losses]]], which: int, at: int) -> float | None:
-    """Over seeds, then data sets; None where one of them cannot save so much."""
-    found = [[seed[which][at] for seed in seeds] for seeds in of_sets]
-    values = [[value for value in seeds if value is not None] for seeds in found]
-    return statistics.mean(map(statistics.mean, values)) if list(map(len, values)) == list(map(len, found)) else None
-
-
-def compared(ours: float | None, theirs: float | None, name: str) -> str | None:
+def compared(ours: float, theirs: float, name: str) -> str | None:
     """Points, with those of FastBERT."""
-    if ours is None:
+    if math.isnan(ours):
         return None
-    beside_it = "" if name == arms.FASTBERT.name or theirs is None else f" ({100 * theirs:+.1f})"
+    beside_it = "" if name == arms.FASTBERT.name or math.isnan(theirs) else f" ({100 * theirs:+.1f})"
     return f"{100 * ours:+.1f}{beside_it}"
 
 
