@@ -19,7 +19,6 @@ from bench.cells import Cell, run_missing
 from bench.claims import arms
 from bench.claims.arms import Arm
 from bench.claims.command import parsed, parser_of
-from bench.claims.costs import FULL, Records, Truth
 from bench.claims.costs import OUTPUT as COSTS
 from bench.claims.design import REDUCTIONS, B, D
 from bench.claims.design import Cell as Declared
@@ -29,6 +28,7 @@ from bench.claims.rows import rows_of
 from bench.claims.runs import Runner
 from bench.claims.saving import chosen_gates, read_costs
 from bench.claims.sets import DataSet
+from bench.claims.systems import FULL, Records, Truth
 from bench.environment import RESULTS
 from bench.rates import rates
 from bench.rows import Found, found
@@ -81,13 +81,12 @@ def thresholds_of_d() -> Forms:
 def thresholds_of_b(runner: Runner, data_set: DataSet, gates: str) -> Forms:
     """The thresholds at which both models save so many times the FLOPs."""
     records, rows = Records(runner, data_set, SEED), rows_of(data_set, runner.limit)
-    truth = Truth.of(records, rows, arms.EXITS)
-    full_flops, forms = float(truth.full["test"].flops.mean()), []
+    truth, forms = Truth.of(records, rows, arms.EXITS), []
     for arm in B.arms:
         if arm.name not in (arms.EXITS.name, gates):
             continue
         suffix = "" if arm == arms.EXITS else "+skip:gates"
-        points = curve(records.leaving(arm, "test"), full_flops, truth.scores["test"])
+        points = curve(records.leaving(arm, "test"), truth.flops["test"], truth.scores["test"])
         wanted = {reduction: at_reduction(points, reduction) for reduction in REDUCTIONS}
         of_arm = {
             f"{reduction:g}x": f"threshold:{point.threshold}{suffix}"

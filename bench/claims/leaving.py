@@ -81,19 +81,22 @@ def leaving(record: Record, config: MultiExitBertConfig) -> Leaving:
     return Leaving(uncertainty, record.logits, exit_flops(config, record.lengths, record.skipped))
 
 
-def before(uncertainty: torch.Tensor, logits: torch.Tensor, flops: torch.Tensor, full: Leaving) -> Leaving:
+def before(
+    uncertainty: torch.Tensor, logits: torch.Tensor, flops: torch.Tensor, full: torch.Tensor, full_flops: torch.Tensor
+) -> Leaving:
     """A complete model, or none, before the full one: who is sure of its answer leaves, and the others pay for both.
 
     Args:
         uncertainty: [N] of its answers.
         logits: [N, C], its answers.
         flops: [N], what it costs.
-        full: of the full model, of which the last exit counts.
+        full: [N, C], answers of the full model.
+        full_flops: [N], what that costs.
     """
     return Leaving(
         torch.stack([uncertainty, torch.zeros_like(uncertainty)], 1),
-        torch.stack([logits, full.logits[:, -1]], 1),
-        torch.stack([flops, flops + full.flops[:, -1]], 1),
+        torch.stack([logits, full], 1),
+        torch.stack([flops, flops + full_flops], 1),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.cells import as_read
 from bench.claims import arms
-from bench.claims.costs import ARMS, FULL, declaration_of
+from bench.claims.costs import ARMS, declaration_of
 from bench.claims.design import (
     DATA_SETS_WITHIN,
     DROP,
@@ -24,10 +24,12 @@ from bench.claims.design import (
     REDUCTIONS,
     SEEDS_OF_FIVE,
     B,
+    Cell,
     D,
 )
 from bench.claims.judging import Verdict, judged
 from bench.claims.sets import SETS
+from bench.claims.systems import FULL
 from bench.rows import read, records
 
 Systems = dict[str, dict[str, Any]]  # name -> metrics
@@ -38,13 +40,14 @@ def read_costs(folder: Path) -> Costs:
     """The files that `bench.claims.costs` wrote of trainings as they are declared now, but for that of the data sets."""
     found: Costs = {}
     for one in records(read(folder)):
-        if one["case"] == "data_sets" or not one["system"]:
+        said = one.get("declaration", {})
+        if not one["system"] or "full" not in said:
             continue
-        name, full, seed = one["case"].split(".")
-        declared = declaration_of(SETS[name], ARMS[full], int(seed), one["declaration"].get("systems", ()), None)
-        if one["declaration"] == as_read(declared):
-            found.setdefault((name, full), {}).setdefault(int(seed), {})[one["system"]] = one
-    return found
+        full, data_set, arm = said["full"]["arm"], said["data_set"]["name"], said["arm"]["name"]
+        declared = declaration_of(Cell(SETS[data_set], ARMS[arm], said["seed"]), ARMS[full], None)
+        if said == as_read(declared):
+            found.setdefault((data_set, full), {}).setdefault(said["seed"], {})[one["system"]] = one
+    return {key: {seed: systems for seed, systems in seeds.items() if FULL in systems} for key, seeds in found.items()}
 
 
 def read_data_sets(folder: Path) -> dict[str, dict[str, Any]]:

@@ -34,8 +34,8 @@ def test_flops_and_answers_are_those_of_an_engine(make_model, tokenizer, texts, 
 
 def test_a_model_before_another():
     """Who is unsure pays for both."""
-    full = Leaving(torch.zeros(3, 1), torch.eye(3)[:, None], torch.full((3, 1), 10.0))
-    policy = before(torch.tensor([0.1, 0.5, 0.9]), torch.zeros(3, 3), torch.tensor([1.0, 1.0, 2.0]), full)
+    full, full_flops = torch.eye(3), torch.full((3,), 10.0)
+    policy = before(torch.tensor([0.1, 0.5, 0.9]), torch.zeros(3, 3), torch.tensor([1.0, 1.0, 2.0]), full, full_flops)
     logits, flops = policy.at(0.5)
     assert flops.tolist() == [1.0, 1.0, 12.0]
     assert logits.tolist() == [[0.0] * 3, [0.0] * 3, [0.0, 0.0, 1.0]]

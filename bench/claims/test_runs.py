@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -119,23 +120,35 @@ def test_no_gradient_passes_an_exit(make_model):
 
 
 def test_costs_of_what_is_there(data, backbone, monkeypatch, tmp_path):
-    """A data set of A with one arm, and the words before it."""
+    """A data set of A: an arm and the words before it. Then what stands beside it when its records are gone."""
     monkeypatch.setattr("bench.claims.costs.A", replace(A, data_sets=(TINY,)))
     monkeypatch.setattr("bench.claims.costs.B", replace(B, data_sets=(), seeds=1))
     monkeypatch.setattr("bench.claims.costs.D", replace(D, data_sets=()))
     monkeypatch.setattr("bench.claims.costs.SETS", {"tiny": TINY})
     runner = Runner(data / "work", backbone, float("inf"))
-    runner.run(Cell(TINY, arms.FASTBERT, 1))
     monkeypatch.setattr(
         "sys.argv", ["costs", "--work", str(data / "work"), "--backbone", str(backbone), "--output", str(tmp_path / "costs")]
     )
-    costs()
-    lines = [json.loads(line) for line in (tmp_path / "costs" / "tiny.fastbert.1.jsonl").read_text().splitlines()]
-    systems = {line["system"]: line["metrics"] for line in lines if "system" in line}
+
+    def reached(arm: Arm) -> dict:
+        costs()
+        lines = [json.loads(line) for line in (tmp_path / "costs" / f"tiny.{arm.name}.1.jsonl").read_text().splitlines()]
+        assert lines[0]["declaration"]["full"]["arm"] == "fastbert"
+        return {line["system"]: line["metrics"] for line in lines if "system" in line}
+
+    full = Cell(TINY, arms.FASTBERT, 1)
+    runner.run(full)
+    systems = reached(arms.FASTBERT)
     assert set(systems) == {"full", "fastbert", "words, then full", ""}
     assert systems["fastbert"]["test.last"] == systems["full"]["score"]
     assert systems["words, then full"]["test.fastest_score"] > 0.9  # a word tells the class
-    assert list(lines[0]["declaration"]["systems"]) == ["fastbert"]
+    runner.run(Cell(TINY, arms.SMALL[0], 1))
+    assert set(reached(arms.SMALL[0])) == {"small2, then full", ""}
+    shutil.rmtree(runner.folder_of(full))
+    for arm in (arms.GEEP, arms.SMALL[1]):
+        runner.run(Cell(TINY, arm, 1))
+    assert set(reached(arms.GEEP)) == {"geep", ""}
+    assert not (tmp_path / "costs" / "tiny.small4.1.jsonl").exists()  # it starts anew with answers that are gone
 
 
 def test_models_are_kept_for_timing_and_as_starts(data, backbone):

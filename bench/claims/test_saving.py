@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bench.claims import arms
-from bench.claims.costs import ALL_REDUCTIONS, ARMS, FULL, declaration_of
-from bench.claims.design import REDUCTIONS, A, B, D
+from bench.claims.costs import ARMS, declaration_of
+from bench.claims.design import REDUCTIONS, A, B, Cell, D
 from bench.claims.saving import (
     Drop,
     Half,
@@ -25,6 +25,7 @@ from bench.claims.saving import (
     within_word,
 )
 from bench.claims.sets import SETS
+from bench.claims.systems import ALL_REDUCTIONS, FULL
 from bench.environment import environment
 from bench.report import MOST_LINES, claims
 from bench.report.claims_costs import equal_flops_section
@@ -56,15 +57,20 @@ def reached(at: float, first: float = 0.8, tuned: tuple[float, float] | None = (
     return {"test": test, "tune": {"at_2": tune}, **chosen}
 
 
-def written(folder, data_set: str, arm: str, systems: dict, seeds=(1, 2, 3), limit=None):
-    """Files as `bench.claims.costs` writes them."""
+def written(folder, data_set: str, full: str, systems: dict, seeds=(1, 2, 3), limit=None):
+    """Files as `bench.claims.costs` writes them, one for each model, instead of all SmartBERTs' that are there."""
     for seed in seeds:
-        name = f"{data_set}.{arm}.{seed}"
-        there = [arm, *(system for system in systems if system in ARMS and system != arm)]
-        declaration = declaration_of(SETS[data_set], ARMS[arm], seed, there, limit)
-        full = found(FULL, {"score": 0.9, "right": right(0.9)})
-        rows = [full, *(found(system, metrics) for system, metrics in systems.items()), found("", {"took": 1.0})]
-        save(folder / f"{name}.jsonl", rows_of("claims", name, rows, declaration, environment()))
+        for other in folder.glob(f"{data_set}.smartbert-*.{seed}.jsonl") if full == arms.EXITS.name else ():
+            other.unlink()
+        for arm in dict.fromkeys((full, *(system for system in systems if system in ARMS))):
+            cell = Cell(SETS[data_set], ARMS[arm], seed)
+            rows = [found(arm, systems[arm])] if arm in systems else []
+            if arm == full:
+                rows.append(found(FULL, {"score": 0.9, "tune": 0.9, "right": right(0.9)}))
+                rows += [found(system, metrics) for system, metrics in systems.items() if system not in ARMS]
+            declaration = declaration_of(cell, ARMS[full], limit)
+            rows = rows_of("claims", cell.name, [*rows, found("", {"took": 1.0})], declaration, environment())
+            save(folder / f"{cell.name}.jsonl", rows)
 
 
 def data_sets(folder, **changes):
@@ -106,7 +112,11 @@ def test_only_costs_of_what_is_declared_count(folder, monkeypatch):
     assert ("mrpc", "exits") not in read_costs(folder)
     other = replace(arms.GEEP, steps=(replace(arms.GEEP.steps[0], epochs=9.0),))
     monkeypatch.setitem(ARMS, "geep", other)
-    assert set(read_costs(folder)) == {("sst2", "exits"), ("snli", "exits"), ("rte", "exits"), ("sst2", "fastbert")}
+    costs = read_costs(folder)
+    assert set(costs) == {(name, "exits") for name in ("sst2", "snli", "rte")} | {
+        (name, "fastbert") for name in ("sst2", "ag_news")
+    }
+    assert set(costs["ag_news", "fastbert"][1]) == {"full", "fastbert", "words, then full"}
 
 
 def test_what_skipping_loses_and_gains(folder):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from bench.claims import arms
-from bench.claims.costs import FULL
 from bench.claims.design import (
     DATA_SETS_WITHIN,
     DROP,
@@ -26,6 +25,7 @@ from bench.claims.design import (
 )
 from bench.claims.judging import Verdict
 from bench.claims.saving import Costs, Drop, Half, Skipping, half_words, halves, little_is_lost, outperforms, within_word
+from bench.claims.systems import FULL
 from bench.report.claims_exits import above, bounds, power_of, so_far
 from bench.report.tables import lines
 from bench.rows import read, records
