@@ -32,7 +32,13 @@ from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.classes import class_names, config_of_classes
 from geep_triton.training.curriculum import get_curriculum
 from geep_triton.training.dataset import TextDataset
-from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher, remembered
+from geep_triton.training.difficulty import (
+    cross_review,
+    difficulty_column,
+    full_model_teacher,
+    remembered,
+    within_classes,
+)
 from geep_triton.training.metrics import METRICS, exit_agreement
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.requirements import check_last_exit, trains_last_exit
@@ -234,7 +240,7 @@ class TrainingRun:
     def _difficulty(
         self, rows: list[Row], training: TextDataset, collator: DataCollatorWithPadding, make: _Maker
     ) -> torch.Tensor | None:
-        """How hard each row is, for a curriculum."""
+        """How hard each row is, for a curriculum; where teachers judge, among the rows of its class."""
         if self.curriculum is None:
             return None
         source, seed = self.options.difficulty or FOLDS, self.options.seed
@@ -243,7 +249,8 @@ class TrainingRun:
         folder = self._folder / "teachers"
         arguments = self._arguments(folder, save_strategy="no")
         teach = full_model_teacher(make, arguments, collator, training, self.options.class_weights)
-        return cross_review(torch.tensor(training.labels), training, remembered(teach, folder), source, seed)
+        labels = torch.tensor(training.labels)
+        return within_classes(cross_review(labels, training, remembered(teach, folder), source, seed), labels)
 
     def _evaluated(self, trainer: MultiExitTrainer, dev: TextDataset) -> dict[str, float]:
         """How good every exit is: by labels, or how often it agrees with the last one."""

@@ -186,6 +186,22 @@ def test_a_cross_review_that_was_interrupted_goes_on(trained, tmp_path, data, ge
     assert not unfinished.exists()
 
 
+def test_teachers_rank_within_classes(trained, tmp_path, data, refusal, monkeypatch):
+    """A class that all teachers get wrong still has easy samples."""
+    seen = {}
+
+    def capture(**options):
+        seen.update(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("geep_triton.cli.train_run.cross_review", lambda labels, *_: 4.0 * labels)
+    monkeypatch.setattr("geep_triton.cli.train_run.MultiExitTrainer", capture)
+    command = ["train", trained.parent / "bert", "--output", tmp_path / "out", "--texts", data, "--dev", data]
+    assert "seen" in refusal(3, *command, "--max-length", 32, "--curriculum", "competence")
+    assert set(seen["train_dataset"].labels) == {0, 1}
+    assert not seen["difficulty"].any()
+
+
 @pytest.fixture
 def fine_tuned(trained, tmp_path) -> Path:
     """A BertForSequenceClassification whose classes are not in alphabetical order."""
