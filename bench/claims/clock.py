@@ -19,6 +19,7 @@ from bench.cells import Cell, run_missing
 from bench.claims import arms
 from bench.claims.arms import Arm
 from bench.claims.command import parsed, parser_of
+from bench.claims.costs import ARMS
 from bench.claims.costs import OUTPUT as COSTS
 from bench.claims.design import REDUCTIONS, B, D
 from bench.claims.design import Cell as Declared
@@ -99,13 +100,18 @@ def thresholds_of_b(runner: Runner, data_set: DataSet, gates: str) -> Forms:
 
 def cells(runner: Runner, costs: Path) -> Iterator[Cell]:
     """Of the models that are there."""
+
+    def there(data_set: DataSet, *names: str) -> bool:
+        cells = (Declared(data_set, ARMS[name], SEED) for name in names)
+        return all((runner.folder_of(cell) / "model").is_dir() for cell in cells)
+
     for data_set in D.data_sets:
-        if (runner.folder_of(Declared(data_set, arms.GEEP, SEED)) / "model").is_dir():
+        if there(data_set, arms.GEEP.name):
             yield _cell(runner, data_set, arms.GEEP, thresholds_of_d())
     known = read_costs(costs)
     for data_set in B.data_sets:
         gates = chosen_gates(known, data_set.name)
-        if gates is not None:
+        if gates is not None and there(data_set, arms.EXITS.name, gates):
             yield _cell(runner, data_set, arms.EXITS, thresholds_of_b(runner, data_set, gates))
 
 
