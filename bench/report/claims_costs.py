@@ -25,12 +25,10 @@ from bench.claims.design import (
 )
 from bench.claims.judging import Verdict
 from bench.claims.saving import Costs, Drop, Half, Skipping, half_words, halves, little_is_lost, outperforms, within_word
-from bench.claims.systems import FULL
+from bench.claims.systems import ALL_REDUCTIONS, FULL
 from bench.report.claims_exits import above, bounds, power_of, so_far
 from bench.report.tables import lines
 from bench.rows import read, records
-
-EQUAL_FLOPS = (*REDUCTIONS, 4.0, 6.0)
 
 
 def equal_flops_section(costs: Costs) -> str:
@@ -55,12 +53,12 @@ def equal_flops_section(costs: Costs) -> str:
         "train one layer (SWEET-like). `small2, then full`: a complete model of two layers first (CascadeBERT-like), and who "
         "is not sure starts anew. `words, then full`: a linear classifier of tf-idf first. A dash: it cannot save so much."
     )
-    return f"{text}\n\n{lines(['way', 'data sets', *(f'{reduction:g}x' for reduction in EQUAL_FLOPS)], rows)}"
+    return f"{text}\n\n{lines(['way', 'data sets', *(f'{reduction:g}x' for reduction in ALL_REDUCTIONS)], rows)}"
 
 
 def scores(system: Mapping[str, Any]) -> list[float]:
-    """At each of `EQUAL_FLOPS`, NaN where the system cannot save so much."""
-    found = (system[f"test.at_{reduction:g}"] for reduction in EQUAL_FLOPS)
+    """At each of `ALL_REDUCTIONS`, NaN where the system cannot save so much."""
+    found = (system[f"test.at_{reduction:g}"] for reduction in ALL_REDUCTIONS)
     return [math.nan if score is None else score for score in found]
 
 

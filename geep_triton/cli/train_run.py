@@ -32,13 +32,7 @@ from geep_triton.training.checkpoints import last_whole_checkpoint
 from geep_triton.training.classes import class_names, config_of_classes
 from geep_triton.training.curriculum import get_curriculum
 from geep_triton.training.dataset import TextDataset
-from geep_triton.training.difficulty import (
-    cross_review,
-    difficulty_column,
-    full_model_teacher,
-    remembered,
-    within_classes,
-)
+from geep_triton.training.difficulty import cross_review, difficulty_column, full_model_teacher, remembered, within_classes
 from geep_triton.training.metrics import METRICS, exit_agreement
 from geep_triton.training.recipes import get_recipe
 from geep_triton.training.requirements import check_last_exit, trains_last_exit
