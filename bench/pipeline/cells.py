@@ -22,7 +22,7 @@ from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.stages import stages
 from bench.pipeline.systems import NOBODY, WAYS, WINDOW, System, Workbench
 from bench.rows import Found, found
-from bench.shapes import load_model, load_tokenizer, shape_of
+from bench.shapes import SHAPES, load_model, load_tokenizer, shape_of
 from bench.timing import quiet_garbage_collector, rate, spread
 from geep_triton import Engine, MultiExitBert
 from geep_triton.config import HEADS
@@ -34,7 +34,7 @@ from geep_triton.promises.simulate import simulate
 from geep_triton.runners.graphed import MOST_TOKENS
 from geep_triton.timing import in_turns
 
-RECORDED = 0.3  # threshold whose exits on the trained model are replayed on random ones
+RECORDED = 0.3  # threshold of a model that is not calibrated
 LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
 BATCHES = 8  # of a window in the matrix
 CUDA_CALLS = {
@@ -93,6 +93,11 @@ class Settings:
         folder = self.models.get(data)
         return folder if folder is not None and shape == shape_of(folder) else None
 
+    def replayed_layers(self, data: str, shape: str) -> int | None:
+        """Layers of the trained model whose exits are replayed on this shape; None: none is."""
+        replayed = data in self.models and self.trained(data, shape) is None
+        return SHAPES[shape_of(self.models[data])]["num_hidden_layers"] if replayed else None
+
     @property
     def place(self) -> str:
         """Where they run: a dry run of a GPU's cells, in the ways that a CPU has, where there is no GPU."""
@@ -108,13 +113,16 @@ class Settings:
 
 
 def workbench(shape: str, data: str, settings: Settings) -> Workbench:
-    """A trained model, or random weights of a shape with exits replayed: those of the trained model, else drawn ones."""
+    """A trained model, or random weights of a shape with exits replayed: those that the trained model's policy takes, else
+    drawn ones.
+    """
     folder, rows = settings.models.get(data), settings.rows(data, shape)
     tokenizer = load_tokenizer(folder)
     if settings.trained(data, shape) is not None:
         model = load_model(shape, folder).to(settings.place)
         return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies_of(model))
-    model = load_model(settings.shape(shape)).to(settings.place)
+    vocabulary = {} if folder is None else {"vocab_size": len(tokenizer)}  # the texts' own tokens, however many there are
+    model = load_model(settings.shape(shape), **vocabulary).to(settings.place)
     depth, predicted = model.config.num_hidden_layers, None
     if folder is None:
         recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
@@ -123,7 +131,8 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
         engine = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True)
         record = engine.every_exit(rows)
         layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
-        recorded = layers[simulate(trained, parse_policy(f"threshold:{RECORDED}"), record.tokens, record.logits)]
+        policy = parse_policy(next(iter(policies_of(trained).values())))
+        recorded = layers[simulate(trained, policy, record.tokens, record.logits)]
         if trained.exit_table is not None:
             stops = parse_policy(f"predicted:0.05+threshold:{RECORDED}").stops(trained, record.tokens)
             predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
@@ -138,7 +147,7 @@ def policies_of(model: MultiExitBert) -> dict[str, str]:
         of_family = {candidate["family"]: candidate["policy"] for candidate in calibration["candidates"]}
         thresholds = of_family.get("threshold")
         return {"calibrated": calibration["chosen"]["policy"]} | ({} if thresholds is None else {"threshold": thresholds})
-    forms = ["threshold:0.3"] + (["verified:0.3", "predicted:mean"] if model.exit_table is not None else [])
+    forms = [f"threshold:{RECORDED}"] + ([f"verified:{RECORDED}", "predicted:mean"] if model.exit_table is not None else [])
     return {form: form for form in forms}
 
 
@@ -186,6 +195,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
     facts = {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
         "layers": bench.depth,
+        "replayed_layers": settings.replayed_layers(data, shape),
         "width": bench.model.config.hidden_size,
         "compile_seconds": compile_seconds,
         "way": way,
