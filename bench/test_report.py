@@ -93,6 +93,7 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
             found("onnxruntime", {"missing": "not installed"}),
         ],
         "latency.cpu.base.sst2.int8": [
+            found("", {"layers": 12, "replayed_layers": 12}),
             found("torch dynamic int8, length-sorted", {"p50": 0.2, "p99": 0.4}, load=0.6),
             found("ours, full", {"p50": 0.1, "p99": 0.3}, load=0.6),
             found("ours, threshold, replayed", {"p50": 0.05, "p99": 0.3}, load=0.6),
@@ -114,6 +115,7 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
             )
         ],
     }
+    cells["throughput.cpu.base.sst2.float32"] = cells["throughput.cpu.minilm.sst2.float32"]  # measured before it said whose
     environment = {"gpu": None, "cpu": "a CPU", "threads": 2, "torch": "2.13", "date": "2026-01-01"}
     for name, measured in cells.items():
         save(tmp_path / "pipeline" / "a.jsonl", rows_of("pipeline", name, measured, {"rounds": 5}, environment))
@@ -123,7 +125,8 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
         "Not yet measured on a GPU",
         "| minilm, sst2, float32 * | 20 | 20 (huggingface) | 10 | 10 | 19 | 0.95x | 3.0 of 6 | 100.0% | 50% | 50% | +1.0% |",
         "](pipeline_a_cpu.png)",
-        "| base, sst2, int8 * | 200, 400 | 100, 300 | 50, 300 |",
+        "| base, sst2, int8 *, replayed | 200, 400 | 100, 300 | 50, 300 |",
+        "| base, sst2, float32 *, doubled | 20 | 20 (huggingface) | 10 | 10 | 19 | 0.95x | 3.0 of 6 | - |",
         "| base, sst2, int8 * | 50% (0.90x) |",
         "| base, sst2, int8 * | 100 | 250 (2.50x) | - | - | - |",
         "| length | 16 | 8 | 4 | 3 |",

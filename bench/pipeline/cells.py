@@ -248,7 +248,8 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found
         for name, several in waits.items():
             p50, p99 = (statistics.median(values) for values in zip(*several[1:], strict=True))
             rows.append(found(name, {"p50": p50, "p99": p99}, load=load))
-    return [found("", {"rate_of_load_1": capacity, "samples": len(arriving)}), *rows]
+    facts = {"rate_of_load_1": capacity, "samples": len(arriving)}
+    return [found("", facts | {"layers": bench.depth, "replayed_layers": settings.replayed_layers(data, shape)}), *rows]
 
 
 def overhead(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:

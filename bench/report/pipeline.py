@@ -62,21 +62,27 @@ def throughput(found: pd.DataFrame) -> pd.DataFrame:
         names = [f"ours, {policy}{way}" for policy in ("calibrated", "threshold:0.3", "threshold, replayed")]
         early = systems.loc[next(name for name in names if name in systems.index)]
         nobody, everyone = (systems.loc[f"ours, {policy}{way}", "seconds"] for policy in (NOBODY, "full"))
-        trained = case.split(".")[2] in TRAINED
-        depth = cell["replayed_layers"].max() if "replayed_layers" in cell else None  # MiniLM's six, as all once were
+        exits = whose_exits(cell)
         lines.append({
-            "case": case, "what": cell["what"].iloc[0],
-            "exits_of": "" if trained else ", replayed" if depth == systems["mean_layers"].max() else ", doubled",
+            "case": case, "what": cell["what"].iloc[0] + exits,
             "huggingface": speed[by_length], "rival": full.idxmax(), "fastest": full.max(), "alone": alone.max(),
             "full": speed[f"ours, full{way}"], "exits": early["samples_per_second"],
             "pays": early["samples_per_second"] > max(speed[f"ours, full{way}"], full.max(), alone.max()),
             "mean_layers": early["mean_layers"], "layers": systems["mean_layers"].max(),
-            "agreement": early["agreement"] if trained else None,
+            "agreement": None if exits else early["agreement"],
             "share": early["share_of_bound"], "rival_share": early["share_of_rival_bound"],
             "nobody": statistics.median(a / b for a, b in zip(nobody, everyone, strict=True)) - 1,
             "threads": cell["environment"].iloc[0]["threads"], "rounds": len(everyone),
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def whose_exits(cell: pd.DataFrame) -> str:
+    """What a row says of exits that are not the model's own: on a random model those of trained layers are replayed."""
+    if cell["case"].iloc[0].split(".")[2] in TRAINED:
+        return ""
+    of_both = cell[["replayed_layers", "layers"]].max() if "replayed_layers" in cell else None
+    return ", replayed" if of_both is not None and of_both["replayed_layers"] == of_both["layers"] else ", doubled"
 
 
 def faster(line: pd.Series) -> str:
@@ -87,7 +93,7 @@ def faster(line: pd.Series) -> str:
 def throughput_section(found: pd.DataFrame) -> str:
     each = throughput(found)
     shown = pd.DataFrame({
-        "model, texts, precision": each["what"] + each["exits_of"],
+        "model, texts, precision": each["what"],
         "Hugging Face, length-sorted": each["huggingface"].map(short),
         "fastest rival, all layers": each["fastest"].map(short) + " (" + each["rival"].str.partition(",")[0] + ")",
         "best, one at a time": each["alone"].map(short),
@@ -107,8 +113,9 @@ def throughput_section(found: pd.DataFrame) -> str:
 def latency_section(found: pd.DataFrame) -> str:
     waits = found[(found["cell"] == "latency") & (found["load"] == LOAD)]
     lines = []
-    for what, cell in waits.groupby("what", sort=False):
+    for case, cell in waits.groupby("case", sort=False):
         times = {row["system"]: f"{1000 * row['p50']:.0f}, {1000 * row['p99']:.0f}" for _, row in cell.iterrows()}
+        what = cell["what"].iloc[0] + whose_exits(found[found["case"] == case])
         lines.append({"cell": what, "rival, length-sorted": next(iter(times.values())), **ways(times)})
     return (
         f"Median and 99th percentile in milliseconds at a load of {LOAD:g} of what the rival can take at full depth; other "
