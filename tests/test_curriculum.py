@@ -122,12 +122,30 @@ def test_more_folds_than_samples():
 def test_each_class_has_its_own_ranks():
     """A rare class enters a curriculum as fast as a common one, though all its samples are harder."""
     difficulty, labels = torch.tensor([0.0, 1, 1, 2, 9, 8, 9]), torch.tensor([0, 0, 0, 0, 5, 5, 1])
-    assert within_classes(difficulty, labels).tolist() == [0.0, 0.25, 0.25, 0.75, 0.5, 0.0, 0.0]
+    ranks = within_classes(difficulty, labels)
+    assert ranks[:1].tolist() + sorted(ranks[1:3].tolist()) + ranks[3:].tolist() == [0.0, 0.25, 0.5, 0.75, 0.5, 0.0, 0.0]
     assert within_classes(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).tolist() == []
     with pytest.raises(ValueError, match="difficulty and labels must be of one length, got 2 and 3"):
         within_classes(torch.zeros(2), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(TypeError, match="labels"):
         within_classes(torch.zeros(2), torch.zeros(2))
+
+
+def test_a_curriculum_takes_the_same_share_of_every_class():
+    """Difficulties of a cross review by three teachers, most of them wrong on the rare class: at each point of the training the
+    samples that have been drawn so far are as many of either class as its size says.
+    """
+    random = torch.Generator().manual_seed(0)
+    labels = (torch.arange(4_000) % 8 == 0).long()
+    wrong = torch.rand(2, 4_000, generator=random) < torch.where(labels == 1, 0.6, 0.1)
+    ranks = within_classes(wrong.sum(0).float(), labels, seed=1)
+    assert not torch.equal(ranks, within_classes(wrong.sum(0).float(), labels, seed=2))
+    for share in (0.1, 0.5, 0.7):
+        sampler = TrainSampler(4_000, 0, lambda: 0, ranks, lambda _, share=share: share, total=4_000)
+        drawn = torch.tensor(list(sampler)).unique()
+        assert len(drawn) == 4_000 * share
+        for label in (0, 1):
+            assert (labels[drawn] == label).sum() == pytest.approx(share * (labels == label).sum().item(), abs=1)
 
 
 def test_difficulty_column():

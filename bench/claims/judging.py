@@ -16,12 +16,11 @@ from bench.claims.design import (
     LEAST_SETS,
     POWER,
     RELEVANT,
-    TOO_FEW,
     Claim,
     cells,
 )
 from bench.claims.metrics import Interval
-from bench.claims.pooling import Pooled, pooled, power, sign_flip
+from bench.claims.pooling import Pooled, pooled, power
 from bench.claims.records import DIGITS
 from bench.rows import read, records
 
@@ -66,17 +65,15 @@ class Verdict:
         seeds: data set that counts -> how many seeds both arms have. Data sets without any are missing.
         uninformed: data sets left out, since the full model is hardly better there than the commonest class.
         pooled: over the data sets that count, in their order; None where there is none.
-        power: with what probability the test would say "supported" where the methods do not differ (of a claim without a
-            margin: where the method is better by `RELEVANT`).
-        p: of a sign-flip test over the data sets.
-        word: "supported", "refuted", "undecided", `TOO_FEW` or "no data".
+        power: with what probability the test would say "supported" where the methods do not differ on any data set (of a claim
+            without a margin: where the method is better by `RELEVANT` on each).
+        word: "supported", "refuted", "undecided", "too few ..." of what is missing for these, or "no data".
     """
 
     seeds: dict[str, int]
     uninformed: tuple[str, ...]
     pooled: Pooled | None
     power: float
-    p: float
     word: str
 
 
@@ -114,12 +111,16 @@ def judged(
         differences: of each data set.
     """
     if not differences:
-        return Verdict(seeds, uninformed, None, 0.0, 1.0, "no data")
+        return Verdict(seeds, uninformed, None, 0.0, "no data")
     found = pooled(differences, CONFIDENCE)
-    could = power(found.error, margin, CONFIDENCE, difference=0.0 if margin else RELEVANT)
-    p = sign_flip([one.estimate for one in found.each])
-    enough = len(differences) >= LEAST_SETS and min(map(len, differences)) >= LEAST_SEEDS and could >= POWER
-    return Verdict(seeds, uninformed, found, could, p, word(found.of_all, margin) if enough else TOO_FEW)
+    could = power(found.errors, margin, CONFIDENCE, difference=0.0 if margin else RELEVANT)
+    lacking = {
+        "data sets": len(differences) < LEAST_SETS,
+        "seeds": min(map(len, differences)) < LEAST_SEEDS,
+        "rows": could < POWER,
+    }
+    few = ", ".join(name for name, lacks in lacking.items() if lacks)
+    return Verdict(seeds, uninformed, found, could, f"too few {few}" if few else word(found.of_all, margin))
 
 
 def word(difference: Interval, margin: float) -> str:

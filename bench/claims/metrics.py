@@ -150,14 +150,18 @@ class Interval:
 
 
 def resampled_means(differences: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
-    """[resamples] means of `differences` [R, N], with runs and samples drawn anew for each."""
+    """[resamples] means of `differences` [R, N], with runs and samples drawn anew for each.
+
+    Of R runs R - 1 are drawn, since the mean of R of them would vary too little (Rao and Wu 1988). A single one does not vary.
+    """
     # A resample's mean depends only on how often each column was drawn, and right and wrong give but a few different ones.
     columns, counts = np.unique(differences, axis=1, return_counts=True)
     runs, samples = differences.shape
+    draws = max(1, runs - 1)
     at_once = max(1, 2**22 // len(counts))  # tens of megabytes
     means = []
     for done in range(0, resamples, at_once):
         size = min(at_once, resamples - done)
         of_runs = random.multinomial(samples, counts / samples, size) @ columns.T / samples
-        means.append((of_runs * random.multinomial(runs, [1 / runs] * runs, size) / runs).sum(1))
+        means.append((of_runs * random.multinomial(draws, [1 / runs] * runs, size) / draws).sum(1))
     return np.concatenate(means)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from scipy import stats
@@ -19,15 +19,15 @@ class Pooled:
     """The mean difference over data sets.
 
     Attributes:
-        of_all: over all data sets. Its interval draws data sets, seeds and rows; of data sets one less than there are, since
-            the mean of as many would vary too little (Rao and Wu 1988).
-        each: of each data set. Its interval draws seeds and rows.
-        error: standard deviation of the mean over all resamples.
+        of_all: over all data sets. Its bounds are those of Student's t over the data sets' means, in which seeds and rows vary,
+            too; infinite for a single one.
+        each: of each data set. Its bounds draw seeds and rows.
+        errors: standard deviation of each data set's mean, by its seeds and rows.
     """
 
     of_all: Interval
     each: tuple[Interval, ...]
-    error: float
+    errors: tuple[float, ...]
 
 
 def pooled(differences: Sequence[np.ndarray], confidence: float, resamples: int = RESAMPLES, seed: int = 0) -> Pooled:
@@ -36,7 +36,7 @@ def pooled(differences: Sequence[np.ndarray], confidence: float, resamples: int 
     Args:
         differences: of each data set [R, N], of R seeds and N rows, of one method less another.
         confidence: of each bound alone (one-sided).
-        resamples: bootstrap samples.
+        resamples: bootstrap samples of each data set's seeds and rows.
         seed: of the resampling.
 
     Raises:
@@ -44,40 +44,39 @@ def pooled(differences: Sequence[np.ndarray], confidence: float, resamples: int 
     """
     if not differences:
         raise ValueError("differences must be of at least one data set")
-    random, count = np.random.default_rng(seed), len(differences)
-    # A data set that is drawn several times draws its seeds and rows each time anew.
-    draws = max(1, count - 1)
-    copies = np.stack([[resampled_means(one, resamples, random) for _ in range(draws)] for one in differences])
-    drawn = random.integers(count, size=(draws, resamples))
-    means = copies[drawn, np.arange(draws)[:, None], np.arange(resamples)].mean(0)
-    estimates = [float(one.mean()) for one in differences]
-    each = tuple(_interval(estimate, copies[index, 0], confidence) for index, estimate in enumerate(estimates))
-    return Pooled(_interval(float(np.mean(estimates)), means, confidence), each, float(means.std()))
+    random = np.random.default_rng(seed)
+    means = [resampled_means(one, resamples, random) for one in differences]
+    estimates = np.array([one.mean() for one in differences])
+    each = tuple(
+        Interval(float(estimate), *np.quantile(drawn, [1 - confidence, confidence]).tolist())
+        for estimate, drawn in zip(estimates, means, strict=True)
+    )
+    low, high = (float(bound) for bound in _bounds(estimates[None], confidence)[:, 0])
+    of_all = Interval(float(estimates.mean()), low, high)
+    return Pooled(of_all, each, tuple(float(drawn.std()) for drawn in means))
 
 
-def _interval(estimate: float, means: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(means, [1 - confidence, confidence]).tolist()
-    return Interval(estimate, low, high)
+def _bounds(means: np.ndarray, confidence: float) -> np.ndarray:
+    """[2, S] lower and upper bounds of the expected mean of each of S samples of K values, [S, K]."""
+    count = means.shape[1]
+    if count == 1:
+        return np.array([[-math.inf], [math.inf]]).repeat(len(means), 1)
+    reach = stats.t.ppf(confidence, count - 1) * means.std(1, ddof=1) / count**0.5
+    return np.stack([means.mean(1) - reach, means.mean(1) + reach])
 
 
-def power(error: float, margin: float, confidence: float, difference: float = 0.0) -> float:
-    """With what probability a lower bound lies above minus the margin.
+def power(
+    errors: Sequence[float], margin: float, confidence: float, difference: float = 0.0, draws: int = 20_000, seed: int = 0
+) -> float:
+    """With what probability the lower bound of a pooled difference lies above minus the margin, by simulation.
 
     Args:
-        error: standard deviation of the estimate.
+        errors: standard deviation of each data set's mean.
         margin: that may be lost.
         confidence: of the bound (one-sided).
-        difference: that there really is.
+        difference: that there really is, on each data set alike.
+        draws: of the simulation.
+        seed: likewise.
     """
-    normal = NormalDist()
-    if error == 0:
-        return float(difference > -margin)
-    return normal.cdf((margin + difference) / error - normal.inv_cdf(confidence))
-
-
-def sign_flip(differences: Sequence[float]) -> float:
-    """Exact two-sided p value of a mean of 0 if each difference could as well have the other sign; 1 of a single one."""
-    if len(differences) < 2:
-        return 1.0
-    test = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    return float(test.pvalue)
+    means = np.random.default_rng(seed).normal(difference, errors, (draws, len(errors)))
+    return float((_bounds(means, confidence)[0] > -margin).mean())

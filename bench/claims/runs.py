@@ -16,7 +16,7 @@ from bench.cells import locked
 from bench.claims import sets
 from bench.claims.arms import START, Step
 from bench.claims.design import BATCH_SIZE, DIFFICULTY_FOLDS, HEAD_LEARNING_RATE, HEADS, LEARNING_RATE, Cell
-from bench.claims.records import Record, answers_of, save_record
+from bench.claims.records import Record, answers_of, load_record, save_record
 from bench.claims.rows import Rows, rows_of
 from bench.training import declared, digest, timed, total, train, training_arguments, write_json
 from geep_triton import Engine, MultiExitBert
@@ -62,16 +62,18 @@ class Runner:
         """
         folder, rows = self.folder_of(cell), rows_of(cell.data_set, self.limit)
         spent = self.trained(cell, rows)
-        model = MultiExitBert.from_pretrained(folder / "model").eval()
-        records = {part: self.record(cell, model, getattr(rows, part)) for part in PARTS}
-        for part, record in records.items():
-            save_record(record, folder / f"{part}.safetensors")
+        files = {part: folder / f"{part}.safetensors" for part in PARTS}
+        if not all(path.is_file() for path in files.values()):
+            model = MultiExitBert.from_pretrained(folder / "model").eval()
+            for part, path in files.items():
+                save_record(self.record(cell, model, getattr(rows, part)), path)
+        records = {part: load_record(path) for part, path in files.items()}
         if not kept(cell):
-            shutil.rmtree(folder / "model")
+            shutil.rmtree(folder / "model", ignore_errors=True)
         return {
             "samples": {"train": len(rows.train), "tune": len(rows.tune), "test": len(rows.test)},
             "training": spent,
-            "exit_layers": model.config.exit_layers,
+            "exit_layers": list(cell.arm.exit_layers),
             "tune": answers_of(cell.data_set.metric, records["tune"], rows.tune).by_exit,
             **answers_of(cell.data_set.metric, records["test"], rows.test).metrics(),
         }
@@ -84,7 +86,9 @@ class Runner:
             if done.is_file():
                 return json.loads(done.read_text())
             steps = [self.step(cell, number, rows) for number in range(len(cell.arm.steps))]
-            (folder / f"step{len(steps)}" / "model").rename(folder / "model")
+            last = folder / f"step{len(steps)}" / "model"
+            if last.is_dir():  # a kill may have come between the next lines
+                last.rename(folder / "model")
             spent = {**total(steps), "steps": [one["cpu_seconds"] for one in steps], "difficulty": total(self.reviewed(cell))}
             write_json(done, spent)
             for other in folder.glob("step*"):
@@ -167,7 +171,8 @@ class Runner:
         )
         with locked(str(folder.resolve())):
             teach = remembered(timed(teach, folder, self.deadline), folder)
-            return within_classes(cross_review(labels, train_set, teach, DIFFICULTY_FOLDS, cell.seed), labels)
+            difficulty = cross_review(labels, train_set, teach, DIFFICULTY_FOLDS, cell.seed)
+            return within_classes(difficulty, labels, cell.seed)
 
     def review_folder(self, cell: Cell) -> Path:
         """Where the cross review of a data set and a seed is."""

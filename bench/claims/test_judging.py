@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.claims.design import EARLY_EXITS, TOO_FEW, Claim, cells
+from bench.claims.design import EARLY_EXITS, Claim, cells
 from bench.claims.judging import difference, early, judge, read_runs
 from bench.claims.records import DIGITS
 from bench.environment import environment
@@ -46,7 +46,7 @@ def test_words(ours, theirs, word):
     verdict = judge(CLAIM, runs_of(ours, theirs), COMMONEST)
     assert verdict.word == word
     assert verdict.seeds == dict.fromkeys(CLAIM.data_sets, 2)
-    assert verdict.power > 0.7
+    assert verdict.power > 0.5
 
 
 @pytest.mark.parametrize("ours", [0.8, 0.5])
@@ -54,15 +54,25 @@ def test_a_test_that_could_not_say_so_says_nothing(ours):
     """Forty rows could not show that the two are equal, so they show nothing else either."""
     verdict = judge(CLAIM, runs_of(ours, 0.8, rows=40), COMMONEST)
     assert verdict.power < 0.5
-    assert verdict.word == TOO_FEW
+    assert verdict.word == "too few rows"
 
 
-def test_one_data_set_or_one_seed_decides_nothing():
-    alone = {key: value for key, value in runs_of(0.8, 0.7).items() if key[0] == "a"}
-    for runs in (alone, runs_of(0.8, 0.7, seeds=1)):
-        verdict = judge(CLAIM, runs, COMMONEST)
-        assert verdict.power > 0.5
-        assert verdict.word == TOO_FEW
+def test_a_few_data_sets_or_one_seed_decide_nothing():
+    both = {key: value for key, value in runs_of(0.8, 0.7).items() if key[0] != "c"}
+    assert judge(CLAIM, both, COMMONEST).word == "too few data sets, rows"
+    verdict = judge(CLAIM, runs_of(0.8, 0.7, rows=8_000, seeds=1), COMMONEST)
+    assert (verdict.word, verdict.power > 0.5) == ("too few seeds", True)
+    alone = {key: value for key, value in runs_of(0.8, 0.7, seeds=1).items() if key[0] == "a"}
+    assert judge(CLAIM, alone, COMMONEST).word == "too few data sets, seeds, rows"
+
+
+def test_data_sets_that_disagree_decide_nothing():
+    """Each is clear, so that the rows are many enough; together they say neither."""
+    runs = runs_of(0.8, 0.8, rows=16_000)
+    runs["a", "ours"] = {seed: run(0.7, 16_000, seed) for seed in range(2)}
+    verdict = judge(CLAIM, runs, COMMONEST)
+    assert verdict.power > 0.9
+    assert verdict.word == "undecided"
 
 
 def test_a_claim_to_be_better():

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from bench.claims.records import load_record
 from bench.claims.rows import rows_of
 from bench.claims.runs import Runner, separate_exits
 from bench.claims.sets import SETS, DataSet
+from bench.training import write_json
 from geep_triton import MultiExitBert
 from geep_triton.training.curriculum import Curriculum
 
@@ -30,12 +32,12 @@ GATED = {"skip_gate": "mean", "skip_gate_bias": 0.0}
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A GEEP_DATA of two data sets, the second without a dev split."""
+    """A GEEP_DATA of two data sets of different texts, the second without a dev split."""
     words = ("good", "great", "warm"), ("bad", "awful", "cold")
     for name, splits in (("tiny", ("train", "dev", "test")), ("started", ("train", "test"))):
         (tmp_path / "data" / name).mkdir(parents=True)
         for split in splits:
-            rows = [{"text": f"the film was {words[i % 2][i % 3]} {split}", "label": "ab"[i % 2]} for i in range(30)]
+            rows = [{"text": f"the film was {words[i % 2][i % 3]} {split} {i}", "label": "ab"[i % 2]} for i in range(30)]
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / "data" / name / f"{split}.jsonl").write_text(lines)
     monkeypatch.setenv("GEEP_DATA", str(tmp_path / "data"))
@@ -59,7 +61,9 @@ def test_rows(data):
     tiny, started = rows_of(TINY), rows_of(STARTED)
     assert [len(part) for part in vars(tiny).values()] == [24, 30, 30]
     assert [len(part) for part in vars(started).values()] == [22, 2, 30]
-    assert not [row for row in started.tune if row in started.train and row["text"].endswith("dev")]
+    for rows in (tiny, started):
+        texts = [{row["text"] for row in part} for part in vars(rows).values()]
+        assert sum(map(len, texts)) == len(set.union(*texts))  # no text is in two parts
     assert rows_of(TINY) == tiny
     assert [len(part) for part in vars(rows_of(TINY, 5)).values()] == [5, 5, 5]
 
@@ -106,6 +110,31 @@ def test_a_cell_that_is_stopped_goes_on(data, backbone):
     whole = Runner(data / "other", backbone, float("inf")).run(cell)
     assert stopped["by_exit"] == whole["by_exit"]
     assert stopped["early"] == whole["early"]
+
+
+def test_a_kill_at_the_end_loses_nothing(data, backbone, monkeypatch):
+    """Between any two of the last lines: the model is moved, the training is noted, the records are saved, the model goes."""
+    cell = Cell(TINY, replace(arms.JOINT, steps=(Step("joint", epochs=1.0),)), 1)
+    whole = Runner(data / "whole", backbone, float("inf")).run(cell)
+    for name in ("write_json", "save_record", "answers_of"):
+        runner = Runner(data / name, backbone, float("inf"))
+        with monkeypatch.context() as patched:
+            patched.setattr(runs, name, noted if name == "write_json" else killed)
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(cell)
+        found = runner.run(cell)
+        assert {**found, "training": None} == {**whole, "training": None}
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def noted(path: Path, value: object) -> None:
+    """The steps are; the whole training is not."""
+    if path.name == "training.json":
+        raise KeyboardInterrupt
+    write_json(path, value)
 
 
 def test_no_gradient_passes_an_exit(make_model):

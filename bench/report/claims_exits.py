@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from bench.claims import arms
-from bench.claims.design import EXPERIMENTS, POWER, TOO_FEW, Claim
+from bench.claims.arms import Arm
+from bench.claims.design import EXPERIMENTS, Claim
 from bench.claims.judging import Run, Runs, Verdict, difference, judge, shared
 from bench.report.tables import lines, signed, spread
 
@@ -22,13 +23,12 @@ def verdicts_section(judged: Sequence[tuple[Claim, Verdict]]) -> str:
             bounds(verdict),
             above(claim.margin),
             len(verdict.seeds),
-            f"{verdict.p:.2f}",
             power_of(verdict),
             f"**{verdict.word}**{so_far(verdict, len(claim.data_sets), claim.seeds)}",
         ]
         for claim, verdict in judged
     ]
-    columns = ["claim", "", "difference, points (bounds)", "supported if", "data sets", "p", "power", "verdict"]
+    columns = ["claim", "", "difference, points (bounds)", "supported if", "data sets", "power", "verdict"]
     return f"## Early exits: GEEP, distillation, curriculum\n\n{lines(columns, rows)}"
 
 
@@ -44,15 +44,13 @@ def so_far(verdict: Verdict, data_sets: int, seeds: int) -> str:
 
 
 def power_of(verdict: Verdict) -> str | None:
-    """Of the test, where it stands on enough data sets and seeds to say so."""
-    return None if verdict.word == TOO_FEW and verdict.power >= POWER else f"{verdict.power:.0%}"
+    """Of the test, where there is any data."""
+    return None if verdict.pooled is None else f"{verdict.power:.0%}"
 
 
-def bounds(verdict: Verdict) -> str:
+def bounds(verdict: Verdict) -> str | None:
     """The pooled difference."""
-    if verdict.pooled is None:
-        return "-"
-    return signed(*vars(verdict.pooled.of_all).values())
+    return None if verdict.pooled is None else signed(*vars(verdict.pooled.of_all).values())
 
 
 def each_section(judged: Sequence[tuple[Claim, Verdict]], runs: Runs, commonest: Mapping[str, float]) -> str:
@@ -93,13 +91,30 @@ def recipes_section(runs: Runs) -> str:
                 if found:
                     early_exits, last, ratios = zip(*found, strict=True)
                     points = (f"{100 * statistics.mean(one):+.1f}" for one in (early_exits, last))
-                    rows.append([arm.name, baseline.name, len(found), *points, spread(ratios, 2)])
-    columns = ["arm", "less", "data sets", "early exits, points", "last exit, points", "core seconds of training, times"]
+                    rows.append(
+                        [arm.name, epochs(arm), baseline.name, epochs(baseline), len(found), *points, spread(ratios, 2)]
+                    )
+    columns = [
+        "arm",
+        "epochs",
+        "less",
+        "epochs",
+        "data sets",
+        "early exits, points",
+        "last exit, points",
+        "core seconds, times",
+    ]
     text = (
-        "Every way to train beside its experiment's baseline, on the data sets and seeds that both have. Training is that of "
-        "the models and of what judges difficulty; the range is that of the data sets."
+        "Every way to train beside its experiment's baseline, in points, on the data sets and seeds that both have. Core "
+        "seconds are those of training the models and what judges difficulty; their range is that of the data sets. GEEP's "
+        "paper trains for 10 epochs."
     )
     return f"{text}\n\n{lines(columns, rows)}" if rows else ""
+
+
+def epochs(arm: Arm) -> str:
+    """Of each of its steps."""
+    return " + ".join(f"{step.epochs:g}" for step in arm.steps)
 
 
 def beside(method: Mapping[int, Run], baseline: Mapping[int, Run]) -> tuple[float, float, float]:

@@ -244,7 +244,7 @@ class TrainingRun:
         arguments = self._arguments(folder, save_strategy="no")
         teach = full_model_teacher(make, arguments, collator, training, self.options.class_weights)
         labels = torch.tensor(training.labels)
-        return within_classes(cross_review(labels, training, remembered(teach, folder), source, seed), labels)
+        return within_classes(cross_review(labels, training, remembered(teach, folder), source, seed), labels, seed)
 
     def _evaluated(self, trainer: MultiExitTrainer, dev: TextDataset) -> dict[str, float]:
         """How good every exit is: by labels, or how often it agrees with the last one."""

@@ -135,19 +135,20 @@ def first_right_exit(exit_logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     return right.shape[1] - right.flip(1).cumprod(1).sum(1)
 
 
-def within_classes(difficulty: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def within_classes(difficulty: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Difficulty as a rank within each class, so that a curriculum takes the same share of every class at each point.
 
     Where a class is rare, its samples are the hardest for most teachers, and a curriculum over all samples at once keeps the
-    class away from the first half of the training. *Our reconstruction*: Gu et al. do not say how they rank.
+    class away from the first half of the training. Teachers tell few difficulties apart, so that ties are many: they are broken
+    at random within the class. *Our reconstruction*: Gu et al. do not say how they rank.
 
     Args:
         difficulty: [N], higher is harder.
         labels: [N] int64.
+        seed: of the order of ties, at least 0.
 
     Returns:
-        [N] float32, the share of the samples of its class that are easier, 0 up to but not including 1. Samples of one class
-        with the same difficulty get the same value.
+        [N] float32, the share of the samples of its class that come before it, 0 up to but not including 1.
 
     Raises:
         ValueError: a tensor has another number of dimensions, or the lengths differ.
@@ -155,13 +156,15 @@ def within_classes(difficulty: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     """
     check_tensor("difficulty", difficulty, 1)
     check_tensor("labels", labels, 1, torch.int64)
+    check_int("seed", seed, 0)
     if len(difficulty) != len(labels):
         raise ValueError(f"difficulty and labels must be of one length, got {len(difficulty)} and {len(labels)}")
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    ordered = shuffled[difficulty[shuffled].argsort(stable=True)]
     ranks = torch.empty(len(labels))
     for label in labels.unique():
-        own = labels == label
-        sorted_difficulty = difficulty[own].sort().values
-        ranks[own] = torch.searchsorted(sorted_difficulty, difficulty[own]).float() / int(own.sum())
+        own = ordered[labels[ordered] == label]
+        ranks[own] = torch.arange(len(own)) / len(own)
     return ranks
 
 
