@@ -130,19 +130,27 @@ def read(path: Path) -> list[Row]:
     """The rows of a file, or of all files of a folder, ordered by name.
 
     A file that does not exist has no rows. A case at the end of a file that was cut off is left out.
+
+    Raises:
+        ValueError: a file is not one of results.
     """
     if path.is_dir():
         return [row for file in sorted(path.rglob("*.jsonl")) for row in read(file)]
     if not path.is_file():
         return []
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1])  # what has no end was cut off
-    rows: list[Row] = []
+    try:
+        return list(_rows(path.read_text(encoding="utf-8").split("\n")[:-1]))  # what has no end was cut off
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a file of results: {type(error).__name__}: {error}") from error
+
+
+def _rows(written: Iterable[str]) -> Iterator[Row]:
+    lines = map(json.loads, written)
     for head in lines:
         systems = list(islice(lines, head["systems"]))
         if len(systems) == head["systems"]:
             measured = [Found(**{**one, "metrics": _ranges(one["metrics"])}) for one in systems]
-            rows += rows_of(head["suite"], head["case"], measured, head["declaration"], head["environment"])
-    return rows
+            yield from rows_of(head["suite"], head["case"], measured, head["declaration"], head["environment"])
 
 
 def _ranges(metrics: Mapping[str, Any]) -> dict[str, Any]:

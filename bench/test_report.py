@@ -133,6 +133,8 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
         "| 50% | 6.0 | 20 | 1.90x | 95% |",
     ):
         assert text in page, text
+    drawn = pd.DataFrame({"case": ["throughput.cpu.base.reviews.int8"], "declaration": [{"models": None}]})
+    assert pipeline.whose_exits(drawn) == ", drawn"
     readme = pipeline.readme_table(tmp_path)
     assert "| sst2 | 20 | 20 (huggingface) | 10 | 10 | 19 | 3.0 of 6 | 100.0% |" in readme
     assert "exits do not pay on 1 of 1 data sets" in readme

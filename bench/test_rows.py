@@ -88,6 +88,13 @@ def test_a_case_that_was_cut_off_is_left_out(tmp_path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("content", [b"not json\n", b"{}\n", b"[1]\n", b"\xff\xfe\n"])
+def test_what_is_no_file_of_results_is_named(tmp_path, content):
+    (tmp_path / "odd.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"odd\.jsonl is not a file of results"):
+        read(tmp_path)
+
+
 def test_a_case_takes_the_place_of_its_rows_and_no_others(tmp_path):
     path = tmp_path / "a.jsonl"
     for case, value in (("a", 1), ("b", 2), ("a", 3)):

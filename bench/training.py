@@ -68,6 +68,11 @@ class Clock(TrainerCallback, ExportableState):
         if time.monotonic() > self.deadline:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A stop ends an epoch, too. Its weights may not be taken for the best epoch's."""
+        if control.should_training_stop and state.epoch % 1:
+            control.should_evaluate = False
+
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"spent": self.spent}}
 

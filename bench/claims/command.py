@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.shapes import shape_of
+
 
 def parser_of(description: str | None, output: Path) -> argparse.ArgumentParser:
     """A parser of what all these scripts can be told.
@@ -23,8 +25,12 @@ def parser_of(description: str | None, output: Path) -> argparse.ArgumentParser:
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments. Exits where a trial would write among the results."""
+    """The arguments. Exits where a trial would write among the results, or the backbone is not the declared one's shape."""
     arguments = parser.parse_args()
+    if not (arguments.backbone / "config.json").is_file():
+        parser.error(f"--backbone {arguments.backbone}: there is no folder of a model")
     if arguments.limit_samples is not None and arguments.output == parser.get_default("output"):
         parser.error("the results of a trial go elsewhere: give --output beside --limit-samples")
+    if arguments.limit_samples is None and shape_of(str(arguments.backbone)) != "e5":
+        parser.error(f"--backbone {arguments.backbone}: it must have the shape of multilingual-e5-small")
     return arguments

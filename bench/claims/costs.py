@@ -26,6 +26,7 @@ from bench.claims.rows import Rows, rows_of
 from bench.claims.runs import Runner
 from bench.claims.sets import SETS
 from bench.claims.systems import FULL, Records, Truth, commonest, systems_of
+from bench.data import data_folder
 from bench.environment import RESULTS
 from bench.rows import Found, found, read
 from bench.rows import records as as_records
@@ -54,9 +55,11 @@ def run(records: Records, rows: Rows, arm: Arm, full: Mapping[str, Any] | None) 
 
 
 def of_data_sets(limit: int | None) -> list[Found]:
-    """What is known of each data set before anything is trained."""
+    """What is known of each data set that is there, before anything is trained."""
     facts = []
     for data_set in SETS.values():
+        if not (data_folder() / data_set.name).is_dir():
+            continue
         rows = rows_of(data_set, limit)
         numbers_of = {name: index for index, name in enumerate(label_names(rows.test))}
         labels = torch.tensor([numbers_of[str(row["label"])] for row in rows.test])
@@ -67,6 +70,11 @@ def of_data_sets(limit: int | None) -> list[Found]:
     return facts
 
 
+def known_sets(limit: int | None) -> dict[str, Any]:
+    """All that the facts of the data sets follow from."""
+    return {"data_sets": [asdict(data_set) for data_set in SETS.values()], "limit": limit}
+
+
 def declaration_of(cell: Declared, full: Arm, limit: int | None) -> dict[str, Any]:
     """All that the costs of a model follow from, its training and the full model's among it."""
     of_full = {"arm": full.name, "training": digest(declared(replace(cell, arm=full), limit))}
@@ -75,8 +83,7 @@ def declaration_of(cell: Declared, full: Arm, limit: int | None) -> dict[str, An
 
 def cells(runner: Runner, output: Path) -> Iterator[Cell]:
     """The data sets, and a cell for each model whose records are there and whose full model has, or gets, a file."""
-    known_sets = {"data_sets": [asdict(data_set) for data_set in SETS.values()], "limit": runner.limit}
-    yield Cell("data_sets", known_sets, lambda _: of_data_sets(runner.limit))
+    yield Cell("data_sets", known_sets(runner.limit), lambda _: of_data_sets(runner.limit))
     early = (dict.fromkeys((*A.data_sets, *D.data_sets)), A.arms, (arms.FASTBERT, arms.GEEP))
     for data_sets, known, fulls in (early, (B.data_sets, B.arms, (arms.EXITS,))):
         for data_set in data_sets:

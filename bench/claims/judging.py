@@ -34,7 +34,7 @@ def read_runs(folder: Path) -> Runs:
     runs: Runs = {}
     for cell in cells():
         run = found.get(cell.name)
-        if run is not None and run["declaration"] == cell.as_read():
+        if run is not None and run["declaration"] == cell.as_read() and "by_exit" in run:
             runs.setdefault((cell.data_set.name, cell.arm.name), {})[cell.seed] = run
     return runs
 
@@ -92,7 +92,7 @@ def judge(claim: Claim, runs: Runs, commonest: Mapping[str, float]) -> Verdict:
         if found is None or name not in commonest:
             continue
         full = np.mean([baseline[seed]["by_exit"][-1] for seed in shared(method, baseline)])
-        if full < commonest[name] + INFORMED:
+        if not full >= commonest[name] + INFORMED:  # NaN neither
             uninformed.append(name)
             continue
         seeds[name] = len(found)

@@ -30,13 +30,15 @@ def rows_of(data_set: DataSet, limit: int | None = None) -> Rows:
         limit: at most so many rows of each part, to try it out.
 
     Raises:
-        ValueError: GEEP_DATA is no folder.
+        ValueError: GEEP_DATA is no folder, or it lacks a file of the data set.
     """
     folder = data_folder()
     ranks = data_set.metric == "map"
 
     def read(split: str, size: int) -> list[Row]:
         path = folder / data_set.name / f"{split}.jsonl"
+        if not path.is_file() and split != "dev":
+            raise ValueError(f"GEEP_DATA must have {data_set.name}/{split}.jsonl, there is no {path}")
         rows = read_rows(path, required=("text", "label")) if path.is_file() else []
         whole = ranks and split != "train"
         if ranks:

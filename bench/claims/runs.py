@@ -122,8 +122,8 @@ class Runner:
             gate_learning_rate=HEAD_LEARNING_RATE if len(model.gates) else None,
             **changes,
         )
-        shutil.rmtree(folder / "checkpoints")
         write_json(folder / "spent.json", spent)
+        shutil.rmtree(folder / "checkpoints")
         return spent
 
     def fresh(self, cell: Cell, rows: Rows) -> MultiExitBert:
@@ -188,17 +188,16 @@ class Runner:
 
 def arguments(folder: Path, step: Step, seed: int, **changes: Any) -> TrainingArguments:
     """Of the training of a step."""
-    strategy: dict[str, Any] = {"save_steps": SAVE_STEPS}
+    strategy: dict[str, Any] = {"save_steps": SAVE_STEPS, "save_total_limit": 1}
     if step.best:
         strategy = {
             "save_strategy": "epoch",
             "eval_strategy": "epoch",
             "load_best_model_at_end": True,
             "metric_for_best_model": "accuracy",
+            "save_total_limit": 2,  # with one, a training that is stopped keeps the best and loses what came after
         }
-    return training_arguments(
-        folder, step.epochs, BATCH_SIZE, LEARNING_RATE, seed, **{**strategy, "save_total_limit": 1, **changes}
-    )
+    return training_arguments(folder, step.epochs, BATCH_SIZE, LEARNING_RATE, seed, **{**strategy, **changes})
 
 
 def kept(cell: Cell) -> bool:

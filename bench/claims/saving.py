@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.cells import as_read
 from bench.claims import arms
-from bench.claims.costs import ARMS, declaration_of
+from bench.claims.costs import ARMS, declaration_of, known_sets
 from bench.claims.design import (
     DATA_SETS_WITHIN,
     DROP,
@@ -45,6 +45,8 @@ def read_costs(folder: Path) -> Costs:
         if not one["system"] or "full" not in said:
             continue
         full, data_set, arm = said["full"]["arm"], said["data_set"]["name"], said["arm"]["name"]
+        if data_set not in SETS or not {full, arm} <= set(ARMS):
+            continue
         declared = declaration_of(Cell(SETS[data_set], ARMS[arm], said["seed"]), ARMS[full], None)
         if said == as_read(declared):
             found.setdefault((data_set, full), {}).setdefault(said["seed"], {})[one["system"]] = one
@@ -52,8 +54,13 @@ def read_costs(folder: Path) -> Costs:
 
 
 def read_data_sets(folder: Path) -> dict[str, dict[str, Any]]:
-    """Data set -> its rows and what the commonest class scores."""
-    return {one["system"]: one for one in records(read(folder)) if one["case"] == "data_sets" and one["system"]}
+    """Data set -> its rows and what the commonest class scores, of the data sets as they are declared now."""
+    declared = as_read(known_sets(None))
+    return {
+        one["system"]: one
+        for one in records(read(folder))
+        if one["case"] == "data_sets" and one["system"] and one["declaration"] == declared
+    }
 
 
 def tried_gates(costs: Costs, data_set: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ def run(data, backbone, monkeypatch, tmp_path):
     for module in ("clock", "costs", "saving"):
         monkeypatch.setattr(f"bench.claims.{module}.D", replace(D, data_sets=(TINY,)))
         monkeypatch.setattr(f"bench.claims.{module}.B", replace(B, data_sets=(TINY,), seeds=1))
+    monkeypatch.setattr("bench.claims.command.shape_of", lambda _: "e5")
     monkeypatch.setattr("bench.claims.costs.A", replace(A, data_sets=()))
     monkeypatch.setattr("bench.claims.costs.SETS", {"tiny": TINY})
 

@@ -86,6 +86,10 @@ def test_a_model_that_learned_nothing_does_not_count():
     assert (verdict.word, verdict.uninformed, verdict.pooled) == ("no data", CLAIM.data_sets, None)
 
 
+def test_a_model_whose_score_is_no_number_does_not_count():
+    assert judge(CLAIM, runs_of(0.8, 0.8, last=float("nan")), COMMONEST).uninformed == CLAIM.data_sets
+
+
 def test_nothing_is_there():
     assert judge(CLAIM, {}, COMMONEST).word == "no data"
     some = {key: value for key, value in runs_of(0.8, 0.8).items() if key[0] == "a"}

@@ -112,6 +112,26 @@ def test_a_cell_that_is_stopped_goes_on(data, backbone):
     assert stopped["early"] == whole["early"]
 
 
+def test_the_best_epoch_is_none_that_was_stopped(data, backbone, monkeypatch):
+    """Stopped after every step, as a budget of minutes would: only whole epochs are compared, and none is trained twice."""
+    monkeypatch.setattr(runs, "BATCH_SIZE", 8)  # three steps an epoch
+    cell = Cell(TINY, replace(arms.EXITS, steps=(Step("fastbert", {"finetune": 1.0}, 4.0, best=True),)), 1)
+    whole = Runner(data / "whole", backbone, float("inf"))
+    judged: list[float] = []
+    stopped = Runner(data / "stopped", backbone, 0.0)
+    for _ in range(20):
+        try:
+            found = stopped.run(cell)
+            break
+        except OutOfTime:
+            states = (stopped.folder_of(cell) / "step1" / "checkpoints").glob("checkpoint-*/trainer_state.json")
+            state = max(states, key=lambda path: path.stat().st_mtime)
+            judged = [entry["epoch"] for entry in json.loads(state.read_text())["log_history"] if "eval_accuracy" in entry]
+    assert judged == [1.0, 2.0, 3.0]
+    expected = whole.run(cell)
+    assert {**found, "training": None} == {**expected, "training": None}
+
+
 def test_a_kill_at_the_end_loses_nothing(data, backbone, monkeypatch):
     """Between any two of the last lines: the model is moved, the training is noted, the records are saved, the model goes."""
     cell = Cell(TINY, replace(arms.JOINT, steps=(Step("joint", epochs=1.0),)), 1)
@@ -150,6 +170,7 @@ def test_no_gradient_passes_an_exit(make_model):
 
 def test_costs_of_what_is_there(data, backbone, monkeypatch, tmp_path):
     """A data set of A: an arm and the words before it. Then what stands beside it when its records are gone."""
+    monkeypatch.setattr("bench.claims.command.shape_of", lambda _: "e5")
     monkeypatch.setattr("bench.claims.costs.A", replace(A, data_sets=(TINY,)))
     monkeypatch.setattr("bench.claims.costs.B", replace(B, data_sets=(), seeds=1))
     monkeypatch.setattr("bench.claims.costs.D", replace(D, data_sets=()))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.claims import arms
-from bench.claims.costs import ARMS, declaration_of
+from bench.claims.costs import ARMS, declaration_of, known_sets
 from bench.claims.design import REDUCTIONS, A, B, Cell, D
 from bench.claims.saving import (
     Drop,
@@ -73,10 +73,10 @@ def written(folder, data_set: str, full: str, systems: dict, seeds=(1, 2, 3), li
             save(folder / f"{cell.name}.jsonl", rows)
 
 
-def data_sets(folder, **changes):
+def data_sets(folder, limit=None, **changes):
     known = {one.name: FACTS for one in (*A.data_sets, *B.data_sets, *D.data_sets)}
     sets = [found(name, facts | changes.get(name, {})) for name, facts in known.items()]
-    save(folder / "data_sets.jsonl", rows_of("claims", "data_sets", sets, {}, environment()))
+    save(folder / "data_sets.jsonl", rows_of("claims", "data_sets", sets, known_sets(limit), environment()))
 
 
 @pytest.fixture
@@ -117,6 +117,11 @@ def test_only_costs_of_what_is_declared_count(folder, monkeypatch):
         (name, "fastbert") for name in ("sst2", "ag_news")
     }
     assert set(costs["ag_news", "fastbert"][1]) == {"full", "fastbert", "words, then full"}
+    monkeypatch.delitem(ARMS, "geep")
+    assert ("cola", "geep") not in read_costs(folder)
+    assert read_data_sets(folder)["sst2"]["rows.test"] == 1
+    data_sets(folder, limit=5)
+    assert read_data_sets(folder) == {}
 
 
 def test_what_skipping_loses_and_gains(folder):
@@ -207,8 +212,13 @@ def test_ways_stand_beside_fastbert_on_the_same_data_sets(folder):
 
 def test_the_page(folder, tmp_path):
     timed = [found(f"geep {at}", {"texts_per_second": 9.0, "speed_up": speed}) for at, speed in (("0.3", 1.05), ("1", 6.5))]
-    clock = tmp_path / "clock" / "cola.geep.clock.jsonl"
-    save(clock, rows_of("claims clock", "cola.geep.clock", timed, {}, environment()))
+    declaration = Cell(SETS["cola"], arms.GEEP, 1).declaration()
+
+    def clock(name: str, **changes: object) -> None:
+        rows = rows_of("claims clock", f"{name}.geep.clock", timed, declaration | changes, environment())
+        save(tmp_path / "clock" / f"{name}.geep.clock.jsonl", rows)
+
+    clock("cola")
     page = claims.page(tmp_path)
     assert page.count("\n") < MOST_LINES
     for words in (
@@ -221,6 +231,9 @@ def test_the_page(folder, tmp_path):
         "no data",
     ):
         assert words in page
+    clock("cola", limit=5)
+    clock("odd")
+    assert "6.5x" not in claims.page(tmp_path)
     (folder / "data_sets.jsonl").unlink()
     assert "no data" in claims.page(tmp_path)
     assert "Trained of what is declared: A 0 of" in claims.page(tmp_path / "nothing")

@@ -8,8 +8,6 @@ started again. It then goes on, also in the middle of a training. Several runs s
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
 from bench.cells import Cell, run_missing
@@ -17,6 +15,7 @@ from bench.claims.command import parsed, parser_of
 from bench.claims.design import EXPERIMENTS, cells
 from bench.claims.design import Cell as Declared
 from bench.claims.runs import Runner
+from bench.claims.sets import SETS
 from bench.environment import RESULTS
 from bench.rows import Found, found
 from bench.training import declared
@@ -24,18 +23,17 @@ from bench.training import declared
 OUTPUT = RESULTS / "claims" / "training"
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = parser_of(__doc__, OUTPUT)
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--data-sets", nargs="+")
-    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--data-sets", nargs="+", choices=SETS)
+    parser.add_argument("--arms", nargs="+", choices=sorted({arm.name for one in EXPERIMENTS.values() for arm in one.arms}))
     parser.add_argument("--threads", type=int, default=1)
-    return parsed(parser)
-
-
-def main() -> None:
-    arguments = parse_arguments()
+    arguments = parsed(parser)
+    wanted = cells(arguments.experiments, arguments.seeds, arguments.data_sets, arguments.arms)
+    if not wanted:
+        parser.error("no cell is declared of these experiments, seeds, data sets and arms")
     torch.set_num_threads(arguments.threads)
     limit = arguments.limit_samples
 
@@ -45,7 +43,6 @@ def main() -> None:
 
         return Cell(cell.name, declared(cell, limit), run)
 
-    wanted = cells(arguments.experiments, arguments.seeds, arguments.data_sets, arguments.arms)
     run_missing("claims", list(map(cell_of, wanted)), arguments.output, arguments.budget_minutes)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.claims import arms
+from bench.claims.clock import SEED
 from bench.claims.design import (
     DATA_SETS_WITHIN,
     DROP,
@@ -23,6 +24,7 @@ from bench.claims.design import (
     A,
     B,
     D,
+    cells,
 )
 from bench.claims.judging import Verdict
 from bench.claims.saving import Costs, Drop, Half, Skipping, half_words, halves, little_is_lost, outperforms, within_word
@@ -137,12 +139,15 @@ def of_wall_clock(speed: float | None) -> str | None:
 
 
 def read_speeds(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Arm whose full depth is the baseline -> data set -> "arm policy" -> times as fast, as `bench.claims.clock` wrote them."""
+    """Arm whose full depth is the baseline -> data set -> "arm policy" -> times as fast, as `bench.claims.clock` wrote them of
+    models as they are declared now.
+    """
+    known = {f"{cell.name.removesuffix(f'.{SEED}')}.clock": cell for cell in cells(seeds=[SEED])}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for one in records(read(folder)):
-        if "speed_up" in one:
-            data_set, plain, _ = one["case"].split(".")
-            found.setdefault(plain, {}).setdefault(data_set, {})[one["system"]] = one["speed_up"]
+        cell, said = known.get(one["case"]), one["declaration"]
+        if cell is not None and cell.as_read().items() <= said.items() and "limit" not in said and "speed_up" in one:
+            found.setdefault(cell.arm.name, {}).setdefault(cell.data_set.name, {})[one["system"]] = one["speed_up"]
     return found
 
 

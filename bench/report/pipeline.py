@@ -22,8 +22,8 @@ system, round and stage stands there. Answers are checked before anything is tim
 are medians. *Share of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours
 in the same way, and the fastest rival of the same precision that runs all layers. *Replayed* exits are those of the trained
 twelve layers on BERT-base's shape with random weights: they say how fast, not how right. *Doubled* ones are those of the
-six-layer MiniLM with their layers doubled. Ours runs its layers by the runner `onednn` where a cell has that. An early exit is
-**bold** where it beats our own full depth and every rival beside it.
+six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a cell has
+that. An early exit is **bold** where it beats our own full depth and every rival beside it.
 Cells marked * were measured by an older benchmark: before int8 took in the heads and rivals their last improvements."""
 TRAINED = {
     "e5": "multilingual-e5-small",
@@ -79,6 +79,8 @@ def throughput(found: pd.DataFrame) -> pd.DataFrame:
 
 def whose_exits(cell: pd.DataFrame) -> str:
     """What a row says of exits that are not the model's own: on a random model those of trained layers are replayed."""
+    if (cell["declaration"].map(lambda declared: declared.get("models", "")).isna()).all():
+        return ", drawn"
     if cell["case"].iloc[0].split(".")[2] in TRAINED:
         return ""
     of_both = cell[["replayed_layers", "layers"]].max() if "replayed_layers" in cell else None
