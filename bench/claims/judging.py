@@ -117,7 +117,7 @@ def judged(
     lacking = {
         "data sets": len(differences) < LEAST_SETS,
         "seeds": min(map(len, differences)) < LEAST_SEEDS,
-        "rows": could < POWER,
+        "rows (power)": could < POWER,
     }
     few = ", ".join(name for name, lacks in lacking.items() if lacks)
     return Verdict(seeds, uninformed, found, could, f"too few {few}" if few else word(found.of_all, margin))

@@ -54,16 +54,16 @@ def test_a_test_that_could_not_say_so_says_nothing(ours):
     """Forty rows could not show that the two are equal, so they show nothing else either."""
     verdict = judge(CLAIM, runs_of(ours, 0.8, rows=40), COMMONEST)
     assert verdict.power < 0.5
-    assert verdict.word == "too few rows"
+    assert verdict.word == "too few rows (power)"
 
 
 def test_a_few_data_sets_or_one_seed_decide_nothing():
     both = {key: value for key, value in runs_of(0.8, 0.7).items() if key[0] != "c"}
-    assert judge(CLAIM, both, COMMONEST).word == "too few data sets, rows"
+    assert judge(CLAIM, both, COMMONEST).word == "too few data sets, rows (power)"
     verdict = judge(CLAIM, runs_of(0.8, 0.7, rows=8_000, seeds=1), COMMONEST)
     assert (verdict.word, verdict.power > 0.5) == ("too few seeds", True)
     alone = {key: value for key, value in runs_of(0.8, 0.7, seeds=1).items() if key[0] == "a"}
-    assert judge(CLAIM, alone, COMMONEST).word == "too few data sets, seeds, rows"
+    assert judge(CLAIM, alone, COMMONEST).word == "too few data sets, seeds, rows (power)"
 
 
 def test_data_sets_that_disagree_decide_nothing():

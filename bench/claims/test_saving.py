@@ -28,7 +28,7 @@ from bench.claims.sets import SETS
 from bench.claims.systems import ALL_REDUCTIONS, FULL
 from bench.environment import environment
 from bench.report import MOST_LINES, claims
-from bench.report.claims_costs import equal_flops_section
+from bench.report.claims_flops import equal_flops_section
 from bench.rows import found, rows_of, save
 
 FACTS = {"commonest": 0.5, "commonest_share": 0.5, "rows": {"train": 1, "tune": 1, "test": 1}}
@@ -227,7 +227,7 @@ def test_the_page(folder, tmp_path):
         "| not judged |",
         "less than 1.2x: 3 of 3 seeds, so far; 1.10x at -1.0 points",
         "attention-0.0125, of 2",
-        "| cola | 3 | 0.900 | 0.700 | 22.2% | 11.0x | - | 1.05x | - | 6.5x | no |",
+        "| cola, Matthews' correlation | 3 | 0.900 | 0.700 | 22.2% | 11.0x | 1.05x | 6.5x | no |",
         "no data",
     ):
         assert words in page

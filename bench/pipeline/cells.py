@@ -192,10 +192,13 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
         rows = compared(bench, rivals + ours, dtype, settings)
     lengths = bench.tokens.lengths.double()
     way = settings.way(dtype)
+    calibration = None if settings.trained(data, shape) is None else bench.model.exit_config.calibration
     facts = {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
         "layers": bench.depth,
         "replayed_layers": settings.replayed_layers(data, shape),
+        "promise": None if calibration is None else " ".join(map(str, calibration["promise"])),
+        "policy": None if calibration is None else calibration["chosen"]["policy"],
         "width": bench.model.config.hidden_size,
         "compile_seconds": compile_seconds,
         "way": way,

@@ -22,8 +22,9 @@ from bench.claims.design import (
 from bench.claims.judging import Runs, judge, read_runs
 from bench.claims.saving import drops, read_costs, read_data_sets, skippings
 from bench.environment import RESULTS
-from bench.report.claims_costs import drops_section, equal_flops_section, read_speeds, skipping_section
-from bench.report.claims_exits import each_section, recipes_section, verdicts_section
+from bench.report.claims_costs import drops_section, read_speeds, skipping_section
+from bench.report.claims_exits import by_exit_section, each_section, recipes_section, verdicts_section
+from bench.report.claims_flops import equal_flops_section
 from bench.report.tables import lines
 from bench.rows import read, records
 
@@ -40,8 +41,9 @@ reconstruction*.
 
 Bounds are one-sided with 95 % confidence: of the pooled difference Student's t over the data sets' means, of each data set a
 bootstrap over seeds and rows (with one seed, rows alone). Several claims are not corrected for. "Supported" needs the lower
-bound where the table says, "refuted" the upper bound below it. **Power** is the probability that the test says "supported" if
-the two methods do not differ on any data set (of a claim to be better: if it is better by {100 * RELEVANT:g} points on each).
+bound where the table says, "refuted" the upper bound below it. **Power if equal** is the probability that the test says
+"supported" if the two methods do not differ on any data set (of a claim to be better: if it is better by
+{100 * RELEVANT:g} points on each).
 With less than {POWER:.0%}, on less than {LEAST_SETS} data sets or {LEAST_SEEDS} seeds there is no verdict. Data sets on which
 the full model is less than {100 * INFORMED:g} points above the commonest class do not count."""
 
@@ -119,6 +121,7 @@ def page(folder: Path = FOLDER) -> str:
         " ".join(filter(None, (missing_section(runs), uncommitted_section(folder)))),
         verdicts_section(judged),
         each_section(judged, runs, commonest),
+        by_exit_section(runs),
         recipes_section(runs),
         equal_flops_section(costs),
         drops_section(drops(costs, data_sets), speeds.get(arms.GEEP.name, {})),

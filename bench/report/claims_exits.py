@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from bench.claims import arms
 from bench.claims.arms import Arm
 from bench.claims.design import EXPERIMENTS, Claim
@@ -24,12 +26,22 @@ def verdicts_section(judged: Sequence[tuple[Claim, Verdict]]) -> str:
             above(claim.margin),
             len(verdict.seeds),
             power_of(verdict),
-            f"**{verdict.word}**{so_far(verdict, len(claim.data_sets), claim.seeds)}",
+            f"**{verdict.word}**{worse(verdict)}{so_far(verdict, len(claim.data_sets), claim.seeds)}",
         ]
         for claim, verdict in judged
     ]
-    columns = ["claim", "", "difference, points (bounds)", "supported if", "data sets", "power", "verdict"]
-    return f"## Early exits: GEEP, distillation, curriculum\n\n{lines(columns, rows)}"
+    columns = ["claim", "", "difference, points (bounds)", "supported if", "data sets", "power if equal", "verdict"]
+    text = (
+        "The early exits are those after layers 1 to 6 (A), and after each layer (C). Each counts alike, whether or not many "
+        "texts would leave there."
+    )
+    return f"## Early exits: GEEP, distillation, curriculum\n\n{text}\n\n{lines(columns, rows)}"
+
+
+def worse(verdict: Verdict) -> str:
+    """What an open verdict has decided all the same."""
+    below = verdict.word == "undecided" and verdict.pooled is not None and verdict.pooled.of_all.high < 0
+    return ": worse, by how much is open" if below else ""
 
 
 def above(margin: float) -> str:
@@ -77,6 +89,20 @@ def last_exit(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> fl
     return statistics.mean(runs[seed]["by_exit"][-1] for seed in seeds)
 
 
+def by_exit_section(runs: Runs) -> str:
+    """GEEP beside FastBERT, exit by exit."""
+    rows = []
+    for data_set in EXPERIMENTS["A"].data_sets:
+        methods = [runs.get((data_set.name, arm.name), {}) for arm in (arms.GEEP, arms.FASTBERT)]
+        if seeds := shared(*methods):
+            ours, theirs = (np.mean([method[seed]["by_exit"] for seed in seeds], axis=0) for method in methods)
+            each = zip(theirs, ours - theirs, strict=True)
+            rows.append([data_set.name, len(seeds), *(f"{100 * score:.1f} ({100 * less:+.1f})" for score, less in each)])
+    columns = ["data set", "seeds", *(f"exit {layer}" for layer in arms.GEEP_EXITS)]
+    text = "What FastBERT's exits score, and in brackets what GEEP's score more or less, in points."
+    return f"{text}\n\n{lines(columns, rows)}" if rows else ""
+
+
 def recipes_section(runs: Runs) -> str:
     """Every arm beside the baseline of its experiment: its exits, and what its training took."""
     rows = []
@@ -91,30 +117,25 @@ def recipes_section(runs: Runs) -> str:
                 if found:
                     early_exits, last, ratios = zip(*found, strict=True)
                     points = (f"{100 * statistics.mean(one):+.1f}" for one in (early_exits, last))
-                    rows.append(
-                        [arm.name, epochs(arm), baseline.name, epochs(baseline), len(found), *points, spread(ratios, 2)]
-                    )
-    columns = [
-        "arm",
-        "epochs",
-        "less",
-        "epochs",
-        "data sets",
-        "early exits, points",
-        "last exit, points",
-        "core seconds, times",
-    ]
+                    compared = f"{arm.name}: {told(arm)}", f"{baseline.name}: {told(baseline)}"
+                    rows.append([*compared, len(found), *points, spread(ratios, 2)])
+    columns = ["way to train", "beside", "data sets", "early exits", "last exit", "core seconds, times"]
     text = (
-        "Every way to train beside its experiment's baseline, in points, on the data sets and seeds that both have. Core "
-        "seconds are those of training the models and what judges difficulty; their range is that of the data sets. GEEP's "
-        "paper trains for 10 epochs."
+        "Every way to train beside its experiment's baseline, in points, on the data sets and seeds that both have: recipes "
+        "with settings as `geep train` takes them, and epochs. Core seconds are those of training the models and what judges "
+        "difficulty; their range is that of the data sets. GEEP's paper trains for 10 epochs."
     )
     return f"{text}\n\n{lines(columns, rows)}" if rows else ""
 
 
-def epochs(arm: Arm) -> str:
-    """Of each of its steps."""
-    return " + ".join(f"{step.epochs:g}" for step in arm.steps)
+def told(arm: Arm) -> str:
+    """The recipe of each of its steps, with settings and epochs."""
+    steps = []
+    for step in arm.steps:
+        settings = [f"{name}={value}" for name, value in step.settings.items()]
+        curriculum = " with a curriculum" if step.curriculum is not None else ""
+        steps.append(f"`{' '.join((step.recipe, *settings))}`{curriculum}, {step.epochs:g} epochs")
+    return ", then ".join(steps)
 
 
 def beside(method: Mapping[int, Run], baseline: Mapping[int, Run]) -> tuple[float, float, float]:

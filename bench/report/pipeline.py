@@ -19,10 +19,11 @@ INTRODUCTION = """# The pipeline, measured
 
 Made by `python -m bench.report` from `bench/results/pipeline`, which `python -m bench.pipeline` writes: every
 system, round and stage stands there. Answers are checked before anything is timed, systems of a cell run in turns, figures
-are medians. *Share of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours
-in the same way, and the fastest rival of the same precision that runs all layers. *Replayed* exits are those of the trained
-twelve layers on BERT-base's shape with random weights: they say how fast, not how right. *Doubled* ones are those of the
-six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a cell has
+are medians. *Of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours in the
+same way, and of the fastest rival of the same precision that runs all layers (above 100% where our full depth is faster, too).
+The policies of trained models stand in the files, and uncalibrated ones are a threshold of 0.3. *Replayed* exits are those of
+the trained twelve layers on BERT-base's shape with random weights: they say how fast, not how right. *Doubled* ones are those
+of the six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a cell has
 that. An early exit is **bold** where it beats our own full depth and every rival beside it.
 Cells marked * were measured by an older benchmark: before int8 took in the heads and rivals their last improvements."""
 TRAINED = {
@@ -73,6 +74,7 @@ def throughput(found: pd.DataFrame) -> pd.DataFrame:
             "share": early["share_of_bound"], "rival_share": early["share_of_rival_bound"],
             "nobody": statistics.median(a / b for a, b in zip(nobody, everyone, strict=True)) - 1,
             "threads": cell["environment"].iloc[0]["threads"], "rounds": len(everyone),
+            "texts": cell["texts.samples"].max(), "promise": cell["promise"].dropna().max() if "promise" in cell else None,
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -102,11 +104,13 @@ def throughput_section(found: pd.DataFrame) -> str:
         "ours, all layers": each["full"].map(short),
         "ours, exits": each.apply(faster, axis=1),
         "over the rival": (each["exits"] / each["fastest"]).map("{:.2f}x".format),
+        "over ours": (each["exits"] / each["full"]).map("{:.2f}x".format),
         "mean layers": each["mean_layers"].map("{:.1f}".format) + " of " + each["layers"].map("{:.0f}".format),
         "same answer": each["agreement"].map(lambda one: "-" if one is None or one != one else f"{one:.1%}"),
         "of the bound": each["share"].map("{:.0%}".format),
         "of the rival's": each["rival_share"].map("{:.0%}".format),
-        "scored, nobody leaves": each["nobody"].map("{:+.1%}".format),
+        "more time if nobody leaves": each["nobody"].map("{:+.1%}".format),
+        "texts": each["texts"].map("{:.0f}".format),
         "rounds": each["rounds"],
     })  # fmt: skip
     return f"{markdown(shown)}\n\n![texts a second over accuracy, each cell]({plot_name(found)})"
@@ -186,7 +190,7 @@ def skips_section(found: pd.DataFrame) -> str:
         "samples/s": rates["samples_per_second"].map(short), "speed-up": rates["speed_up"].map("{:.2f}x".format),
         "of what they save": rates["share_of_bound"].map("{:.0%}".format),
     })  # fmt: skip
-    return f"Paths that are known beforehand, answers checked one by one.\n\n{markdown(shown)}"
+    return f"What the engine gains where paths are given: no gate runs. Answers checked one by one.\n\n{markdown(shown)}"
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[pd.DataFrame], str]], ...] = (
@@ -195,7 +199,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[pd.DataFrame], str]], ...] = (
     ("Where exits pay", "pays", pays_section),
     ("Peak memory", "memory", memory_section),
     ("As work grows", "scaling", scaling_section),
-    ("Skipped layers", "skips", skips_section),
+    ("Skipped layers known beforehand", "skips", skips_section),
 )
 ELSEWHERE = ("throughput", "skips")  # sections of other machines than the first
 
@@ -204,7 +208,10 @@ def page(folder: Path = RESULTS) -> str:
     """The whole page, in Markdown."""
     found, parts = results(folder), [INTRODUCTION]
     if found.empty or not (found["device"] == "cuda").any():
-        parts.append(f"Not yet measured on a GPU: `{COMMAND} --device cuda --only matrix --budget-minutes 6 --cell-minutes 2`.")
+        parts.append(
+            "GPUs have [their own page](gpu.md); this benchmark's matrix has not run there yet: "
+            f"`{COMMAND} --device cuda --only matrix --budget-minutes 6 --cell-minutes 2`."
+        )
     if found.empty:
         return "\n\n".join([*parts, f"Not yet measured on a CPU: `{COMMAND}`."]) + "\n"
     for number, name in enumerate(machines(found)):
@@ -239,10 +246,14 @@ def readme_table(folder: Path = RESULTS) -> str:
         "same answer": each["agreement"].map("{:.1%}".format),
     })  # fmt: skip
     model = f"{TRAINED[trained]}, {each['layers'].iloc[0]:.0f} layers, in float32"
+    promises = each["promise"].dropna().unique()
+    by = f"the policy that `calibrate` chose for {promises[0]}" if len(promises) == 1 else "a threshold of 0.3, not calibrated"
+    texts = ", ".join(f"{count:.0f}" for count in each["texts"])
     where = f"exits do not pay on {(~each['pays']).sum()} of {len(each)} data sets, where few texts are easy. "
     note = (
         f"Texts a second: {model}, {name}. Rivals run all layers over batches sorted by length; other early exits answer one "
-        "text at a time, as their published code does. **Bold** is faster than our own full depth and every rival; "
+        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed. "
+        f"**Bold** is faster than our own full depth and every rival; "
         f"{'' if each['pays'].all() else where}bfloat16, int8, BERT's base shape, other machines and rivals: "
         "[docs/results/pipeline.md](docs/results/pipeline.md)."
     )
