@@ -23,8 +23,8 @@ are medians. *Of the bound* is the speed over what the saved layers allow, (laye
 same way, and of the fastest rival of the same precision that runs all layers (above 100% where our full depth is faster, too).
 The policies of trained models stand in the files, and uncalibrated ones are a threshold of 0.3. *Replayed* exits are those of
 the trained twelve layers on BERT-base's shape with random weights: they say how fast, not how right. *Doubled* ones are those
-of the six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a cell has
-that. An early exit is **bold** where it beats our own full depth and every rival beside it.
+of the six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a
+cell has that. An early exit is **bold** where it beats our own full depth and every rival beside it.
 Cells marked * were measured by an older benchmark: before int8 took in the heads and rivals their last improvements."""
 TRAINED = {
     "e5": "multilingual-e5-small",
