@@ -52,15 +52,15 @@ def test_speeds_by_family(tmp_path):
     assert lines_of(page, "| sst2 | minilm | 1 | 2.00x |")
 
 
-def test_readmes_sentence(tmp_path):
+def test_readmes_lines(tmp_path):
     assert families.readme_line(tmp_path) == ""
     speeds = {"full": 1.0, "threshold": 2.0, "risk": 3.0, "planned": 1.5}
     saved(tmp_path, Trained(TASKS[0], MINILM, 0), "clock", timed(speeds), {})
     saved(tmp_path, Trained(TASKS[1], MINILM, 0), "clock", timed(speeds | {"risk": 2.0}), {})
     said = families.readme_line(tmp_path)
-    assert "on 2 trained models, exits are 2.50 times" in said
-    assert "2.00 times where it must be sure" in said
-    assert "1.00 times where all leave at one layer" in said
+    assert "on 2 trained models:\n\n- 2.50 times, `risk`" in said
+    assert "\n- 2.00 times, thresholds" in said
+    assert "\n- 1.00 times, all texts leave at one layer\n" in said
 
 
 def test_promises_on_other_texts(tmp_path):

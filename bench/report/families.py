@@ -64,7 +64,7 @@ def page(folder: Path = RESULTS) -> str:
 
 
 def readme_line(folder: Path = RESULTS) -> str:
-    """README's sentence on what foretells exits best; empty where nothing is timed."""
+    """README's lines on what foretells exits best; empty where nothing is timed."""
     timed = results("clock", folder, "plans")
     if timed.empty:
         return ""
@@ -77,13 +77,20 @@ def readme_line(folder: Path = RESULTS) -> str:
     }
     costs, shifted = (results(kind, folder, "plans") for kind in ("promised", "shifted"))
     pays = "" if costs.empty else plan_pays(plans.promised(costs))
-    return (
-        f"Which texts leave? Under a promise of {SHOWN:g}, on {len(cells)} trained models, exits are {best['risk']:.2f} times "
-        "as fast as all layers where small nets foretell from an exit's answer whether it will stay (`risk`), "
-        f"{best['thresholds']:.2f} times where it must be sure enough (thresholds, the best kind), {best['planned']:.2f} times "
-        f"where each text is looked at once and planned (`planned`), and {best['constant']:.2f} times where all leave at one "
-        f"layer. {breaks(shifted)}Tokens alone foretell too little. {pays}[Families](docs/results/families.md), "
-        "[looks and plans](docs/results/plans.md)."
+    kinds = {
+        "risk": "`risk`: small nets foretell from an exit's answer whether it will stay",
+        "thresholds": "thresholds, the best kind for each model: an exit's answer must be sure enough",
+        "planned": "`planned`: each text is looked at once, and then its exit is planned",
+        "constant": "all texts leave at one layer",
+    }
+    return "\n".join(
+        (
+            "Which texts leave? How many times as fast as all layers, under a promise that at least "
+            f"{SHOWN:.0%} of answers stay, on {len(cells)} trained models:\n",
+            *(f"- {best[name]:.2f} times, {words}" for name, words in kinds.items()),
+            f"\n{breaks(shifted)}Tokens alone foretell too little. {pays}[Families](docs/results/families.md), "
+            "[looks and plans](docs/results/plans.md).",
+        )
     )
 
 
@@ -93,8 +100,9 @@ def breaks(shifted: pd.DataFrame) -> str:
         return ""
     others = shifted[(shifted["promise"] == SHOWN) & (shifted["texts"] != OWN)].groupby("system")["broken"].mean()
     return (
-        f"On other kinds of text than it was calibrated on, `risk` breaks {others['risk']:.0%} of these promises and one "
-        f"threshold {others['threshold']:.0%}, so `calibrate` takes it only where it is {CLEARLY_FASTER:g} times as fast. "
+        f"A promise is for texts like those of its calibration. On texts of other data sets `risk` breaks {others['risk']:.0%} "
+        f"of these promises, and one threshold {others['threshold']:.0%}, so `calibrate` takes `risk` only where it is "
+        f"{CLEARLY_FASTER:g} times as fast as the others. "
     )
 
 
@@ -102,8 +110,8 @@ def plan_pays(costs: pd.DataFrame) -> str:
     """From which cost of a look a plan does."""
     every, best = (plans.pays_from(costs, rival) for rival in (plans.THRESHOLD, plans.BEST))
     return (
-        f"A plan costs less than a threshold at every exit {every}, and than the best plain thresholds {best}, where *c* is "
-        "the cost of a look in layers. "
+        "With *c* the cost of a look at an answer, in layers, a plan costs less than a threshold at every exit "
+        f"{every}, and than the best plain thresholds {best}. "
     )
 
 
