@@ -252,8 +252,8 @@ def readme_table(folder: Path = RESULTS) -> str:
     where = f"exits do not pay on {(~each['pays']).sum()} of {len(each)} data sets, where few texts are easy. "
     note = (
         f"Texts a second: {model}, {name}. Rivals run all layers over batches sorted by length; other early exits answer one "
-        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed: too few to check a promise. "
-        f"**Bold** is faster than our own full depth and every rival; "
+        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed: too few to check a "
+        "promise. **Bold** is faster than our own full depth and every rival; "
         f"{'' if each['pays'].all() else where}bfloat16, int8, BERT's base shape, other machines and rivals: "
         "[docs/results/pipeline.md](docs/results/pipeline.md)."
     )
