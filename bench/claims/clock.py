@@ -102,8 +102,8 @@ def cells(runner: Runner, costs: Path) -> Iterator[Cell]:
     """Of the models that are there."""
 
     def there(data_set: DataSet, *names: str) -> bool:
-        cells = (Declared(data_set, ARMS[name], SEED) for name in names)
-        return all((runner.folder_of(cell) / "model").is_dir() for cell in cells)
+        models = (Declared(data_set, ARMS[name], SEED) for name in names)
+        return all((runner.folder_of(model) / "model").is_dir() for model in models)
 
     for data_set in D.data_sets:
         if there(data_set, arms.GEEP.name):

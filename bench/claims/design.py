@@ -171,7 +171,7 @@ class Claim:
         return EXPERIMENTS[self.number[0]].seeds
 
 
-INFORMED = 0.1  # of the metric
+INFORMED = 0.1  # of the share of right answers; of a ranking, of its mean average precision
 LEAST_SETS, LEAST_SEEDS = 3, 2
 POWER = 0.5
 RELEVANT = 0.0075  # a difference that a claim of being better should show, for its power

@@ -234,6 +234,7 @@ def test_the_page(folder, tmp_path):
     clock("cola", limit=5)
     clock("odd")
     assert "6.5x" not in claims.page(tmp_path)
+    (folder / "cut.jsonl").write_text('{"suite": "claims"')  # by a kill
     (folder / "data_sets.jsonl").unlink()
     assert "no data" in claims.page(tmp_path)
     assert "Trained of what is declared: A 0 of" in claims.page(tmp_path / "nothing")

@@ -53,11 +53,11 @@ def test_speeds_by_family(tmp_path):
 
 
 def test_readmes_lines(tmp_path):
-    assert families.readme_line(tmp_path) == ""
+    assert families.readme_lines(tmp_path) == ""
     speeds = {"full": 1.0, "threshold": 2.0, "risk": 3.0, "planned": 1.5}
     saved(tmp_path, Trained(TASKS[0], MINILM, 0), "clock", timed(speeds), {})
     saved(tmp_path, Trained(TASKS[1], MINILM, 0), "clock", timed(speeds | {"risk": 2.0}), {})
-    said = families.readme_line(tmp_path)
+    said = families.readme_lines(tmp_path)
     assert "on 2 trained models:\n\n- 2.50 times, `risk`" in said
     assert "\n- 2.00 times, thresholds" in said
     assert "\n- 1.00 times, all texts leave at one layer\n" in said

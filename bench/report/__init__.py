@@ -39,7 +39,7 @@ def pages() -> dict[Path, str]:
     """Each page, and what it must say."""
     readme, of_serving = ROOT / "README.md", ROOT / "docs" / "serving.md"
     return {
-        readme: with_tables(readme, "\n\n".join(filter(None, (pipeline.readme_table(), families.readme_line())))),
+        readme: with_tables(readme, "\n\n".join(filter(None, (pipeline.readme_table(), families.readme_lines())))),
         of_serving: with_tables(of_serving, machines.costs()),
         PAGES / "policies.md": policies.page(),
         PAGES / "plans.md": plans.page(),

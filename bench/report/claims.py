@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from bench.claims import arms
 from bench.claims.design import (
@@ -43,9 +41,8 @@ Bounds are one-sided with 95 % confidence: of the pooled difference Student's t 
 bootstrap over seeds and rows (with one seed, rows alone). Several claims are not corrected for. "Supported" needs the lower
 bound where the table says, "refuted" the upper bound below it. **Power if equal** is the probability that the test says
 "supported" if the two methods do not differ on any data set (of a claim to be better: if it is better by
-{100 * RELEVANT:g} points on each).
-With less than {POWER:.0%}, on less than {LEAST_SETS} data sets or {LEAST_SEEDS} seeds there is no verdict. Data sets on which
-the full model is less than {100 * INFORMED:g} points above the commonest class do not count."""
+{100 * RELEVANT:g} points on each). With less than {POWER:.0%}, on less than {LEAST_SETS} data sets or {LEAST_SEEDS} seeds
+there is no verdict. Data sets on which the full model is less than {100 * INFORMED:g} points above the commonest class do not count."""
 
 
 RULES = {
@@ -96,17 +93,12 @@ def missing_section(runs: Runs) -> str:
 
 def uncommitted_section(folder: Path) -> str:
     """How many files of results say that they were made by code that was not committed."""
-    commits = [line["environment"]["commit"] for line in map(first_line, sorted(folder.rglob("*.jsonl")))]
+    files = filter(None, map(read, folder.rglob("*.jsonl")))
+    commits = [rows[0].environment["commit"] for rows in files]
     dirty = sum(commit.endswith("-dirty") for commit in commits)
     if not dirty:
         return ""
     return f"{dirty} of the {len(commits)} files of results were made while changes to the code were not committed yet."
-
-
-def first_line(path: Path) -> dict[str, Any]:
-    """Of a file of results: what its rows share."""
-    with path.open(encoding="utf-8") as file:
-        return json.loads(file.readline())
 
 
 def page(folder: Path = FOLDER) -> str:

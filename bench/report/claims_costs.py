@@ -113,7 +113,7 @@ def skipping_section(found: Sequence[Skipping], speeds: Mapping[str, Mapping[str
         "fewer FLOPs are spent, each at the lowest threshold that saves so much, of the seeds that can save all of it. The "
         "published gate, `attention`, reads the first token, and this backbone was pretrained for the mean of all tokens: that "
         "may handicap it.",
-        lines(["claim", "", "difference, points (bounds)", "supported if", "data sets", "power", "verdict"], rows),
+        lines(["claim", "", "difference, points (bounds)", "supported if", "data sets", "power if equal", "verdict"], rows),
         lines(SKIPPING_COLUMNS, map(skipping_row, found)),
         clock_table(found, speeds),
     ]

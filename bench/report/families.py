@@ -63,7 +63,7 @@ def page(folder: Path = RESULTS) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def readme_line(folder: Path = RESULTS) -> str:
+def readme_lines(folder: Path = RESULTS) -> str:
     """README's lines on what foretells exits best; empty where nothing is timed."""
     timed = results("clock", folder, "plans")
     if timed.empty:
