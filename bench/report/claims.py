@@ -42,7 +42,8 @@ bootstrap over seeds and rows (with one seed, rows alone). Several claims are no
 bound where the table says, "refuted" the upper bound below it. **Power if equal** is the probability that the test says
 "supported" if the two methods do not differ on any data set (of a claim to be better: if it is better by
 {100 * RELEVANT:g} points on each). With less than {POWER:.0%}, on less than {LEAST_SETS} data sets or {LEAST_SEEDS} seeds
-there is no verdict. Data sets on which the full model is less than {100 * INFORMED:g} points above the commonest class do not count."""
+there is no verdict. Data sets on which the full model is less than {100 * INFORMED:g} points above the commonest class do
+not count."""
 
 
 RULES = {
