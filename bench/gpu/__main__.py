@@ -2,6 +2,7 @@
 
     python -m bench.gpu.inputs /tmp/inputs --data DATA          # once, on a machine that has texts and a model
     python -m bench.gpu --inputs /tmp/inputs --output bench/results/gpu/h100
+    python -m bench.gpu --inputs /tmp/tuned --output bench/results/gpu/h100 --only shrinkage   # a folder of `bench.gpu.tuned`
 
 Each measurement is on the disk as soon as it ends. A run that is started again does what is missing or has failed. `--dry-run`
 runs every line on a CPU that stands in for the device. GEEP_COMMIT names the commit if there is no git.
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from bench.cells import Cell, OutOfTime, run_missing
-from bench.gpu import ceilings, chosen_tests, dense, exits, ops, steps, texts
+from bench.gpu import ceilings, chosen_tests, dense, exits, ops, shrinkage, steps, texts
 from bench.gpu.clock import Deadline, Overrun, limited
 from bench.gpu.machine import Gpu, StandIn
 from bench.gpu.setting import REHEARSAL, Cells, Setting, Sizes
@@ -35,11 +36,12 @@ SLOWER = 8  # a rehearsal may take this many times as long, since its machine ma
 # The parts in their order, and the seconds that each may take. A part also gets the time that earlier parts did not use.
 PARTS: dict[str, tuple[float, Callable[[Setting], Cells]]] = {
     "ceilings": (15, ceilings.cells),
-    "tests": (90, chosen_tests.cells),
+    "tests": (80, chosen_tests.cells),
     "steps": (40, steps.cells),
-    "dense": (120, dense.cells),
-    "exits": (110, exits.cells),
-    "texts": (80, texts.cells),
+    "dense": (110, dense.cells),
+    "exits": (100, exits.cells),
+    "shrinkage": (60, shrinkage.cells),
+    "texts": (70, texts.cells),
     "ops": (SECONDS, ops.cells),
 }
 

@@ -14,8 +14,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from geep_triton.training.dataset import TextDataset, label_names
 SETS = ("sst2", "ag_news", "yelp_stars")
 MOST_BYTES = 50_000_000
 CONTENTS, BACKBONE, HEADS = "inputs.json", "backbone.safetensors", "heads.safetensors"
+CHANGES = "changes.safetensors"  # to the backbone, of a set for which it was fine-tuned
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 WORDS = "embeddings.word_embeddings.weight"
 KEPT = "kept_ids"  # which rows of the word embeddings are stored
@@ -62,12 +64,14 @@ class GivenModel:
             `rows` have embeddings of zeros.
         tokenizer: the tokenizer of the model.
         rows: rows with columns text, label and perhaps text_pair.
+        tuned: whether its layers were trained with the exits, not the exits alone.
     """
 
     name: str
     model: MultiExitBert
     tokenizer: PreTrainedTokenizerBase
     rows: list[Row]
+    tuned: bool
 
 
 def load_inputs(folder: Path) -> list[GivenModel]:
@@ -93,7 +97,8 @@ def load_inputs(folder: Path) -> list[GivenModel]:
             backbone = load_file(unpacked / BACKBONE)
             for data_set in made["sets"]:
                 rows = read_rows(folder / f"{data_set}.jsonl", required=("text", "label"))
-                given.append(GivenModel(f"{name} {data_set}", _load(unpacked / data_set, backbone), tokenizer, rows))
+                there_is = (unpacked / data_set / CHANGES).is_file()
+                given.append(GivenModel(f"{name} {data_set}", _load(unpacked / data_set, backbone), tokenizer, rows, there_is))
     return given
 
 
@@ -101,12 +106,19 @@ def _load(folder: Path, backbone: Mapping[str, torch.Tensor]) -> MultiExitBert:
     """The model of one set, made from the stored backbone."""
     model = MultiExitBert(MultiExitBertConfig.from_pretrained(folder)).eval()
     weights = unpack({name: stored for name, stored in backbone.items() if name != KEPT})
+    if (folder / CHANGES).is_file():
+        weights = changed(weights, unpack(load_file(folder / CHANGES)))
     words = torch.zeros_like(model.bert.embeddings.word_embeddings.weight)
     words[backbone[KEPT].long()] = weights[WORDS]
     model.bert.load_state_dict({**weights, WORDS: words})
     model.heads.load_state_dict(unpack(load_file(folder / HEADS)))
     model.exit_table = ExitTable.load(folder)
     return model
+
+
+def changed(weights: Mapping[str, torch.Tensor], changes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of the same names and shapes with their changes added."""
+    return {name: weight + changes[name] for name, weight in weights.items()}
 
 
 def make_inputs(
@@ -131,24 +143,32 @@ def make_inputs(
     Raises:
         ValueError: the folder holds something, a data file is missing, or the folder would be larger than `most_bytes`.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"folder must be new or empty, got {folder}, which holds {sorted(folder.iterdir())[0].name}")
-    folder.mkdir(parents=True, exist_ok=True)
+    start_folder(folder)
     train, test = (
         {name: spread(read_rows(data / name / f"{split}.jsonl", required=("text", "label")), rows) for name in sets}
         for split, rows in (("train", train_rows), ("test", test_rows))
     )
+    for name, source in sources.items():
+        puts = {of: partial(_put_exits, source=source, rows=train[of]) for of in sets}
+        put_model(folder, name, source, test, puts)
+        print(f"{name}: {_check_size(folder, most_bytes) / 1e6:.1f} MB so far", flush=True)
+    end_folder(folder, list(sources), test, most_bytes)
+
+
+def start_folder(folder: Path) -> None:
+    """Make the folder. ValueError if it holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"folder must be new or empty, got {folder}, which holds {sorted(folder.iterdir())[0].name}")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def end_folder(folder: Path, models: Sequence[str], test: Mapping[str, Sequence[Row]], most_bytes: int) -> None:
+    """Write the rows of each set, and what the folder holds. ValueError if that is more than `most_bytes`."""
     for name, rows in test.items():
         lines = (json.dumps({key: row[key] for key in COLUMNS if key in row}, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    for name, source in sources.items():
-        with tempfile.TemporaryDirectory() as there:
-            work = Path(there) / name
-            _put_model(work, source, train, test)
-            shutil.make_archive(str(folder / name), "zip", work)
-        print(f"{name}: {_check_size(folder, most_bytes) / 1e6:.1f} MB so far", flush=True)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    contents = {"models": list(sources), "sets": list(sets), "files": files}
+    contents = {"models": list(models), "sets": list(test), "files": files}
     (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
     print(f"{folder}: {_check_size(folder, most_bytes) / 1e6:.1f} MB")
 
@@ -166,39 +186,64 @@ def _check_size(folder: Path, most_bytes: int) -> int:
     return size
 
 
-def _put_model(folder: Path, source: Path, train: Mapping[str, list[Row]], test: Mapping[str, list[Row]]) -> None:
-    """Write a model's tokenizer, its layers and, for each set, its exits."""
-    folder.mkdir()
-    for name in ("config.json", *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    packed = pack(BertModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32).state_dict())
-    texts = list(iter_samples(row for rows in test.values() for row in rows))
-    ids = Encoder(tokenizer, max_length=sys.maxsize)(texts).ids
-    kept = torch.cat([ids, torch.tensor(tokenizer.all_special_ids)]).unique()
-    carried = {name: stored[kept] if name.startswith(WORDS) else stored for name, stored in packed.items()}
-    save_file({**carried, KEPT: kept.int()}, folder / BACKBONE)
-    for name, rows in train.items():
-        start = time.perf_counter()
-        _put_exits(folder / name, source, unpack(packed), tokenizer, rows)
-        print(f"{folder.name} {name}: {time.perf_counter() - start:.0f} s", flush=True)
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """A backbone that is carried.
+
+    Attributes:
+        weights: as they will be unpacked, with all words.
+        kept: [K] int64, the words of the rows, and special ones. Other words are not carried.
+        tokenizer: its tokenizer.
+    """
+
+    weights: dict[str, torch.Tensor]
+    kept: torch.Tensor
+    tokenizer: PreTrainedTokenizerBase
 
 
-def _put_exits(
-    folder: Path,
-    source: Path,
-    backbone: Mapping[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-) -> None:
+PutSet = Callable[[Path, Carried], None]  # fills the folder of a set
+
+
+def put_model(folder: Path, name: str, source: Path, test: Mapping[str, Sequence[Row]], puts: Mapping[str, PutSet]) -> None:
+    """Put an archive of a model into the folder: its tokenizer, its layers and, for each set, what makes it answer.
+
+    Args:
+        folder: of all models.
+        name: of the model.
+        source: the folder of a BERT with its tokenizer.
+        test: rows of each set.
+        puts: what puts a set's part.
+    """
+    with tempfile.TemporaryDirectory() as there:
+        work = Path(there) / name
+        work.mkdir()
+        for file in ("config.json", *TOKENIZER_FILES):
+            if (source / file).is_file():
+                shutil.copyfile(source / file, work / file)
+        tokenizer = AutoTokenizer.from_pretrained(work)
+        packed = pack(BertModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32).state_dict())
+        texts = list(iter_samples(row for rows in test.values() for row in rows))
+        ids = Encoder(tokenizer, max_length=sys.maxsize)(texts).ids
+        kept = torch.cat([ids, torch.tensor(tokenizer.all_special_ids)]).unique()
+        stored = {name: weight[kept] if name.startswith(WORDS) else weight for name, weight in packed.items()}
+        save_file({**stored, KEPT: kept.int()}, work / BACKBONE)
+        carried = Carried(unpack(packed), kept, tokenizer)
+        for data_set, put in puts.items():
+            start = time.perf_counter()
+            put(work / data_set, carried)
+            print(f"{name} {data_set}: {time.perf_counter() - start:.0f} s", flush=True)
+        shutil.make_archive(str(folder / name), "zip", work)
+
+
+def _put_exits(folder: Path, carried: Carried, source: Path, rows: Sequence[Row]) -> None:
     """Write a configuration, exits that are trained on the weights that will be carried, and their table."""
     names = label_names(rows)
     ids: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     model = MultiExitBert.from_pretrained(
         source, num_labels=len(names), head="linear", pooling="mean", dtype=torch.float32, **ids
     ).eval()
-    model.bert.load_state_dict(backbone)
+    model.bert.load_state_dict(carried.weights)
+    tokenizer = carried.tokenizer
     found = TextDataset(rows, Encoder(tokenizer, **OPTIONS), model.config.label2id)
     features = mean_states(model, found.tokens, tokenizer.pad_token_id)
     for layer, states in zip(model.config.exit_layers, features, strict=True):

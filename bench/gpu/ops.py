@@ -1,4 +1,4 @@
-"""Part 6 times each op beside its rivals at the shapes that the engine makes, and its launch configurations."""
+"""Part 7 times each op beside its rivals at the shapes that the engine makes, and its launch configurations."""
 
 from __future__ import annotations
 

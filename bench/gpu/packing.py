@@ -43,6 +43,15 @@ def four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     return None
 
 
+def nearest_four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes and scales of `four_bits` that come near a weight [R, D] float32, where D is a multiple of `BLOCK`."""
+    blocks = weight.unflatten(1, (-1, BLOCK))
+    scales = (blocks.abs().amax(2, keepdim=True) / (ZERO - 1)).half()
+    steps = (blocks / scales.float()).nan_to_num(0).round().clamp(1 - ZERO, ZERO - 1)
+    codes = (steps + ZERO).to(torch.uint8).flatten(1)
+    return codes[:, ::2] | codes[:, 1::2] << 4, scales[..., 0]
+
+
 def from_four_bits(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The weight [R, D] float32 of codes [R, D / 2] uint8 and scales [R, D / 32] float16."""
     steps = torch.stack([codes & 15, codes >> 4], 2).flatten(1).float() - ZERO

@@ -52,6 +52,8 @@ class Sizes:
         attention_batches: how many batch sizes the probe of attention tries.
         attention_heads, attention_length: the heads and the length of that probe.
         windows: the texts of windows.
+        shrinking_windows: likewise, where predicted exits are held against batches that shrink.
+        least_texts: that are timed there, since one small window says little.
     """
 
     shape: str = "base"
@@ -67,11 +69,13 @@ class Sizes:
     attention_heads: int = 12
     attention_length: int = 64
     windows: tuple[int, ...] = (4_096, 512, 64)
+    shrinking_windows: tuple[int, ...] = (1_024, 256, 4_096, 64)
+    least_texts: int = 1_024
 
 
 REHEARSAL = Sizes(
     "tiny", (64, 16), (8,), 64, 2, 2, 0.5, matrix=64, copied=1 << 12, attention_batches=3, attention_heads=2,
-    attention_length=8, windows=(8, 4),
+    attention_length=8, windows=(8, 4), shrinking_windows=(8, 4), least_texts=16,
 )  # fmt: skip
 
 
@@ -141,22 +145,23 @@ class Setting:
         """What runs the model's layers in one of `WAYS`. It is made once, since compiling takes long."""
         key = f"{way}, cuDNN" if cudnn_attention else way
         if key not in self._runners:
-            self._runners[key] = self._made(way)
+            self._runners[key] = self.made(way, self.model)
             self._runners[key].cudnn_attention = cudnn_attention
         return self._runners[key]
 
-    def _made(self, way: str) -> Runner:
+    def made(self, way: str, model: MultiExitBert) -> Runner:
+        """What runs a model's layers in one of `WAYS`. The model is in half precision, on the device."""
         if way == "plain":
-            return PaddedRunner(self.model)
+            return PaddedRunner(model)
         if way == "compiled":
-            return CompiledRunner(self.model, backend=self.machine.compiler)
-        parts = Parts.copied(self.model)
+            return CompiledRunner(model, backend=self.machine.compiler)
+        parts = Parts.copied(model)
         if way == "packed":
-            return PackedRunner(self.model, parts, "bfloat16")
+            return PackedRunner(model, parts, "bfloat16")
         if way == "graphs":
-            return GraphsRunner(self.model, parts, record=self.machine.recorder(), most_tokens=GRAPHED)
+            return GraphsRunner(model, parts, record=self.machine.recorder(), most_tokens=GRAPHED)
         replace_layers(parts.layers, partial(lean, fuse=True))
-        return PaddedRunner(self.model, parts, name="lean", make_mask=additive_mask)
+        return PaddedRunner(model, parts, name="lean", make_mask=additive_mask)
 
     def engine(self, policy: str | Policy, way: str = "plain", cudnn_attention: bool = False, **options: Any) -> Engine:
         """An engine of the model, whose layers run in this way."""

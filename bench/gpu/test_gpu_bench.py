@@ -19,7 +19,10 @@ from bench.gpu.clock import Overrun, limited
 from bench.gpu.inputs import make_inputs
 from bench.gpu.machine import StandIn
 from bench.gpu.setting import REHEARSAL, Setting
+from bench.gpu.shrinkage import PLANS, POOLED, SHRINKING, verdict
 from bench.gpu.test_gpu_inputs import save_backbone, write_rows
+from bench.gpu.test_tuned import save_tuned
+from bench.gpu.tuned import make_tuned
 from bench.ops.tune import BLOCKS, MOST_OF_A_THREAD, candidates
 from bench.report import gpu as report_gpu
 from bench.rows import Found, Row, found, read, save
@@ -39,10 +42,10 @@ def environment() -> dict[str, str]:
     return kept | {"PATH": "/nowhere", COMMIT: "a commit", "HF_HUB_OFFLINE": "1"}
 
 
-def rehearse(output: Path, inputs: Path) -> subprocess.CompletedProcess:
+def rehearse(output: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess:
     """The whole script, where there is no git and no demo package."""
     options = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True, "timeout": 600}
-    return subprocess.run(command(output, "--inputs", str(inputs)), check=False, **options)
+    return subprocess.run(command(output, "--inputs", str(inputs), *more), check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +60,26 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory, inputs) -> tuple[Path, subprocess.CompletedProcess]:
-    """Where its files are, and how it ended."""
+def tuned(tmp_path_factory, tokenizer) -> Path:
+    """What would travel the second time: a tiny fine-tuned model, and texts."""
+    folder = tmp_path_factory.mktemp("tuned")
+    save_backbone(folder / "bert", tokenizer, 0)
+    save_tuned(folder / "moods", folder / "bert", tokenizer)
+    make_tuned(folder / "inputs", folder / "bert", [folder / "moods"], 400)
+    return folder / "inputs"
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory, inputs, tuned) -> tuple[Path, list[subprocess.CompletedProcess]]:
+    """Where its files are, and how its two runs ended."""
     output = tmp_path_factory.mktemp("gpu")
-    done = rehearse(output, inputs)
-    return output, done
+    return output, [rehearse(output, inputs), rehearse(output, tuned, "--only", "shrinkage")]
 
 
 def test_every_part_leaves_its_rows_and_none_fails(rehearsal):
-    output, done = rehearsal
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    output, runs = rehearsal
+    for done in runs:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = read(output / FILE)
     assert {row.case.partition(", ")[0] for row in rows} == set(PARTS)
     assert [row for row in rows if row.metric == "error" or row.metric.startswith("missing.")] == []
@@ -99,6 +112,8 @@ def test_the_page_shows_every_part(rehearsal, tmp_path):
         "| layer, plain |",
         "a head takes",
         "| minilm moods (",
+        "- bert moods, layers graphs: **",
+        "| bert moods, plain | 8 |",
     ):
         assert text in page, text
     assert "What failed" not in page
@@ -218,6 +233,23 @@ def test_limited():
     with pytest.raises(Overrun), limited(0.05):
         time.sleep(5)
     time.sleep(0.06)  # no alarm is left behind
+
+
+def seconds(plan: float, shrinking: float, pooled: float, rounds: int = 5) -> dict[str, list[float]]:
+    return {SHRINKING: [shrinking] * rounds, POOLED: [pooled] * rounds, PLANS[0]: [plan] * rounds, "risk": [0.1] * rounds}
+
+
+def test_the_verdict_on_predicted_exits():
+    assert verdict([seconds(1.0, 1.06, 1.01)]) == "pays"
+    assert verdict([seconds(1.1, 1.0, 1.0), seconds(1.0, 1.06, 1.01)]) == "pays"  # in some window
+    assert verdict([seconds(1.0, 1.04, 1.01)]) == "undecided"
+    assert verdict([seconds(1.0, 1.06, 0.99)]) == "undecided"  # pooled thresholds are faster
+    assert verdict([seconds(1.0, 0.99, 1.2), seconds(1.0, 1.0, 1.2)]) == "does not pay"
+    once = seconds(1.0, 1.06, 1.01)
+    once[POOLED][2] = 0.99
+    assert verdict([once]) == "undecided"  # not in each round
+    assert verdict([seconds(1.0, 1.06, 1.01, rounds=4)]) == "not measured"
+    assert verdict([{"full depth": [1.0] * 5}]) == "not measured"
 
 
 def test_without_results_the_page_says_so(tmp_path):

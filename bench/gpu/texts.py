@@ -1,4 +1,4 @@
-"""Part 5 measures models with trained exits, from texts to answers."""
+"""Part 6 measures models with trained exits, from texts to answers."""
 
 from __future__ import annotations
 

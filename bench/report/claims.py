@@ -45,7 +45,10 @@ bound where the table says, "refuted" the upper bound below it. **Power if equal
 there is no verdict. Data sets on which the full model is less than {100 * INFORMED:g} points above the commonest class do
 not count."""
 
+SHRINKING = """## Batches that shrink
 
+GEEP predicts exits so that batches need not shrink. Whether that pays is experiment E, which needs a GPU: [the page on
+GPUs](gpu.md) has its verdict, or says that none has run it."""
 RULES = {
     "binomial": "binomial test, in sequence (ours)",
     "betting": "betting, in sequence (RC-EENN's upper confidence bound)",
@@ -119,6 +122,7 @@ def page(folder: Path = FOLDER) -> str:
         equal_flops_section(costs),
         drops_section(drops(costs, data_sets), speeds.get(arms.GEEP.name, {})),
         skipping_section(skippings(costs, data_sets), speeds.get(arms.EXITS.name, {})),
+        SHRINKING,
         controlled_section(RESULTS / "plans" / "controlled"),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.environment import RESULTS
+from bench.report.gpu_shrinkage import shrinkage
 from bench.report.tables import lines, markdown, microseconds
 from bench.rows import read, table
 from geep_triton.policies.text import describe, parse_policy
@@ -24,6 +25,14 @@ make a folder that travels, on a machine with texts, and run the script where th
 python -m bench.gpu.inputs inputs --data DATA
 GEEP_COMMIT=$(git describe --always --dirty) python -m bench.gpu --inputs inputs --output bench/results/gpu/NAME
 python -m bench.report
+```
+
+`bench.plans.saved` leaves fine-tuned models of twelve layers. With them the same script asks whether it pays to predict exits
+(experiment E of the claims; what would show it is declared in `bench/gpu/shrinkage.py`):
+
+```bash
+python -m bench.gpu.tuned tuned --backbone E5 --models RUNS/sst2 RUNS/ag_news --most-rows 1300
+python -m bench.gpu --only shrinkage --seconds 200 --inputs tuned --output bench/results/gpu/NAME
 ```
 """
 OURS = "ours, "
@@ -202,7 +211,15 @@ def in_todays_form(system: str) -> str:
     return OURS + describe(parse_policy(system.removeprefix(OURS))) if system.startswith(OURS) else system
 
 
-WRITERS = {"dense": ways, "ceilings": ceilings, "tests": tests, "steps": steps, "exits": costs, "texts": texts}
+WRITERS = {
+    "dense": ways,
+    "ceilings": ceilings,
+    "tests": tests,
+    "steps": steps,
+    "exits": costs,
+    "shrinkage": shrinkage,
+    "texts": texts,
+}
 
 
 def last_line(text: str) -> str:
