@@ -117,6 +117,7 @@ def test_the_page_shows_every_part(rehearsal, tmp_path):
     ):
         assert text in page, text
     assert "What failed" not in page
+    assert "No GPU has measured it yet" not in page
     rows = read(output / FILE)  # what the page leaves to the file
     systems = {row.system for row in rows}
     assert systems >= {"ours, graphs", "huggingface, compiled, CUDA graph", "scored, three batches in flight"}
@@ -253,7 +254,9 @@ def test_the_verdict_on_predicted_exits():
 
 
 def test_without_results_the_page_says_so(tmp_path):
-    assert "Nothing here yet: no GPU has run it." in report_gpu.page(tmp_path)
+    page = report_gpu.page(tmp_path)
+    assert "Nothing here yet: no GPU has run it." in page
+    assert "No GPU has measured it yet" in page
 
 
 def test_no_gpu_no_run(tmp_path):

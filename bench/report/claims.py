@@ -48,7 +48,7 @@ not count."""
 SHRINKING = """## Batches that shrink
 
 GEEP predicts exits so that batches need not shrink. Whether that pays is experiment E, which needs a GPU: [the page on
-GPUs](gpu.md) has its verdict, or says that none has run it."""
+GPUs](gpu.md) has its verdict, or says that none has measured it."""
 RULES = {
     "binomial": "binomial test, in sequence (ours)",
     "betting": "betting, in sequence (RC-EENN's upper confidence bound)",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.environment import RESULTS
+from bench.report.gpu_shrinkage import TITLE as SHRINKAGE_TITLE
 from bench.report.gpu_shrinkage import shrinkage
 from bench.report.tables import lines, markdown, microseconds
 from bench.rows import read, table
@@ -26,14 +27,18 @@ python -m bench.gpu.inputs inputs --data DATA
 GEEP_COMMIT=$(git describe --always --dirty) python -m bench.gpu --inputs inputs --output bench/results/gpu/NAME
 python -m bench.report
 ```
+"""
+NO_SHRINKAGE = f"""{SHRINKAGE_TITLE}
 
-`bench.plans.saved` leaves fine-tuned models of twelve layers. With them the same script asks whether it pays to predict exits
-(experiment E of the claims; what would show it is declared in `bench/gpu/shrinkage.py`):
+No GPU has measured it yet (experiment E of the claims; what would show it is declared in `bench/gpu/shrinkage.py`).
+`bench.plans.saved` leaves fine-tuned models of twelve layers, and
 
 ```bash
 python -m bench.gpu.tuned tuned --backbone E5 --models RUNS/sst2 RUNS/ag_news --most-rows 1300
 python -m bench.gpu --only shrinkage --seconds 200 --inputs tuned --output bench/results/gpu/NAME
 ```
+
+holds their plans against batches that shrink.
 """
 OURS = "ours, "
 STEPS = "layer|head|score_exits|partition|attention|copy to the host"  # whose seconds are shown
@@ -41,8 +46,10 @@ STEPS = "layer|head|score_exits|partition|attention|copy to the host"  # whose s
 
 def page(folder: Path = RESULTS) -> str:
     """The whole page, in Markdown: a section for each card."""
-    sections = [section(table(read(path))) for path in sorted((folder / "gpu").glob("*/results.jsonl"))]
-    return "\n".join([INTRODUCTION, *(sections or [NOTHING])])
+    sections = [section(table(read(path))) for path in sorted((folder / "gpu").glob("*/results.jsonl"))] or [NOTHING]
+    if not any(SHRINKAGE_TITLE in each for each in sections):
+        sections.append(NO_SHRINKAGE)
+    return "\n".join([INTRODUCTION, *sections])
 
 
 def section(found: pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ from bench.gpu.shrinkage import (
 from bench.report.tables import markdown
 from geep_triton.promises.families import CONSTANT
 
+TITLE = "### Does it pay to predict exits?"
 OTHERS = {FULL: "full depth", SHRINKING: "batches that shrink", POOLED: "pooled", "risk": "risk", CONSTANT: "constant depth"}
 
 Seconds = dict[str, list[float]]  # name of a policy -> of each round
@@ -29,7 +30,7 @@ Seconds = dict[str, list[float]]  # name of a policy -> of each round
 
 def shrinkage(found: pd.DataFrame) -> Iterator[str]:
     """Texts a second of each policy in each window, and the verdict of each data set."""
-    yield "### Does it pay to predict exits?"
+    yield TITLE
     yield ""
     yield (
         f"Fine-tuned models of twelve layers, each policy calibrated to {PROMISE:.0%} of the full model's answers; token ids"
