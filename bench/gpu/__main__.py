@@ -60,9 +60,10 @@ def main(given: list[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OneExitWarning)  # that nobody leaves is one of the measurements
         for part, (seconds, cells) in PARTS.items():
-            if arguments.only and part not in arguments.only:
-                continue
             began, seconds = time.monotonic(), seconds * patience
+            if arguments.only and part not in arguments.only:
+                saved += seconds
+                continue
             run_part(setting, part, cells, min(seconds + saved, deadline.left), part in arguments.again)
             saved = max(0.0, saved + seconds - (time.monotonic() - began))
     deadline.cancel()
@@ -78,7 +79,9 @@ def main(given: list[str] | None = None) -> None:
 def parse_arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl and tests.xml")
-    parser.add_argument("--inputs", type=Path, help="folder that `python -m bench.gpu.inputs` made: models and texts")
+    parser.add_argument(
+        "--inputs", type=Path, help="folder that `python -m bench.gpu.inputs` or `.tuned` made: models and texts"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts")
     parser.add_argument("--again", nargs="+", choices=PARTS, default=(), help="parts whose cells are measured once more")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")

@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, logg
 from bench.gpu.packing import pack, unpack
 from bench.shapes import pretrained_folder
 from geep_triton import Engine, ExitTable, MultiExitBert, MultiExitBertConfig
+from geep_triton.engine.predictions import EveryExit
 from geep_triton.files.rows import read_rows
 from geep_triton.modeling.heads import pool
 from geep_triton.ops.exit_scores import score_exits
@@ -74,15 +75,23 @@ class GivenModel:
     tuned: bool
 
 
+def given_models(folder: Path | None, part: str) -> list[GivenModel]:
+    """The models of the inputs of a run, for one of its parts. Without inputs there are none, and the user is told."""
+    if folder is None:
+        print(f"part {part}: no --inputs folder, nothing to measure", flush=True)
+        return []
+    return load_inputs(folder)
+
+
 def load_inputs(folder: Path) -> list[GivenModel]:
-    """All models that `make_inputs` left in a folder, each with the rows of its set.
+    """All models that `make_inputs` or `bench.gpu.tuned.make_tuned` left in a folder, each with the rows of its set.
 
     Raises:
         ValueError: a file is missing or does not have the size that it was made with.
     """
     contents = folder / CONTENTS
     if not contents.is_file():
-        raise ValueError(f"{contents} is missing: make the folder by python -m bench.gpu.inputs")
+        raise ValueError(f"{contents} is missing: make the folder by python -m bench.gpu.inputs or bench.gpu.tuned")
     made = json.loads(contents.read_text(encoding="utf-8"))
     for name, size in made["files"].items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
@@ -302,9 +311,14 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tu
     return weight, bias.detach() - weight @ mean
 
 
+def answers_of(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> EveryExit:
+    """Every exit's answers."""
+    return Engine(model, tokenizer, "full", **OPTIONS).every_exit(rows)
+
+
 def accuracies(given: GivenModel) -> list[float]:
     """The accuracy of each exit on the rows, from shallow to deep."""
-    logits = Engine(given.model, given.tokenizer, "full", **OPTIONS).every_exit(given.rows).logits
+    logits = answers_of(given.model, given.tokenizer, given.rows).logits
     labels = torch.tensor([given.model.config.label2id[str(row["label"])] for row in given.rows])
     return (logits.argmax(-1) == labels[:, None]).double().mean(0).tolist()
 

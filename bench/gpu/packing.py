@@ -1,4 +1,4 @@
-"""Stores weights in few bytes: as 4-bit codes if these give every bit back, else as float16."""
+"""Stores weights in few bytes: as 4-bit codes if these give every bit back, else as float16. Changes get the nearest codes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ def four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         scales, codes = torch.where(exact, tried, scales), torch.where(exact, tried_codes, codes)
         open_blocks &= ~exact
         if not open_blocks.any():
-            codes = codes.flatten(1)
-            return codes[:, ::2] | codes[:, 1::2] << 4, scales[..., 0]
+            return _in_pairs(codes.flatten(1)), scales[..., 0]
     return None
 
 
@@ -48,8 +47,12 @@ def nearest_four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     blocks = weight.unflatten(1, (-1, BLOCK))
     scales = (blocks.abs().amax(2, keepdim=True) / (ZERO - 1)).half()
     steps = (blocks / scales.float()).nan_to_num(0).round().clamp(1 - ZERO, ZERO - 1)
-    codes = (steps + ZERO).to(torch.uint8).flatten(1)
-    return codes[:, ::2] | codes[:, 1::2] << 4, scales[..., 0]
+    return _in_pairs((steps + ZERO).to(torch.uint8).flatten(1)), scales[..., 0]
+
+
+def _in_pairs(codes: torch.Tensor) -> torch.Tensor:
+    """Two codes [R, D] uint8 in each byte, the even column in its low half."""
+    return codes[:, ::2] | codes[:, 1::2] << 4
 
 
 def from_four_bits(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

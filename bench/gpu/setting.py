@@ -53,7 +53,8 @@ class Sizes:
         attention_heads, attention_length: the heads and the length of that probe.
         windows: the texts of windows.
         shrinking_windows: likewise, where predicted exits are held against batches that shrink.
-        least_texts: that are timed there, since one small window says little.
+        shrinking_batches: how many such windows are timed.
+        shrinking_texts: but at least, and at most, so many texts.
     """
 
     shape: str = "base"
@@ -70,12 +71,13 @@ class Sizes:
     attention_length: int = 64
     windows: tuple[int, ...] = (4_096, 512, 64)
     shrinking_windows: tuple[int, ...] = (1_024, 256, 4_096, 64)
-    least_texts: int = 1_024
+    shrinking_batches: int = 4
+    shrinking_texts: tuple[int, int] = (512, 8_192)
 
 
 REHEARSAL = Sizes(
     "tiny", (64, 16), (8,), 64, 2, 2, 0.5, matrix=64, copied=1 << 12, attention_batches=3, attention_heads=2,
-    attention_length=8, windows=(8, 4), shrinking_windows=(8, 4), least_texts=16,
+    attention_length=8, windows=(8, 4), shrinking_windows=(64, 4), shrinking_batches=1, shrinking_texts=(16, 64),
 )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ class Setting:
 
     Attributes:
         folder: the folder for all files.
-        inputs: the folder that `bench.gpu.inputs` made; None: there is none.
+        inputs: the folder that `bench.gpu.inputs` or `bench.gpu.tuned` made; None: there is none.
     """
 
     machine: Machine

@@ -2,27 +2,29 @@
 
 This is experiment E of the claims, declared before it runs. The models are those of the inputs whose layers were trained with
 their exits (`bench.gpu.tuned`). Half of the texts calibrate each family alone, by the library's test in sequence; the other
-half is timed and judged, token ids in, answers out, in windows of several sizes. On a data set
+half is timed and judged, token ids in, answers out, in windows of several sizes. On a data set, and in one way of running the
+layers,
 
-- predicting *pays* if in some window a plan answers at least `OVER_SHRINKING` times as many texts a second as thresholds in
-  batches that shrink, by the median of at least `LEAST_ROUNDS` rounds' ratios, and in each round more than those and than the
-  same thresholds with survivors pooled;
-- it *does not pay* if in no window a plan is faster than batches that shrink, by that median.
+- predicting *pays* if in some window a plan that gives the full model's answer to at least `PROMISE` of the timed texts answers
+  `OVER_SHRINKING` times as many of them a second as the fastest policy whose batches shrink, by the median of `ROUNDS` rounds'
+  ratios, and in each round more than every policy that does not predict;
+- it *does not pay* if all windows were measured, and in none a plan is faster than the fastest policy whose batches shrink, by
+  that median.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bench.gpu.inputs import OPTIONS, GivenModel, load_inputs
+from bench.gpu.inputs import OPTIONS, GivenModel, given_models
 from bench.gpu.setting import Cells, Setting
 from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
@@ -30,6 +32,7 @@ from geep_triton import Engine, MultiExitBert
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.leave import Sure
 from geep_triton.policies.policy import Policy
+from geep_triton.policies.risk import LowRisk
 from geep_triton.policies.start import LastLayer
 from geep_triton.policies.text import format_policy
 from geep_triton.promises.families import CONSTANT, FitSamples, families_of
@@ -39,46 +42,65 @@ from geep_triton.timing import in_turns
 from geep_triton.tokens.ragged import Tokens
 
 PROMISE, CONFIDENCE = 0.98, 0.95  # of agreement with the last exit; of each family alone
-FULL, ORACLE = "full depth", "oracle"
-SHRINKING, POOLED = "thresholds, batches that shrink", "thresholds, pooled"
-PLANS = ("planned", "predicted, learned", "allocated", "allocated+threshold")  # families that predict exits and sort by them
-FAMILIES = ("threshold", "risk", CONSTANT, *PLANS)
 OVER_SHRINKING = 1.05
-LEAST_ROUNDS = 5
-WAYS = ("graphs", "plain")
-MOST_SECONDS = 8.0  # of a comparison
+ROUNDS = 5
+WINDOWS = (64, 256, 1_024, 4_096)
+FULL, ORACLE = "full depth", "oracle"
+# Families that score texts on their way, whose batches shrink or whose survivors are pooled; and those that predict exits and
+# sort by them.
+SCORED = ("threshold", "risk")
+SHRINKING, POOLED = (tuple(f"{name}, {how}" for name in SCORED) for how in ("batches shrink", "pooled"))
+PLANS = ("planned", "predicted, learned", "allocated")
+UNPREDICTED = (FULL, CONSTANT, *SHRINKING, *POOLED)
+WAYS = ("plain", "graphs")
+MIX = 0x1E3779B97F4A7C15  # odd, from the golden ratio
+
+Seconds = Mapping[str, Sequence[float]]  # name of a policy -> of each round
 
 
 def cells(setting: Setting) -> Cells:
-    if setting.inputs is None:
-        print("part shrinkage: no --inputs folder, nothing to measure", flush=True)
-        return
-    tuned = [one for one in load_inputs(setting.inputs) if one.tuned]
-    if not tuned:
-        print("part shrinkage: the inputs hold no model that `bench.gpu.tuned` put there, nothing to measure", flush=True)
+    tuned = [one for one in given_models(setting.inputs, "shrinkage") if one.tuned]
     for way in WAYS:
         subjects = [Subject(setting, one, way) for one in tuned]
         for window in setting.sizes.shrinking_windows:
             for subject in subjects:
-                yield f"{subject.given.name}, windows of {window}, {way}", partial(compared, setting, subject, window)
+                yield f"{subject.given.name}, windows of {window}, {way}", partial(compared, subject, window)
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A start at exits that are known beforehand, as if by a predictor that is never wrong and costs next to nothing.
+    """A start at exits that are known beforehand, as if by a predictor that is never wrong.
 
     Attributes:
-        layers: the ids of a text -> the layer of its exit.
+        known: [N] int64, ascending, `hashes_of` the texts.
+        layers: [N] int64, the layers of their exits.
     """
 
-    layers: Mapping[tuple[int, ...], int]
+    known: torch.Tensor
+    layers: torch.Tensor
+
+    @classmethod
+    def of(cls, model: MultiExitBert, record: EveryExit) -> Known:
+        """The first exits that give the last one's answer."""
+        layers = torch.tensor(model.config.exit_layers)[agreeing(model, record).int().argmax(1)]
+        known, order = hashes_of(record.tokens).sort()
+        return cls(known, layers[order])
 
     def check(self, model: MultiExitBert, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Accept every model."""
 
     def stops(self, model: MultiExitBert, tokens: Tokens) -> torch.Tensor:
-        """The exits of texts that are all known."""
-        return torch.tensor([self.layers[text] for text in texts_of(tokens)])
+        """The exits of texts that are all known: [N] int64."""
+        return self.layers[torch.searchsorted(self.known, hashes_of(tokens))]
+
+
+def hashes_of(tokens: Tokens) -> torch.Tensor:
+    """[N] int64, a hash of each text, made in few steps: `Tokens.hashes` would cost as much as a layer."""
+    places = torch.arange(len(tokens.ids)) - torch.repeat_interleave(tokens.offsets[:-1], tokens.lengths)
+    mixed = tokens.ids * MIX
+    mixed = (mixed ^ (mixed >> 29)) * (MIX + 2 * places)
+    sums = torch.cat([mixed.new_zeros(1), mixed.cumsum(0)])
+    return sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,27 +129,24 @@ class Subject:
         """By name. Families without a setting that was shown to be safe are left out."""
         calibrating, timed = self.parts
         engine, model = self.engine, self.engine.model
-        chosen = promised(model, calibrating, engine.layer_costs.stop_layers)
-        named = {FULL: Policy(LastLayer()), ORACLE: Policy(Known(first_agreeing(model, timed)))}
-        threshold = chosen.pop("threshold", None)
-        if threshold is not None and isinstance(threshold.leave, Sure):
-            named[SHRINKING] = replace(threshold, leave=replace(threshold.leave, regroup="never"))
-            named[POOLED] = replace(threshold, leave=replace(threshold.leave, regroup="always"))
-            named["thresholds, as costs say"] = threshold
-        return named | chosen
+        named = {FULL: Policy(LastLayer()), ORACLE: Policy(Known.of(model, timed))}
+        for family, policy in promised(model, calibrating, engine.layer_costs.stop_layers).items():
+            if isinstance(policy.leave, Sure | LowRisk):
+                for name, regroup in ((f"{family}, batches shrink", "never"), (f"{family}, pooled", "always")):
+                    named[name] = replace(policy, leave=replace(policy.leave, regroup=regroup))
+            else:
+                named[family] = policy
+        return named
+
+    @cached_property
+    def engines(self) -> dict[str, Engine]:
+        """One for each policy. They share what layers cost, and are made once, since each checks the tokenizer."""
+        return {name: self.engine.with_policy(policy) for name, policy in self.policies.items()}
 
 
-def texts_of(tokens: Tokens) -> list[tuple[int, ...]]:
-    """The ids of each text, which are known on the host."""
-    ids, offsets = tokens.ids.tolist(), tokens.offsets.tolist()
-    return [tuple(ids[start:end]) for start, end in pairwise(offsets)]
-
-
-def first_agreeing(model: MultiExitBert, record: EveryExit) -> dict[tuple[int, ...], int]:
-    """The ids of a text -> the layer of the first exit that gives the last one's answer."""
-    agrees = model.answers.agree(record.logits, record.logits[:, -1:])
-    layers = torch.tensor(model.config.exit_layers)[agrees.int().argmax(1)]
-    return dict(zip(texts_of(record.tokens), layers.tolist(), strict=True))
+def agreeing(model: MultiExitBert, record: EveryExit) -> torch.Tensor:
+    """[N, E] bool, whether each exit gives the last one's answer."""
+    return model.answers.agree(record.logits, record.logits[:, -1:])
 
 
 def promised(model: MultiExitBert, record: EveryExit, score_cost: float) -> dict[str, Policy]:
@@ -138,47 +157,65 @@ def promised(model: MultiExitBert, record: EveryExit, score_cost: float) -> dict
         record: every exit's answers to the texts that calibrate.
         score_cost: of a text at an exit, in layers.
     """
-    agrees = model.answers.agree(record.logits, record.logits[:, -1:])
+    agrees = agreeing(model, record)
     fit = FitSamples.of(record, model.config.exit_layers, score_cost, model.answers)
     chosen = {}
     for family in families_of(model, every=True):
-        if family.name not in FAMILIES:
+        if family.name not in (*SCORED, CONSTANT, *PLANS):
             continue
         policies = family.policies(fit)
         right = [agrees.gather(1, simulate(model, one, record.tokens, record.logits)[:, None]) for one in policies]
-        failures = [int((~of).sum()) for of in right]
-        p_values = [binomial_p_value(count, len(agrees), 1 - PROMISE) for count in failures]
+        p_values = [binomial_p_value(int((~of).sum()), len(agrees), 1 - PROMISE) for of in right]
         if (index := boldest_safe(p_values, CONFIDENCE)) is not None:
             chosen[family.name] = policies[index]
     return chosen
 
 
-def compared(setting: Setting, subject: Subject, window: int) -> list[Found]:
+def compared(subject: Subject, window: int) -> list[Found]:
     """Time every policy in turns in windows of this size."""
     calibrating, timed = subject.parts
-    texts = timed.select(torch.arange(max(window, setting.sizes.least_texts)) % len(timed.tokens))
-    policies, engine = subject.policies, subject.engine
-    engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
-    for each in engines.values():
-        each.window = window
-    calls = {name: partial(each.predict, texts.tokens) for name, each in engines.items()}
+    sizes, distinct = subject.setting.sizes, len(timed.tokens)
+    count = min(max(sizes.shrinking_batches * window, sizes.shrinking_texts[0]), sizes.shrinking_texts[1])
+    texts = timed.select(torch.arange(count) % distinct)
+    calls = {}
+    for name, engine in subject.engines.items():
+        engine.window = window
+        calls[name] = partial(engine.predict, texts.tokens)
+    start = time.perf_counter()
     first = {name: call() for name, call in calls.items()}
+    prepared = time.perf_counter() - start
     with quiet_garbage_collector():
-        seconds = in_turns(calls, LEAST_ROUNDS, limit=MOST_SECONDS)
-    answers = texts.logits[:, -1].argmax(-1)
-    facts = {"window": window, "way": subject.way, "layers": engine.model.config.num_hidden_layers, "promise": PROMISE}
-    measured = [found("", facts | {"texts": len(answers), "calibrated_on": len(calibrating.tokens)})]
+        seconds = in_turns(calls, ROUNDS)
+    answers, config = texts.logits[:, -1].argmax(-1), subject.engine.model.config
+    facts = {
+        "window": window,
+        "way": subject.way,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "texts": count,
+        "distinct_texts": min(count, distinct),
+        "calibrated_on": len(calibrating.tokens),
+        "first_seconds": prepared,
+    }
+    measured = [found("", facts)]
     for name, result in first.items():
         median = statistics.median(seconds[name])
         metrics = {
             "seconds": median,
             "each_seconds": seconds[name],
-            "texts_per_second": len(answers) / median,
-            "agreement": float((result.label_ids.cpu() == answers).double().mean()),
+            "texts_per_second": count / median,
+            "agreement": float((result.label_ids.cpu() == answers)[:distinct].double().mean()),
             "mean_layers": result.mean_layers,
         }
-        measured.append(found(name, metrics | ({} if name == ORACLE else {"policy": format_policy(policies[name])})))
+        policy = {} if name == ORACLE else {"policy": format_policy(subject.policies[name])}
+        measured.append(found(name, metrics | policy))
     return measured
+
+
+def fastest(seconds: Seconds, names: Sequence[str]) -> str | None:
+    """The one of these policies that takes the fewest seconds, by the median of the rounds; None: none of them is there."""
+    there = [name for name in names if name in seconds]
+    return min(there, key=lambda name: statistics.median(seconds[name])) if there else None
 
 
 def ratios(seconds: Sequence[float], of_other: Sequence[float]) -> list[float]:
@@ -186,21 +223,28 @@ def ratios(seconds: Sequence[float], of_other: Sequence[float]) -> list[float]:
     return [other / own for own, other in zip(seconds, of_other, strict=True)]
 
 
-def verdict(windows: Iterable[Mapping[str, Sequence[float]]]) -> str:
-    """Whether predicting exits pays on a data set, as declared above: "pays", "does not pay", "undecided" or "not measured".
+def verdict(windows: Mapping[int, Seconds], agreement: Mapping[int, Mapping[str, float]]) -> str:
+    """Whether predicting exits pays, as declared above: "pays", "does not pay", "undecided" or "not measured".
 
     Args:
-        windows: for each window, the seconds of each round by the name of a policy.
+        windows: by the texts of a window.
+        agreement: likewise, of each policy on the timed texts.
     """
-    medians: list[float] = []
-    for seconds in windows:
-        if not {SHRINKING, POOLED} <= seconds.keys() or len(seconds[SHRINKING]) < LEAST_ROUNDS:
+    medians, measured = [0.0], 0
+    for window, seconds in windows.items():
+        shrinking = fastest(seconds, SHRINKING)
+        if shrinking is None:
             continue
-        for name in seconds.keys() & set(PLANS):
-            over_shrinking, over_pooled = (ratios(seconds[name], seconds[other]) for other in (SHRINKING, POOLED))
-            medians.append(statistics.median(over_shrinking))
-            if medians[-1] >= OVER_SHRINKING and min(*over_shrinking, *over_pooled) > 1:
+        measured += window in WINDOWS
+        rivals = [seconds[name] for name in UNPREDICTED if name in seconds]
+        for name in PLANS:
+            if name not in seconds or agreement[window][name] < PROMISE:
+                continue
+            over = ratios(seconds[name], seconds[shrinking])
+            medians.append(statistics.median(over))
+            in_each = all(ratio > 1 for rival in rivals for ratio in ratios(seconds[name], rival))
+            if medians[-1] >= OVER_SHRINKING and in_each:
                 return "pays"
-    if not medians:
+    if not measured:
         return "not measured"
-    return "undecided" if max(medians) > 1 else "does not pay"
+    return "does not pay" if measured == len(WINDOWS) and max(medians) <= 1 else "undecided"

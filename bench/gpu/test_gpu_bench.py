@@ -19,7 +19,7 @@ from bench.gpu.clock import Overrun, limited
 from bench.gpu.inputs import make_inputs
 from bench.gpu.machine import StandIn
 from bench.gpu.setting import REHEARSAL, Setting
-from bench.gpu.shrinkage import PLANS, POOLED, SHRINKING, verdict
+from bench.gpu.shrinkage import FULL, ORACLE, PLANS, POOLED, SHRINKING, WINDOWS, Seconds, verdict
 from bench.gpu.test_gpu_inputs import save_backbone, write_rows
 from bench.gpu.test_tuned import save_tuned
 from bench.gpu.tuned import make_tuned
@@ -112,15 +112,17 @@ def test_the_page_shows_every_part(rehearsal, tmp_path):
         "| layer, plain |",
         "a head takes",
         "| minilm moods (",
-        "- bert moods, layers graphs: **",
-        "| bert moods, plain | 8 |",
+        "- bert moods, layers graphs: **",  # what follows is a matter of speed
+        "| bert moods, plain | 64 |",
     ):
         assert text in page, text
     assert "What failed" not in page
     assert "No GPU has measured it yet" not in page
+    assert "not measured**" not in page
     rows = read(output / FILE)  # what the page leaves to the file
     systems = {row.system for row in rows}
     assert systems >= {"ours, graphs", "huggingface, compiled, CUDA graph", "scored, three batches in flight"}
+    assert systems >= {FULL, ORACLE, SHRINKING[0], POOLED[0], *PLANS}
     cases = {row.case.partition(", ")[2].partition(",")[0] for row in rows if row.case.startswith("ops")}
     assert cases >= {"lookup", "tune"}
     tuned = [row for row in rows if row.metric == "seconds" and row.system == "candidates"]
@@ -236,21 +238,48 @@ def test_limited():
     time.sleep(0.06)  # no alarm is left behind
 
 
-def seconds(plan: float, shrinking: float, pooled: float, rounds: int = 5) -> dict[str, list[float]]:
-    return {SHRINKING: [shrinking] * rounds, POOLED: [pooled] * rounds, PLANS[0]: [plan] * rounds, "risk": [0.1] * rounds}
+def seconds(plan: float, shrinking: float, pooled: float, rounds: int = 5) -> Seconds:
+    every = {FULL: 9.0, SHRINKING[0]: 3.0, SHRINKING[1]: shrinking, POOLED[0]: pooled, PLANS[0]: plan}
+    return {name: [each] * rounds for name, each in every.items()}
+
+
+SAFE = {PLANS[0]: 0.98}
+
+
+def judged(*windows: Seconds, agreement: dict[str, float] = SAFE) -> str:
+    """The verdict on these windows, the smallest first."""
+    sizes = WINDOWS[: len(windows)]
+    return verdict(dict(zip(sizes, windows, strict=True)), dict.fromkeys(sizes, agreement))
 
 
 def test_the_verdict_on_predicted_exits():
-    assert verdict([seconds(1.0, 1.06, 1.01)]) == "pays"
-    assert verdict([seconds(1.1, 1.0, 1.0), seconds(1.0, 1.06, 1.01)]) == "pays"  # in some window
-    assert verdict([seconds(1.0, 1.04, 1.01)]) == "undecided"
-    assert verdict([seconds(1.0, 1.06, 0.99)]) == "undecided"  # pooled thresholds are faster
-    assert verdict([seconds(1.0, 0.99, 1.2), seconds(1.0, 1.0, 1.2)]) == "does not pay"
+    faster, slower = seconds(1.0, 1.06, 1.01), seconds(1.0, 0.99, 1.2)
+    assert judged(faster) == "pays"
+    assert judged(slower, faster) == "pays"  # in some window
+    assert judged(*[seconds(1.0, 1.04, 1.01)] * 4) == "undecided"
+    assert judged(*[seconds(1.0, 1.06, 0.99)] * 4) == "undecided"  # a pooled policy is faster
+    assert judged(slower, slower, seconds(1.0, 1.0, 1.2), slower) == "does not pay"
+    assert judged(slower, slower, slower) == "undecided"  # a window is missing
     once = seconds(1.0, 1.06, 1.01)
-    once[POOLED][2] = 0.99
-    assert verdict([once]) == "undecided"  # not in each round
-    assert verdict([seconds(1.0, 1.06, 1.01, rounds=4)]) == "not measured"
-    assert verdict([{"full depth": [1.0] * 5}]) == "not measured"
+    once[POOLED[0]][2] = 0.99
+    assert judged(*[once] * 4) == "undecided"  # not in each round
+    assert judged(*[faster] * 4, agreement={PLANS[0]: 0.97}) == "does not pay"  # no plan keeps its promise
+    without = {name: each for name, each in faster.items() if name not in PLANS}
+    assert judged(*[without] * 4) == "does not pay"  # no plan is safe
+    assert judged({FULL: [1.0] * 5}) == "not measured"
+
+
+def test_predicted_exits_of_cells_that_failed_are_not_on_the_page(tmp_path):
+    path = tmp_path / "gpu" / "a" / FILE
+    path.parent.mkdir(parents=True)
+    config = {"declaration": {"gpu": "a card"}}
+    environment = {"cpu": "", "date": "2026-01-01", "commit": "a commit"}
+    case = "shrinkage, e5 sst2, windows of 64, plain"
+    save(path, [Row("gpu", case, "", "error", "no memory", config=config, environment=environment)])
+    page = report_gpu.page(tmp_path)
+    assert "no memory" in page
+    assert "No GPU has measured it yet" in page
+    assert "|" not in page
 
 
 def test_without_results_the_page_says_so(tmp_path):

@@ -3,7 +3,7 @@
     python -m bench.gpu.tuned DEST --backbone E5 --models RUNS/sst2 RUNS/yelp_stars
 
 `bench.plans.saved` leaves such models, each beside a file of texts that it was not made from. What training has changed in the
-backbone is rounded to four bits, so that a model of twelve layers takes 12 MB. The command prints how many answers that
+backbone is rounded to four bits, so that a model of twelve layers takes about 15 MB. The command prints how many answers that
 changes. Of an exit table only the tokens of the texts are carried.
 """
 
@@ -27,6 +27,7 @@ from bench.gpu.inputs import (
     OPTIONS,
     WORDS,
     Carried,
+    answers_of,
     end_folder,
     load_inputs,
     put_model,
@@ -34,8 +35,7 @@ from bench.gpu.inputs import (
     start_folder,
 )
 from bench.gpu.packing import BLOCK, CODES, SCALES, nearest_four_bits, pack
-from geep_triton import Engine, ExitTable, MultiExitBert
-from geep_triton.engine.predictions import EveryExit
+from geep_triton import ExitTable, MultiExitBert
 from geep_triton.files.rows import read_rows
 from geep_triton.ops.ngrams import ngram_keys
 from geep_triton.tokens.columns import Row
@@ -54,8 +54,12 @@ def make_tuned(folder: Path, backbone: Path, models: Sequence[Path], most_rows: 
         most_bytes: the largest size of the folder.
 
     Raises:
-        ValueError: the folder holds something, a model has no exit table, or the folder would be larger than `most_bytes`.
+        ValueError: the folder holds something, two models have one name, a model has no exit table or has temperatures, or the
+            folder would be larger than `most_bytes`.
     """
+    names = [path.name for path in models]
+    if len({*names}) < len(names):
+        raise ValueError(f"models must have different names, got {', '.join(names)}")
     start_folder(folder)
     rows = {path.name: spread(read_rows(path.with_suffix(".jsonl"), required=("text", "label")), most_rows) for path in models}
     puts = {path.name: partial(_put_changes, saved=path, rows=rows[path.name]) for path in models}
@@ -68,6 +72,8 @@ def _put_changes(folder: Path, carried: Carried, saved: Path, rows: Sequence[Row
     model = MultiExitBert.from_pretrained(saved)
     if model.exit_table is None:
         raise ValueError(f"{saved} has no exit table")
+    if model.exit_config.temperatures is not None:
+        raise ValueError(f"{saved} has temperatures of exits, which are not carried")
     folder.mkdir()
     changes = {name: weight - carried.weights[name] for name, weight in model.bert.state_dict().items()}
     changes[WORDS] = changes[WORDS][carried.kept]
@@ -98,11 +104,6 @@ def of_texts(table: ExitTable, tokenizer: PreTrainedTokenizerBase, rows: Sequenc
     and_unseen = torch.cat([kept, torch.tensor([True])])
     learned = {name: replace(values, weights=values.weights[and_unseen]) for name, values in table.learned.items()}
     return replace(table, keys=table.keys[kept], counts=table.counts[kept], learned=learned).without_records()
-
-
-def answers_of(model: MultiExitBert, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> EveryExit:
-    """Every exit's answers."""
-    return Engine(model, tokenizer, "full", **OPTIONS).every_exit(rows)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ No GPU has measured it yet (experiment E of the claims; what would show it is de
 
 ```bash
 python -m bench.gpu.tuned tuned --backbone E5 --models RUNS/sst2 RUNS/ag_news --most-rows 1300
-python -m bench.gpu --only shrinkage --seconds 200 --inputs tuned --output bench/results/gpu/NAME
+GEEP_COMMIT=$(git describe --always --dirty) python -m bench.gpu --only shrinkage --inputs tuned --output bench/results/gpu/NAME
 ```
 
 holds their plans against batches that shrink.
