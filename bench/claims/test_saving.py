@@ -227,6 +227,8 @@ def test_the_page(folder, tmp_path):
         "| not judged |",
         "less than 1.2x: 3 of 3 seeds, so far; 1.10x at -1.0 points",
         "attention-0.0125, of 2",
+        "| **attention-0.0125** |",
+        "| attention-0.05 |",
         "| cola, Matthews' correlation | 3 | 0.900 | 0.700 | 22.2% | 11.0x | 1.05x | 6.5x | no |",
         "no data",
     ):

@@ -115,6 +115,7 @@ def skipping_section(found: Sequence[Skipping], speeds: Mapping[str, Mapping[str
         "may handicap it.",
         lines(["claim", "", "difference, points (bounds)", "supported if", "data sets", "power if equal", "verdict"], rows),
         lines(SKIPPING_COLUMNS, map(skipping_row, found)),
+        tried_table(found),
         clock_table(found, speeds),
     ]
     if (both := halves(found, "rte")) is not None:
@@ -125,6 +126,22 @@ def skipping_section(found: Sequence[Skipping], speeds: Mapping[str, Mapping[str
             f"loss of at most a point: {essential}; {saved(both[1])}."
         )
     return "\n\n".join(filter(None, parts))
+
+
+def tried_table(found: Sequence[Skipping]) -> str:
+    """Every gate and lambda of the first seed."""
+    rows = []
+    for one in found:
+        systems = one.seeds.get(1, {})
+        for name in (arm.name for arm in arms.SKIPPING if arm.name in systems):
+            values = systems[name]
+            at = [values[f"test.at_{reduction:g}"] for reduction in REDUCTIONS]
+            chosen = f"**{name.removeprefix('smartbert-')}**" if name == one.arm else name.removeprefix("smartbert-")
+            alone = f"{values['test.last']:.3f} at {values['test.least']:.2f}x"
+            rows.append([one.data_set, chosen, *("-" if score is None else f"{score:.3f}" for score in at), alone])
+    columns = ["data set", "gate, lambda", *(f"{reduction:g}x" for reduction in REDUCTIONS), "gates alone"]
+    text = "Every gate and lambda of the first seed, with exits, the chosen one in bold, and its gates without exits."
+    return f"{text}\n\n{lines(columns, rows)}" if rows else ""
 
 
 def judged_row(verdict: Verdict, margin: float) -> list[str | int | None]:
