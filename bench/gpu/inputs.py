@@ -106,8 +106,8 @@ def load_inputs(folder: Path) -> list[GivenModel]:
             backbone = load_file(unpacked / BACKBONE)
             for data_set in made["sets"]:
                 rows = read_rows(folder / f"{data_set}.jsonl", required=("text", "label"))
-                there_is = (unpacked / data_set / CHANGES).is_file()
-                given.append(GivenModel(f"{name} {data_set}", _load(unpacked / data_set, backbone), tokenizer, rows, there_is))
+                tuned = (unpacked / data_set / CHANGES).is_file()
+                given.append(GivenModel(f"{name} {data_set}", _load(unpacked / data_set, backbone), tokenizer, rows, tuned))
     return given
 
 
