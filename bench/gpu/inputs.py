@@ -75,14 +75,6 @@ class GivenModel:
     tuned: bool
 
 
-def given_models(folder: Path | None, part: str) -> list[GivenModel]:
-    """The models of the inputs of a run, for one of its parts. Without inputs there are none, and the user is told."""
-    if folder is None:
-        print(f"part {part}: no --inputs folder, nothing to measure", flush=True)
-        return []
-    return load_inputs(folder)
-
-
 def load_inputs(folder: Path) -> list[GivenModel]:
     """All models that `make_inputs` or `bench.gpu.tuned.make_tuned` left in a folder, each with the rows of its set.
 

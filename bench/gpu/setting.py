@@ -14,6 +14,7 @@ from transformers import BertTokenizer
 
 from bench.cells import locked
 from bench.environment import environment
+from bench.gpu.inputs import GivenModel, load_inputs
 from bench.gpu.machine import Machine
 from bench.pipeline.replay import spread_heads
 from bench.rows import Found, read, rows_of, save
@@ -95,6 +96,14 @@ class Setting:
     folder: Path
     inputs: Path | None = None
     _runners: dict[str, Runner] = field(default_factory=dict)
+
+    @cached_property
+    def given(self) -> list[GivenModel]:
+        """The models of the inputs, loaded once for all parts. Without inputs there are none, and the user is told."""
+        if self.inputs is None:
+            print("no --inputs folder, nothing to measure with models of one", flush=True)
+            return []
+        return load_inputs(self.inputs)
 
     @property
     def results(self) -> Path:

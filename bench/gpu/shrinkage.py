@@ -24,7 +24,7 @@ from functools import cached_property, partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bench.gpu.inputs import OPTIONS, GivenModel, given_models
+from bench.gpu.inputs import OPTIONS, GivenModel
 from bench.gpu.setting import Cells, Setting
 from bench.rows import Found, found
 from bench.timing import quiet_garbage_collector
@@ -49,7 +49,8 @@ FULL, ORACLE = "full depth", "oracle"
 # Families that score texts on their way, whose batches shrink or whose survivors are pooled; and those that predict exits and
 # sort by them.
 SCORED = ("threshold", "risk")
-SHRINKING, POOLED = (tuple(f"{name}, {how}" for name in SCORED) for how in ("batches shrink", "pooled"))
+REGROUPED = {"batches shrink": "never", "pooled": "always"}
+SHRINKING, POOLED = (tuple(f"{name}, {how}" for name in SCORED) for how in REGROUPED)
 PLANS = ("planned", "predicted, learned", "allocated")
 UNPREDICTED = (FULL, CONSTANT, *SHRINKING, *POOLED)
 WAYS = ("plain", "graphs")
@@ -59,7 +60,7 @@ Seconds = Mapping[str, Sequence[float]]  # name of a policy -> of each round
 
 
 def cells(setting: Setting) -> Cells:
-    tuned = [one for one in given_models(setting.inputs, "shrinkage") if one.tuned]
+    tuned = [one for one in setting.given if one.tuned]
     for way in WAYS:
         subjects = [Subject(setting, one, way) for one in tuned]
         for window in setting.sizes.shrinking_windows:
@@ -132,8 +133,8 @@ class Subject:
         named = {FULL: Policy(LastLayer()), ORACLE: Policy(Known.of(model, timed))}
         for family, policy in promised(model, calibrating, engine.layer_costs.stop_layers).items():
             if isinstance(policy.leave, Sure | LowRisk):
-                for name, regroup in ((f"{family}, batches shrink", "never"), (f"{family}, pooled", "always")):
-                    named[name] = replace(policy, leave=replace(policy.leave, regroup=regroup))
+                for how, regroup in REGROUPED.items():
+                    named[f"{family}, {how}"] = replace(policy, leave=replace(policy.leave, regroup=regroup))
             else:
                 named[family] = policy
         return named

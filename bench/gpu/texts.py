@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from bench.gpu.inputs import OPTIONS, GivenModel, given_models
+from bench.gpu.inputs import OPTIONS, GivenModel
 from bench.gpu.setting import Cells, Setting
 from bench.pipeline.rivals_dense import DenseBert, DenseRival
 from bench.rows import Found, found
@@ -24,7 +24,7 @@ WINDOWS = 8  # that are answered at least, as far as there are texts: small wind
 
 
 def cells(setting: Setting) -> Cells:
-    for given in given_models(setting.inputs, "texts"):
+    for given in setting.given:
         yield given.name, partial(answered, setting, given)
 
 

@@ -132,7 +132,7 @@ def tried_table(found: Sequence[Skipping]) -> str:
     """Every gate and lambda of the first seed."""
     rows = []
     for one in found:
-        systems = one.seeds.get(1, {})
+        systems = one.seeds.get(SEED, {})
         for name in (arm.name for arm in arms.SKIPPING if arm.name in systems):
             values = systems[name]
             at = [values[f"test.at_{reduction:g}"] for reduction in REDUCTIONS]

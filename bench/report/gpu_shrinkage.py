@@ -15,6 +15,7 @@ from bench.gpu.shrinkage import (
     PLANS,
     POOLED,
     PROMISE,
+    REGROUPED,
     ROUNDS,
     SHRINKING,
     UNPREDICTED,
@@ -70,12 +71,19 @@ def shrinkage(found: pd.DataFrame) -> Iterator[str]:
     yield from verdicts
 
 
+def family_of(name: str) -> str:
+    """The family of a policy, without what becomes of its batches."""
+    for how in REGROUPED:
+        name = name.removesuffix(f", {how}")
+    return name
+
+
 def line(rates: Numbers, seconds: Seconds, agreement: Numbers) -> dict[str, str]:
     """A window's row."""
     row = {"full depth": f"{rates[FULL]:,.0f}"}
     for title, names in GROUPS.items():
         best = fastest(seconds, names)
-        kind = "" if best is None or len(names) == 1 else f"{best.partition(', batches')[0].partition(', pooled')[0]}, "
+        kind = "" if best is None or len(names) == 1 else f"{family_of(best)}, "
         row[title] = "-" if best is None else f"{rates[best]:,.0f} ({kind}{agreement[best]:.1%})"
     kept = fastest(seconds, [name for name in PLANS if name in seconds and agreement[name] >= PROMISE])
     for title, names in (("over shrinking", SHRINKING), ("over all", UNPREDICTED)):
