@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from geep_triton.engine.build_exit_table import build_exit_table as build_exit_table
     from geep_triton.engine.engine import Engine as Engine
     from geep_triton.engine.predictions import Predictions as Predictions
+    from geep_triton.engine.quantize import quantize as quantize
     from geep_triton.explanations import explain as explain
     from geep_triton.from_fine_tuned import give_exits as give_exits
     from geep_triton.policies.policy import Policy as Policy
@@ -41,6 +42,7 @@ _LAZY = {
     "calibrate_ranking": "geep_triton.promises.ranking",
     "explain": "geep_triton.explanations",
     "give_exits": "geep_triton.from_fine_tuned",
+    "quantize": "geep_triton.engine.quantize",
 }
 
 __all__ = ["MultiExitBert", "MultiExitBertConfig", "__version__", *_LAZY]

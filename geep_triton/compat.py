@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook as register_optimizer_step_post_hook
 from transformers import PretrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss as ForSequenceClassificationLoss
@@ -50,33 +49,86 @@ def onednn_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "none")
 
 
-def dynamic_int8(linear: nn.Linear) -> nn.Module:
-    """A linear layer under torch's dynamic quantization: int8 weights, one scale per output.
+def has_onednn_int8() -> bool:
+    """Whether this torch has oneDNN's int8 products."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
-    Raises:
-        ImportError: this torch has no quantization.
-        RuntimeError: this torch cannot quantize on this machine.
+
+def packed_int8(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [O, I] int8 in the layout for `onednn_int8_linear`; as it is where this torch has no such products."""
+    return torch.ops.onednn.qlinear_prepack(weight, None) if has_onednn_int8() else weight
+
+
+def unpacked_int8(weight: torch.Tensor) -> torch.Tensor:
+    """The weight [O, I] int8 that `packed_int8` was given."""
+    return weight.to_dense().t().contiguous() if weight.is_mkldnn else weight
+
+
+def onednn_int8_linear(
+    rows: torch.Tensor,
+    input_scale: float,
+    input_zero: int,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    weight_zero: torch.Tensor,
+    bias: torch.Tensor,
+    activation: str,
+    output: tuple[float, int] | torch.dtype,
+) -> torch.Tensor:
+    """Multiply rows [R, I] uint8 by a weight of `packed_int8`, then apply "none", "gelu" or "relu": [R, O].
+
+    Args:
+        rows, input_scale, input_zero: they stand for (rows - input_zero) * input_scale.
+        weight, weight_scale, weight_zero: [O] int32, zeros; the weight stands for weight * weight_scale.
+        bias: [O] float32.
+        activation: of the output.
+        output: a dtype, or the scale and the zero of a uint8 output.
     """
-    from torch.ao.nn.quantized.dynamic import Linear
-    from torch.ao.quantization import per_channel_dynamic_qconfig
+    scale, zero = (1.0, 0) if isinstance(output, torch.dtype) else output
+    dtype = output if isinstance(output, torch.dtype) else torch.uint8
+    scales = (input_scale, input_zero, weight, weight_scale, weight_zero, bias, scale, zero)
+    return torch.ops.onednn.qlinear_pointwise(rows, *scales, dtype, activation, [], "none")
 
-    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")  # torch accepts no subclass of Linear
-    plain.weight, plain.bias = linear.weight, linear.bias
-    plain.qconfig = per_channel_dynamic_qconfig  # type: ignore[assignment]  # what torch reads, no part of the module
-    return Linear.from_float(plain)
+
+def rounded_to_uint8(values: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
+    """round(values / scale) + zero, between 0 and 255, of float32 values on a CPU: uint8 of the same shape."""
+    rounded = torch.quantize_per_tensor(values, scale, zero, torch.quint8)
+    # torch's int_repr copies this value by value, in seven times as long as rounding takes.
+    raw = torch.empty(0, dtype=torch.uint8)
+    return raw.set_(rounded.untyped_storage(), 0, rounded.shape, rounded.stride())
 
 
 @contextmanager
 def quiet_quantization() -> Iterator[None]:
-    """Silence torch's warnings about its dynamic quantization within the block.
-
-    torch plans to replace it with torchao. On a CPU, however, torchao's int8 layers are slower than bfloat16, and they are no
-    faster than these when compiled.
-    """
+    """Have torch say within the block, unheard, what it says once in a process: that its quantized dtypes will go some day."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
         yield
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU multiplies int8 without overflow, as those with VNNI do: products of the largest values are right."""
+    if not has_onednn_int8():
+        return False
+    ones, zeros, weight = torch.ones(16), torch.zeros(16, dtype=torch.int32), torch.full((16, 64), 127, dtype=torch.int8)
+    rows, packed = torch.full((16, 64), 255, dtype=torch.uint8), packed_int8(weight)
+    found = onednn_int8_linear(rows, 1.0, 0, packed, ones, zeros, torch.zeros(16), "none", torch.float32)
+    return bool((found == 64 * 127 * 255).all())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def keep_large_blocks() -> None:
+    """Have glibc keep blocks of up to 31 MB that torch frees, instead of giving them back to the system.
+
+    glibc does so from the first such block on that is freed. Otherwise a layer's tensors get new pages each time, which the
+    system fills with zeros: a tenth of the time of a small model's layer. Other allocators do as they do.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def recompile_limit(times: int) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ import torch
 
 from geep_triton import Engine
 from geep_triton.runners.make import make_runner
+from tests.int8 import ready
 
 
 class Adapted(torch.nn.Linear):
@@ -67,6 +68,6 @@ def test_what_is_around_a_layer_or_in_a_head_is_not_lost(make_model, tokenizer, 
 def test_layers_and_heads_may_be_shared(make_model, tokenizer, texts, settings):
     model = make_model()
     model.bert.encoder.layer[1], model.heads["2"] = model.bert.encoder.layer[0], model.heads["1"]
-    expected = Engine(model, tokenizer).every_exit(texts).logits.softmax(-1)
+    expected = Engine(ready(model, tokenizer, texts, settings), tokenizer).every_exit(texts).logits.softmax(-1)
     got = Engine(model, tokenizer, runner=make_runner(model, **settings)).every_exit(texts).logits.softmax(-1)
     torch.testing.assert_close(got, expected, atol=0.1 if "dtype" in settings else 1e-5, rtol=0)

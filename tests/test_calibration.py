@@ -14,6 +14,7 @@ from geep_triton.promises.calibrate import find_policy
 from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE, TRIED, least_gain
 from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
+from tests.int8 import quantized
 from tests.recorded import RecordedEngine, simulated
 
 
@@ -262,6 +263,7 @@ def test_a_calibration_does_not_outlive_what_it_was_made_for(calibrated, tokeniz
 
 def test_a_calibration_serves_only_its_own_dtype(calibrated, tokenizer, many):
     engine, result = calibrated
+    quantized(engine.model, tokenizer, many)
     assert result.dtype == engine.model.exit_config.calibration["dtype"] == "float32"
     with pytest.raises(ValueError, match="the model was calibrated in float32, and what that promises does not hold in dtype"):
         Engine(engine.model, tokenizer, dtype="int8")

@@ -14,6 +14,7 @@ import torch
 
 from geep_triton import Engine, MultiExitBert, build_exit_table, calibrate
 from geep_triton.runners.make import make_runner
+from tests.int8 import ready
 
 
 @pytest.mark.parametrize("changes", [{}, {"head": "pooler"}, {"skip_gate": "mean", "skip_gate_bias": 0.0}], ids=str)
@@ -74,7 +75,7 @@ def test_a_model_converted_in_place_is_saved_and_copied_as_it_was(make_model, to
 @pytest.mark.parametrize("there", [True, False])
 def test_an_engine_that_rounded_its_weights_saves_what_it_loaded(make_model, tokenizer, texts, tmp_path, dtype, there):
     """Over the folder that it was loaded from, and elsewhere; and refuses where that holds other weights by now."""
-    model = make_model()
+    model = ready(make_model(), tokenizer, texts, {"dtype": dtype})
     Engine(model, tokenizer, "full").save_pretrained(tmp_path / "a")
     engine = Engine.from_pretrained(tmp_path / "a", dtype=dtype, device="cpu")
     assert engine.model.converted.rounded.dtype == "float32"
@@ -160,7 +161,7 @@ def test_what_cannot_be_done_with_a_model_converted_in_place(make_model, tokeniz
 
 @pytest.mark.parametrize("settings", [{}, {"runner": "onednn"}, {"dtype": "int8"}, {"dtype": "bfloat16"}], ids=str)
 def test_an_engine_whose_model_is_converted_under_it_says_so(make_model, tokenizer, texts, settings):
-    model = make_model()
+    model = ready(make_model(), tokenizer, texts, settings)
     engine = Engine(model, tokenizer, "full", **settings)
     make_runner(model, "onednn", in_place=True)
     with pytest.raises(ValueError, match="weights have changed since this engine was made"):

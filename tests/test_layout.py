@@ -93,6 +93,7 @@ ANY = {
     ("exit_config.py", "ranking_calibration"): "JSON",
     ("modeling/storing.py", "config"): "JSON",
     ("saving.py", "config"): "JSON",
+    ("engine/quantize.py", "engine"): "arguments of `Engine`",
     ("engine/build_exit_table.py", "engine"): "further arguments of an engine",
     ("from_fine_tuned.py", "config"): "further fields of a configuration",
     ("modeling/loading.py", "model_args"): "transformers' own",

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from geep_triton import Engine
-from geep_triton.runners.linear import OnednnLinear
 from geep_triton.runners.make import DTYPES, FLOATS, RUNNERS, check_goes_together, make_runner
+from geep_triton.runners.onednn.linear import OnednnLinear
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64), (3, 5, 64), (7, 64), (5, 16, 64), (5, 17, 64)])

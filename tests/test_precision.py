@@ -13,10 +13,14 @@ from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, build_exit_table
 from geep_triton.runners.lean import LeanLayer, lean, replace_layers
-from geep_triton.runners.linear import OnednnLinear
 from geep_triton.runners.make import make_runner, usual_dtype
+from geep_triton.runners.onednn import rows
+from geep_triton.runners.onednn.int8 import Int8Layer
+from geep_triton.runners.onednn.layer import RowsLayer
+from geep_triton.runners.onednn.linear import OnednnLinear
 from geep_triton.runners.padded import PaddedRunner
 from geep_triton.runners.parts import Parts
+from tests.int8 import quantized, ready
 
 # Largest difference of a probability from float32's on MiniLM, whose weights are those of a trained model.
 TOLERANCES = {"float32": 1e-6, "bfloat16": 0.02, "int8": 0.06}
@@ -40,7 +44,7 @@ def test_answers_of_every_exit_on_real_weights(real, dtype):
     model, tokenizer = real
     before = copy.deepcopy(model.state_dict())
     expected = Engine(model, tokenizer).every_exit(REVIEWS).logits.softmax(-1)
-    engine = Engine(model, tokenizer, dtype=dtype)
+    engine = Engine(ready(model, tokenizer, REVIEWS, {"dtype": dtype}), tokenizer, dtype=dtype)
     got = engine.every_exit(REVIEWS).logits
     assert engine.dtype == dtype
     assert got.dtype == torch.float32
@@ -54,6 +58,7 @@ def test_answers_of_every_exit_on_real_weights(real, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_answer_what_their_exits_say(model, tokenizer, texts, dtype, policy):
+    ready(model, tokenizer, texts, {"dtype": dtype})
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False, dtype=dtype)
     engine = Engine(model, tokenizer, policy, dtype=dtype, token_budget=40)
     result, logits = engine.predict(texts), engine.every_exit(texts).logits
@@ -63,20 +68,15 @@ def test_policies_answer_what_their_exits_say(model, tokenizer, texts, dtype, po
     assert engine.layer_costs.points[-1][1] > 0
 
 
-def test_a_runner_shares_what_is_not_converted(model):
-    half, small = make_runner(model, dtype="bfloat16"), make_runner(model, dtype="int8")
+def test_a_runner_shares_what_is_not_converted(model, tokenizer, texts):
+    half, small = make_runner(model, dtype="bfloat16"), make_runner(quantized(model, tokenizer, texts), dtype="int8")
     assert make_runner(model, dtype="float32").parts.layers is model.bert.encoder.layer
     assert {parameter.dtype for part in half.parts for parameter in part.parameters()} == {torch.bfloat16}
     assert half.model.config is small.model.config is model.config
     assert small.parts.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
-    head = small.parts.heads["1"]
-    assert head.classifier.weight is model.heads["1"].classifier.weight
-    layer = small.parts.layers[0]
-    for linear in (
-        *(layer.attention.self.qkv, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense),
-        *(head.reduce, head.query, head.key_value),
-    ):
-        assert linear.linear.weight().dtype == torch.qint8
+    assert {type(layer) for layer in small.parts.layers} == {Int8Layer}
+    assert small.parts.layers[0].expand.product is model.int8_layers.products[0]["expand"]
+    assert small.parts.layers[0].output.LayerNorm.weight is model.bert.encoder.layer[0].output.LayerNorm.weight
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -101,18 +101,18 @@ def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, t
     eager = make_model()
     eager.set_attn_implementation("eager")
     plain = Engine(eager, tokenizer, "full").predict(texts).logits
-    for settings, tolerance in (({"runner": "onednn"}, 1e-5), ({"dtype": "int8"}, 0.1)):
-        engine = Engine(eager, tokenizer, "full", **settings)
-        assert not any(isinstance(layer, LeanLayer) for layer in engine.runner.parts.layers)
-        torch.testing.assert_close(engine.predict(texts).logits, plain, atol=tolerance, rtol=0)
-    engine = Engine(eager, tokenizer, runner="onednn")
+    engine = Engine(eager, tokenizer, "full", runner="onednn")
+    assert not any(isinstance(layer, RowsLayer) for layer in engine.runner.parts.layers)
+    torch.testing.assert_close(engine.predict(texts).logits, plain, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="'int8' needs layers with SDPA attention"):
+        Engine(quantized(eager, tokenizer, texts), tokenizer, "full", dtype="int8")
     eager.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="given another attention implementation"):
         engine.predict(texts)
 
 
 def test_a_table_and_temperatures_that_come_later_reach_the_runner(model, tokenizer, texts):
-    engine = Engine(model, tokenizer, "full", dtype="int8")
+    engine = Engine(quantized(model, tokenizer, texts), tokenizer, "full", dtype="int8")
     before = engine.predict(texts).logits
     model.exit_table = build_exit_table(model, tokenizer, texts, 0.7, progress=False)
     engine.with_policy("predicted").predict(texts)
@@ -125,7 +125,7 @@ FORMS = [{}, {"runner": "onednn"}, {"dtype": "int8"}, {"dtype": "bfloat16"}, {"d
 
 @pytest.mark.parametrize("settings", FORMS)
 def test_an_engine_whose_model_is_trained_refuses(model, tokenizer, texts, settings):
-    engine = Engine(model, tokenizer, "full", **settings)
+    engine = Engine(ready(model, tokenizer, texts, settings), tokenizer, "full", **settings)
     engine.predict(texts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)  # as the Trainer's, which hides what it writes
     model(
@@ -136,11 +136,14 @@ def test_an_engine_whose_model_is_trained_refuses(model, tokenizer, texts, setti
         engine.predict(texts)
     with pytest.raises(ValueError, match="weights have changed since this engine"):
         engine.every_exit(texts)
-    Engine(model, tokenizer, "full", **settings).predict(texts)
+    if settings.get("dtype") == "int8":
+        with pytest.raises(ValueError, match="int8_layers are of other weights than the model's: quantize it again"):
+            Engine(model, tokenizer, "full", **settings)
+    Engine(ready(model, tokenizer, texts, settings), tokenizer, "full", **settings).predict(texts)
 
 
 def test_skip_gates_in_low_precision(make_model, tokenizer, texts):
-    gated = make_model(skip_gate="mean", skip_gate_bias=0.0)
+    gated = quantized(make_model(skip_gate="mean", skip_gate_bias=0.0), tokenizer, texts)
     for dtype in ("bfloat16", "int8"):
         result = Engine(gated, tokenizer, "full", dtype=dtype).predict(texts)
         assert 0 < int(result.skipped.sum()) < result.skipped.numel()
@@ -159,13 +162,16 @@ def test_unknown_dtypes(model, tokenizer, dtype, message):
         Engine(model, tokenizer, dtype=dtype)
 
 
-def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, monkeypatch):
+def test_int8_needs_float32_on_a_cpu(model, make_model, tokenizer, texts, monkeypatch):
     with pytest.raises(ValueError, match="needs a model in float32, got torch.bfloat16"):
         Engine(make_model().bfloat16(), tokenizer, dtype="int8")
     with pytest.raises(ValueError, match="on meta runs in float32, bfloat16, float16, got dtype 'int8'"):
         make_runner(make_model().to("meta"), dtype="int8")
-    monkeypatch.delattr("torch.ao.quantization.per_channel_dynamic_qconfig")
-    with pytest.raises(ValueError, match="dtype 'int8': torch .* cannot quantize here"):
+    with pytest.raises(ValueError, match="needs scales found on your texts: model.int8_layers = quantize"):
+        Engine(model, tokenizer, dtype="int8")
+    quantized(model, tokenizer, texts)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="comes without oneDNN's int8 products"):
         Engine(model, tokenizer, dtype="int8")
 
 
@@ -195,21 +201,20 @@ def test_packed_layers_on_real_weights(real, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
-def test_every_form_meets_few_numbers_of_rows(model, tokenizer, monkeypatch, dtype):
+def test_every_form_meets_few_numbers_of_rows(model, tokenizer, texts, monkeypatch, dtype):
     """Whatever batches shrink to: memory would grow with each number that is met."""
-    from geep_triton.runners import linear
-
-    met, padded = set(), linear.pad_rows
+    met, padded = set(), rows.pad_rows
 
     def spied(states):
         met.add(len(padded(states)))
         return padded(states)
 
-    monkeypatch.setattr(linear, "pad_rows", spied)
-    engine = Engine(model, tokenizer, "threshold:0.9", dtype=dtype, token_budget=300)
-    rows = torch.Generator().manual_seed(0)
-    sizes = torch.randint(1, 30, (400,), generator=rows).tolist()
-    engine.predict({"input_ids": [torch.randint(5, 12, (size,), generator=rows).tolist() for size in sizes]})
+    for module in ("rows", "runner", "attention"):
+        monkeypatch.setattr(f"geep_triton.runners.onednn.{module}.pad_rows", spied)
+    engine = Engine(ready(model, tokenizer, texts, {"dtype": dtype}), tokenizer, "threshold:0.9", dtype=dtype, token_budget=300)
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 30, (400,), generator=generator).tolist()
+    engine.predict({"input_ids": [torch.randint(5, 12, (size,), generator=generator).tolist() for size in sizes]})
     assert 5 < len(met) < 40
     assert all(count <= 16 or (count % 8 == 0 and (count <= 64 or count % 16 == 0)) for count in met)
 

@@ -15,6 +15,7 @@ from geep_triton.runners.packed import Offsets, PackedRunner, PackedStates, atte
 from geep_triton.runners.padded import PaddedRunner, PaddedStates, Padding
 from geep_triton.runners.parts import Parts
 from tests.conftest import tiny_config
+from tests.int8 import quantized
 
 # Largest difference of a probability from float32's on the tests' random models. Their logits are doubled, and so is rounding.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.04, "float16": 0.008, "int8": 0.2}
@@ -68,6 +69,7 @@ class Plain:
                 head.classifier.weight.mul_(2)
         learn = ["agreement", "exits", "forecasts", *(["skips"] if skipping == "planned" else [])]
         model.exit_table = build_exit_table(model, tokenizer, texts * 3, THRESHOLD, progress=False, learn=learn)
+        quantized(model, tokenizer, texts)
         self.skipping = f"skip:{skipping}"
         self.engine = Engine(model, tokenizer, f"full+{self.skipping}", token_budget=40)
         tokens = self.engine.every_exit(texts).tokens

@@ -14,6 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from geep_triton import Engine, audit, calibrate
 from geep_triton.engine.weight_watch import WeightWatch
 from geep_triton.promises.temperatures import fit_temperatures
+from tests.int8 import ready
 
 CHANGED = "weights have changed since this engine"
 FORMS = [{}, {"runner": "onednn"}, {"dtype": "int8"}, {"dtype": "bfloat16"}]
@@ -38,7 +39,7 @@ PARTS = {
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_trained(make_model, tokenizer, texts, settings, part):
-    model = make_model(skip_gate="mean")
+    model = ready(make_model(skip_gate="mean"), tokenizer, texts, settings)
     engine = Engine(model, tokenizer, "full", **settings)
     engine.predict(texts)
     train(PARTS[part](model))
@@ -67,7 +68,7 @@ SWAPS = {
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 @pytest.mark.parametrize("swap", SWAPS)
 def test_a_module_that_is_replaced(model, tokenizer, texts, settings, swap):
-    engine = Engine(model, tokenizer, "full", **settings)
+    engine = Engine(ready(model, tokenizer, texts, settings), tokenizer, "full", **settings)
     SWAPS[swap](model)
     with pytest.raises(ValueError, match=CHANGED):
         engine.predict(texts)
@@ -122,7 +123,7 @@ def test_a_change_while_an_audit_runs(model, tokenizer, texts):
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))], ids=["copy", "pickle"])
 def test_a_copy_watches_its_own_model(model, tokenizer, texts, settings, copied):
-    engine = Engine(model, tokenizer, "full", **settings)
+    engine = Engine(ready(model, tokenizer, texts, settings), tokenizer, "full", **settings)
     other = copied(engine)
     torch.testing.assert_close(other.predict(texts).logits, engine.predict(texts).logits)
     train([other.model.heads["2"].classifier.weight])
@@ -188,7 +189,7 @@ def test_maps_of_labels_that_are_changed_later(model, tokenizer, texts, many):
 
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 def test_nothing_is_answered_in_training_mode(make_model, tokenizer, many, settings):
-    model = make_model(hidden_dropout_prob=0.9, head_dropout=0.9)
+    model = ready(make_model(hidden_dropout_prob=0.9, head_dropout=0.9), tokenizer, many, settings)
     engine = Engine(model, tokenizer, "full", **settings)
     assert not any(module.training for module in engine.runner.modules())
     expected = engine.predict(many).logits

@@ -14,7 +14,7 @@ import torch
 
 from geep_triton import Engine
 
-TIMED = {"embed": "embeddings", "_make_mask": "masks", "run_layer": "layers", "run_head": "heads", "gate": "gates"}
+TIMED = {"embed": "embeddings", "run_layers": "layers", "run_head": "heads", "gate": "gates"}
 
 
 def stages(engine: Engine, rows: Sequence[Any]) -> dict[str, float]:

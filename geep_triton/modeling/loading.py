@@ -19,9 +19,11 @@ from geep_triton.checks import shorten
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.exit_config import EXIT_CONFIG_FILE, OLD_FIELDS
 from geep_triton.labels import label_maps
+from geep_triton.modeling.int8_layers import INT8_FILE, Int8Layers
 from geep_triton.modeling.served import changed_since, served_as
 from geep_triton.modeling.weights import (
     CONFIG_DIGEST,
+    INT8_DIGEST,
     TABLE_DIGEST,
     check_digest,
     check_sizes,
@@ -137,6 +139,7 @@ def _load(
     check_digest(source, digests, variant, files)
     model.exit_config = served
     _attach_table(source, model, find(TABLE_FILE), original, digests, variant)
+    _attach_int8(source, model, find(INT8_FILE), digests)
     return (model, info) if want_info else model
 
 
@@ -274,6 +277,24 @@ def _attach_table(
         logger.warning("The exit table is left out: it was built with %s.", then)
     else:
         model.attach_table(table, fits)
+
+
+def _attach_int8(source: str | os.PathLike, model: MultiExitBert, path: str | None, digests: dict[str, Any]) -> None:
+    """Load the layers in int8 into the model. Whether they are of its weights, a runner asks that takes them."""
+    expected = digests.get(INT8_DIGEST)
+    if path is None:
+        if expected is not None:
+            logger.warning(f"{source}: the saved int8 layers are missing: the model is loaded without them.")
+        return
+    int8 = Int8Layers.load(path)
+    if digests and int8.digest() != expected:
+        raise ValueError(
+            f"{path}: the int8 layers are not those that the model was saved with. Remove the file to load it without them"
+        )
+    try:
+        model.int8_layers = int8
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Remove the file to load the model without them") from error
 
 
 def is_fine_tuned(config: PretrainedConfig) -> bool:

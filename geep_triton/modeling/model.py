@@ -29,6 +29,7 @@ from geep_triton.labels import check_targets
 from geep_triton.modeling.converted import Converted
 from geep_triton.modeling.gates import GateLinear, build_gates
 from geep_triton.modeling.heads import XavierLinear, build_heads
+from geep_triton.modeling.int8_layers import Int8Layers
 from geep_triton.modeling.loading import load_pretrained
 from geep_triton.modeling.outputs import MultiExitBertOutput
 from geep_triton.modeling.seen_weights import SeenWeights
@@ -106,6 +107,7 @@ class MultiExitBert(BertPreTrainedModel):
         self.auxiliary: nn.Module | None = None  # a recipe's own module; see `geep_triton.training.stages.Recipe`
         self.converted: Converted | None = None
         self._exit_table: ExitTable | None = None
+        self._int8_layers: Int8Layers | None = None
         self._table_fits_weights = True
         self._seen_weights: SeenWeights | None = None
         self._exit_config = ExitConfig()
@@ -389,6 +391,23 @@ class MultiExitBert(BertPreTrainedModel):
             self.attach_table(table, fits)
         else:
             self.attach_table(None)
+
+    @property
+    def int8_layers(self) -> Int8Layers | None:
+        """The layers in int8, as `quantize` found them, or None. They are saved and loaded with the model.
+
+        Raises:
+            ValueError: when set, they are of another shape than the model's layers.
+            TypeError: when set, the value is no `Int8Layers`.
+        """
+        return self._int8_layers
+
+    @int8_layers.setter
+    def int8_layers(self, int8: Int8Layers | None) -> None:
+        if int8 is not None:
+            check_kind("int8_layers", int8, Int8Layers)
+            int8.check_fits(self)
+        self._int8_layers = int8
 
     @property
     def own_table(self) -> ExitTable | None:

@@ -12,9 +12,11 @@ from transformers.utils import logging
 
 from geep_triton.exit_config import write_exit_config
 from geep_triton.model_card import write_card
+from geep_triton.modeling.int8_layers import save_int8
 from geep_triton.modeling.weights import (
     CONFIG_DIGEST,
     EXIT_CONFIG_DIGEST,
+    INT8_DIGEST,
     TABLE_DIGEST,
     index_name,
     settings_digest,
@@ -55,19 +57,23 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     config_file, table = new.path / "config.json", model.exit_table
     if not config_file.is_file():  # only adapters were saved
         save_table(table, new)
+        save_int8(model.int8_layers, new, None)
         return
     digests = {weights: known[weights] if same else files_digest(weight_files(new.path, _finder(new.path), variant))}
     table = model.table_to_save(digests[weights])
     if table is not None:
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
+    if model.int8_layers is not None:
+        digests[INT8_DIGEST] = model.int8_layers.digest()
+    save_int8(model.int8_layers, new, known.get(INT8_DIGEST))
     write_exit_config(model.exit_config, new.path, digests[weights])
     digests[EXIT_CONFIG_DIGEST] = model.exit_config.digest()
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"architectures": ARCHITECTURES}
     if model.converted is not None and model.converted.rounded is not None and (same or weights_now is not None):
         config["dtype"] = model.converted.rounded.dtype  # transformers writes the present dtype
     digests[CONFIG_DIGEST] = settings_digest(config)
-    shared = (TABLE_DIGEST, EXIT_CONFIG_DIGEST)
+    shared = (TABLE_DIGEST, EXIT_CONFIG_DIGEST, INT8_DIGEST)
     fits = settings_digest(before) == digests[CONFIG_DIGEST] and all(known.get(name) == digests.get(name) for name in shared)
     if fits and (same or variant is not None):
         digests = known | digests  # keep the digests of other variants, as long as they are variants of the same model

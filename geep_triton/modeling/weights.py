@@ -18,6 +18,7 @@ EMBEDDINGS = "embeddings.word_embeddings.weight"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 TABLE_DIGEST = "exit_table"
+INT8_DIGEST = "int8_layers"
 FLOATS = ("F64", "F32", "F16", "BF16")
 NUMBERS = ("position_ids", "token_type_ids")  # older checkpoints have these buffers
 CONFIG_DIGEST = "config"

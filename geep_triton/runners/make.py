@@ -11,14 +11,16 @@ from geep_triton.checks import check_choice, shorten
 from geep_triton.compat import BertLayer, attention_implementation, has_onednn
 from geep_triton.modeling.converted import Converted, Rounded
 from geep_triton.modeling.heads import build_heads
-from geep_triton.modeling.model import MultiExitBert, additive_mask
+from geep_triton.modeling.int8_layers import Int8Layers, layers_digest
+from geep_triton.modeling.model import MultiExitBert
 from geep_triton.runners.base import Runner
 from geep_triton.runners.compiled import CompiledRunner
 from geep_triton.runners.graphed import GraphsRunner
 from geep_triton.runners.linear import PaddedLinear, check_own, convert_linear, is_plain
-from geep_triton.runners.onednn import lay_out, quantize
+from geep_triton.runners.onednn.convert import lay_out, quantize
+from geep_triton.runners.onednn.runner import OnednnRunner
 from geep_triton.runners.packed import PackedRunner
-from geep_triton.runners.padded import MakeMask, PaddedRunner
+from geep_triton.runners.padded import PaddedRunner
 from geep_triton.runners.parts import Parts
 from geep_triton.warn import warn
 
@@ -64,8 +66,8 @@ def make_runner(
             compiled for all by torch.compile), "packed" (on a GPU, samples without padding), "graphs" (on a GPU, CUDA graphs
             for small batches, whose launches take longer than their work) or "auto" ("onednn" on a CPU if that holds no weights
             twice (`in_place`, or int8) and loses nothing, else "torch").
-        dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (torch's dynamic quantization, see
-            `geep_triton.runners.onednn.quantize`). None: the model's own on a CPU. On a GPU it is half precision for a float32
+        dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (of `model.int8_layers`, see
+            `geep_triton.engine.quantize`). None: the model's own on a CPU. On a GPU it is half precision for a float32
             model, or the calibration's dtype if `calibrated`.
         calibrated: whether the model's calibration has to stay valid.
         in_place: whether the runner may convert the model itself, so that its weights are in memory only once. A model with
@@ -74,8 +76,8 @@ def make_runner(
 
     Raises:
         ValueError: the runner or dtype is unknown, the runner does not support this dtype or device, int8 is requested for a
-            model that is not in float32, a conversion would lose adapters or hooks, or another runner has converted the model.
-            A runner raises its own errors too.
+            model that is not in float32 or has no int8 layers of its own, a conversion would lose adapters or hooks, or another
+            runner has converted the model. A runner raises its own errors too.
     """
     check_choice("runner", name, ("auto", *RUNNERS))
     if isinstance(dtype, torch.dtype):
@@ -135,31 +137,38 @@ def _made(model: MultiExitBert, name: str, dtype: str, in_place: bool) -> Runner
     return PaddedRunner(model, parts, dtype)
 
 
-def _as_converted(model: MultiExitBert, own: str, name: str, dtype: str | None) -> PaddedRunner:
+def _as_converted(model: MultiExitBert, own: str, name: str, dtype: str | None) -> OnednnRunner:
     """A runner for a model whose layers were already converted."""
     if name not in ("auto", "onednn") or dtype not in (None, own):
         raise ValueError(
             f"the model's layers were converted for inference: they run by runner 'onednn' in {own}, got runner {name!r}, "
             f"dtype {dtype!r}; load it again"
         )
-    return PaddedRunner(model, Parts.of(model), own, "onednn", _lean_mask(model))
+    return OnednnRunner(model, Parts.of(model), own)
 
 
 def _copied(model: MultiExitBert, dtype: str) -> Parts:
     return Parts.copied(model, getattr(torch, dtype))
 
 
-def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> PaddedRunner:
+def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> OnednnRunner:
     of_int8 = dtype == "int8"
+    int8 = _own_int8(model) if of_int8 else None
     parts = Parts.of(model) if in_place else Parts.copied(model) if of_int8 else _copied(model, dtype)
-    convert = quantize if of_int8 else lay_out
-    convert(parts)
-    return PaddedRunner(model, parts, dtype, "onednn", _lean_mask(model))
+    lay_out(parts) if int8 is None else quantize(parts, int8)
+    return OnednnRunner(model, parts, dtype)
 
 
-def _lean_mask(model: MultiExitBert) -> MakeMask | None:
-    """The mask function of lean layers, which add the mask. Layers with another attention keep their own."""
-    return additive_mask if attention_implementation(model.config) == "sdpa" else None
+def _own_int8(model: MultiExitBert) -> Int8Layers:
+    """The model's layers in int8. ValueError where it has none, or those of other weights."""
+    if model.int8_layers is None:
+        raise ValueError(
+            "dtype 'int8' needs scales found on your texts: model.int8_layers = quantize(model, tokenizer, texts), or "
+            "`geep calibrate MODEL --texts TEXTS --dtype int8 ...`"
+        )
+    if model.int8_layers.source != layers_digest(model):
+        raise ValueError("dtype 'int8': model.int8_layers are of other weights than the model's: quantize it again")
+    return model.int8_layers
 
 
 def _chosen(model: MultiExitBert, dtype: str, in_place: bool) -> str:

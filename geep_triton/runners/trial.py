@@ -11,6 +11,8 @@ import torch
 from geep_triton.config import MultiExitBertConfig
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.runners.make import RUNNERS, make_runner
+from geep_triton.runners.onednn.quantize import quantize_layers
+from geep_triton.runners.padded import PaddedRunner
 from geep_triton.tokens.ragged import Tokens
 
 LENGTHS = (3, 17, 30)  # of the tiny model's texts
@@ -65,10 +67,12 @@ def _try(runner: str, dtype: str, device: str, expected: torch.Tensor) -> Trial:
 def _logits(runner: str, dtype: str, device: str) -> torch.Tensor:
     """The last exit's logits [3, C] float32 on the host."""
     model, tokens = _model().to(device), _tokens()
+    order = torch.arange(len(tokens), device=device)
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # that float16 is slow on a CPU is known
+        warnings.simplefilter("ignore")  # that some are slow on this CPU is known
+        if dtype == "int8":
+            model.int8_layers = quantize_layers(model, [PaddedRunner(model).embed(tokens, order, tokens.lengths)], 3, bool)
         running = make_runner(model, runner, dtype)
-        order = torch.arange(len(tokens), device=device)
         states = running.embed(tokens.to(torch.device(device)), order, tokens.lengths)
         depth = model.config.num_hidden_layers
         return running.logits(depth, running.layers(1, depth, states)).float().cpu()

@@ -1,0 +1,69 @@
+"""BERT's layer on rows, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from geep_triton.compat import BertLayer
+from geep_triton.runners.onednn.attention import attend_rows
+from geep_triton.runners.onednn.rows import pad_rows
+
+
+class RowsLayer(nn.Module):
+    """A layer of BERT that runs on rows, for inference on a CPU."""
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
+        """[B, S, H] and a mask that SDPA takes (additive or bool, [B, 1, 1 or S, S]) or None -> [B, S, H].
+
+        transformers' own encoder passes further arguments for decoders. This layer is never part of a decoder.
+        """
+        samples, length = hidden.shape[:2]
+        if mask is not None and mask.dtype == torch.bool:
+            mask = hidden.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        return self.run(pad_rows(hidden), samples, length, mask)[: samples * length].view_as(hidden)
+
+    def run(self, rows: torch.Tensor, samples: int, length: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Run the layer on `samples` samples of `length` tokens.
+
+        Args:
+            rows: [R, H], R >= samples * length. What stands in further rows changes no other row.
+            samples: B.
+            length: S.
+            mask: an additive mask [B, 1, 1 or S, S]; None: no sample is padded.
+
+        Returns:
+            [R, H].
+        """
+        raise NotImplementedError
+
+
+class FloatLayer(RowsLayer):
+    """A `BertLayer` with SDPA attention whose linear layers are `OnednnLinear`, and no code for training.
+
+    Args:
+        layer: of transformers, its linear layers replaced.
+    """
+
+    # transformers' own modules, their linear layers replaced by what no type knows
+    attention: Any
+    intermediate: Any
+    output: Any
+
+    def __init__(self, layer: BertLayer) -> None:
+        super().__init__()
+        self.attention = layer.attention
+        self.intermediate = layer.intermediate
+        self.output = layer.output
+
+    def run(self, rows: torch.Tensor, samples: int, length: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """See `RowsLayer.run`."""
+        attention, project, reduce = self.attention.self, self.attention.output, self.output
+        query, key, value = (part.on_rows(rows) for part in (attention.query, attention.key, attention.value))
+        heads, scale = attention.num_attention_heads, attention.scaling
+        attended = attend_rows(query, key, value, samples, length, heads, mask, scale)
+        rows = project.LayerNorm(project.dense.on_rows(attended).add_(rows))
+        expanded = self.intermediate.intermediate_act_fn(self.intermediate.dense.on_rows(rows))
+        return reduce.LayerNorm(reduce.dense.on_rows(expanded).add_(rows))
