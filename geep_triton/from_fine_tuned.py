@@ -19,6 +19,7 @@ from geep_triton.engine.build_exit_table import build_exit_table
 from geep_triton.engine.checks import as_list, text_limits
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.loading import load_tokenizer
+from geep_triton.engine.quantize import quantize
 from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.calibrate import calibrate
@@ -168,6 +169,8 @@ def give_exits(
         threshold = THRESHOLD if kind_of(model.config) == "classes" else None
         _say(progress, "2 of 3: the exit table learns from the same texts")
         model.exit_table = build_exit_table(model, tokenizer, [texts[index] for index in training], threshold, **settings)
+        if dtype == "int8":
+            model.int8_layers = quantize(model, tokenizer, [texts[index] for index in training], **settings)
         Engine(model, tokenizer, "full").save_pretrained(output)
         engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
         _say(progress, f"3 of 3: policies are judged and timed on {len(held_out):,} texts that were held out")

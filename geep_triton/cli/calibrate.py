@@ -13,7 +13,7 @@ from geep_triton.calibrated import Calibrated, brief
 from geep_triton.cli import options
 from geep_triton.cli.console import results_alone, show
 from geep_triton.cli.texts import read_texts
-from geep_triton.engine.engine import Engine
+from geep_triton.engine.quantize import load_quantized
 from geep_triton.exit_config import PROMISES, PROMISES_ON_ANSWERS
 from geep_triton.promises.terms import METHODS
 from geep_triton.report.findings import faster_but_fragile
@@ -75,8 +75,9 @@ def calibrate(
     labelled = max_accuracy_drop is not None
     rows = read_texts(texts, split, text_column, pair_column, label_column if labelled else None)
     with results_alone(quiet):
-        engine = Engine.from_pretrained(
+        engine = load_quantized(
             model,
+            rows,
             "full",
             device=device,
             dtype=dtype,

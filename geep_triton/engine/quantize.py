@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from geep_triton.checks import check_bool, check_kind
 from geep_triton.engine.batching import TOKEN_BUDGETS, schedule
 from geep_triton.engine.engine import Engine
-from geep_triton.modeling.int8_layers import Int8Layers
+from geep_triton.engine.loading import load_both
+from geep_triton.modeling.int8_layers import Int8Layers, layers_digest
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.runners.make import check_convertible, check_goes_together
+from geep_triton.runners.make import check_convertible, check_goes_together, make_runner
 from geep_triton.runners.onednn.quantize import quantize_layers
 from geep_triton.runners.padded import PaddedRunner
 from geep_triton.tokens.ragged import Tokens
@@ -62,6 +64,25 @@ def quantize(
         tqdm(total=model.config.num_hidden_layers, desc="round layers", unit="layer", disable=not progress, leave=False) as bar,
     ):
         return found_layers(model, some_of(tokens), bar.update)
+
+
+def load_quantized(
+    source: str | os.PathLike,
+    texts: Inputs,
+    policy: str,
+    *,
+    device: str | torch.device | None,
+    runner: str,
+    dtype: str | torch.dtype | None,
+    **engine: Any,
+) -> Engine:
+    """As `Engine.from_pretrained`. A model that shall run in int8 and has no such layers of its own gets them by the texts."""
+    model, tokenizer = load_both(source, device)
+    if dtype == "int8" and (model.int8_layers is None or model.int8_layers.source != layers_digest(model)):
+        names = ("max_length", "truncation", "columns", "progress")
+        model.int8_layers = quantize(model, tokenizer, texts, **{name: engine[name] for name in names if name in engine})
+    made = make_runner(model, runner, dtype, in_place=True)
+    return Engine(model, tokenizer, policy, runner=made, **engine)
 
 
 def some_of(tokens: Tokens) -> Tokens:
