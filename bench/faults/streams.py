@@ -2,8 +2,8 @@
 
 In float32 an answer has the exit, the path and the label of the sample alone. If a decision on its way was closer than TIE to
 the opposite one, it only has the logits of the exit and path that it took. In bfloat16 the same holds with wider bounds, of
-probabilities. In int8 an answer depends on the texts beside it: none is lost, its exit is one of the model's, and it lies
-nearer to its own text's answer than to those of other texts.
+probabilities. In int8 an answer is rounded: none is lost, its exit is one of the model's, and it lies nearer to its own text's
+answer than to those of other texts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers import BertTokenizer
 
 from bench.faults.alone import Alone, answer_alone, logits_along
 from bench.faults.campaign import Outcome, Part
-from bench.faults.material import LONGEST, VARIANTS, make_engine, make_text, make_tokenizer
-from geep_triton import Engine
+from bench.faults.material import LONGEST, VARIANTS, make_engine, make_text, make_texts, make_tokenizer
+from geep_triton import Engine, quantize
 from geep_triton.checks import BadSample, shorten
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.predictions import Predictions
@@ -111,6 +111,8 @@ def random_stream(made: Made, seed: int) -> Stream:
     shared = made.of(variant)
     policy = random_policy(random_, shared)
     dtype, packed = random_.choice([("float32", False)] * 3 + [("float32", True)] * 2 + [("bfloat16", False), ("int8", False)])
+    if dtype == "int8" and shared.model.int8_layers is None:
+        shared.model.int8_layers = quantize(shared.model, made.tokenizer, make_texts(0, 80), truncation=True, progress=False)
     cuts = random_.random() < 0.5
     longest = random_.choice([None, 8, 20, 40])
     engine = Engine(

@@ -24,8 +24,8 @@ MEANING = {
         "skip gates, windows, budgets, prefetch, threads that share engine and tokenizer. Each answer, its exit and its "
         "path must be that of the sample alone in float32, within 1e-4 (bfloat16: probabilities within .1), in order, "
         "none lost, and exactly the texts that cannot be answered must be named. Where a decision was closer than 1e-4 "
-        "(bfloat16: .1) to being another, the answer must be that of the exit it took. int8 answers move with the texts "
-        "beside them: there none may be lost, and they must lie nearer to their own texts' than to others'."
+        "(bfloat16: .1) to being another, the answer must be that of the exit it took. int8 answers are rounded: "
+        "there none may be lost, and they must lie nearer to their own texts' than to others'."
     ),
     "kills": (
         "SIGKILL while a model is saved over another (`save_pretrained`, or a calibrated policy in place), while a "
