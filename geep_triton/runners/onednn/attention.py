@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from geep_triton.runners.onednn.rows import pad_rows
+from geep_triton.runners.onednn.rows import Layout
 
 KEYS = 16  # values in a vector register: a softmax over a multiple of them takes half the time
 SHORT = 16  # tokens of a sample below which torch's own attention is slow in float32, too
@@ -13,33 +13,23 @@ FEW = 64  # tokens of a batch below which torch's own attention is faster in bfl
 
 
 def attend_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    samples: int,
-    length: int,
-    heads: int,
-    mask: torch.Tensor | None,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, heads: int, scale: float
 ) -> torch.Tensor:
     """Attention within each sample.
 
     Args:
         query, key, value: [R, H] each; their rows may lie further apart than H values.
-        samples, length, mask: as for `RowsLayer.run`.
+        layout: of the rows.
         heads: number of heads, which divides H.
         scale: factor of the scores.
 
     Returns:
-        [R, H]. Rows beyond the samples are zero.
+        [R, H]. Rows beyond those of the layout are zero.
     """
-    tokens = samples * length
-    query, key, value = (
-        each[:tokens].unflatten(1, (heads, -1)).unflatten(0, (samples, length)).transpose(1, 2) for each in (query, key, value)
-    )
-    slow = query.dtype == torch.bfloat16 and tokens >= FEW
-    attended = (_batched if slow or length < SHORT else _sdpa)(query, key, value, mask, scale)
-    return pad_rows(attended.transpose(1, 2).reshape(tokens, -1))
+    query, key, value = (layout.to_batch(each).unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key, value))
+    slow = query.dtype == torch.bfloat16 and layout.samples * layout.length >= FEW
+    attended = (_batched if slow or layout.length < SHORT else _sdpa)(query, key, value, layout.mask, scale)
+    return layout.from_batch(attended.transpose(1, 2))
 
 
 def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ from geep_triton.modeling.int8_layers import PRODUCTS, Int8Product
 from geep_triton.runners.onednn.attention import attend_rows
 from geep_triton.runners.onednn.layer import RowsLayer
 from geep_triton.runners.onednn.quantize import activation_inside
+from geep_triton.runners.onednn.rows import Layout
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"none": nn.Identity(), "gelu": F.gelu, "relu": F.relu}
 
@@ -79,13 +80,11 @@ class Int8Layer(RowsLayer):
         self._activation = layer.intermediate.intermediate_act_fn
         self._heads = layer.attention.self.num_attention_heads
 
-    def run(self, rows: torch.Tensor, samples: int, length: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def run(self, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         """See `RowsLayer.run`."""
         query, key, value = self.attend(self.attend.round(rows)).chunk(3, dim=1)
         # In float32: rounded to bfloat16, an answer would depend on the kernel that its batch takes.
-        attended = attend_rows(
-            query, key, value, samples, length, self._heads, mask, 1.0
-        )  # the queries' weights have the scale
+        attended = attend_rows(query, key, value, layout, self._heads, 1.0)  # the queries' weights have the scale
         rows = self.attention.LayerNorm(self.project(self.project.round(attended)).add_(rows))
         return self.output.LayerNorm(self.reduce(self._expanded(rows)).add_(rows))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from geep_triton.compat import BertLayer
 from geep_triton.runners.onednn.attention import attend_rows
-from geep_triton.runners.onednn.rows import pad_rows
+from geep_triton.runners.onednn.rows import Layout
 
 
 class RowsLayer(nn.Module):
@@ -20,19 +20,17 @@ class RowsLayer(nn.Module):
 
         transformers' own encoder passes further arguments for decoders. This layer is never part of a decoder.
         """
-        samples, length = hidden.shape[:2]
         if mask is not None and mask.dtype == torch.bool:
             mask = hidden.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-        return self.run(pad_rows(hidden), samples, length, mask)[: samples * length].view_as(hidden)
+        layout = Layout(hidden.shape[0], hidden.shape[1], mask)
+        return layout.to_batch(self.run(layout.from_batch(hidden), layout))
 
-    def run(self, rows: torch.Tensor, samples: int, length: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """Run the layer on `samples` samples of `length` tokens.
+    def run(self, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Run the layer.
 
         Args:
-            rows: [R, H], R >= samples * length. What stands in further rows changes no other row.
-            samples: B.
-            length: S.
-            mask: an additive mask [B, 1, 1 or S, S]; None: no sample is padded.
+            rows: [R, H]. What stands in rows beyond those of the layout changes no other row.
+            layout: of the rows.
 
         Returns:
             [R, H].
@@ -58,12 +56,11 @@ class FloatLayer(RowsLayer):
         self.intermediate = layer.intermediate
         self.output = layer.output
 
-    def run(self, rows: torch.Tensor, samples: int, length: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def run(self, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         """See `RowsLayer.run`."""
         attention, project, reduce = self.attention.self, self.attention.output, self.output
         query, key, value = (part.on_rows(rows) for part in (attention.query, attention.key, attention.value))
-        heads, scale = attention.num_attention_heads, attention.scaling
-        attended = attend_rows(query, key, value, samples, length, heads, mask, scale)
+        attended = attend_rows(query, key, value, layout, attention.num_attention_heads, attention.scaling)
         rows = project.LayerNorm(project.dense.on_rows(attended).add_(rows))
         expanded = self.intermediate.intermediate_act_fn(self.intermediate.dense.on_rows(rows))
         return reduce.LayerNorm(reduce.dense.on_rows(expanded).add_(rows))

@@ -7,13 +7,15 @@ import torch
 from geep_triton.compat import keep_large_blocks
 from geep_triton.modeling.model import MultiExitBert, additive_mask
 from geep_triton.runners.onednn.layer import RowsLayer
-from geep_triton.runners.onednn.rows import pad_rows
+from geep_triton.runners.onednn.rows import Layout
 from geep_triton.runners.padded import PaddedRunner, Padding
 from geep_triton.runners.parts import Parts
 
+DENSE = 0.97  # share of real tokens up to which leaving out the others pays for finding their places in each layer
+
 
 class OnednnRunner(PaddedRunner):
-    """Runs several layers on the same rows, which are padded once before the first of them.
+    """Runs several layers on the same rows: products and norms are of real tokens alone, attention of the padded batch.
 
     Args:
         model: see `PaddedRunner`.
@@ -31,8 +33,10 @@ class OnednnRunner(PaddedRunner):
         """Run layers first..last on [B, S, H]."""
         if self._layers is None:
             return super().run_layers(first, last, hidden, padding)
-        samples, length = hidden.shape[:2]
-        rows, mask = pad_rows(hidden), padding.mask(hidden, self._make_mask)
+        layout = Layout(hidden.shape[0], hidden.shape[1], padding.mask(hidden, self._make_mask))
+        if int(padding.lengths.sum()) < DENSE * layout.samples * layout.length:
+            layout = layout.without_padding(padding.attention_mask)
+        rows = layout.from_batch(hidden)
         for layer in self._layers[first - 1 : last]:
-            rows = layer.run(rows, samples, length, mask)
-        return rows[: samples * length].view(hidden.shape)
+            rows = layer.run(rows, layout)
+        return layout.to_batch(rows)
