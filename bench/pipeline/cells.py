@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from bench.pipeline.arrivals import waiting_times
+from bench.pipeline.fresh import AGAIN, Dealt, deal, rate_of, shapes_of, timed
 from bench.pipeline.peak_memory import forget_peak, peak_memory, resident
 from bench.pipeline.replay import DISTRIBUTIONS, drawn
+from bench.pipeline.rivals_dense import encode
 from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.stages import stages
-from bench.pipeline.systems import NOBODY, WAYS, WINDOW, System, Workbench
+from bench.pipeline.systems import ALL_LAYERS, NOBODY, WAYS, WINDOW, System, Workbench
 from bench.rows import Found, found
 from bench.shapes import SHAPES, load_model, load_tokenizer, shape_of
-from bench.timing import quiet_garbage_collector, rate, spread
+from bench.timing import quiet_garbage_collector, spread
 from geep_triton import Engine, MultiExitBert
 from geep_triton.config import HEADS
 from geep_triton.files.rows import read_rows
@@ -88,6 +91,12 @@ class Settings:
         wanted = self.samples.get(shape, self.samples["base"])
         return rows[:: max(1, len(rows) // wanted)][:wanted]
 
+    def dealt(self, data: str, shape: str, tokenizer: PreTrainedTokenizerBase) -> Dealt:
+        """Texts to check answers on, then others for each round, as far as the file has them; and some that are not timed."""
+        rows = read_rows(self.texts[data])
+        samples = self.samples.get(shape, self.samples["base"])
+        return deal(rows, encode(tokenizer, rows, self.max_length).lengths, samples, self.rounds + 1)
+
     def trained(self, data: str, shape: str) -> str | None:
         """The folder of the data set's model, where that has this shape."""
         folder = self.models.get(data)
@@ -112,24 +121,27 @@ class Settings:
         return "onednn" if self.place == "cpu" and dtype != "int8" else "plain"
 
 
-def workbench(shape: str, data: str, settings: Settings) -> Workbench:
+def workbench(shape: str, data: str, settings: Settings, fresh: bool = False) -> Workbench:
     """A trained model, or random weights of a shape with exits replayed: those that the trained model's policy takes, else
-    drawn ones.
+    drawn ones. `fresh`: with texts for each round.
     """
-    folder, rows = settings.models.get(data), settings.rows(data, shape)
+    folder = settings.models.get(data)
     tokenizer = load_tokenizer(folder)
+    dealt = settings.dealt(data, shape, tokenizer) if fresh else Dealt([settings.rows(data, shape)], [])
+    rows, *chunks = dealt.chunks
+    limits, texts = (settings.token_budget, settings.max_length), {"fresh": chunks, "left": dealt.left}
     if settings.trained(data, shape) is not None:
         model = load_model(shape, folder).to(settings.place)
-        return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies_of(model))
+        return Workbench(model, tokenizer, rows, *limits, None, policies_of(model), **texts)
     vocabulary = {} if folder is None else {"vocab_size": len(tokenizer)}  # the texts' own tokens, however many there are
     model = load_model(settings.shape(shape), **vocabulary).to(settings.place)
-    depth, predicted = model.config.num_hidden_layers, None
+    depth, predicted, every = model.config.num_hidden_layers, None, [row for chunk in dealt.chunks for row in chunk]
     if folder is None:
-        recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
+        recorded = torch.cat([drawn(DISTRIBUTIONS["mean-4.2"], len(chunk), depth) for chunk in dealt.chunks])
     else:
         trained = load_model(shape_of(folder), folder)
         engine = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True)
-        record = engine.every_exit(rows)
+        record = engine.every_exit(every)
         layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
         policy = parse_policy(next(iter(policies_of(trained).values())))
         recorded = layers[simulate(trained, policy, record.tokens, record.logits)]
@@ -137,7 +149,7 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
             stops = parse_policy(f"predicted:0.05+threshold:{RECORDED}").stops(trained, record.tokens)
             predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
     exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
-    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
+    return Workbench(model, tokenizer, rows, *limits, **exits, **texts)
 
 
 def policies_of(model: MultiExitBert) -> dict[str, str]:
@@ -154,29 +166,47 @@ def policies_of(model: MultiExitBert) -> dict[str, str]:
 def compared(bench: Workbench, systems: list[System], dtype: str, settings: Settings) -> list[Found]:
     """Every system checked, then timed in turns: samples a second, and shares of what the saved layers allow.
 
-    `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the fastest rival that runs
-    all layers; both also by a token's mean layers, which is the honest bound where long texts stay longer.
+    Each round takes texts that no system has met, where the workbench has such; then all are timed again on those on which
+    they were checked. `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the
+    fastest rival that runs all layers; both also by a token's mean layers, which is the honest bound where long texts stay
+    longer.
     """
-    checked = {system: bench.checked(system, dtype) for system in systems}
+    checked, missing = {}, []
+    for system in systems:
+        try:
+            checked[system] = bench.checked(system, dtype)
+        except Exception as error:  # whatever another package raises
+            if not system.foreign:
+                raise
+            missing.append(found(system.name, {"missing": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}))
+    calls = {system.name: system.predict for system in checked}
     with quiet_garbage_collector():
-        seconds = in_turns(bench.calls(systems), settings.rounds, limit=settings.seconds)
-    speed = {name: rate(len(bench.rows), values) for name, values in seconds.items()}
-    full = {system.name: speed[f"ours, full{system.suffix}"].value for system in systems}
-    rivals = [speed[system.name].value for system in systems if system.kind == "full"]
+        rounds = timed(calls, bench.fresh or [bench.rows] * settings.rounds, settings.seconds)
+        again = timed(calls, [bench.rows] * AGAIN, settings.seconds) if bench.fresh else {}
+    speed = {name: rate_of(turns) for name, turns in rounds.items()}
+    rivals = [speed[system.name].value for system in checked if system.kind == "full"]
     ours, rival = speed["ours, full"].value, max(rivals, default=speed["ours, full"].value)
+    met = [bench.lengths(chunk) for chunk in (bench.fresh or [bench.rows])[: len(next(iter(rounds.values())))]]
     for system, row in checked.items():
         name, value = system.name, speed[system.name].value
-        row |= {"seconds": seconds[name], "samples_per_second": speed[name], "speed_up": value / ours}
-        for layers, suffix in ((row["mean_layers"], ""), (row["mean_layers_of_a_token"], "_of_a_token")):
-            bound = bench.depth / layers
-            row[f"share_of_bound{suffix}"] = value / full[name] / bound
+        row |= {"seconds": [turn.seconds for turn in rounds[name]], "samples_per_second": speed[name], "speed_up": value / ours}
+        if name in again:
+            row["again"] = {"seconds": [turn.seconds for turn in again[name]], "samples_per_second": rate_of(again[name])}
+            row |= bench.neighbours(system)
+        if system.kind not in ALL_LAYERS:
+            continue
+        layers, lengths = torch.cat([turn.layers for turn in rounds[name]][: len(met)]).double(), torch.cat(met)
+        row |= {"mean_layers": float(layers.mean()), "mean_layers_of_a_token": float((layers * lengths).sum() / lengths.sum())}
+        for suffix in ("", "_of_a_token"):
+            bound = bench.depth / row[f"mean_layers{suffix}"]
+            row[f"share_of_bound{suffix}"] = value / speed[f"ours, full{system.suffix}"].value / bound
             row[f"share_of_rival_bound{suffix}"] = value / rival / bound
-    return [found(system.name, row, kind=system.kind) for system, row in checked.items()]
+    return [*(found(system.name, row, kind=system.kind) for system, row in checked.items()), *missing]
 
 
 def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
     """Ours and every rival of one precision on one data set."""
-    bench = workbench(shape, data, settings)
+    bench = workbench(shape, data, settings, fresh=True)
     with tempfile.TemporaryDirectory() as folder:
         rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
         ours, compile_seconds = bench.ours(dtype), None
@@ -190,11 +220,14 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
                 ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
                 ours += bench.ours(dtype, "packed") if dtype == "bfloat16" else []
         rows = compared(bench, rivals + ours, dtype, settings)
-    lengths = bench.tokens.lengths.double()
+    timed_rounds = max(len(row.metrics["seconds"]) for row in rows if "seconds" in row.metrics)
+    lengths, every = bench.tokens.lengths, [bench.lengths(chunk) for chunk in bench.fresh[:timed_rounds]]
     way = settings.way(dtype)
     calibration = None if settings.trained(data, shape) is None else bench.model.exit_config.calibration
     facts = {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
+        "shapes": shapes_of([lengths, *every], settings.token_budget),
+        "rounds_wanted": settings.rounds,
         "layers": bench.depth,
         "replayed_layers": settings.replayed_layers(data, shape),
         "promise": None if calibration is None else " ".join(map(str, calibration["promise"])),
