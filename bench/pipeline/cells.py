@@ -18,12 +18,15 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.pipeline.arrivals import waiting_times
 from bench.pipeline.fresh import AGAIN, Dealt, deal, rate_of, shapes_of, timed
-from bench.pipeline.peak_memory import forget_peak, peak_memory, resident
+from bench.pipeline.peak_memory import forget_peak, peak_memory, resident, resident_after
 from bench.pipeline.replay import DISTRIBUTIONS, drawn
-from bench.pipeline.rivals_dense import encode
+from bench.pipeline.rivals_dense import DenseBert, encode
+from bench.pipeline.rivals_given import Given, Missing, batches_of
+from bench.pipeline.rivals_onnx import onnx_file
+from bench.pipeline.rivals_openvino import openvino_file
 from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.stages import stages
-from bench.pipeline.systems import ALL_LAYERS, NOBODY, WAYS, WINDOW, System, Workbench
+from bench.pipeline.systems import ALL_LAYERS, CALIBRATION, NOBODY, WAYS, WINDOW, System, Workbench
 from bench.rows import Found, found
 from bench.shapes import SHAPES, load_model, load_tokenizer, shape_of
 from bench.timing import quiet_garbage_collector, spread
@@ -48,6 +51,7 @@ CUDA_CALLS = {
 LEFT_OUT = ("deebert", "huggingface, random")  # of the matrix: too slow, and all samples are of one length
 ARRIVALS = 256
 STAGE_ROUNDS = 3
+GROWING, GROWING_DRY = (20, 200), (1, 3)  # windows after which memory is read
 DISTINCT = 4_096  # samples; more are streamed by repeating them
 PAYS_TOKENS = (1, 256, 1_024, 4_096)  # of a batch; 1: one sample
 # Exits of 12 layers that leave samples at so many mean layers, every exit used: a share leaves evenly over the first ones.
@@ -338,16 +342,11 @@ def pays(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
 def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
     """Peak megabytes, each system in a process of its own; a trained model's folder where there is one of this shape.
 
-    Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it.
+    Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it. Rivals
+    of other packages load a file that another process wrote.
     """
-    folder = settings.trained(data, shape)
-    spec = {
-        "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
-        "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
-        "max_length": settings.max_length, "threads": torch.get_num_threads(),
-        "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
-    }  # fmt: skip
-    early = "threshold:0.3" if folder else "threshold:0.99"
+    spec = _spec(shape, data, dtype, settings)
+    early = "threshold:0.3" if spec["folder"] else "threshold:0.99"
     peaks = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
     for policy in ("full", early):
         peaks[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
@@ -357,7 +356,64 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
             peaks[f"ours, {policy}, onednn in place"] = alone
         if dtype == "bfloat16":
             peaks[f"ours, {policy}, from float32"] = peak_memory(system="engine", policy=policy, **spec | {"loaded": "float32"})
-    return [found(system, megabytes) for system, megabytes in peaks.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        files, missing = _rival_files(shape, data, dtype, settings, Path(folder))
+        for name, path in files.items():
+            peaks[f"{name}, length-sorted"] = peak_memory(system=name, file=str(path), **spec)
+    return [
+        *(found(system, megabytes) for system, megabytes in peaks.items()),
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+    ]
+
+
+def growth(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Resident megabytes after few and after many windows of texts that were not met before, each system in a process of its
+    own: what a system keeps of every text or shape shows here.
+    """
+    spec = _spec(shape, data, dtype, settings)
+    early = "threshold:0.3" if spec["folder"] else "threshold:0.99"
+    runner = "onednn" if settings.way(dtype) == "onednn" else "auto"
+    windows = GROWING_DRY if settings.dry else GROWING
+    systems = {"huggingface, length-sorted": {"system": "huggingface", "policy": None}}
+    systems |= {f"ours, {policy}": {"system": "engine", "policy": policy, "runner": runner} for policy in ("full", early)}
+    with tempfile.TemporaryDirectory() as folder:
+        files, missing = _rival_files(shape, data, dtype, settings, Path(folder))
+        systems |= {f"{name}, length-sorted": {"system": name, "file": str(path)} for name, path in files.items()}
+        rows = {name: resident_after(windows, **spec, **system) for name, system in systems.items()}
+    for megabytes in rows.values():
+        megabytes["grown"] = megabytes[f"after_{windows[1]}"] - megabytes[f"after_{windows[0]}"]
+    return [
+        found("", {"windows": list(windows)}),
+        *(found(name, megabytes) for name, megabytes in rows.items()),
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+    ]
+
+
+def _spec(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """What a process of its own is told of every system."""
+    return {
+        "shape": settings.shape(shape), "folder": settings.trained(data, shape), "dtype": dtype, "texts": settings.texts[data],
+        "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
+        "max_length": settings.max_length, "threads": torch.get_num_threads(),
+        "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
+    }  # fmt: skip
+
+
+def _rival_files(shape: str, data: str, dtype: str, settings: Settings, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The file of each rival that a process of its own can open, and why others are missing."""
+    trained = settings.trained(data, shape)
+    model, tokenizer = load_model(settings.shape(shape), trained), load_tokenizer(trained)
+    left = settings.dealt(data, shape, tokenizer).left[:CALIBRATION] if dtype == "int8" else []
+    batches = batches_of(left, tokenizer, settings.token_budget, settings.max_length) if left else []
+    module = DenseBert(model, model.config.num_hidden_layers)
+    given = Given(module, dtype, torch.get_num_threads(), folder, batches, tokenizer, compile=False)
+    files, missing = {}, {}
+    for name, export in {"openvino": openvino_file, "onnxruntime": onnx_file}.items():
+        try:
+            files[name] = export(given)
+        except Missing as reason:
+            missing[name] = str(reason)
+    return files, missing
 
 
 def scaling(axis: str, settings: Settings) -> list[Found]:

@@ -60,7 +60,7 @@ class CrossEncoderRival:
     def predict(self, rows: Sequence[dict[str, Any]]) -> Predictions:
         """As `Engine.predict`; what it answers is nobody's answer."""
         start = time.perf_counter()
-        texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
-        logits = self._encoder.predict(texts, show_progress_bar=False, convert_to_tensor=True).float().cpu()
+        pairs = [(row["text"], row.get("text_pair", "")) for row in rows]  # it takes pairs only: a token or two more of a text
+        logits = self._encoder.predict(pairs, show_progress_bar=False, convert_to_tensor=True).float().cpu()
         depth = torch.full((len(rows),), self._layers)
         return answers(self._model, logits.view(len(rows), -1), depth, {"run": time.perf_counter() - start})

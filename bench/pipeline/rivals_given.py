@@ -6,10 +6,11 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bench.pipeline.rivals_dense import DenseBert, Inputs
+from bench.pipeline.rivals_dense import DenseBert, Inputs, encode, padded_inputs, sorted_batches
 
 
 class Missing(Exception):
@@ -37,6 +38,15 @@ class Given:
     calibration: Sequence[Inputs]
     tokenizer: PreTrainedTokenizerBase
     compile: bool
+
+
+def batches_of(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, token_budget: int, max_length: int
+) -> list[Inputs]:
+    """Texts as a dense rival runs them."""
+    tokens = encode(tokenizer, rows, max_length)
+    parts = sorted_batches(tokens.lengths, token_budget)
+    return [padded_inputs(tokens, part, tokenizer.pad_token_id or 0) for part in parts]
 
 
 def need(*packages: str) -> None:

@@ -80,5 +80,14 @@ def quantized(model: openvino.Model, given: Given) -> openvino.Model:
         return nncf.quantize(model, batches, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(given.calibration))
 
 
+def openvino_file(given: Given) -> Path:
+    """Saved as it runs, for a process that needs nothing else."""
+    import openvino
+
+    path = given.folder / "openvino.xml"
+    openvino.save_model(openvino_model(given), path, compress_to_fp16=False)
+    return path
+
+
 def openvino_bert(given: Given) -> OpenVinoBert:
     return OpenVinoBert(openvino_model(given), given.dtype, given.threads)

@@ -26,13 +26,11 @@ from bench.pipeline.rivals_dense import (
     compiled,
     encode,
     frozen,
-    padded_inputs,
-    sorted_batches,
     torch_int8,
 )
 from bench.pipeline.rivals_embedding import TfIdf
 from bench.pipeline.rivals_exits import ShrinkingBatches, normalized_entropy
-from bench.pipeline.rivals_given import Given, Missing, need
+from bench.pipeline.rivals_given import Given, Missing, batches_of, need
 from bench.pipeline.rivals_onnx import fused_onnx_bert, onnx_bert, static_onnx_bert
 from bench.pipeline.rivals_openvino import openvino_bert
 from bench.pipeline.rivals_torchao import torchao_bert
@@ -281,11 +279,8 @@ class Workbench:
 
     def _calibration(self) -> list[Inputs]:
         """Batches of texts that are not timed, as long as those that are."""
-        if not self.left:
-            return []
-        tokens = encode(self.tokenizer, self.left[:CALIBRATION], self.settings["max_length"])
-        parts = sorted_batches(tokens.lengths, self.settings["token_budget"])
-        return [padded_inputs(tokens, part, self.tokenizer.pad_token_id or 0) for part in parts]
+        rows, limits = self.left[:CALIBRATION], (self.settings["token_budget"], self.settings["max_length"])
+        return batches_of(rows, self.tokenizer, *limits) if rows else []
 
     def _ceiling(self) -> TfIdf:
         """Fitted to the model's answers. They are given one by one: no batch of a shape that is timed runs beforehand."""
