@@ -102,8 +102,8 @@ def fused_onnx_bert(given: Given) -> OnnxBert:
 def static_onnx_bert(given: Given) -> OnnxBert:
     """Weights and activations in int8, quantized beforehand on texts that are not timed: the products with weights.
 
-    Of the plain export: fused attention has no static int8, and is slower so. Products' results stay in float32: answers are lost
-    where they are quantized, too.
+    Of the plain export: fused attention has no static int8, and is slower so. Products' results stay in float32: answers
+    are lost where these are quantized, too.
     """
     if given.dtype != "int8":
         raise Missing("it is int8")
