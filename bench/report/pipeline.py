@@ -146,9 +146,9 @@ def rivals_section(found: pd.DataFrame) -> str:
     ]
     return (
         "Texts a second that no system has met; in brackets how many answers are the float32 model's, and the largest "
-        "difference of a text's logits from those beside a copy of itself only: what its neighbours change. CrossEncoder runs a "
-        "fresh head on the same layers, so only its speed counts. tf-idf, fitted to some of the model's answers, is a ceiling of "
-        f"speed.\n\n{markdown(pd.DataFrame(lines))}\n\nMissing:\n\n" + "\n".join(reasons)
+        "difference of a text's logits from those beside a copy of itself only: what its neighbours change. CrossEncoder runs "
+        "a fresh head on the same layers, so only its speed counts. tf-idf, fitted to some of the model's answers, is a "
+        f"ceiling of speed.\n\n{markdown(pd.DataFrame(lines))}\n\nMissing:\n\n" + "\n".join(reasons)
     )
 
 
@@ -220,16 +220,13 @@ def growth_section(found: pd.DataFrame) -> str:
     lines, cells = [], found[found["cell"] == "growth"]
     few, many = cells["windows"].dropna().iloc[0]
     for what, cell in cells.groupby("what", sort=False):
-        grown = cell[cell["grown"].notna()] if "grown" in cell else cell.iloc[:0]
-        after = f"after_{many}"
-        of = {
-            row["system"].removesuffix(", length-sorted"): f"{row['grown']:+.0f} ({row[after]:.0f})"
-            for _, row in grown.iterrows()
-        }
-        lines.append({"cell": what, **of})
+        measured = [row for _, row in cell.iterrows() if row["grown"] == row["grown"]]
+        names = [row["system"].removesuffix(", length-sorted") for row in measured]
+        values = [f"{row['grown']:+.0f} ({row[f'after_{many}']:.0f})" for row in measured]
+        lines.append({"cell": what, **dict(zip(names, values, strict=True))})
     return (
-        f"Megabytes by which a process grew from {few} to {many} windows of texts that it had not met, and in brackets what it held "
-        f"then. Each system runs in a process of its own.\n\n{markdown(pd.DataFrame(lines))}"
+        f"Megabytes by which a process grew from {few} to {many} windows of texts that it had not met, and in brackets what it "
+        f"held then. Each system runs in a process of its own.\n\n{markdown(pd.DataFrame(lines))}"
     )
 
 
@@ -313,9 +310,10 @@ def readme_table(folder: Path = RESULTS) -> str:
     by = f"the policy that `calibrate` chose for {promises[0]}" if len(promises) == 1 else "a threshold of 0.3, not calibrated"
     texts = ", ".join(f"{line['texts'] * (line['rounds'] if line['fresh'] else 1):.0f}" for _, line in each.iterrows())
     where = f"exits do not pay on {(~each['pays']).sum()} of {len(each)} data sets, where few texts are easy. "
+    twice = ", none twice" if each["fresh"].all() else ""
     note = (
         f"Texts a second: {model}, {name}. Rivals run all layers over batches sorted by length; other early exits answer one "
-        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed{', none twice' if each['fresh'].all() else ''}: too few to check a "
+        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed{twice}: too few to check a "
         "promise. **Bold** is faster than our own full depth and every rival; "
         f"{'' if each['pays'].all() else where}bfloat16, int8, BERT's base shape, other machines and rivals: "
         "[docs/results/pipeline.md](docs/results/pipeline.md)."
