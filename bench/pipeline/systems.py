@@ -49,7 +49,8 @@ DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.08}
 MOVED = 0.02  # in float32; in less a sample near a threshold may well cross it
 NOBODY = "threshold:0,pooling=never"
 WINDOW = 1024  # samples, so that the texts of a cell on a GPU make several
-CALIBRATION = 300  # texts of static quantization, and of what imitates the model
+CALIBRATION = 300  # texts of static quantization
+IMITATED = 1_000  # texts whose answers a ceiling is fitted to
 ALONE, ALONE_SECONDS = 32, 10.0  # texts that are answered without their neighbours; none after so many seconds
 ALL_LAYERS = ("ours", "full", "truncated", "exits")  # kinds of systems that run the model's layers, and answer as its exits do
 PACKAGES: dict[str, Callable[[Given], Call]] = {  # rivals that run all layers in another package; each may raise Missing
@@ -287,7 +288,7 @@ class Workbench:
         need("sklearn")
         if self.random:
             raise Missing("the answers of a random model follow from no words")
-        rows = self.left[:CALIBRATION]
+        rows = self.left[:IMITATED]
         full = Engine(self.model, self.tokenizer, "full", **self.settings | {"token_budget": 1})
         return TfIdf(self.model, rows, full.predict(rows).label_ids)
 
