@@ -82,10 +82,10 @@ def quantized(model: openvino.Model, given: Given) -> openvino.Model:
 
 def openvino_file(given: Given) -> Path:
     """Saved as it runs, for a process that needs nothing else."""
+    model, path = openvino_model(given), given.folder / "openvino.xml"
     import openvino
 
-    path = given.folder / "openvino.xml"
-    openvino.save_model(openvino_model(given), path, compress_to_fp16=False)
+    openvino.save_model(model, path, compress_to_fp16=False)
     return path
 
 
