@@ -21,7 +21,7 @@ from bench.pipeline.fresh import AGAIN, Dealt, deal, rate_of, shapes_of, timed
 from bench.pipeline.peak_memory import forget_peak, peak_memory, resident, resident_after
 from bench.pipeline.replay import DISTRIBUTIONS, drawn
 from bench.pipeline.rivals_dense import DenseBert, encode
-from bench.pipeline.rivals_given import Given, Missing, batches_of
+from bench.pipeline.rivals_given import Given, batches_of, why
 from bench.pipeline.rivals_onnx import onnx_file
 from bench.pipeline.rivals_openvino import openvino_file
 from bench.pipeline.skips import CHECKED, skip_rates
@@ -182,7 +182,7 @@ def compared(bench: Workbench, systems: list[System], dtype: str, settings: Sett
         except Exception as error:  # whatever another package raises
             if not system.foreign:
                 raise
-            missing.append(found(system.name, {"missing": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}))
+            missing.append(found(system.name, {"missing": why(error)}))
     calls = {system.name: system.predict for system in checked}
     with quiet_garbage_collector():
         rounds = timed(calls, bench.fresh or [bench.rows] * settings.rounds, settings.seconds)
@@ -411,8 +411,8 @@ def _rival_files(shape: str, data: str, dtype: str, settings: Settings, folder: 
     for name, export in {"openvino": openvino_file, "onnxruntime": onnx_file}.items():
         try:
             files[name] = export(given)
-        except Missing as reason:
-            missing[name] = str(reason)
+        except Exception as error:  # whatever another package raises
+            missing[name] = why(error)
     return files, missing
 
 

@@ -54,3 +54,8 @@ def need(*packages: str) -> None:
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
         raise Missing(f"{' and '.join(absent)} not installed (pip install 'geep-triton[rivals]')")
+
+
+def why(error: Exception) -> str:
+    """What a page says of a rival that raised this."""
+    return str(error) if isinstance(error, Missing) else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

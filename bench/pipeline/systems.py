@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +31,7 @@ from bench.pipeline.rivals_dense import (
 )
 from bench.pipeline.rivals_embedding import TfIdf
 from bench.pipeline.rivals_exits import ShrinkingBatches, normalized_entropy
-from bench.pipeline.rivals_given import Given, Missing, batches_of, need
+from bench.pipeline.rivals_given import Given, Missing, batches_of, need, why
 from bench.pipeline.rivals_onnx import fused_onnx_bert, onnx_bert, static_onnx_bert
 from bench.pipeline.rivals_openvino import openvino_bert
 from bench.pipeline.rivals_torchao import torchao_bert
@@ -244,53 +245,46 @@ class Workbench:
 
     def _foreign(self, dtype: str, compile: bool, folder: Path) -> tuple[list[System], dict[str, str]]:
         """Rivals of other packages; without texts that are not timed only the plain ONNX Runtime."""
-        found, missing, budget = [], {}, self.settings["token_budget"]
-        given = Given(
-            DenseBert(self.model, self.depth),
-            dtype,
-            torch.get_num_threads(),
-            folder,
-            self._calibration(),
-            self.tokenizer,
-            compile,
-        )
-        for name, make in PACKAGES.items() if self.left else [("onnxruntime", onnx_bert)]:
+        module, threads = DenseBert(self.model, self.depth), torch.get_num_threads()
+        given = Given(module, dtype, threads, folder, self._calibration(), self.tokenizer, compile)
+        builds: dict[str, Callable[[], System]] = {
+            name: partial(self._package, given, name) for name in (PACKAGES if self.left else ["onnxruntime"])
+        }
+        if self.left:
+            for backend in ("torch", *BACKENDS):
+                builds[f"CrossEncoder, {backend}"] = partial(self._cross_encoder, given, backend)
+            builds["tf-idf"] = self._ceiling
+        found, missing = [], {}
+        for name, build in builds.items():
             try:
-                call = make(given)
-            except Missing as reason:
-                missing[name] = str(reason)
-            else:
-                predict, facts = self._dense(call, self.depth, budget), getattr(call, "facts", {})
-                found.append(System(f"{name}, length-sorted", "full", predict, foreign=True, facts=facts))
-        if not self.left:
-            return found, missing
-        for backend in ("torch", *BACKENDS):
-            name = f"CrossEncoder, {backend}"
-            try:
-                rival = CrossEncoderRival(given, self.model, self.settings["max_length"], backend)
-            except Missing as reason:
-                missing[name] = str(reason)
-            else:
-                found.append(System(name, "speed only", rival.predict, foreign=True))
-        try:
-            found.append(System("tf-idf", "ceiling", self._ceiling().predict, foreign=True))
-        except Missing as reason:
-            missing["tf-idf"] = str(reason)
+                found.append(build())
+            except Exception as error:  # whatever another package raises
+                missing[name] = why(error)
         return found, missing
+
+    def _package(self, given: Given, name: str) -> System:
+        call = PACKAGES[name](given)
+        predict = self._dense(call, self.depth, self.settings["token_budget"])
+        return System(f"{name}, length-sorted", "full", predict, foreign=True, facts=getattr(call, "facts", {}))
+
+    def _cross_encoder(self, given: Given, backend: str) -> System:
+        rival = CrossEncoderRival(given, self.model, self.settings["max_length"], backend)
+        return System(f"CrossEncoder, {backend}", "speed only", rival.predict, foreign=True)
 
     def _calibration(self) -> list[Inputs]:
         """Batches of texts that are not timed, as long as those that are."""
         rows, limits = self.left[:CALIBRATION], (self.settings["token_budget"], self.settings["max_length"])
         return batches_of(rows, self.tokenizer, *limits) if rows else []
 
-    def _ceiling(self) -> TfIdf:
+    def _ceiling(self) -> System:
         """Fitted to the model's answers. They are given one by one: no batch of a shape that is timed runs beforehand."""
         need("sklearn")
         if self.random:
             raise Missing("the answers of a random model follow from no words")
         rows = self.left[:IMITATED]
         full = Engine(self.model, self.tokenizer, "full", **self.settings | {"token_budget": 1})
-        return TfIdf(self.model, rows, full.predict(rows).label_ids)
+        rival = TfIdf(self.model, rows, full.predict(rows).label_ids)
+        return System("tf-idf", "ceiling", rival.predict, foreign=True)
 
     def _dense(self, call: Any, layers: int, budget: int | None) -> Any:
         return DenseRival(call, self.model, self.tokenizer, layers, budget, self.settings["max_length"]).predict
