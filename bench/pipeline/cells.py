@@ -175,14 +175,7 @@ def compared(bench: Workbench, systems: list[System], dtype: str, settings: Sett
     fastest rival that runs all layers; both also by a token's mean layers, which is the honest bound where long texts stay
     longer.
     """
-    checked, missing = {}, []
-    for system in systems:
-        try:
-            checked[system] = bench.checked(system, dtype)
-        except Exception as error:  # whatever another package raises
-            if not system.foreign:
-                raise
-            missing.append(found(system.name, {"missing": why(error)}))
+    checked, missing = bench.sound(systems, dtype)
     calls = {system.name: system.predict for system in checked}
     with quiet_garbage_collector():
         rounds = timed(calls, bench.fresh or [bench.rows] * settings.rounds, settings.seconds)
@@ -205,7 +198,10 @@ def compared(bench: Workbench, systems: list[System], dtype: str, settings: Sett
             bound = bench.depth / row[f"mean_layers{suffix}"]
             row[f"share_of_bound{suffix}"] = value / speed[f"ours, full{system.suffix}"].value / bound
             row[f"share_of_rival_bound{suffix}"] = value / rival / bound
-    return [*(found(system.name, row, kind=system.kind) for system, row in checked.items()), *missing]
+    return [
+        *(found(system.name, row, kind=system.kind) for system, row in checked.items()),
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+    ]
 
 
 def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
@@ -270,8 +266,8 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found
     ways = dict.fromkeys(["plain", settings.way(dtype)] + ["graphs"] * (settings.place == "cuda"))
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
-    for system in chosen:
-        bench.checked(system, dtype)
+    checked, missing = bench.sound(chosen, dtype)
+    chosen = list(checked)
     began = time.perf_counter()
     full = in_turns({"full": partial(chosen[0].predict, bench.rows)}, settings.rounds, limit=settings.seconds)["full"]
     capacity = len(bench.rows) / statistics.median(full)
@@ -289,7 +285,8 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found
             p50, p99 = (statistics.median(values) for values in zip(*several[1:], strict=True))
             rows.append(found(name, {"p50": p50, "p99": p99}, load=load))
     facts = {"rate_of_load_1": capacity, "samples": len(arriving)}
-    return [found("", facts | {"layers": bench.depth, "replayed_layers": settings.replayed_layers(data, shape)}), *rows]
+    facts |= {"layers": bench.depth, "replayed_layers": settings.replayed_layers(data, shape)}
+    return [found("", facts), *rows, *(found(name, {"missing": reason}) for name, reason in missing.items())]
 
 
 def overhead(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
@@ -491,7 +488,7 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     reached = {
         row.system: flops / statistics.median(row.metrics["seconds"]) / fastest
         for row in rows
-        if row.metrics["mean_layers"] == depth
+        if row.metrics.get("mean_layers") == depth
     }
     return [
         found("", {"samples": samples, "ceilings": {"flops_per_second": fastest, "copied_bytes_per_second": copied}}),

@@ -90,7 +90,6 @@ class System:
         predict: rows -> predictions.
         exits: [N] layers at which it must answer; None: wherever it did.
         suffix: of the name of ours at full depth that it is to be held against.
-        foreign: it runs in another package: where it fails, or answers otherwise, it is missing.
         facts: further metrics.
     """
 
@@ -99,7 +98,6 @@ class System:
     predict: Any
     exits: torch.Tensor | None = None
     suffix: str = ""
-    foreign: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -265,11 +263,11 @@ class Workbench:
     def _package(self, given: Given, name: str) -> System:
         call = PACKAGES[name](given)
         predict = self._dense(call, self.depth, self.settings["token_budget"])
-        return System(f"{name}, length-sorted", "full", predict, foreign=True, facts=getattr(call, "facts", {}))
+        return System(f"{name}, length-sorted", "full", predict, facts=getattr(call, "facts", {}))
 
     def _cross_encoder(self, given: Given, backend: str) -> System:
         rival = CrossEncoderRival(given, self.model, self.settings["max_length"], backend)
-        return System(f"CrossEncoder, {backend}", "speed only", rival.predict, foreign=True)
+        return System(f"CrossEncoder, {backend}", "speed only", rival.predict)
 
     def _calibration(self) -> list[Inputs]:
         """Batches of texts that are not timed, as long as those that are."""
@@ -284,10 +282,26 @@ class Workbench:
         rows = self.left[:IMITATED]
         full = Engine(self.model, self.tokenizer, "full", **self.settings | {"token_budget": 1})
         rival = TfIdf(self.model, rows, full.predict(rows).label_ids)
-        return System("tf-idf", "ceiling", rival.predict, foreign=True)
+        return System("tf-idf", "ceiling", rival.predict)
 
     def _dense(self, call: Any, layers: int, budget: int | None) -> Any:
         return DenseRival(call, self.model, self.tokenizer, layers, budget, self.settings["max_length"]).predict
+
+    def sound(self, systems: Sequence[System], dtype: str) -> tuple[dict[System, dict[str, Any]], dict[str, str]]:
+        """What one run shows of each, and why rivals are missing that fail or answer otherwise.
+
+        Raises:
+            ValueError: ours answers otherwise.
+        """
+        found, missing = {}, {}
+        for system in systems:
+            try:
+                found[system] = self.checked(system, dtype)
+            except Exception as error:  # whatever another package raises
+                if system.kind == "ours":
+                    raise
+                missing[system.name] = why(error)
+        return found, missing
 
     def checked(self, system: System, dtype: str) -> dict[str, Any]:
         """What one run shows of a system's answers.

@@ -79,11 +79,11 @@ def test_replayed_exits_are_those_of_every_round(bench):
         assert abs(float(layers) - float(system.exits.double().mean())) < 3
 
 
-def test_a_foreign_rival_that_answers_otherwise_or_fails_is_missing(bench):
+def test_a_rival_that_answers_otherwise_or_fails_is_missing(bench):
     settings = pipeline.settings_of(pipeline.parse_arguments(["--dry-run", "--samples", "6"]))
     ours = bench.ours("float32")[:1]
-    wrong = System("wrong", "full", lambda rows: ours[0].predict(rows[::-1]), foreign=True)
-    broken = System("broken", "full", lambda rows: 1 / 0, foreign=True)
+    wrong = System("wrong", "full", lambda rows: ours[0].predict(rows[::-1]))
+    broken = System("broken", "full", lambda rows: 1 / 0)
     rows = {row.system: row.metrics for row in compared(bench, [*ours, wrong, broken], "float32", settings)}
     assert rows["wrong"]["missing"].startswith("ValueError: wrong, float32: probabilities differ")
     assert rows["broken"]["missing"] == "ZeroDivisionError: division by zero"
