@@ -227,7 +227,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
     facts = {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
         "shapes": shapes_of([lengths, *every], settings.token_budget),
-        "rounds_wanted": settings.rounds,
+        "rounds": {"wanted": settings.rounds, "with_texts": len(bench.fresh), "timed": timed_rounds},
         "layers": bench.depth,
         "replayed_layers": settings.replayed_layers(data, shape),
         "promise": None if calibration is None else " ".join(map(str, calibration["promise"])),

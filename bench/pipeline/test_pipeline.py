@@ -177,6 +177,7 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
     assert {one["kind"] for one in timed} - {"speed only"} == {"ours", "full", "truncated", "exits"}
     assert {"openvino", "zentorch", "torchao"} <= {one["system"].partition(",")[0] for one in throughput}  # also where missing
     facts = next(one for one in throughput if not one["system"])
+    assert facts["rounds.wanted"] == facts["rounds.with_texts"] == facts["rounds.timed"] == 1
     assert facts["shapes.distinct"] >= facts["shapes.new"] >= 0
     for row in timed:
         assert row["samples_per_second.low"] == row["samples_per_second"] == row["samples_per_second.high"] > 0

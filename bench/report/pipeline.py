@@ -33,7 +33,14 @@ TRAINED = {
 }  # shapes of trained models; README shows the first that is there
 COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
 TORCH = ("huggingface, length-sorted", "torch dynamic int8, length-sorted")
-LATER = ("again.samples_per_second", "shapes.distinct", "shapes.new", "neighbours", "missing")  # not in every older result
+LATER = (  # what is not in every older result
+    "again.samples_per_second",
+    "shapes.distinct",
+    "shapes.new",
+    "rounds.wanted",
+    "neighbours",
+    "missing",
+)
 LOAD = 0.6  # of the waiting times shown
 
 
@@ -81,6 +88,7 @@ def throughput(found: pd.DataFrame) -> pd.DataFrame:
             "nobody": statistics.median(a / b for a, b in zip(nobody, everyone, strict=True)) - 1,
             "met": [met[kind == "full"].max(), met[f"ours, full{way}"], met[early.name]] if fresh else None,
             "shapes": cell["shapes.distinct"].max(), "new": cell["shapes.new"].max(), "fresh": fresh,
+            "wanted": cell["rounds.wanted"].max(),
             "threads": cell["environment"].iloc[0]["threads"], "rounds": len(everyone),
             "texts": cell["texts.samples"].max(), "promise": cell["promise"].dropna().max() if "promise" in cell else None,
         })  # fmt: skip
@@ -102,6 +110,11 @@ def faster(line: pd.Series) -> str:
     return f"**{short(line['exits'])}**" if line["pays"] else short(line["exits"])
 
 
+def rounds(line: pd.Series) -> str:
+    """How many were timed, of how many that were wanted: the file had too few texts, or the time was up."""
+    return f"{line['rounds']} of {line['wanted']:.0f}" if line["rounds"] < line["wanted"] else str(line["rounds"])
+
+
 def throughput_section(found: pd.DataFrame) -> str:
     each = throughput(found)
     shown = pd.DataFrame({
@@ -119,7 +132,7 @@ def throughput_section(found: pd.DataFrame) -> str:
         "of the rival's": each["rival_share"].map("{:.0%}".format),
         "more time if nobody leaves": each["nobody"].map("{:+.1%}".format),
         "texts": each["texts"].map("{:.0f}".format),
-        "rounds": each["rounds"],
+        "rounds": each.apply(rounds, axis=1),
         "met before: rival, ours, exits": each["met"].map(lambda met: met and ", ".join(map(short, met))),
         "shapes, new after the first round": [
             f"{line['shapes']:.0f}, {line['new']:.0f}" if line["fresh"] else None for _, line in each.iterrows()
