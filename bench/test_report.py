@@ -124,8 +124,9 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
         "## a CPU, 2 threads, torch 2.13",
         "has not run there yet",
         "| minilm, sst2, float32 * | 20 | 20 (huggingface) | 10 | 10 | 19 | 0.95x | 1.90x | 3.0 of 6 | 100.0% | 50% | 50% |",
-        "| 50% | 50% | +1.0% | 4 |",
-        "](pipeline_a_cpu.png)",
+        "| 50% | 50% | +1.0% | 4 | 3 | - | - |",
+        "### Rivals\n\nNot measured yet with all rivals.",
+        "](pipeline_a_cpu_2_threads.png)",
         "| base, sst2, int8 *, replayed | 200, 400 | 100, 300 | 50, 300 |",
         "| base, sst2, float32 *, doubled | 20 | 20 (huggingface) | 10 | 10 | 19 | 0.95x | 1.90x | 3.0 of 6 | - |",
         "| base, sst2, int8 * | 50% (0.90x) |",
@@ -143,3 +144,50 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
     pipeline.plot(pipeline.results(tmp_path), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
     assert "Not yet measured on a CPU" in pipeline.page(tmp_path / "nothing")
+
+
+def test_the_pipelines_page_shows_fresh_texts_and_rivals(tmp_path):
+    row = {"mean_layers": 6.0, "accuracy": None, "speed_up": 1.0, "seconds": [0.4] * 5, "agreement": 1.0, "neighbours": 0.02}
+    row |= dict.fromkeys(("share_of_bound", "share_of_rival_bound"), 0.5)
+
+    def timed(name, kind, fresh, met, **more):
+        return found(name, row | {"samples_per_second": fresh, "again": {"samples_per_second": met}} | more, kind=kind)
+
+    cells = {
+        "throughput.cpu.e5.sst2.int8": [
+            found(
+                "", {"texts": {"samples": 160}, "layers": 12, "shapes": {"distinct": 30, "new": 25}, "rounds": {"wanted": 20}}
+            ),
+            found("torch dynamic int8, length-sorted", {"missing": "ValueError: probabilities differ"}),
+            timed("ctranslate2, length-sorted", "full", 20.0, 21.0),
+            timed("openvino, length-sorted", "full", 60.0, 80.0, agreement=0.975),
+            timed("deebert, one at a time, threshold:0.3", "exits", 15.0, 15.0, neighbours=None),
+            timed("ours, full", "ours", 50.0, 55.0),
+            timed("ours, threshold:0.3", "ours", 90.0, 95.0),
+            timed("ours, threshold:0,pooling=never", "ours", 45.0, 45.0),
+            timed("tf-idf", "ceiling", 9000.0, 9100.0, agreement=0.7, neighbours=0.0),
+            timed("CrossEncoder, torch", "speed only", 19.0, 19.0, agreement=None, neighbours=None),
+            found("zentorch", {"missing": "zentorch not installed"}),
+        ],
+        "growth.cpu.e5.sst2.int8": [
+            found("", {"windows": [20, 200]}),
+            found("ours, full", {"before": 100.0, "after_20": 300.0, "after_200": 310.4, "grown": 10.4}),
+            found("onnxruntime", {"missing": "no"}),
+        ],
+    }
+    environment = {"gpu": None, "cpu": "a CPU", "threads": 2, "torch": "2.13", "date": "2026-01-01"}
+    declaration = {"version": pipeline.VERSION, "models": "e5/sst2"}
+    for name, measured in cells.items():
+        save(tmp_path / "pipeline" / "a.jsonl", rows_of("pipeline", name, measured, declaration, environment))
+    page = pipeline.page(tmp_path)
+    for text in (
+        "| e5, sst2, int8 | - | 60 (openvino) | 15 | 50 | **90** |",
+        "| 160 | 5 of 20 | 80, 55, 95 | 30, 25 |",
+        "| cell | ours, full | ctranslate2 | openvino | tf-idf | CrossEncoder, torch |",
+        "| e5, sst2, int8 | 50 (100.0%, 0.02) | 20 (100.0%, 0.02) | 60 (97.5%, 0.02) | 9000 (70.0%, 0) | 19 |",
+        "- zentorch, int8: zentorch not installed",
+        "- torch dynamic int8, length-sorted, int8: ValueError: probabilities differ",
+        "grew from 20 to 200 windows",
+        "| e5, sst2, int8 | +10 (310) |",
+    ):
+        assert text in page, text

@@ -1,4 +1,4 @@
-"""Measure the pipeline beside its rivals: throughput, waiting times, memory, growth, and a matrix of shapes for a GPU.
+"""Measure the pipeline beside its rivals: throughput, waiting times, memory, its growth, and a matrix of shapes for a GPU.
 
     python -m bench.pipeline --texts sst2=sst2/test.jsonl --models sst2=runs/sst2 --budget-minutes 60
     python -m bench.pipeline --device cuda --only matrix --budget-minutes 6 --cell-minutes 2
@@ -28,12 +28,12 @@ from bench.shapes import shape_of
 from geep_triton.policies.policy import OneExitWarning
 
 OUTPUT = RESULTS / "pipeline"
-VERSION = 2  # of what cells measure: results of another count as missing
+VERSION = 3  # of what cells measure: results of another count as missing
 DTYPES = ("float32", "bfloat16", "int8")
 AXES = ("length", "classes", "window", "samples")
 LENGTHS, TOKENS = (32, 64, 128, 512), (1_024, 4_096, 16_384, 65_536)
 SKIPS = {"cpu": ((32, 1_024),), "cuda": ((128, 16_384), (128, 65_536))}  # length, tokens of a batch
-SAMPLES = {"cpu": {"minilm": 256, "e5": 256, "base": 48}, "cuda": {"minilm": 8192, "e5": 8192, "base": 8192}}
+SAMPLES = {"cpu": {"minilm": 160, "e5": 160, "base": 48}, "cuda": {"minilm": 8192, "e5": 8192, "base": 8192}}
 
 
 def cell(kind: str, name: str, settings: cells.Settings, *arguments: Any, data: str | None = None) -> Cell:
@@ -76,6 +76,8 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
             for shape in (shapes[data], "base"):
                 for kind in ("memory",) * on_cpu + ("latency", "pays", "overhead"):
                     yield cell(kind, f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
+            if on_cpu:
+                yield cell("growth", f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
     for axis in AXES:
         yield cell("scaling", axis, settings, axis)
     dtype = "float32" if on_cpu else "bfloat16"
@@ -103,10 +105,13 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FOLDER", help="trained on it, with exits")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="PREFIX", help="of the cells' names")
-    parser.add_argument("--rounds", type=positive, default=20)
+    parser.add_argument("--rounds", type=positive, default=20, help="a round of throughput takes texts that none had before")
+    parser.add_argument("--threads", type=positive, help="of all systems; default: as many as torch takes")
     parser.add_argument("--cell-minutes", type=positive, help="no further round of a comparison is begun after so long")
     parser.add_argument(
-        "--samples", type=positive, help="texts of a cell; default: 256 for MiniLM and 48 for the base shape, 8,192 on a GPU"
+        "--samples",
+        type=positive,
+        help="texts of a round; default: 160 for MiniLM's width, 48 for the base shape, 8,192 on a GPU",
     )
     parser.add_argument("--token-budget", type=positive, help="default: 1,024 on a CPU, 65,536 on a GPU")
     parser.add_argument("--max-length", type=positive, default=512)
@@ -154,6 +159,8 @@ def settings_of(arguments: argparse.Namespace) -> cells.Settings:
 def main(given: list[str] | None = None) -> None:
     arguments = parse_arguments(given)
     settings = settings_of(arguments)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     if settings.place == "cuda" and not torch.cuda.is_available() and not arguments.list:
         raise SystemExit(
             "no GPU here; --dry-run tries the cells in the ways that a CPU has, python -m bench.gpu --dry-run all of a GPU's"
@@ -166,8 +173,9 @@ def main(given: list[str] | None = None) -> None:
 
 
 def slug(where: dict[str, Any]) -> str:
-    """An environment's machine, as a file's name."""
-    return re.sub(r"\W+", "_", where["gpu"] or where["cpu"]).strip("_").lower()
+    """An environment's machine, as a file's name; with a CPU's threads where they are several."""
+    threads = f" {where['threads']} threads" if where["gpu"] is None and where["threads"] > 1 else ""
+    return re.sub(r"\W+", "_", (where["gpu"] or where["cpu"]) + threads).strip("_").lower()
 
 
 if __name__ == "__main__":

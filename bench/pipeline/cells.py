@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from bench.pipeline.arrivals import waiting_times
-from bench.pipeline.peak_memory import forget_peak, peak_memory, resident
+from bench.pipeline.fresh import AGAIN, Dealt, deal, rate_of, shapes_of, timed
+from bench.pipeline.peak_memory import forget_peak, peak_memory, resident, resident_after
 from bench.pipeline.replay import DISTRIBUTIONS, drawn
+from bench.pipeline.rivals_dense import DenseBert, encode
+from bench.pipeline.rivals_given import Given, batches_of, why
+from bench.pipeline.rivals_onnx import onnx_file
+from bench.pipeline.rivals_openvino import openvino_file
 from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.stages import stages
-from bench.pipeline.systems import NOBODY, WAYS, WINDOW, System, Workbench
+from bench.pipeline.systems import ALL_LAYERS, CALIBRATION, NOBODY, WAYS, WINDOW, System, Workbench
 from bench.rows import Found, found
 from bench.shapes import SHAPES, load_model, load_tokenizer, shape_of
-from bench.timing import quiet_garbage_collector, rate, spread
+from bench.timing import quiet_garbage_collector, spread
 from geep_triton import Engine, MultiExitBert
 from geep_triton.config import HEADS
 from geep_triton.files.rows import read_rows
@@ -45,6 +51,7 @@ CUDA_CALLS = {
 LEFT_OUT = ("deebert", "huggingface, random")  # of the matrix: too slow, and all samples are of one length
 ARRIVALS = 256
 STAGE_ROUNDS = 3
+GROWING, GROWING_DRY = (20, 200), (1, 3)  # windows after which memory is read
 DISTINCT = 4_096  # samples; more are streamed by repeating them
 PAYS_TOKENS = (1, 256, 1_024, 4_096)  # of a batch; 1: one sample
 # Exits of 12 layers that leave samples at so many mean layers, every exit used: a share leaves evenly over the first ones.
@@ -88,6 +95,12 @@ class Settings:
         wanted = self.samples.get(shape, self.samples["base"])
         return rows[:: max(1, len(rows) // wanted)][:wanted]
 
+    def dealt(self, data: str, shape: str, tokenizer: PreTrainedTokenizerBase) -> Dealt:
+        """Texts to check answers on, then others for each round, as far as the file has them; and some that are not timed."""
+        rows = read_rows(self.texts[data])
+        samples = self.samples.get(shape, self.samples["base"])
+        return deal(rows, encode(tokenizer, rows, self.max_length).lengths, samples, self.rounds + 1)
+
     def trained(self, data: str, shape: str) -> str | None:
         """The folder of the data set's model, where that has this shape."""
         folder = self.models.get(data)
@@ -112,24 +125,27 @@ class Settings:
         return "onednn" if self.place == "cpu" and dtype != "int8" else "plain"
 
 
-def workbench(shape: str, data: str, settings: Settings) -> Workbench:
+def workbench(shape: str, data: str, settings: Settings, fresh: bool = False) -> Workbench:
     """A trained model, or random weights of a shape with exits replayed: those that the trained model's policy takes, else
-    drawn ones.
+    drawn ones. `fresh`: with texts for each round.
     """
-    folder, rows = settings.models.get(data), settings.rows(data, shape)
+    folder = settings.models.get(data)
     tokenizer = load_tokenizer(folder)
+    dealt = settings.dealt(data, shape, tokenizer) if fresh else Dealt([settings.rows(data, shape)], [])
+    rows, *chunks = dealt.chunks
+    limits, texts = (settings.token_budget, settings.max_length), {"fresh": chunks, "left": dealt.left}
     if settings.trained(data, shape) is not None:
         model = load_model(shape, folder).to(settings.place)
-        return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, None, policies_of(model))
+        return Workbench(model, tokenizer, rows, *limits, None, policies_of(model), **texts)
     vocabulary = {} if folder is None else {"vocab_size": len(tokenizer)}  # the texts' own tokens, however many there are
     model = load_model(settings.shape(shape), **vocabulary).to(settings.place)
-    depth, predicted = model.config.num_hidden_layers, None
+    depth, predicted, every = model.config.num_hidden_layers, None, [row for chunk in dealt.chunks for row in chunk]
     if folder is None:
-        recorded = drawn(DISTRIBUTIONS["mean-4.2"], len(rows), depth)
+        recorded = torch.cat([drawn(DISTRIBUTIONS["mean-4.2"], len(chunk), depth) for chunk in dealt.chunks])
     else:
         trained = load_model(shape_of(folder), folder)
         engine = Engine(trained, tokenizer, "full", max_length=settings.max_length, truncation=True)
-        record = engine.every_exit(rows)
+        record = engine.every_exit(every)
         layers = torch.tensor(trained.config.exit_layers) * depth // trained.config.num_hidden_layers
         policy = parse_policy(next(iter(policies_of(trained).values())))
         recorded = layers[simulate(trained, policy, record.tokens, record.logits)]
@@ -137,7 +153,7 @@ def workbench(shape: str, data: str, settings: Settings) -> Workbench:
             stops = parse_policy(f"predicted:0.05+threshold:{RECORDED}").stops(trained, record.tokens)
             predicted = {"replayed": stops * depth // trained.config.num_hidden_layers}
     exits = {"recorded": {"replayed": recorded}, "predicted": predicted}
-    return Workbench(model, tokenizer, rows, settings.token_budget, settings.max_length, **exits)
+    return Workbench(model, tokenizer, rows, *limits, **exits, **texts)
 
 
 def policies_of(model: MultiExitBert) -> dict[str, str]:
@@ -154,29 +170,43 @@ def policies_of(model: MultiExitBert) -> dict[str, str]:
 def compared(bench: Workbench, systems: list[System], dtype: str, settings: Settings) -> list[Found]:
     """Every system checked, then timed in turns: samples a second, and shares of what the saved layers allow.
 
-    `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the fastest rival that runs
-    all layers; both also by a token's mean layers, which is the honest bound where long texts stay longer.
+    Each round takes texts that no system has met, where the workbench has such; then all are timed again on those on which
+    they were checked. `share_of_bound` is over ours at full depth, run in the same way, `share_of_rival_bound` over the
+    fastest rival that runs all layers; both also by a token's mean layers, which is the honest bound where long texts stay
+    longer.
     """
-    checked = {system: bench.checked(system, dtype) for system in systems}
+    checked, missing = bench.sound(systems, dtype)
+    calls = {system.name: system.predict for system in checked}
     with quiet_garbage_collector():
-        seconds = in_turns(bench.calls(systems), settings.rounds, limit=settings.seconds)
-    speed = {name: rate(len(bench.rows), values) for name, values in seconds.items()}
-    full = {system.name: speed[f"ours, full{system.suffix}"].value for system in systems}
-    rivals = [speed[system.name].value for system in systems if system.kind == "full"]
+        rounds = timed(calls, bench.fresh or [bench.rows] * settings.rounds, settings.seconds)
+        again = timed(calls, [bench.rows] * AGAIN, settings.seconds) if bench.fresh else {}
+    speed = {name: rate_of(turns) for name, turns in rounds.items()}
+    rivals = [speed[system.name].value for system in checked if system.kind == "full"]
     ours, rival = speed["ours, full"].value, max(rivals, default=speed["ours, full"].value)
+    met = [bench.lengths(chunk) for chunk in (bench.fresh or [bench.rows])[: len(next(iter(rounds.values())))]]
     for system, row in checked.items():
         name, value = system.name, speed[system.name].value
-        row |= {"seconds": seconds[name], "samples_per_second": speed[name], "speed_up": value / ours}
-        for layers, suffix in ((row["mean_layers"], ""), (row["mean_layers_of_a_token"], "_of_a_token")):
-            bound = bench.depth / layers
-            row[f"share_of_bound{suffix}"] = value / full[name] / bound
+        row |= {"seconds": [turn.seconds for turn in rounds[name]], "samples_per_second": speed[name], "speed_up": value / ours}
+        if name in again:
+            row["again"] = {"seconds": [turn.seconds for turn in again[name]], "samples_per_second": rate_of(again[name])}
+            row |= bench.neighbours(system)
+        if system.kind not in ALL_LAYERS:
+            continue
+        layers, lengths = torch.cat([turn.layers for turn in rounds[name]][: len(met)]).double(), torch.cat(met)
+        row |= {"mean_layers": float(layers.mean()), "mean_layers_of_a_token": float((layers * lengths).sum() / lengths.sum())}
+        for suffix in ("", "_of_a_token"):
+            bound = bench.depth / row[f"mean_layers{suffix}"]
+            row[f"share_of_bound{suffix}"] = value / speed[f"ours, full{system.suffix}"].value / bound
             row[f"share_of_rival_bound{suffix}"] = value / rival / bound
-    return [found(system.name, row, kind=system.kind) for system, row in checked.items()]
+    return [
+        *(found(system.name, row, kind=system.kind) for system, row in checked.items()),
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+    ]
 
 
 def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
     """Ours and every rival of one precision on one data set."""
-    bench = workbench(shape, data, settings)
+    bench = workbench(shape, data, settings, fresh=True)
     with tempfile.TemporaryDirectory() as folder:
         rivals, missing = bench.rivals(dtype, settings.compile, Path(folder))
         ours, compile_seconds = bench.ours(dtype), None
@@ -190,11 +220,14 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
                 ours += bench.ours(dtype, "compiled, windows") + bench.ours(dtype, "compiled, windows, prefetch")
                 ours += bench.ours(dtype, "packed") if dtype == "bfloat16" else []
         rows = compared(bench, rivals + ours, dtype, settings)
-    lengths = bench.tokens.lengths.double()
+    timed_rounds = max(len(row.metrics["seconds"]) for row in rows if "seconds" in row.metrics)
+    lengths, every = bench.tokens.lengths, [bench.lengths(chunk) for chunk in bench.fresh[:timed_rounds]]
     way = settings.way(dtype)
     calibration = None if settings.trained(data, shape) is None else bench.model.exit_config.calibration
     facts = {
         "texts": {"samples": len(bench.rows), "tokens": int(lengths.sum()), "longest": int(lengths.max())},
+        "shapes": shapes_of([lengths, *every], settings.token_budget),
+        "rounds": {"wanted": settings.rounds, "with_texts": len(bench.fresh), "timed": timed_rounds},
         "layers": bench.depth,
         "replayed_layers": settings.replayed_layers(data, shape),
         "promise": None if calibration is None else " ".join(map(str, calibration["promise"])),
@@ -233,8 +266,8 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found
     ways = dict.fromkeys(["plain", settings.way(dtype)] + ["graphs"] * (settings.place == "cuda"))
     ours = [system for way in ways for system in bench.ours(dtype, way)]
     chosen += [system for system in ours if system.name.startswith(("ours, full", f"ours, {bench.main}"))]
-    for system in chosen:
-        bench.checked(system, dtype)
+    checked, missing = bench.sound(chosen, dtype)
+    chosen = list(checked)
     began = time.perf_counter()
     full = in_turns({"full": partial(chosen[0].predict, bench.rows)}, settings.rounds, limit=settings.seconds)["full"]
     capacity = len(bench.rows) / statistics.median(full)
@@ -252,7 +285,8 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found
             p50, p99 = (statistics.median(values) for values in zip(*several[1:], strict=True))
             rows.append(found(name, {"p50": p50, "p99": p99}, load=load))
     facts = {"rate_of_load_1": capacity, "samples": len(arriving)}
-    return [found("", facts | {"layers": bench.depth, "replayed_layers": settings.replayed_layers(data, shape)}), *rows]
+    facts |= {"layers": bench.depth, "replayed_layers": settings.replayed_layers(data, shape)}
+    return [found("", facts), *rows, *(found(name, {"missing": reason}) for name, reason in missing.items())]
 
 
 def overhead(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
@@ -305,16 +339,11 @@ def pays(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
 def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
     """Peak megabytes, each system in a process of its own; a trained model's folder where there is one of this shape.
 
-    Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it.
+    Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it. Rivals
+    of other packages load a file that another process wrote.
     """
-    folder = settings.trained(data, shape)
-    spec = {
-        "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
-        "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
-        "max_length": settings.max_length, "threads": torch.get_num_threads(),
-        "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
-    }  # fmt: skip
-    early = "threshold:0.3" if folder else "threshold:0.99"
+    spec = _spec(shape, data, dtype, settings)
+    early = "threshold:0.3" if spec["folder"] else "threshold:0.99"
     peaks = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
     for policy in ("full", early):
         peaks[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
@@ -324,7 +353,64 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
             peaks[f"ours, {policy}, onednn in place"] = alone
         if dtype == "bfloat16":
             peaks[f"ours, {policy}, from float32"] = peak_memory(system="engine", policy=policy, **spec | {"loaded": "float32"})
-    return [found(system, megabytes) for system, megabytes in peaks.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        files, missing = _rival_files(shape, data, dtype, settings, Path(folder))
+        for name, path in files.items():
+            peaks[f"{name}, length-sorted"] = peak_memory(system=name, file=str(path), **spec)
+    return [
+        *(found(system, megabytes) for system, megabytes in peaks.items()),
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+    ]
+
+
+def growth(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Resident megabytes after few and after many windows of texts that were not met before, each system in a process of its
+    own: what a system keeps of every text or shape shows here.
+    """
+    spec = _spec(shape, data, dtype, settings)
+    early = "threshold:0.3" if spec["folder"] else "threshold:0.99"
+    runner = "onednn" if settings.way(dtype) == "onednn" else "auto"
+    windows = GROWING_DRY if settings.dry else GROWING
+    systems = {"huggingface, length-sorted": {"system": "huggingface", "policy": None}}
+    systems |= {f"ours, {policy}": {"system": "engine", "policy": policy, "runner": runner} for policy in ("full", early)}
+    with tempfile.TemporaryDirectory() as folder:
+        files, missing = _rival_files(shape, data, dtype, settings, Path(folder))
+        systems |= {f"{name}, length-sorted": {"system": name, "file": str(path)} for name, path in files.items()}
+        rows = {name: resident_after(windows, **spec, **system) for name, system in systems.items()}
+    for megabytes in rows.values():
+        megabytes["grown"] = megabytes[f"after_{windows[1]}"] - megabytes[f"after_{windows[0]}"]
+    return [
+        found("", {"windows": list(windows)}),
+        *(found(name, megabytes) for name, megabytes in rows.items()),
+        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+    ]
+
+
+def _spec(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
+    """What a process of its own is told of every system."""
+    return {
+        "shape": settings.shape(shape), "folder": settings.trained(data, shape), "dtype": dtype, "texts": settings.texts[data],
+        "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
+        "max_length": settings.max_length, "threads": torch.get_num_threads(),
+        "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
+    }  # fmt: skip
+
+
+def _rival_files(shape: str, data: str, dtype: str, settings: Settings, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The file of each rival that a process of its own can open, and why others are missing."""
+    trained = settings.trained(data, shape)
+    model, tokenizer = load_model(settings.shape(shape), trained), load_tokenizer(trained)
+    left = settings.dealt(data, shape, tokenizer).left[:CALIBRATION] if dtype == "int8" else []
+    batches = batches_of(left, tokenizer, settings.token_budget, settings.max_length) if left else []
+    module = DenseBert(model, model.config.num_hidden_layers)
+    given = Given(module, dtype, torch.get_num_threads(), folder, batches, tokenizer, compile=False)
+    files, missing = {}, {}
+    for name, export in {"openvino": openvino_file, "onnxruntime": onnx_file}.items():
+        try:
+            files[name] = export(given)
+        except Exception as error:  # whatever another package raises
+            missing[name] = why(error)
+    return files, missing
 
 
 def scaling(axis: str, settings: Settings) -> list[Found]:
@@ -402,7 +488,7 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     reached = {
         row.system: flops / statistics.median(row.metrics["seconds"]) / fastest
         for row in rows
-        if row.metrics["mean_layers"] == depth
+        if row.metrics.get("mean_layers") == depth
     }
     return [
         found("", {"samples": samples, "ceilings": {"flops_per_second": fastest, "copied_bytes_per_second": copied}}),

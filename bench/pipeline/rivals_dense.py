@@ -1,12 +1,10 @@
-"""Full-depth and truncated BERTs in common runtimes: Hugging Face eager, compiled and int8, and ONNX Runtime."""
+"""Full-depth and truncated BERTs in torch - Hugging Face eager, compiled and int8 - and how dense rivals batch texts."""
 
 from __future__ import annotations
 
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from geep_triton import MultiExitBert, Predictions
 from geep_triton.tokens.ragged import Tokens, to_device
 
 BATCH = 32  # samples of a batch in the order of arrival
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, mask, segments, each [B, S]
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask, segments, each [B, S] -> logits [B, C]
 
 
@@ -69,66 +68,6 @@ def torch_int8(module: nn.Module, inplace: bool = False) -> nn.Module:
         return quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8, inplace=inplace)
 
 
-class OnnxBert:
-    """The module in ONNX Runtime on a CPU, in float32 or with its dynamic int8. Needs the extra `bench`."""
-
-    def __init__(self, module: DenseBert, folder: Path, int8: bool, threads: int) -> None:
-        import onnxruntime
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        path = folder / "model.onnx"
-        if not path.is_file():
-            export_onnx(module, path)
-        if int8:
-            small = folder / "model.int8.onnx"
-            if not small.is_file():
-                quantize_dynamic(path, small, weight_type=QuantType.QInt8)
-            path = small
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        names = (value.name for value in self._session.get_inputs())
-        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return torch.from_numpy(self._session.run(None, given)[0])
-
-
-class OnnxGraph(nn.Module):
-    """`DenseBert` without transformers' making of masks, which asks for values that an exporter does not have."""
-
-    def __init__(self, module: DenseBert) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor) -> torch.Tensor:
-        """Each [B, S] -> logits [B, C]."""
-        bert = self.module.bert
-        hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        for layer in bert.encoder.layer:
-            hidden = layer(hidden, attention_mask[:, None, None, :].bool())
-        return self.module.head(hidden, attention_mask) / self.module.temperature
-
-
-def export_onnx(module: DenseBert, path: Path) -> None:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
-    dynamic = {name: {0: "samples", 1: "tokens"} for name in names} | {"logits": {0: "samples"}}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            OnnxGraph(module).eval(),  # the exporter puts all of it back into the mode that the outermost module is in
-            inputs, path, input_names=list(names), output_names=["logits"], dynamic_axes=dynamic,
-            opset_version=17, dynamo=False,
-        )  # fmt: skip
-
-
-def missing_onnx() -> str | None:
-    """Why ONNX Runtime cannot be a rival here; None where it can."""
-    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed (pip install 'geep-triton[bench]')" if missing else None
-
-
 class DenseRival:
     """Batches of tokenized texts through one call that runs all its layers.
 
@@ -157,28 +96,49 @@ class DenseRival:
         start = time.perf_counter()
         tokens = encode(self.tokenizer, rows, self.max_length)
         tokenized = time.perf_counter()
-        parts, answered, padded = list(self._batches(tokens.lengths)), [], 0
-        with torch.inference_mode():
-            for part in parts:
-                input_ids, mask, type_ids = tokens.padded(part, self.tokenizer.pad_token_id or 0)
-                type_ids = torch.zeros_like(input_ids) if type_ids is None else type_ids
-                inputs = (to_device(tensor, self.model.device) for tensor in (input_ids, mask, type_ids))
-                answered.append(self.call(*inputs).clone())  # a graph's answer is overwritten by the next
-                padded += input_ids.numel()
-            logits = torch.cat(answered).float().cpu()[torch.cat(parts).argsort()]
+        budget = self.token_budget
+        parts = list(torch.arange(len(rows)).split(BATCH) if budget is None else sorted_batches(tokens.lengths, budget))
+        logits, padded = run_batches(self.call, tokens, parts, self.tokenizer.pad_token_id or 0, self.model.device)
         depth = torch.full((len(rows),), self.layers)
         seconds = {"tokenize": tokenized - start, "run": time.perf_counter() - tokenized}
         return answers(self.model, logits, depth, seconds, padded, 1 - int(tokens.lengths.sum()) / padded)
 
-    def _batches(self, lengths: torch.Tensor) -> Iterator[torch.Tensor]:
-        if self.token_budget is None:
-            yield from torch.arange(len(lengths)).split(BATCH)
-            return
-        order, begin = lengths.argsort(descending=True), 0
-        while begin < len(order):
-            part = order[begin : begin + max(1, self.token_budget // int(lengths[order[begin]]))]
-            yield part
-            begin += len(part)
+
+def sorted_batches(lengths: torch.Tensor, token_budget: int) -> Iterator[torch.Tensor]:
+    """Which texts of these lengths run together: the longest first, as many as the budget takes, padding included."""
+    order, begin = lengths.argsort(descending=True), 0
+    while begin < len(order):
+        part = order[begin : begin + max(1, token_budget // int(lengths[order[begin]]))]
+        yield part
+        begin += len(part)
+
+
+@torch.inference_mode()
+def run_batches(
+    call: Call, tokens: Tokens, parts: Sequence[torch.Tensor], padding: int, device: torch.device
+) -> tuple[torch.Tensor, int]:
+    """Logits [N, C] of all texts, in their order, and how many tokens ran, padding included.
+
+    Args:
+        call: runs a batch.
+        tokens: of the N texts.
+        parts: which of them run together.
+        padding: its token id.
+        device: where the call runs.
+    """
+    answered, padded = [], 0
+    for part in parts:
+        inputs = padded_inputs(tokens, part, padding)
+        # A graph's answer is overwritten by the next.
+        answered.append(call(*(to_device(tensor, device) for tensor in inputs)).clone())
+        padded += inputs[0].numel()
+    return torch.cat(answered).float().cpu()[torch.cat(list(parts)).argsort()], padded
+
+
+def padded_inputs(tokens: Tokens, part: torch.Tensor, padding: int) -> Inputs:
+    """Ids, mask and segments of some texts, each [B, S]."""
+    input_ids, mask, type_ids = tokens.padded(part, padding)
+    return input_ids, mask, torch.zeros_like(input_ids) if type_ids is None else type_ids
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], max_length: int) -> Tokens:

@@ -19,18 +19,28 @@ INTRODUCTION = """# The pipeline, measured
 
 Made by `python -m bench.report` from `bench/results/pipeline`, which `python -m bench.pipeline` writes: every
 system, round and stage stands there. Answers are checked before anything is timed, systems of a cell run in turns, figures
-are medians. *Of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours in the
+are medians. Each round of throughput takes texts that no system has met; *met before* is the speed on texts that all have met.
+*Of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours in the
 same way, and of the fastest rival of the same precision that runs all layers (above 100% where our full depth is faster, too).
 The policies of trained models stand in the files, and uncalibrated ones are a threshold of 0.3. *Replayed* exits are those of
 the trained twelve layers on BERT-base's shape with random weights: they say how fast, not how right. *Doubled* ones are those
 of the six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a
 cell has that. An early exit is **bold** where it beats our own full depth and every rival beside it.
-Cells marked * were measured by an older benchmark: before int8 took in the heads and rivals their last improvements."""
+Cells marked * were measured by an older benchmark: every round took the same texts, and fewer rivals took part."""
 TRAINED = {
     "e5": "multilingual-e5-small",
     "minilm": "MiniLM-L6",
 }  # shapes of trained models; README shows the first that is there
 COMMAND = "python -m bench.pipeline --texts NAME=FILE --models NAME=FOLDER"
+TORCH = ("huggingface, length-sorted", "torch dynamic int8, length-sorted")
+LATER = (  # what is not in every older result
+    "again.samples_per_second",
+    "shapes.distinct",
+    "shapes.new",
+    "rounds.wanted",
+    "neighbours",
+    "missing",
+)
 LOAD = 0.6  # of the waiting times shown
 
 
@@ -42,6 +52,7 @@ def results(folder: Path = RESULTS) -> pd.DataFrame:
     names = found["case"].str.split(".", n=2, expand=True)
     current = found["declaration"].map(lambda declared: declared.get("version") == VERSION)
     what = names[2].str.replace(".", ", ") + current.map({True: "", False: " *"})
+    found = found.reindex(columns=found.columns.union(LATER, sort=False))
     return found.assign(cell=names[0], device=names[1], what=what, current=current, machine=found["environment"].map(machine))
 
 
@@ -58,21 +69,26 @@ def throughput(found: pd.DataFrame) -> pd.DataFrame:
         systems = cell[cell["samples_per_second"].notna()].set_index("system")
         speed, kind = systems["samples_per_second"], systems["kind"]
         full, alone = speed[kind == "full"], speed[(kind == "exits") & speed.index.str.contains("one at a time")]
-        by_length = next(name for name in full.index if name.endswith("length-sorted") and "onnx" not in name)
+        by_length = next((name for name in full.index if name in TORCH), None)  # none: its answers were not the model's
         way = ", onednn" if "ours, full, onednn" in speed else ""
         names = [f"ours, {policy}{way}" for policy in ("calibrated", "threshold:0.3", "threshold, replayed")]
         early = systems.loc[next(name for name in names if name in systems.index)]
         nobody, everyone = (systems.loc[f"ours, {policy}{way}", "seconds"] for policy in (NOBODY, "full"))
-        exits = whose_exits(cell)
+        exits, met = whose_exits(cell), systems["again.samples_per_second"]
+        fresh = met.notna().any()  # an older benchmark took the same texts in each round
         lines.append({
             "case": case, "what": cell["what"].iloc[0] + exits,
-            "huggingface": speed[by_length], "rival": full.idxmax(), "fastest": full.max(), "alone": alone.max(),
+            "huggingface": speed.get(by_length), "rival": full.idxmax() if len(full) else "none", "fastest": full.max(),
+            "alone": alone.max(),
             "full": speed[f"ours, full{way}"], "exits": early["samples_per_second"],
-            "pays": early["samples_per_second"] > max(speed[f"ours, full{way}"], full.max(), alone.max()),
+            "pays": all(early["samples_per_second"] > other for other in (speed[f"ours, full{way}"], *full, *alone)),
             "mean_layers": early["mean_layers"], "layers": systems["mean_layers"].max(),
             "agreement": None if exits else early["agreement"],
             "share": early["share_of_bound"], "rival_share": early["share_of_rival_bound"],
             "nobody": statistics.median(a / b for a, b in zip(nobody, everyone, strict=True)) - 1,
+            "met": [met[kind == "full"].max(), met[f"ours, full{way}"], met[early.name]] if fresh else None,
+            "shapes": cell["shapes.distinct"].max(), "new": cell["shapes.new"].max(), "fresh": fresh,
+            "wanted": cell["rounds.wanted"].max(),
             "threads": cell["environment"].iloc[0]["threads"], "rounds": len(everyone),
             "texts": cell["texts.samples"].max(), "promise": cell["promise"].dropna().max() if "promise" in cell else None,
         })  # fmt: skip
@@ -94,11 +110,16 @@ def faster(line: pd.Series) -> str:
     return f"**{short(line['exits'])}**" if line["pays"] else short(line["exits"])
 
 
+def rounds(line: pd.Series) -> str:
+    """How many were timed, of how many that were wanted: the file had too few texts, or the time was up."""
+    return f"{line['rounds']} of {line['wanted']:.0f}" if line["rounds"] < line["wanted"] else str(line["rounds"])
+
+
 def throughput_section(found: pd.DataFrame) -> str:
     each = throughput(found)
     shown = pd.DataFrame({
         "model, texts, precision": each["what"],
-        "Hugging Face, length-sorted": each["huggingface"].map(short),
+        "Hugging Face, length-sorted": each["huggingface"].map(short, na_action="ignore"),
         "fastest rival, all layers": each["fastest"].map(short) + " (" + each["rival"].str.partition(",")[0] + ")",
         "best, one at a time": each["alone"].map(short),
         "ours, all layers": each["full"].map(short),
@@ -111,9 +132,46 @@ def throughput_section(found: pd.DataFrame) -> str:
         "of the rival's": each["rival_share"].map("{:.0%}".format),
         "more time if nobody leaves": each["nobody"].map("{:+.1%}".format),
         "texts": each["texts"].map("{:.0f}".format),
-        "rounds": each["rounds"],
+        "rounds": each.apply(rounds, axis=1),
+        "met before: rival, ours, exits": each["met"].map(lambda met: met and ", ".join(map(short, met))),
+        "shapes, new after the first round": [
+            f"{line['shapes']:.0f}, {line['new']:.0f}" if line["fresh"] else None for _, line in each.iterrows()
+        ],
     })  # fmt: skip
     return f"{markdown(shown)}\n\n![texts a second over accuracy, each cell]({plot_name(found)})"
+
+
+def rivals_section(found: pd.DataFrame) -> str:
+    """Every rival that runs all layers, each cell of today's benchmark, and why others are missing."""
+    cells = found[(found["cell"] == "throughput") & found["current"]]
+    if cells.empty:
+        return "Not measured yet with all rivals."
+    shown = cells[cells["kind"].isin(("full", "speed only", "ceiling")) & ~cells["system"].str.contains("random batches")]
+    names = {name: name.removesuffix(", length-sorted") for name in shown["system"].unique()}
+    lines = []
+    for what, cell in cells.groupby("what", sort=False):
+        of = {row["system"]: rival(row) for _, row in cell[cell["samples_per_second"].notna()].iterrows()}
+        way = next(name for name in ("ours, full, onednn", "ours, full") if name in of)
+        lines.append({"cell": what, "ours, full": of[way], **{title: of.get(name) for name, title in names.items()}})
+    absent = cells[cells["missing"].notna()]
+    absent = absent.assign(dtype=absent["case"].str.rsplit(".", n=1).str[1])
+    reasons = [
+        f"- {name}, {' and '.join(group['dtype'].unique())}: {reason}"
+        for (name, reason), group in absent.groupby(["system", "missing"], sort=False)
+    ]
+    return (
+        "Texts a second that no system has met; in brackets how many answers are the float32 model's, and the largest "
+        "difference of a text's logits from those beside a copy of itself only: what its neighbours change. CrossEncoder runs "
+        "a fresh head on the same layers, so only its speed counts. tf-idf, fitted to some of the model's answers, is a "
+        f"ceiling of speed.\n\n{markdown(pd.DataFrame(lines))}\n\nMissing:\n\n" + "\n".join(reasons)
+    )
+
+
+def rival(row: pd.Series) -> str:
+    """Speed, agreement and what neighbours change, as far as they are known."""
+    judged = [f"{row['agreement']:.1%}"] if row["agreement"] == row["agreement"] and row["agreement"] is not None else []
+    judged += [f"{row['neighbours']:.1g}"] if row["neighbours"] == row["neighbours"] else []
+    return short(row["samples_per_second"]) + (f" ({', '.join(judged)})" if judged else "")
 
 
 def latency_section(found: pd.DataFrame) -> str:
@@ -168,8 +226,23 @@ def memory_section(found: pd.DataFrame) -> str:
         line = {"cell": what, "Hugging Face": f"{rival:,.0f}"}
         line |= {form: shown.get(f"ours, {form}", "-") for form in ("full", "full, onednn", "full, onednn in place")}
         line["exits"] = next((shown[name] for name in shown if name.startswith("ours, threshold")), "-")
+        line |= {name: shown.get(f"{name}, length-sorted", "-") for name in ("openvino", "onnxruntime")}
         lines.append(line)
     return f"Peak megabytes over an empty process, each system in one of its own.\n\n{markdown(pd.DataFrame(lines))}"
+
+
+def growth_section(found: pd.DataFrame) -> str:
+    lines, cells = [], found[found["cell"] == "growth"]
+    few, many = cells["windows"].dropna().iloc[0]
+    for what, cell in cells.groupby("what", sort=False):
+        measured = [row for _, row in cell.iterrows() if row["grown"] == row["grown"]]
+        names = [row["system"].removesuffix(", length-sorted") for row in measured]
+        values = [f"{row['grown']:+.0f} ({row[f'after_{many}']:.0f})" for row in measured]
+        lines.append({"cell": what, **dict(zip(names, values, strict=True))})
+    return (
+        f"Megabytes by which a process grew from {few} to {many} windows of texts that it had not met, and in brackets what it "
+        f"held then. Each system runs in a process of its own.\n\n{markdown(pd.DataFrame(lines))}"
+    )
 
 
 def scaling_section(found: pd.DataFrame) -> str:
@@ -195,13 +268,15 @@ def skips_section(found: pd.DataFrame) -> str:
 
 SECTIONS: tuple[tuple[str, str, Callable[[pd.DataFrame], str]], ...] = (
     ("Throughput, texts a second", "throughput", throughput_section),
+    ("Rivals", "throughput", rivals_section),
     ("Waiting times under random arrivals", "latency", latency_section),
     ("Where exits pay", "pays", pays_section),
     ("Peak memory", "memory", memory_section),
+    ("Memory over fresh texts", "growth", growth_section),
     ("As work grows", "scaling", scaling_section),
     ("Skipped layers known beforehand", "skips", skips_section),
 )
-ELSEWHERE = ("throughput", "skips")  # sections of other machines than the first
+ELSEWHERE = (throughput_section, skips_section)  # of other machines than the first
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -218,7 +293,7 @@ def page(folder: Path = RESULTS) -> str:
         of_machine = found[found["machine"] == name]
         parts.append(f"## {name}")
         for title, kind, section in SECTIONS:
-            if (number == 0 or kind in ELSEWHERE) and (of_machine["cell"] == kind).any():
+            if (number == 0 or section in ELSEWHERE) and (of_machine["cell"] == kind).any():
                 parts += [f"### {title}", section(of_machine)]
     return "\n\n".join(parts) + "\n"
 
@@ -248,11 +323,12 @@ def readme_table(folder: Path = RESULTS) -> str:
     model = f"{TRAINED[trained]}, {each['layers'].iloc[0]:.0f} layers, in float32"
     promises = each["promise"].dropna().unique()
     by = f"the policy that `calibrate` chose for {promises[0]}" if len(promises) == 1 else "a threshold of 0.3, not calibrated"
-    texts = ", ".join(f"{count:.0f}" for count in each["texts"])
+    texts = ", ".join(f"{line['texts'] * (line['rounds'] if line['fresh'] else 1):.0f}" for _, line in each.iterrows())
     where = f"exits do not pay on {(~each['pays']).sum()} of {len(each)} data sets, where few texts are easy. "
+    twice = ", none twice" if each["fresh"].all() else ""
     note = (
         f"Texts a second: {model}, {name}. Rivals run all layers over batches sorted by length; other early exits answer one "
-        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed: too few to check a "
+        f"text at a time, as their published code does. Exits are by {by}; {texts} texts were timed{twice}: too few to check a "
         "promise. **Bold** is faster than our own full depth and every rival; "
         f"{'' if each['pays'].all() else where}bfloat16, int8, BERT's base shape, other machines and rivals: "
         "[docs/results/pipeline.md](docs/results/pipeline.md)."
