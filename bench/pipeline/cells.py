@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.pipeline.arrivals import waiting_times
 from bench.pipeline.fresh import AGAIN, Dealt, deal, rate_of, shapes_of, timed
+from bench.pipeline.int8 import save_with_int8, with_int8
 from bench.pipeline.peak_memory import forget_peak, peak_memory, resident, resident_after
 from bench.pipeline.replay import DISTRIBUTIONS, drawn
 from bench.pipeline.rivals_dense import DenseBert, encode
@@ -296,6 +298,8 @@ def overhead(shape: str, data: str, dtype: str, settings: Settings) -> list[Foun
     limits = {"token_budget": settings.token_budget, "max_length": settings.max_length, "truncation": True}
     for head in HEADS:
         model = load_model(settings.shape(shape), head=head).to(settings.place)
+        if dtype == "int8":
+            with_int8(model, tokenizer, rows, settings.max_length)
         full = Engine(model, tokenizer, "full", dtype=dtype, **way, **limits)
         nobody = full.with_policy(NOBODY)
         answers, scored = full.predict(rows), nobody.predict(rows)
@@ -342,10 +346,13 @@ def memory(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
     Models are loaded in bfloat16 where they run in it; "from float32" has the engine convert one that stays beside it. Rivals
     of other packages load a file that another process wrote.
     """
-    spec = _spec(shape, data, dtype, settings)
-    early = "threshold:0.3" if spec["folder"] else "threshold:0.99"
+    with _spec(shape, data, dtype, settings) as spec:
+        return _memory(shape, data, dtype, settings, spec)
+
+
+def _memory(shape: str, data: str, dtype: str, settings: Settings, spec: dict[str, Any]) -> list[Found]:
     peaks = {"huggingface, length-sorted": peak_memory(system="huggingface", policy=None, **spec)}
-    for policy in ("full", early):
+    for policy in ("full", early_policy(shape, data, settings)):
         peaks[f"ours, {policy}"] = peak_memory(system="engine", policy=policy, **spec)
         if settings.way(dtype) == "onednn":
             peaks[f"ours, {policy}, onednn"] = peak_memory(system="engine", policy=policy, runner="onednn", **spec)
@@ -367,13 +374,12 @@ def growth(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
     """Resident megabytes after few and after many windows of texts that were not met before, each system in a process of its
     own: what a system keeps of every text or shape shows here.
     """
-    spec = _spec(shape, data, dtype, settings)
-    early = "threshold:0.3" if spec["folder"] else "threshold:0.99"
+    early = early_policy(shape, data, settings)
     runner = "onednn" if settings.way(dtype) == "onednn" else "auto"
     windows = GROWING_DRY if settings.dry else GROWING
     systems = {"huggingface, length-sorted": {"system": "huggingface", "policy": None}}
     systems |= {f"ours, {policy}": {"system": "engine", "policy": policy, "runner": runner} for policy in ("full", early)}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _spec(shape, data, dtype, settings) as spec:
         files, missing = _rival_files(shape, data, dtype, settings, Path(folder))
         systems |= {f"{name}, length-sorted": {"system": name, "file": str(path)} for name, path in files.items()}
         rows = {name: resident_after(windows, **spec, **system) for name, system in systems.items()}
@@ -386,14 +392,28 @@ def growth(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
     ]
 
 
-def _spec(shape: str, data: str, dtype: str, settings: Settings) -> dict[str, Any]:
-    """What a process of its own is told of every system."""
-    return {
-        "shape": settings.shape(shape), "folder": settings.trained(data, shape), "dtype": dtype, "texts": settings.texts[data],
+def early_policy(shape: str, data: str, settings: Settings) -> str:
+    """A policy whose batches shrink."""
+    return "threshold:0.3" if settings.trained(data, shape) else "threshold:0.99"
+
+
+@contextmanager
+def _spec(shape: str, data: str, dtype: str, settings: Settings) -> Iterator[dict[str, Any]]:
+    """What a process of its own is told of every system. In int8 it gets a folder with the scales, within this context."""
+    folder, length = settings.trained(data, shape), settings.max_length
+    spec = {
+        "shape": settings.shape(shape), "folder": folder, "dtype": dtype, "texts": settings.texts[data],
         "samples": len(settings.rows(data, shape)), "token_budget": settings.token_budget,
-        "max_length": settings.max_length, "threads": torch.get_num_threads(),
+        "max_length": length, "threads": torch.get_num_threads(),
         "loaded": "bfloat16" if dtype == "bfloat16" else "float32",
     }  # fmt: skip
+    if dtype != "int8":
+        yield spec
+        return
+    with tempfile.TemporaryDirectory() as place:
+        model, tokenizer = load_model(spec["shape"], folder), load_tokenizer(folder)
+        rows = settings.dealt(data, shape, tokenizer).left or settings.rows(data, shape)
+        yield spec | {"folder": save_with_int8(Path(place), model, tokenizer, rows, length)}
 
 
 def _rival_files(shape: str, data: str, dtype: str, settings: Settings, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bench.pipeline.int8 import with_int8
 from bench.pipeline.replay import replay, spread_heads, thresholds_for
 from bench.pipeline.rivals_crossencoder import BACKENDS, CrossEncoderRival
 from bench.pipeline.rivals_ctranslate2 import ctranslate2_bert
@@ -172,9 +173,15 @@ class Workbench:
 
     def engine(self, policy: str | Policy, dtype: str, way: str = "plain") -> Engine:
         """Ours, one of `WAYS` to run layers, with what it measures of them measured."""
-        engine = Engine(self.model, self.tokenizer, policy, dtype=dtype, **WAYS[way], **self.settings)
+        engine = Engine(self._ready(dtype), self.tokenizer, policy, dtype=dtype, **WAYS[way], **self.settings)
         _ = engine.layer_costs
         return engine
+
+    def _ready(self, dtype: str) -> MultiExitBert:
+        """The model, with scales for int8 where it shall run in that."""
+        if dtype != "int8":
+            return self.model
+        return with_int8(self.model, self.tokenizer, self.left or self.rows, self.settings["max_length"])
 
     def ours(self, dtype: str, way: str = "plain") -> list[System]:
         """Full depth, nobody leaving though all are scored, and every policy."""
@@ -231,7 +238,7 @@ class Workbench:
         layers = min(self.layers, key=lambda layer: abs(layer - mean_depth))
         short = quantize(DenseBert(model, layers))
         found.append(System(f"{name}, {layers} layers, length-sorted", "truncated", self._dense(short, layers, budget)))
-        runner = make_runner(self.model, dtype=dtype)
+        runner = make_runner(self._ready(dtype), dtype=dtype)
         for policy_name, policy in self.policies.items():
             if not (isinstance(policy.start, FirstExit) and isinstance(policy.leave, Sure)):
                 continue
