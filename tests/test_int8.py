@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, give_exits, quantize
-from geep_triton.compat import multiplies_int8, packed_int8, unpacked_int8
+from geep_triton.compat import multiplies_int8, packed_int8, quiet_quantization, unpacked_int8
 from geep_triton.modeling.int8_layers import INT8_FILE
 from geep_triton.runners.make import make_runner
 from geep_triton.runners.onednn import attention
@@ -37,7 +37,8 @@ def correlated(rows: int, size: int) -> torch.Tensor:
 
 def product(made, inputs):
     linear = Int8Linear(made, True)
-    return linear(linear.round(inputs))
+    with quiet_quantization():
+        return linear(linear.round(inputs))
 
 
 def test_a_rounded_product_errs_less_than_by_rounding_to_the_nearest():
@@ -222,6 +223,10 @@ def test_of_another_model(model, make_model, tokenizer, many, tmp_path):
         make_runner(other, dtype="int8")
     with pytest.raises(ValueError, match="int8_layers must be 3 layers of width 32, got 4"):
         make_model(num_hidden_layers=3).int8_layers = model.int8_layers
+    with pytest.raises(ValueError, match="layer 1 must be of the shapes"):
+        make_model(hidden_size=16).int8_layers = model.int8_layers
+    with pytest.raises(ValueError, match="layer 1 must be of the shapes"):
+        make_model(intermediate_size=128).int8_layers = model.int8_layers
     with pytest.raises(TypeError, match="int8_layers must be"):
         model.int8_layers = {}
     for source, target in ((model, "a"), (other, "b")):

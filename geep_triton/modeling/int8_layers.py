@@ -47,6 +47,11 @@ class Int8Product:
     input_zero: int
     smoothing: torch.Tensor | None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """O and I."""
+        return len(self.bias), self.weight.numel() // len(self.bias)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """By their names in the file."""
         found = {
@@ -128,11 +133,21 @@ class Int8Layers:
         return cls(layers, source, texts)
 
     def check_fits(self, model: MultiExitBert) -> None:
-        """Raise ValueError unless these are the layers of the model."""
+        """Raise ValueError unless these are layers of the model's shape."""
         depth, width = model.config.num_hidden_layers, model.config.hidden_size
-        inputs = {tuple(layer["attend"].bias.shape) for layer in self.products}
-        if len(self.products) != depth or inputs != {(3 * width,)}:
-            raise ValueError(f"int8_layers must be {depth} layers of width {width}, got {len(self.products)} of {inputs}")
+        if len(self.products) != depth:
+            raise ValueError(f"int8_layers must be {depth} layers of width {width}, got {len(self.products)}")
+        for number, layer in enumerate(self.products, start=1):
+            units = len(layer["expand"].bias)
+            wanted = {
+                "attend": (3 * width, width),
+                "project": (width, width),
+                "expand": (units, width),
+                "reduce": (width, units),
+            }
+            found = {name: product.shape for name, product in layer.items()}
+            if found != wanted or units < model.config.intermediate_size:
+                raise ValueError(f"int8_layers: layer {number} must be of the shapes {wanted}, got {found}")
 
 
 def save_int8(int8: Int8Layers | None, new: Replacement, there: str | None) -> None:

@@ -17,7 +17,7 @@ from geep_triton.runners.base import Runner
 from geep_triton.runners.compiled import CompiledRunner
 from geep_triton.runners.graphed import GraphsRunner
 from geep_triton.runners.linear import PaddedLinear, check_own, convert_linear, is_plain
-from geep_triton.runners.onednn.convert import lay_out, quantize
+from geep_triton.runners.onednn.convert import lay_out, lay_out_int8
 from geep_triton.runners.onednn.runner import OnednnRunner
 from geep_triton.runners.packed import PackedRunner
 from geep_triton.runners.padded import PaddedRunner
@@ -155,7 +155,7 @@ def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> OnednnRunner:
     of_int8 = dtype == "int8"
     int8 = _own_int8(model) if of_int8 else None
     parts = Parts.of(model) if in_place else Parts.copied(model) if of_int8 else _copied(model, dtype)
-    lay_out(parts) if int8 is None else quantize(parts, int8)
+    lay_out(parts) if int8 is None else lay_out_int8(parts, int8)
     return OnednnRunner(model, parts, dtype)
 
 

@@ -31,6 +31,23 @@ def test_a_policy_is_saved_that_predict_uses(trained, tmp_path, rows, geep):
     assert Engine.from_pretrained(output, device="cpu").policy == parse_policy(policy)
 
 
+def test_a_model_that_shall_run_in_int8_gets_its_scales_from_the_texts(trained, tmp_path, rows, geep, refusal):
+    texts, output = write(tmp_path / "calibration.jsonl", rows), tmp_path / "calibrated"
+    few = write(tmp_path / "few.jsonl", rows[:20])
+    assert "scales for int8 need at least 32, got 20" in refusal(
+        3, "calibrate", trained, "--texts", few, "--mean-depth", 3, "--dtype", "int8", "-o", tmp_path / "few"
+    )
+    done = geep("calibrate", trained, "--texts", texts, "--mean-depth", 3, "--dtype", "int8", "-o", output)
+    assert done.code == 0, done.err
+    served = Engine.from_pretrained(output, dtype="int8", device="cpu")
+    assert served.model.exit_config.calibration["dtype"] == "int8"
+    assert served.model.int8_layers.texts >= 32
+    before = (output / "int8_layers.safetensors").read_bytes()
+    again = geep("calibrate", output, "--texts", texts, "--agreement", 0.7, "--dtype", "int8")
+    assert again.code == 0, again.err
+    assert (output / "int8_layers.safetensors").read_bytes() == before
+
+
 def test_the_table_says_why_a_faster_policy_was_not_chosen():
     full = Candidate("full", "full", 1.0, None, 4.0, 100.0, 1.0)
     chosen = Candidate("threshold:0.2", "threshold", 0.99, None, 2.0, 180.0, 1.8)

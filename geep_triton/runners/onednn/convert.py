@@ -58,7 +58,7 @@ def _lay_out_heads(parts: Parts, dtype: torch.dtype | None) -> None:
             head.activation = nn.Identity()
 
 
-def quantize(parts: Parts, int8: Int8Layers) -> None:
+def lay_out_int8(parts: Parts, int8: Int8Layers) -> None:
     """Replace the layers by int8 ones, and the linear layers in heads by `OnednnLinear` in bfloat16 where the CPU has that.
 
     Args:
