@@ -18,12 +18,13 @@ from bench.plans.command import parser_of
 from bench.plans.library import load
 from bench.plans.promised import half_of
 from bench.plans.record import JUDGE, parts_of, recorded_cells
-from geep_triton import Engine, calibrate
+from geep_triton import Engine, calibrate, quantize
 from geep_triton.promises.calibration import Calibration
+from geep_triton.runners.make import make_runner
 from geep_triton.tokens.columns import Row
 
 
-def saved(source: Path, folder: Path, rows: list[Row], settings: dict, agreement: float) -> Calibration:
+def saved(source: Path, folder: Path, rows: list[Row], settings: dict, agreement: float, dtype: str) -> Calibration:
     """Calibrate a model on a half of its judge texts, and save it beside the other half.
 
     Args:
@@ -32,11 +33,16 @@ def saved(source: Path, folder: Path, rows: list[Row], settings: dict, agreement
         rows: the judge texts with their labels.
         settings: how the engine cuts texts.
         agreement: that is promised.
+        dtype: that it is promised in.
     """
     model, tokenizer, _ = load(source)
     ours, others = half_of(len(rows), 0)
-    engine = Engine(model, tokenizer, "full", **settings)
-    calibration = calibrate(engine, [rows[index] for index in ours.tolist()], agreement=agreement)
+    texts = [rows[index] for index in ours.tolist()]
+    if dtype == "int8":
+        model.int8_layers = quantize(model, tokenizer, texts, **settings)
+    runner = make_runner(model, "onednn", dtype)  # which `Engine.from_pretrained` takes on a CPU
+    engine = Engine(model, tokenizer, "full", runner=runner, **settings)
+    calibration = calibrate(engine, texts, agreement=agreement)
     engine.save_pretrained(folder)
     lines = [json.dumps(rows[index], ensure_ascii=False) for index in others.tolist()]
     folder.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -47,13 +53,14 @@ def main() -> None:
     parser = parser_of(__doc__, None)
     parser.add_argument("--folder", type=Path, required=True, help="for the models and their texts")
     parser.add_argument("--agreement", type=float, default=0.98)
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8; RUNS is of one dtype")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for cell in recorded_cells(arguments):
         rows = parts_of(cell.task, arguments.limit_samples)[JUDGE]
         source, folder = folder_of(cell, arguments.work, arguments.limit_samples), arguments.folder / cell.task.name
-        found = saved(source, folder, rows, settings_of(cell.task), arguments.agreement)
+        found = saved(source, folder, rows, settings_of(cell.task), arguments.agreement, arguments.dtype)
         print(f"{cell.name}: {found.chosen}", flush=True)
 
 
