@@ -30,6 +30,16 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
         raise ValueError(f"{path}: damaged safetensors file: {error}") from error
 
 
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """The metadata and all tensors of a safetensors file.
+
+    Raises:
+        ValueError: as `open_tensors`.
+    """
+    with open_tensors(path) as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+
+
 def refuse_pointer(path: str | os.PathLike) -> None:
     """Raise ValueError for a git LFS pointer, which stands for a large file until that is fetched."""
     with Path(path).open("rb") as file:

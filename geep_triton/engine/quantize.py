@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +62,10 @@ def quantize(
         torch.inference_mode(),
         tqdm(total=model.config.num_hidden_layers, desc="round layers", unit="layer", disable=not progress, leave=False) as bar,
     ):
-        return found_layers(model, some_of(tokens), bar.update)
+        tokens, embedder = some_of(tokens), PaddedRunner(model)
+        batches = schedule(torch.ones_like(tokens.lengths), tokens.lengths, TOKEN_BUDGETS["cpu"])
+        states = [embedder.embed(tokens, rows, tokens.lengths[rows]) for rows, _ in batches]
+        return quantize_layers(model, states, len(tokens), bar.update)
 
 
 def load_quantized(
@@ -90,11 +92,3 @@ def some_of(tokens: Tokens) -> Tokens:
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
     enough = int((tokens.lengths[order].cumsum(0) < TOKENS).sum()) + 1
     return tokens.select(order[:enough])
-
-
-def found_layers(model: MultiExitBert, tokens: Tokens, each: Callable[[], object] = bool) -> Int8Layers:
-    """The layers of `model` in int8 by these texts; `each` is called after each layer. The caller is in inference mode."""
-    runner = PaddedRunner(model)
-    batches = schedule(torch.ones_like(tokens.lengths), tokens.lengths, TOKEN_BUDGETS["cpu"])
-    states = [runner.embed(tokens, rows, tokens.lengths[rows]) for rows, _ in batches]
-    return quantize_layers(model, states, len(tokens), each)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from geep_triton.checks import shorten
 from geep_triton.compat import packed_int8, unpacked_int8
 from geep_triton.saving import Replacement
-from geep_triton.tensor_files import open_tensors, tensors_digest
+from geep_triton.tensor_files import read_tensors, tensors_digest
 
 if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
@@ -119,9 +119,7 @@ class Int8Layers:
         Raises:
             ValueError: it is damaged, has another format, or values that `quantize` cannot give.
         """
-        with open_tensors(path) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+        metadata, tensors = read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has no int8 layers: expected format {FORMAT!r}, got {metadata.get('format')!r}")
         try:
@@ -150,8 +148,8 @@ class Int8Layers:
                 raise ValueError(f"int8_layers: layer {number} must be of the shapes {wanted}, got {found}")
 
 
-def save_int8(int8: Int8Layers | None, new: Replacement, there: str | None) -> None:
-    """Write int8 layers into a folder. None removes those of an earlier model.
+def save_int8(int8: Int8Layers | None, new: Replacement, there: str | None) -> str | None:
+    """Write int8 layers into a folder, and return their digest. None removes those of an earlier model.
 
     Args:
         int8: the layers.
@@ -160,9 +158,12 @@ def save_int8(int8: Int8Layers | None, new: Replacement, there: str | None) -> N
     """
     if int8 is None:
         new.remove.add(INT8_FILE)
-    elif there != int8.digest() or not (new.folder / INT8_FILE).is_file():
+        return None
+    digest = int8.digest()
+    if there != digest or not (new.folder / INT8_FILE).is_file():
         metadata = {"format": FORMAT, "about": json.dumps({"source": int8.source, "texts": int8.texts})}
         save_file({name: tensor.contiguous() for name, tensor in int8.tensors().items()}, new.path / INT8_FILE, metadata)
+    return digest
 
 
 def _layers(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Int8Product]]:

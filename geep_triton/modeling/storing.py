@@ -64,9 +64,9 @@ def write_model(save: Callable[..., None], model: MultiExitBert, new: Replacemen
     if table is not None:
         digests[TABLE_DIGEST] = table.digest()
     save_table(table, new)
-    if model.int8_layers is not None:
-        digests[INT8_DIGEST] = model.int8_layers.digest()
-    save_int8(model.int8_layers, new, known.get(INT8_DIGEST))
+    int8 = save_int8(model.int8_layers, new, known.get(INT8_DIGEST))
+    if int8 is not None:
+        digests[INT8_DIGEST] = int8
     write_exit_config(model.exit_config, new.path, digests[weights])
     digests[EXIT_CONFIG_DIGEST] = model.exit_config.digest()
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"architectures": ARCHITECTURES}

@@ -18,7 +18,7 @@ from geep_triton.saving import Replacement
 from geep_triton.table.forecasts import CERTAIN, FEWEST_HELD_OUT, Forecasts
 from geep_triton.table.learned import LENGTH_BUCKETS, LearnedValues
 from geep_triton.table.records import TABLE_CRITERIA, ExitRecords, TableSettings
-from geep_triton.tensor_files import open_tensors, tensors_digest
+from geep_triton.tensor_files import read_tensors, tensors_digest
 from geep_triton.tokens.ragged import Tokens
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tens
     path = Path(path) / TABLE_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"no such exit table: {path}")
-    with open_tensors(path) as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+    metadata, tensors = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not an exit table: expected format {FORMAT!r}, got {metadata.get('format')!r}")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from geep_triton.runners.onednn.attention import attend_rows
 from geep_triton.runners.onednn.rows import Layout
 
 
-class RowsLayer(nn.Module):
+class RowsLayer(nn.Module, ABC):
     """A layer of BERT that runs on rows, for inference on a CPU."""
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
@@ -25,6 +26,7 @@ class RowsLayer(nn.Module):
         layout = Layout(hidden.shape[0], hidden.shape[1], mask)
         return layout.to_batch(self.run(layout.from_batch(hidden), layout))
 
+    @abstractmethod
     def run(self, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Run the layer.
 
@@ -35,7 +37,6 @@ class RowsLayer(nn.Module):
         Returns:
             [R, H].
         """
-        raise NotImplementedError
 
 
 class FloatLayer(RowsLayer):

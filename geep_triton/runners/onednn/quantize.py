@@ -26,7 +26,7 @@ def activation_inside(layer: BertLayer) -> str | None:
 
 
 def quantize_layers(
-    model: MultiExitBert, batches: Sequence[PaddedStates], texts: int, each: Callable[[], object]
+    model: MultiExitBert, batches: Sequence[PaddedStates], texts: int, each: Callable[[], object] | None = None
 ) -> Int8Layers:
     """Round the layers one after another.
 
@@ -34,7 +34,7 @@ def quantize_layers(
         model: in float32 on a CPU, its layers those of transformers.
         batches: states before the first layer.
         texts: how many texts they are, for the file.
-        each: is called after each layer.
+        each: is called after each layer; None: nothing is.
 
     Raises:
         ValueError: what flows through a layer is NaN or infinite.
@@ -51,7 +51,8 @@ def quantize_layers(
         if not all(bool(values.isfinite().all()) for values in inputs):
             raise ValueError(f"layer {number}: what flows through it on these texts is NaN or infinite")
         products.append(_of_layer(layer, *inputs))
-        each()
+        if each is not None:
+            each()
     return Int8Layers(products, layers_digest(model), texts)
 
 
