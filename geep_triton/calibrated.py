@@ -25,7 +25,8 @@ class Candidate:
         accuracy: the share of samples that get the right answer; None without labels.
         mean_layers: how many layers a sample runs on average.
         samples_per_second: by the wall clock of this machine; None where it was not measured.
-        speed_up: how many times as fast as full depth in the same run.
+        speed_up: how many times as fast as full depth in the same run, in the model's own dtype.
+        dtype: of the layers; None: not told, since the calibration tried no other than its own.
     """
 
     policy: str
@@ -35,6 +36,7 @@ class Candidate:
     mean_layers: float
     samples_per_second: float | None = None
     speed_up: float | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     rounds: int,
-    report: Callable[[str], None] | None = None,
+    report: Callable[[Name], None] | None = None,
     limit: float | None = None,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Time each call once per round.
 
     Args:
@@ -24,7 +27,7 @@ def in_turns(
     Returns:
         Seconds of each call in each round, by name.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for number in range(rounds):
         if number and limit is not None and time.perf_counter() - began > limit:
@@ -39,7 +42,7 @@ def in_turns(
 
 
 def rates(
-    calls: Mapping[str, Callable[[], object]], count: int, rounds: int, report: Callable[[str], None] | None = None
-) -> dict[str, float]:
+    calls: Mapping[Name, Callable[[], object]], count: int, rounds: int, report: Callable[[Name], None] | None = None
+) -> dict[Name, float]:
     """How many of the `count` things that each call does it does in a second: the median of interleaved rounds."""
     return {name: count / statistics.median(values) for name, values in in_turns(calls, rounds, report).items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from geep_triton.engine.costs import LayerCosts
@@ -16,6 +18,7 @@ class RecordedEngine:
     """What `calibrate` asks of an engine, answered from recorded exits; a policy's speed is what its layers allow."""
 
     layer_costs = LayerCosts(((1, 1.0),), 0.0, score=0.05)
+    runner = SimpleNamespace(name="torch", dtype="float32")
     policy, dtype, max_length, truncation, progress = parse_policy("full"), "float32", 128, False, False
 
     def __init__(self, model, tokens, logits):
@@ -26,7 +29,7 @@ class RecordedEngine:
         return EveryExit(self.tokens.select(rows), self.logits[rows])
 
 
-def simulated(engine, policies, rows, rounds):
+def simulated(runs, rows, rounds, progress=False):
     """Samples a second where a layer takes one, and nothing else takes time."""
-    exits = {name: simulate(engine.model, policy, engine.tokens, engine.logits) for name, policy in policies.items()}
+    exits = {name: simulate(engine.model, policy, engine.tokens, engine.logits) for name, (engine, policy) in runs.items()}
     return {name: 1 / float((index + 1).double().mean()) for name, index in exits.items()}

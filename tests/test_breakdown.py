@@ -62,7 +62,7 @@ def test_texts_that_fitted_a_policy_do_not_count(model, tokenizer, many, monkeyp
     with torch.no_grad():  # so that leaving early is never wrong, and some policy is chosen for sure
         for head in list(model.heads.values())[:-1]:
             head.load_state_dict(model.heads["4"].state_dict())
-    monkeypatch.setattr("geep_triton.promises.search.speeds_of", lambda engine, policies, *_: dict.fromkeys(policies, 1.0))
+    monkeypatch.setattr("geep_triton.promises.search.speeds_of", lambda runs, *_: dict.fromkeys(runs, 1.0))
     found = calibrate(Engine(model, tokenizer, "full"), many, agreement=0.6, method=method)
     counted = found.breakdown
     fitted = found.chosen.family == "threshold per layer"

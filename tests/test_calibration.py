@@ -68,12 +68,12 @@ def test_a_speed_up_and_an_accuracy_on_real_exits(real_logits, monkeypatch):
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     rows, settings = list(range(1200)), {"rounds": 1, "speed_samples": 10}
-    fast = find_policy(engine, rows, None, {"speedup": 2.0}, "learn-then-test", None, **settings)
+    fast, _ = find_policy(engine, rows, None, {"speedup": 2.0}, "learn-then-test", None, **settings)
     assert fast.chosen.speed_up >= 2.0
     assert fast.chosen.agreement > 0.97
     labels = real_logits[:1200, -1].argmax(-1).tolist()
     for method in ("learn-then-test", "conformal"):
-        right = find_policy(engine, rows, labels, {"max_accuracy_drop": 0.05}, method, None, **settings)
+        right, _ = find_policy(engine, rows, labels, {"max_accuracy_drop": 0.05}, method, None, **settings)
         assert right.chosen.accuracy >= 0.95
         assert right.chosen.speed_up > 1.5
 
@@ -85,16 +85,16 @@ def test_a_policy_that_was_held_up_once_is_measured_again(real_logits, monkeypat
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     calls = []
 
-    def held_up(engine, policies, rows, rounds):
-        calls.append(policies)
+    def held_up(runs, rows, rounds, progress):
+        calls.append(runs)
         slower = 0.7 if len(calls) == 1 else 1.0
-        return {name: speed * (1 if name == "full" else slower) for name, speed in simulated(engine, policies, 0, 0).items()}
+        return {run: speed * (1 if run[1] == "full" else slower) for run, speed in simulated(runs, 0, 0).items()}
 
     chosen = []
     for measure in (simulated, held_up):
         monkeypatch.setattr("geep_triton.promises.search.speeds_of", measure)
         settings = {"rounds": 1, "speed_samples": 10}
-        result = find_policy(engine, list(range(1200)), None, {"speedup": 2.0}, "learn-then-test", None, **settings)
+        result, _ = find_policy(engine, list(range(1200)), None, {"speedup": 2.0}, "learn-then-test", None, **settings)
         chosen.append(result.chosen.policy)
         assert all(candidate.speed_up >= 2.0 for candidate in result.candidates[1:])
         assert not {candidate.family for candidate in result.candidates} & set(result.unsafe)
@@ -203,7 +203,7 @@ def test_a_calibration_is_of_the_texts_that_the_table_does_not_know(model, token
         settings = ({"max_accuracy_drop": 0.4}, "learn-then-test", None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            result = find_policy(
+            result, _ = find_policy(
                 Engine(model, tokenizer), inputs, [labels[text] for text in inputs], *settings, rounds=1, speed_samples=20
             )
         told = [
@@ -232,11 +232,9 @@ def test_a_fragile_family_must_be_clearly_faster(real_logits, monkeypatch, famil
         speeds = {family: gain, "full": 0.5}
         monkeypatch.setattr(
             "geep_triton.promises.search.speeds_of",
-            lambda engine, policies, *_, speeds=speeds: {
-                name: speeds.get(name.rpartition(" ")[0] or name, 1.0) for name in policies
-            },
+            lambda runs, *_, speeds=speeds: {run: speeds.get(run[1], 1.0) for run in runs},
         )
-        result = find_policy(
+        result, _ = find_policy(
             engine, list(range(1200)), None, {"agreement": 0.9}, "learn-then-test", 0.9, rounds=1, speed_samples=10
         )
         assert {family, "threshold"} <= {candidate.family for candidate in result.candidates}
@@ -270,9 +268,10 @@ def test_a_calibration_serves_only_its_own_dtype(calibrated, tokenizer, many):
     named = Engine(engine.model, tokenizer, result.chosen.policy, dtype="int8")
     assert audit(named, 0.1).promised is None
     assert calibrate(named, many[:100], mean_depth=3, rounds=1, speed_samples=10).dtype == "int8"
-    assert Engine(engine.model, tokenizer, dtype="int8").policy == named.policy
+    for same in (Engine(engine.model, tokenizer, dtype="int8"), Engine(engine.model, tokenizer)):
+        assert (same.policy, same.dtype) == (named.policy, "int8")
     with pytest.raises(ValueError, match="calibrated in int8"):
-        Engine(engine.model, tokenizer)
+        Engine(engine.model, tokenizer, dtype="float32")
 
 
 def test_below_float32_a_calibration_serves_only_its_own_kind_of_device(calibrated, tokenizer, many):
@@ -312,9 +311,7 @@ def test_an_audit_warns_of_inputs_that_the_calibration_did_not_see(model, tokeni
     """Calibrated on some texts, then served those that a bold policy answers wrong: the whole way through the engine."""
     monkeypatch.setattr(
         "geep_triton.promises.search.speeds_of",
-        lambda engine, policies, inputs, rounds: {
-            name: 2.0 if name.rpartition(" ")[0] == "threshold" else 1.0 for name in policies
-        },
+        lambda runs, *_: {run: 2.0 if run[1] == "threshold" else 1.0 for run in runs},
     )
     engine = Engine(model, tokenizer)
     result = calibrate(engine, many, agreement=0.6, rounds=1, speed_samples=20)

@@ -272,7 +272,8 @@ def test_weights_that_are_no_floating_point_numbers(model, tokenizer):
     [
         ("cpu", torch.float32, None, True, True, "float32"),
         ("cpu", torch.bfloat16, None, True, True, "bfloat16"),
-        ("cpu", torch.float32, "int8", True, True, "float32"),  # refused later: the model's own is what a CPU runs
+        ("cpu", torch.float32, "int8", True, True, "int8"),
+        ("cpu", torch.float32, "int8", False, True, "float32"),
         ("cuda", torch.float32, None, True, True, "bfloat16"),
         ("cuda", torch.float32, None, True, False, "float16"),
         ("cuda", torch.float16, None, True, True, "float16"),

@@ -69,7 +69,7 @@ def test_how_often_a_promise_is_broken(case, method, monkeypatch):
         rows = torch.randperm(SAMPLES, generator=generator)
         rows, others = rows[:700], rows[700:]
         confidence = CONFIDENCE if method == "learn-then-test" else None
-        result = find_policy(engine, rows.tolist(), None, promises, method, confidence, rounds=1, speed_samples=1)
+        result, _ = find_policy(engine, rows.tolist(), None, promises, method, confidence, rounds=1, speed_samples=1)
         policy = parse_policy(result.chosen.policy)
         exits = simulate(model, policy, tokens.select(others), logits[others])
         given = logits[others, exits]

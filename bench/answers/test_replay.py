@@ -10,8 +10,9 @@ from bench.answers.promises import measured
 from bench.answers.replay import CONFIDENCE, Replay, from_a_population, splits
 from geep_triton import Engine
 from geep_triton.engine.predictions import EveryExit
+from geep_triton.promises.contenders import Contender, Samples
 from geep_triton.promises.families import error_shares, families_of
-from geep_triton.promises.search import Samples, Search
+from geep_triton.promises.search import Search, cells_of
 from geep_triton.promises.terms import read_terms
 from geep_triton.tokens.ragged import Tokens
 
@@ -52,14 +53,15 @@ def test_each_familys_policy_is_that_of_the_librarys_search(make_model, tokenize
     model, record = make_model(**config), record_of(config["num_labels"])
     replay = replay_of(model, record, promised)
     families = families_of(model)
-    confidences = {name: 1 - (1 - CONFIDENCE) * share for name, share in error_shares(families).items()}
+    confidences = {("float32", name): 1 - (1 - CONFIDENCE) * share for name, share in error_shares(families).items()}
     engine = Engine(model, tokenizer, "full")
     replay.score_cost = engine.layer_costs.stop_layers
-    search = Search(engine, Samples(["a"] * TEXTS, record, None), families, confidences, replay.terms, "learn-then-test", 1, 1)
-    order = torch.randperm(TEXTS, generator=torch.Generator().manual_seed(0))  # that of the search
-    indices = {name: search.choose(name, search.unfitted[name], 4.0) for name in search.policies}
-    expected = {name: search.policies[name][index] for name, index in indices.items() if index is not None}
-    assert replay.boldest(order) == expected
+    samples = Samples.shuffled(["a"] * TEXTS, record, None)
+    arguments = confidences, replay.terms, "learn-then-test", 1, 1
+    search = Search([Contender(engine, record)], samples, cells_of(families, ["float32"]), *arguments)
+    indices = {cell: search.choose(cell, search.unfitted[cell], 4.0) for cell in search.policies}
+    expected = {cell[1]: search.policies[cell][index] for cell, index in indices.items() if index is not None}
+    assert replay.boldest(samples.order) == expected
     assert expected
 
 

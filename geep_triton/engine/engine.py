@@ -99,7 +99,6 @@ class Engine:
     Attributes:
         promise: what a calibration promised of this engine's answers; None: nothing.
         observer: it is shown the answers of every window, as an audit is; None: nobody is.
-        runner: it runs the layers.
     """
 
     def __init__(
@@ -142,12 +141,12 @@ class Engine:
         self.ranking = model.exit_config.ranking if policy is None else None
         if isinstance(runner, str):
             runner = make_runner(model, runner, dtype, calibrated=policy is None)
-        check_runner(runner, model, dtype)
+        if dtype is not None:
+            check_runner(runner, model, dtype)
         self.runner = runner
         if policy is None:
             check_calibrated(model, self.dtype)
             warn_of_another_ranking(model, self.max_length)
-        self._watch = ModelWatch(runner)
         self.token_budget = token_budget
         self.window = min(window, sys.maxsize)
         self.prefetch = prefetch
@@ -170,6 +169,18 @@ class Engine:
     def dtype(self) -> str:
         """The dtype in which the layers run."""
         return self.runner.dtype
+
+    @property
+    def runner(self) -> Runner[Any]:
+        """It runs the layers. Setting another runner of the same model ends an audit and a calibration's promise."""
+        return self._runner
+
+    @runner.setter
+    def runner(self, runner: Runner[Any]) -> None:
+        check_runner(runner, self.model, None)
+        self._runner, self._watch = runner, ModelWatch(runner)
+        self.__dict__.pop("layer_costs", None)  # of the runner before
+        self.forget_promise()
 
     @property
     def policy(self) -> Policy:
@@ -249,6 +260,13 @@ class Engine:
         other = copy.copy(self)
         other.observer = None
         other.policy = policy
+        return other
+
+    def with_runner(self, runner: Runner[Any]) -> Engine:
+        """Make an engine for the same model, policy and settings whose layers run by another runner."""
+        other = copy.copy(self)
+        other.observer = None
+        other.runner = runner
         return other
 
     def with_truncation(self, truncation: bool) -> Engine:

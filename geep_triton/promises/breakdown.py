@@ -18,27 +18,29 @@ MOST_ANSWERS = 20  # classes or labels with a group of their own; exit_config.js
 SCORE_BINS = 5
 
 
-def breakdown(model: MultiExitBert, policy: Policy, record: EveryExit) -> Breakdown:
+def breakdown(model: MultiExitBert, policy: Policy, record: EveryExit, full: torch.Tensor | None = None) -> Breakdown:
     """Count where texts leave under a policy, and with which answers.
 
     Args:
         model: whose exits were recorded.
         policy: any policy that this model can run.
         record: every exit's answers to N texts, as `Engine.every_exit` gives them.
+        full: [N, C], the last exit's answers that others are compared with. None: those of the record.
 
     Raises:
         ValueError: answers cannot be compared, because the model's score has neither a decision nor a tolerance.
     """
     answers, exit_layers, rows = model.answers, model.config.exit_layers, torch.arange(len(record.tokens))
     exits = simulate(model, policy, record.tokens, record.logits, record.skipped)
-    same = answers.agree(record.logits, record.logits[:, -1:])
+    full = record.logits[:, -1] if full is None else full
+    same = answers.agree(record.logits, full[:, None])
     same_at_exit = same[rows, exits]
     layers = record.layers_run(exit_layers, exits)
 
     def group(name: str, members: torch.Tensor) -> Group:
         return Group(name, int(members.sum()), int(layers[members].sum()), int(same_at_exit[members].sum()))
 
-    of_answer = [(name, members) for name, members in _answers(answers, record.logits[:, -1]) if members.any()]
+    of_answer = [(name, members) for name, members in _answers(answers, full) if members.any()]
     of_length = [(name, members) for name, members in _lengths(record.tokens.lengths) if members.any()]
     return Breakdown(
         texts=len(rows),

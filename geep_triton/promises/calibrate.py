@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,12 @@ from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.breakdown import breakdown
 from geep_triton.promises.calibration import Calibration
+from geep_triton.promises.contenders import Samples, check_dtypes, contenders, int8_layers_kept, with_fastest_runner
 from geep_triton.promises.families import Family, error_shares, families_of
 from geep_triton.promises.guarantees import warn_of_repeated
-from geep_triton.promises.search import Samples, Search
+from geep_triton.promises.search import Cell, Search, cells_of
 from geep_triton.promises.terms import Term, check_method, read_terms, refuse_too_few, samples_for
+from geep_triton.runners.base import Runner
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.tokens.samples import Inputs
 from geep_triton.warn import warn
@@ -41,6 +43,7 @@ def calibrate(
     speedup: float | None = None,
     decision: float | Sequence[float] | None = None,
     tolerance: float | None = None,
+    dtypes: str | Sequence[str] | None = None,
     method: str = "learn-then-test",
     confidence: float | None = None,
     rounds: int = 3,
@@ -62,6 +65,12 @@ def calibrate(
     an answer varies a little with the texts beside it; a promise is made of one run and does not cover that. The full model is
     the model at its last exit. It skips layers as the engine's policy says, and so does the policy that is found.
 
+    `dtypes` are tried besides the engine's own, on a CPU: each runs by the fastest runner for it, and its answers are compared
+    with the full model in the engine's own dtype, float32. A dtype has its part of the error, and only one that keeps the
+    promise at full depth is taken. So a calibrated engine is as fast as the fastest full depth that keeps the promise, or
+    faster. In int8, layers that the model does not have get their scales from up to half of the texts, which then do not judge
+    it.
+
     Args:
         engine: it gets the policy that was found.
         inputs: a list of what `predict` takes, or a `datasets.Dataset`. The model was not trained on them. Those that the exit
@@ -79,6 +88,8 @@ def calibrate(
         speedup: how many times as fast as full depth, measured here.
         decision: see `ExitConfig`; it becomes the model's own. None: the model's own counts.
         tolerance: the same.
+        dtypes: "bfloat16", "int8", both, or "auto": those of them in which this CPU has instructions for products. None: the
+            engine's own dtype and runner.
         method: "learn-then-test" or "conformal".
         confidence: of a promise by "learn-then-test"; None: .95.
         rounds: speed is the median of so many interleaved rounds.
@@ -88,7 +99,8 @@ def calibrate(
     Raises:
         ValueError: there is no promise, or a budget besides another; a value is out of range or does not fit the model;
             the texts that the exit table does not know are too few (the error says how many are needed); labels do not fit; no
-            policy is as fast as asked; and whatever `predict` raises.
+            policy is as fast as asked; dtypes are given for an engine that is not in float32, whose model is on another device
+            or was converted in place (`Engine.from_pretrained` does so); and whatever `predict` and `quantize` raise.
         TypeError: `engine` is no engine, or inputs have another type.
     """
     check_kind("engine", engine, Engine)
@@ -97,8 +109,13 @@ def calibrate(
         "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup,
     }  # fmt: skip
     promises = {name: value for name, value in given.items() if value is not None}
-    with _judged_by(engine.model, decision, tolerance):
-        result = find_policy(engine, inputs, labels, promises, method, confidence, rounds, speed_samples)
+    before = engine.model.int8_layers
+    with _judged_by(engine.model, decision, tolerance), int8_layers_kept(engine.model):
+        result, runner = find_policy(engine, inputs, labels, promises, method, confidence, rounds, speed_samples, dtypes)
+    if runner.dtype != "int8":
+        engine.model.int8_layers = before
+    if runner is not engine.runner:
+        engine.runner = runner
     engine.policy = result.chosen.policy
     engine.promise = Promise.made(engine.model, result.promises)
     if save:
@@ -116,27 +133,35 @@ def find_policy(
     confidence: float | None,
     rounds: int,
     speed_samples: int,
-) -> Calibration:
-    """See `calibrate`. This changes nothing of the engine."""
+    dtypes: str | Sequence[str] | None = None,
+) -> tuple[Calibration, Runner[Any]]:
+    """See `calibrate`. This changes nothing of the engine, and returns the runner that it shall have besides."""
     inputs, model = as_list(inputs), engine.model
     terms = read_terms(promises, labels, model)
     confidence = check_method(method, terms, confidence)
     check_int("rounds", rounds, 1)
     check_int("speed_samples", speed_samples, 1)
     _check_engine(engine, terms[0])
+    others = check_dtypes(dtypes, engine)
+    engine, seconds = (engine, {}) if dtypes is None else with_fastest_runner(engine, engine.dtype)
     truth = None if labels is None else true_answers(labels, len(inputs), model.config)
     families = families_of(model)
-    confidences = _confidences(families, confidence)
+    cells = cells_of(families, [engine.dtype, *others])
+    confidences = _confidences(families, cells, confidence)
     samples = _samples(engine, inputs, truth, {term: samples_for(term, confidences.values()) for term in terms})
-    search = Search(engine, samples, families, confidences, terms, method, rounds, speed_samples)
-    chosen, candidates, unsafe, curve = search.run()
-    return Calibration(
+    running = {contender.dtype: contender for contender in contenders(engine, samples, others, seconds)}
+    search = Search(list(running.values()), samples, cells, confidences, terms, method, rounds, speed_samples)
+    found = search.run()
+    chosen, taken, judging = found.chosen, running[found.chosen.dtype or engine.dtype], search.judging(found.chosen)
+    full, policy = samples.record.logits[judging, -1], parse_policy(chosen.policy)
+    calibration = Calibration(
         promises=dict(promises),
         method=method,
         confidence=confidence,
         samples=len(samples.inputs),
-        dtype=engine.dtype,
+        dtype=taken.dtype,
         device=model.device.type,
+        runner=taken.engine.runner.name,
         max_length=engine.max_length,
         truncation=engine.truncation,
         exit_table=None if model.exit_table is None else model.exit_table.digest(),
@@ -144,11 +169,14 @@ def find_policy(
         decision=model.exit_config.decision,
         tolerance=model.exit_config.tolerance,
         chosen=chosen,
-        candidates=candidates,
-        unsafe=unsafe,
-        curve=curve,
-        breakdown=breakdown(model, parse_policy(chosen.policy), samples.record.select(search.judging(chosen.family))),
+        candidates=found.candidates,
+        unsafe=found.unsafe,
+        curve=found.curve,
+        full_depths=found.full_depths,
+        layer_seconds={dtype: contender.layer_seconds for dtype, contender in running.items() if contender.layer_seconds},
+        breakdown=breakdown(model, policy, taken.record.select(judging), full),
     )
+    return calibration, taken.engine.runner
 
 
 @contextmanager
@@ -173,11 +201,17 @@ def _check_engine(engine: Engine, term: Term) -> None:
         )
 
 
-def _confidences(families: Sequence[Family], confidence: float | None) -> dict[str, float | None]:
-    """Family -> the confidence of its own test. The fastest of several is taken, so that each has its part of the error."""
+def _confidences(families: Sequence[Family], cells: Iterable[Cell], confidence: float | None) -> dict[Cell, float | None]:
+    """The confidence of each cell's own test. The fastest of several is taken, so that each has its part of the error.
+
+    Dtypes have equal parts. Families share that of their dtype once its full depth has passed with the whole; see
+    `geep_triton.promises.search.Search.choose`.
+    """
     if confidence is None:
-        return dict.fromkeys((family.name for family in families), None)
-    return {name: 1 - (1 - confidence) * share for name, share in error_shares(families).items()}
+        return dict.fromkeys(cells, None)
+    cells = list(cells)
+    dtypes, shares = len({dtype for dtype, _ in cells}), error_shares(families)
+    return {cell: 1 - (1 - confidence) * (shares.get(cell[1], 1.0) / dtypes) for cell in cells}
 
 
 def _samples(engine: Engine, inputs: list[Any], truth: torch.Tensor | None, needed: Mapping[Term, int]) -> Samples:
@@ -201,7 +235,7 @@ def _samples(engine: Engine, inputs: list[Any], truth: torch.Tensor | None, need
             refuse_too_few(term, having, least, f" (of all {len(inputs)} texts, those to which the full model gives it)")
     warn_of_repeated(record.tokens.hashes().unique().numel(), len(inputs), "texts", "text")
     _warn_of_one_answer(engine.model.answers, record.logits[:, -1])
-    return Samples(inputs, record, truth)
+    return Samples.shuffled(inputs, record, truth)
 
 
 def _unknown(model: MultiExitBert, tokens: Tokens) -> torch.Tensor:

@@ -23,7 +23,7 @@ class Calibration:
         confidence: with which each promise on answers holds for texts like those of the calibration. None: it holds on average,
             or a budget was asked for.
         samples: how many samples there were.
-        dtype: in which the engine ran; the promise holds in no other.
+        dtype: of the layers under the chosen policy; the promise holds in no other.
         device: kind of device on which it ran, "cpu" or "cuda"; below float32 each rounds in its own way.
         max_length: the most tokens that the engine let a sample have.
         truncation: whether it cut longer samples.
@@ -37,6 +37,11 @@ class Calibration:
             chosen policy is not among them: its setting comes from samples that had no part in the choice of its family.
         unsafe: families without a setting that was shown to keep the promise.
         curve: the settings of the chosen family, from cautious to bold. Some of them are measured.
+        full_depths: full depth in each dtype that was tried, measured, whether or not it keeps the promise. The first is the
+            full model, whose answers the others are compared with.
+        layer_seconds: dtype -> runner -> seconds of a layer, where runners were compared; see
+            `geep_triton.runners.fastest.layer_seconds`.
+        runner: the name of the runner under the chosen policy.
         breakdown: how the samples go through the model under the chosen policy: all of them, or those to which its family was
             not fitted, as for the candidates' figures. Counts only, no texts.
     """
@@ -57,6 +62,9 @@ class Calibration:
     candidates: tuple[Candidate, ...]
     unsafe: tuple[str, ...]
     curve: tuple[Candidate, ...] = field(repr=False)  # dozens
+    full_depths: tuple[Candidate, ...]
+    layer_seconds: Mapping[str, Mapping[str, float]]
+    runner: str
     breakdown: Breakdown = field(repr=False)
 
     @property

@@ -26,6 +26,7 @@ FIRST_SCORED = 0.05  # a sample is first scored where this share of texts like i
 PLANNING_PRICE = 0.05  # of a layer, in agreement, where samples are scored afterwards
 LARGEST_SHARE = 0.2  # of wrong answers that a fitted threshold may allow among those who leave at a layer
 CONSTANT = "constant"
+FULL = "full"
 # The cells of the grid that are tried. Each takes error from the others. The 36 calibrations of docs/results/policies.md, on
 # CPUs, never chose patience, patience of sure exits and a table's counts alone. By learned values alone, a promise costs 1.2 to
 # 1.8 times as much as by thresholds, whatever a score costs (docs/results/plans.md). Thresholds from where a table expects the
@@ -62,9 +63,17 @@ class FitSamples:
     score_cost: float
 
     @classmethod
-    def of(cls, record: EveryExit, layers: Sequence[int], score_cost: float, answers: Answers) -> FitSamples:
-        """Make them of every exit's answers to N samples."""
-        agrees = answers.agree(record.logits[:, :-1], record.logits[:, -1:])
+    def of(
+        cls,
+        record: EveryExit,
+        layers: Sequence[int],
+        score_cost: float,
+        answers: Answers,
+        full: torch.Tensor | None = None,
+    ) -> FitSamples:
+        """Make them of every exit's answers to N samples, and the full model's [N, C] where those are of another record."""
+        full = record.logits[:, -1] if full is None else full
+        agrees = answers.agree(record.logits[:, :-1], full[:, None])
         criteria = ["normalized_entropy"] if isinstance(answers, OneClass) else []
         criteria += ["distance"] if answers.cuts is not None else []
         criteria += ["change"] if isinstance(answers, Score) else []
@@ -126,7 +135,7 @@ def families_of(model: MultiExitBert, every: bool = False, learned: Collection[s
             table counts.
     """
     if len(model.config.exit_layers) == 1:
-        return [Family("full", lambda fit: [Policy(LastLayer())])]
+        return [full_depth()]
     table = model.exit_table
     if learned is None and table is not None:
         learned = [*table.learned, *([FORECASTS] if has_forecasts(model) else [])]
@@ -138,6 +147,11 @@ def families_of(model: MultiExitBert, every: bool = False, learned: Collection[s
             families += [_family(name, start, leave, made) for leave, made in leaves.items()]
     families += _by_forecasts(model) if FORECASTS in (learned or ()) else []
     return [family for family in families if every or family.name in TRIED]
+
+
+def full_depth() -> Family:
+    """Full depth, as a family of one policy."""
+    return Family(FULL, lambda fit: [Policy(LastLayer())])
 
 
 def _by_forecasts(model: MultiExitBert) -> list[Family]:

@@ -22,7 +22,7 @@ class Verdict:
 
     Attributes:
         candidate: its figures.
-        disagrees: [N] bool, whether its answer is not the last exit's.
+        disagrees: [N] bool, whether its answer is not the full model's.
         losses_of: for each promise [N]: whether it is broken; for "max_accuracy_drop" 1 where the last exit is right and this
             answer is not, -1 where it is the other way round, else 0.
         counted: for each promise [N] bool, the samples that it is about. None: all.
@@ -49,6 +49,8 @@ class Judge:
         truth: the true answers, as `geep_triton.engine.truth.true_answers` gives them; None: not known.
         order: [N] int64, the order in which verdicts give the samples.
         terms: the promises.
+        full: [N, C], the last exit's answers that others are compared with. None: those of the record.
+        dtype: that the layers were recorded in.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Judge:
         truth: torch.Tensor | None,
         order: torch.Tensor,
         terms: Sequence[Term] = (),
+        full: torch.Tensor | None = None,
+        dtype: str | None = None,
     ) -> None:
         self.model, self.record = model, record
         self.order, self.terms = order, terms
         self.answers, self.truth = model.answers, truth
-        self.full = record.logits[:, -1]
+        self.full, self.dtype = record.logits[:, -1] if full is None else full, dtype
         self.full_is_right = None if truth is None else self.answers.right(self.full, truth)
         self.by_label = any(term.label is not None for term in terms)
         self.full_given = self.answers.given(self.full) if self.by_label else None
@@ -80,7 +84,7 @@ class Judge:
         agreement = 1 - float(disagrees[self.order[rows]].double().mean())
         layers_run = self.record.layers_run(self.model.config.exit_layers, exits)
         mean_layers = float(layers_run[self.order[rows]].double().mean())
-        candidate = Candidate(format_policy(policy), family, agreement, accuracy, mean_layers)
+        candidate = Candidate(format_policy(policy), family, agreement, accuracy, mean_layers, dtype=self.dtype)
         given = self.answers.given(logits) if self.by_label else None
         losses = tuple(self._losses(term, disagrees, given, right)[self.order] for term in self.terms)
         return Verdict(candidate, disagrees[self.order], losses, self.counted)

@@ -1,4 +1,4 @@
-"""The search for the fastest policy that keeps a promise, among the settings of all families."""
+"""The search for the fastest policy that keeps a promise, among the settings of all families and dtypes."""
 
 from __future__ import annotations
 
@@ -14,46 +14,67 @@ from tqdm.auto import tqdm
 
 from geep_triton.calibrated import Candidate
 from geep_triton.engine.engine import Engine
-from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.policy import OneExitWarning, Policy
 from geep_triton.policies.start import LastLayer
 from geep_triton.promises.choosing import choose_setting
-from geep_triton.promises.families import Family, FitSamples, least_gain
-from geep_triton.promises.judge import Judge
+from geep_triton.promises.contenders import Contender, Samples
+from geep_triton.promises.families import FULL, Family, FitSamples, full_depth, least_gain
+from geep_triton.promises.judge import Judge, Verdict
 from geep_triton.promises.terms import CannotPromise, Term
 from geep_triton.timing import rates
 
-SEED = 0
 MEASURED_POINTS = 6  # of the chosen family's curve
 ATTEMPTS = 4  # at a speed-up
 
-Settings = dict[str, list[int]]  # family -> indices of some of its settings
-Measured = dict[str, list[Candidate]]  # family -> the same settings, measured; "full" -> full depth
+Cell = tuple[str, str]  # dtype, name of a family
+Settings = dict[Cell, list[int]]  # indices of some settings of a cell
+Run = tuple[str, str, int]  # dtype, name of a family, index of a setting
+Timed = tuple[Engine, Policy]
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """The samples of a calibration.
+class Measured:
+    """Candidates that were timed in turns.
 
     Attributes:
-        inputs: N inputs.
-        record: every exit's answers to them.
-        truth: their true answers, as `geep_triton.engine.truth.true_answers` gives them; None: not known.
+        full: dtype -> full depth.
+        settings: cell -> some of its settings.
     """
 
-    inputs: list[Any]
-    record: EveryExit
-    truth: torch.Tensor | None
+    full: dict[str, Candidate]
+    settings: dict[Cell, list[Candidate]]
+
+
+def cells_of(families: Sequence[Family], dtypes: Sequence[str]) -> dict[Cell, Family]:
+    """What a search judges: the families in each dtype. Full depth in the first dtype is what all are compared with.
+
+    In the others it changes answers, and is judged like a family of one policy.
+    """
+    cells = {(dtypes[0], family.name): family for family in families}
+    for dtype in dtypes[1:]:
+        cells |= {(dtype, family.name): family for family in (full_depth(), *families)}
+    return cells
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found; see `geep_triton.promises.calibration.Calibration`."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    unsafe: tuple[str, ...]
+    curve: tuple[Candidate, ...]
+    full_depths: tuple[Candidate, ...]
 
 
 class Search:
-    """Judges every setting of every family on recorded answers, and measures the boldest that keep the promise.
+    """Judges every setting of every cell on recorded answers, and measures the boldest that keep the promise.
 
     Args:
-        engine: it measures, and the policies are for its model.
-        samples: they judge, in a random order.
-        families: the families of policies to search.
-        confidences: family -> the confidence of its own test; None: a promise on average.
+        contenders: the ways of running layers. The others are compared with the first.
+        samples: they judge, in their order.
+        cells: see `cells_of`.
+        confidences: cell -> the confidence of its own test; None: a promise on average.
         terms: the promises on answers, or the budget.
         method: "learn-then-test" or "conformal".
         rounds, speed_samples: see `geep_triton.promises.calibrate.calibrate`.
@@ -61,100 +82,142 @@ class Search:
 
     def __init__(
         self,
-        engine: Engine,
+        contenders: Sequence[Contender],
         samples: Samples,
-        families: Sequence[Family],
-        confidences: Mapping[str, float | None],
+        cells: Mapping[Cell, Family],
+        confidences: Mapping[Cell, float | None],
         terms: Sequence[Term],
         method: str,
         rounds: int,
         speed_samples: int,
     ) -> None:
-        self.engine, self.confidences, self.terms, self.rounds = engine, confidences, terms, rounds
+        self.confidences, self.terms, self.rounds = confidences, terms, rounds
         self.conformal = method == "conformal"
-        model, record, skip = engine.model, samples.record, engine.policy.skip
+        self.engines = {contender.dtype: contender.engine for contender in contenders}
+        engine, first = contenders[0].engine, contenders[0].dtype
+        self.first, self.progress = first, engine.progress
+        model, skip = engine.model, engine.policy.skip
         self.num_layers = model.config.num_hidden_layers
         self.full_depth = Policy(LastLayer(), skip=skip)
-        self.half = len(samples.inputs) // 2
-        self.order = order = torch.randperm(len(samples.inputs), generator=torch.Generator().manual_seed(SEED))
-        stop_layers = engine.layer_costs.stop_layers
-        fit = FitSamples.of(record.select(order[: self.half]), model.config.exit_layers, stop_layers, model.answers)
-        self.policies = {family.name: [replace(policy, skip=skip) for policy in family.policies(fit)] for family in families}
-        # What a family was fitted to does not judge it.
-        self.unfitted = {family.name: slice(self.half if family.fitted else 0, None) for family in families}
-        judge = Judge(model, record, samples.truth, order, terms)
-        self.judged = {
-            name: [judge(policy, name, self.unfitted[name]) for policy in several]
-            for name, several in tqdm(self.policies.items(), desc="calibrate", disable=not engine.progress)
-        }
-        self.full = judge(self.full_depth, "full").candidate
+        self.half, self.order = len(samples.inputs) // 2, samples.order
+        full, fitting = samples.record.logits[:, -1], self.order[: self.half]
+        judges, fits, self.full = {}, {}, {}
+        for contender in contenders:
+            dtype, stop_layers = contender.dtype, contender.engine.layer_costs.stop_layers
+            judges[dtype] = Judge(model, contender.record, samples.truth, self.order, terms, full, dtype)
+            self.full[dtype] = judges[dtype](self.full_depth, FULL, slice(contender.seen, None)).candidate
+            record = contender.record.select(fitting)
+            fits[dtype] = FitSamples.of(record, model.config.exit_layers, stop_layers, model.answers, full[fitting])
+        # What a family or its dtype was fitted to does not judge it.
+        seen = {contender.dtype: contender.seen for contender in contenders}
+        self.unfitted = {cell: slice(self.half if family.fitted else seen[cell[0]], None) for cell, family in cells.items()}
+        self.policies: dict[Cell, list[Policy]] = {}
+        self.judged: dict[Cell, list[Verdict]] = {}
+        for cell, family in tqdm(cells.items(), desc="calibrate", disable=not self.progress):
+            dtype, name = cell
+            self.policies[cell] = [replace(policy, skip=skip) for policy in family.policies(fits[dtype])]
+            self.judged[cell] = [judges[dtype](policy, name, self.unfitted[cell]) for policy in self.policies[cell]]
         # Speed is measured on samples to which no family was fitted. With "conformal" these are the ones that do not judge,
         # since the samples that judge must have no part in the choice of a family.
-        timed = order[: self.half] if self.conformal else order.flip(0)
+        timed = fitting if self.conformal else self.order.flip(0)
         self.timed_inputs = [samples.inputs[row] for row in timed[:speed_samples].tolist()]
 
-    def run(self) -> tuple[Candidate, tuple[Candidate, ...], tuple[str, ...], tuple[Candidate, ...]]:
-        """Search. Returns what `Calibration` calls chosen, candidates, unsafe and curve."""
-        found = self._measure_boldest()
-        chosen = _best(list(chain(*found.values())), self.terms)
-        kept = {name: _within(found[name], self.terms) for name in self.policies}
-        candidates = found["full"] + [_most_faithful(several) for several in kept.values() if several]
-        if self.conformal and chosen.family != "full":
-            # The first half has chosen the family. The second half had no part in that, and chooses its setting.
-            index = self.choose(chosen.family, slice(self.half, None), self.num_layers)
-            again = self.measure({} if index is None else {chosen.family: [index]})
-            chosen = _best(list(chain(*again.values())), self.terms)
-        unsafe = tuple(name for name, several in kept.items() if not several)
-        return chosen, tuple(candidates), unsafe, tuple(self._curve(chosen))
+    def run(self) -> Found:
+        """Search."""
+        measured = self._measure_boldest()
+        first = measured.full[self.first]
+        chosen = _best([first, *chain(*measured.settings.values())], self.terms)
+        kept = {cell: _within(several, self.terms) for cell, several in measured.settings.items()}
+        candidates = first, *(_most_faithful(several) for several in kept.values() if several)
+        if self.conformal and chosen != first:
+            # The first half has chosen the cell. The second half had no part in that, and chooses its setting.
+            cell = _cell(chosen)
+            index = self.choose(cell, slice(self.half, None), self.num_layers)
+            again = self.measure({} if index is None else {cell: [index]})
+            chosen = _best([again.full[self.first], *chain(*again.settings.values())], self.terms)
+        unsafe = tuple(self._named(cell) for cell, several in kept.items() if not several)
+        return Found(chosen, candidates, unsafe, tuple(self._curve(chosen)), tuple(measured.full.values()))
 
-    def judging(self, name: str) -> torch.Tensor:
-        """[M] int64, the samples on which the figures of a family's candidates are."""
-        return self.order[self.unfitted.get(name, slice(None))]
+    def judging(self, chosen: Candidate) -> torch.Tensor:
+        """[M] int64, the samples on which the figures of a candidate are."""
+        return self.order[self.unfitted.get(_cell(chosen), slice(None))]
 
-    def choose(self, name: str, judging: slice, num_layers: float) -> int | None:
-        """Index of the setting to take of a family, judged by the samples `judging`; see `choose_setting`."""
-        return choose_setting(self.judged[name], self.terms, self.confidences[name], judging, num_layers)
+    def choose(self, cell: Cell, judging: slice, num_layers: float) -> int | None:
+        """Index of the setting to take of a cell, judged by the samples `judging`; see `choose_setting`.
+
+        With a confidence, a dtype's policies are only tested once its full depth has kept the promise, with all the error that
+        the dtype has. Then none of it is spent on a dtype that changes too many answers (a sequence of tests, each of which
+        waits for the one before it: serial gatekeeping).
+        """
+        dtype, name = cell
+        confidence = self.confidences[cell]
+        if confidence is not None and dtype != self.first and name != FULL:
+            full = dtype, FULL
+            if self.choose(full, self.unfitted[full], num_layers) is None:
+                return None
+        return choose_setting(self.judged[cell], self.terms, confidence, judging, num_layers)
 
     def measure(self, settings: Settings) -> Measured:
-        """Measure these settings and full depth in turns."""
-        wanted = {f"{name} {index}": self.policies[name][index] for name, several in settings.items() for index in several}
-        speeds = speeds_of(self.engine, {"full": self.full_depth} | wanted, self.timed_inputs, self.rounds)
-        return {"full": [_timed(self.full, speeds["full"], speeds["full"])]} | {
-            name: [_timed(self.judged[name][index].candidate, speeds[f"{name} {index}"], speeds["full"]) for index in several]
-            for name, several in settings.items()
+        """Measure these settings, and full depth in each dtype, in turns."""
+        runs: dict[Run, Timed] = {(dtype, FULL, 0): (engine, self.full_depth) for dtype, engine in self.engines.items()}
+        for cell, several in settings.items():
+            runs |= {(*cell, index): (self.engines[cell[0]], self.policies[cell][index]) for index in several}
+        speeds = self._speeds(runs)
+        reference = speeds[self.first, FULL, 0]
+        full = {dtype: _timed(self.full[dtype], speeds[dtype, FULL, 0], reference) for dtype in self.engines}
+        found = {
+            cell: [_timed(self.judged[cell][index].candidate, speeds[cell[0], cell[1], index], reference) for index in several]
+            for cell, several in settings.items()
         }
+        return Measured(full, found)
 
     def _measure_boldest(self) -> Measured:
-        """Measure the boldest setting of each family that keeps the promise; for a speed-up, bolder ones until one has it."""
+        """Measure the boldest setting of each cell that keeps the promise; for a speed-up, bolder ones until one has it."""
         judging = dict.fromkeys(self.unfitted, slice(0, self.half)) if self.conformal else self.unfitted
-        # Mean layers times speed-up. It is L if time falls as layers do.
-        layers_gained = dict.fromkeys(judging, float(self.num_layers))
-        settings: Settings = {name: [] for name in judging}
-        found: Measured = {}
+        # Mean layers times speed-up. It is L in the first dtype if time falls as layers do.
+        seconds = {dtype: engine.layer_costs.points[-1][1] for dtype, engine in self.engines.items()}
+        layers_gained = {cell: self.num_layers * seconds[self.first] / seconds[cell[0]] for cell in judging}
+        settings: Settings = {cell: [] for cell in judging}
         too_slow = list(judging)
         for _ in range(ATTEMPTS if self.terms[0].name == "speedup" else 1):
-            for name in too_slow:
-                index = self.choose(name, judging[name], layers_gained[name])
-                if index is not None and index not in settings[name]:
-                    settings[name].append(index)
+            for cell in too_slow:
+                index = self.choose(cell, judging[cell], layers_gained[cell])
+                if index is not None and index not in settings[cell]:
+                    settings[cell].append(index)
             # All of them are measured again: one that was held up must not pass for slow.
-            found = self.measure(settings)
-            too_slow = [name for name in settings if settings[name] and not _within(found[name], self.terms)]
-            layers_gained |= {name: found[name][-1].mean_layers * (found[name][-1].speed_up or 1.0) for name in too_slow}
+            measured = self.measure(settings)
+            found = measured.settings
+            too_slow = [cell for cell in settings if settings[cell] and not _within(found[cell], self.terms)]
+            layers_gained |= {cell: found[cell][-1].mean_layers * (found[cell][-1].speed_up or 1.0) for cell in too_slow}
             if not too_slow:
                 break
-        return found
+        return measured
 
     def _curve(self, chosen: Candidate) -> list[Candidate]:
-        """All settings of the chosen family. Some are measured, in equal steps of mean layers from one end to the other."""
-        curve = [verdict.candidate for verdict in self.judged.get(chosen.family, [])] or [chosen]
-        policies = self.policies.get(chosen.family, [self.full_depth])
-        points = {str(index): policies[index] for index in spread(curve)}
-        speeds = speeds_of(self.engine, {"full": self.full_depth} | points, self.timed_inputs, self.rounds)
+        """All settings of the chosen cell. Some are measured, in equal steps of mean layers from one end to the other."""
+        cell = _cell(chosen)
+        curve = [verdict.candidate for verdict in self.judged.get(cell, [])] or [chosen]
+        policies = self.policies.get(cell, [self.full_depth])
+        points = {index: (*cell, index) for index in spread(curve)}
+        runs = {run: (self.engines[cell[0]], policies[index]) for index, run in points.items()}
+        speeds = self._speeds({(self.first, FULL, 0): (self.engines[self.first], self.full_depth)} | runs)
+        reference = speeds[self.first, FULL, 0]
         return [
-            _timed(candidate, speeds[str(index)], speeds["full"]) if str(index) in points else candidate
+            _timed(candidate, speeds[points[index]], reference) if index in points else candidate
             for index, candidate in enumerate(curve)
         ]
+
+    def _speeds(self, runs: Mapping[Run, Timed]) -> dict[Run, float]:
+        return speeds_of(runs, self.timed_inputs, self.rounds, self.progress)
+
+    def _named(self, cell: Cell) -> str:
+        """A cell in words."""
+        dtype, name = cell
+        return name if dtype == self.first else f"{name} in {dtype}"
+
+
+def _cell(candidate: Candidate) -> Cell:
+    return candidate.dtype or "", candidate.family
 
 
 def spread(curve: Sequence[Candidate]) -> set[int]:
@@ -165,11 +228,12 @@ def spread(curve: Sequence[Candidate]) -> set[int]:
     return {min(by_depth, key=lambda index: abs(curve[index].mean_layers - depth)) for depth in wanted}
 
 
-def speeds_of(engine: Engine, policies: dict[str, Policy], inputs: list[Any], rounds: int) -> dict[str, float]:
-    """Samples a second of each policy: the median of interleaved rounds after a warm-up."""
-    _ = engine.layer_costs  # measured once, for all of them
-    engines = {name: engine.with_policy(policy) for name, policy in policies.items()}
-    bar = tqdm(total=rounds * len(engines), desc="measure", unit=" runs", disable=not engine.progress)
+def speeds_of(runs: Mapping[Run, Timed], inputs: list[Any], rounds: int, progress: bool = False) -> dict[Run, float]:
+    """Samples a second of each policy on its engine: the median of interleaved rounds after a warm-up."""
+    for engine, _ in runs.values():
+        _ = engine.layer_costs  # measured once, for all of its policies
+    engines = {name: engine.with_policy(policy) for name, (engine, policy) in runs.items()}
+    bar = tqdm(total=rounds * len(engines), desc="measure", unit=" runs", disable=not progress)
     with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", OneExitWarning)  # candidates, not what the user chose
         for e in engines.values():
@@ -190,8 +254,8 @@ def _best(candidates: list[Candidate], terms: Sequence[Term]) -> Candidate:
     """
     if terms[0].on_answers:
         # A policy that runs as many layers as full depth is no faster, whatever was measured.
-        saving = [candidate for candidate in candidates if candidate.mean_layers < candidates[0].mean_layers]
-        return max(candidates[:1] + saving, key=_counted_speed)
+        full = candidates[0].mean_layers
+        return max((each for each in candidates if each.family == FULL or each.mean_layers < full), key=_counted_speed)
     cheap = _within(candidates, terms)
     if not cheap:
         best = max(candidates, key=lambda candidate: candidate.speed_up or 0.0)

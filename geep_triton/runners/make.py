@@ -15,9 +15,10 @@ from geep_triton.modeling.int8_layers import Int8Layers, layers_digest
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.runners.base import Runner
 from geep_triton.runners.compiled import CompiledRunner
+from geep_triton.runners.fastest import TIMED, fastest, laid_out, padded_on_cpu
 from geep_triton.runners.graphed import GraphsRunner
-from geep_triton.runners.linear import PaddedLinear, check_own, convert_linear, is_plain
-from geep_triton.runners.onednn.convert import lay_out, lay_out_int8
+from geep_triton.runners.linear import check_own
+from geep_triton.runners.onednn.convert import lay_out_int8
 from geep_triton.runners.onednn.runner import OnednnRunner
 from geep_triton.runners.packed import PackedRunner
 from geep_triton.runners.padded import PaddedRunner
@@ -65,7 +66,8 @@ def make_runner(
             in its own layout; much faster than "torch" on CPUs that MKL was not made for, such as AMD's), "compiled" (one layer
             compiled for all by torch.compile), "packed" (on a GPU, samples without padding), "graphs" (on a GPU, CUDA graphs
             for small batches, whose launches take longer than their work) or "auto" ("onednn" on a CPU if that holds no weights
-            twice (`in_place`, or int8) and loses nothing, else "torch").
+            twice (`in_place`, or int8) and loses nothing, unless a calibration that compared runners there found "torch" to be
+            faster; else "torch").
         dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (of `model.int8_layers`, see
             `geep_triton.engine.quantize`). None: the model's own on a CPU. On a GPU it is half precision for a float32
             model, or the calibration's dtype if `calibrated`.
@@ -127,14 +129,10 @@ def _made(model: MultiExitBert, name: str, dtype: str, in_place: bool) -> Runner
         return PackedRunner(model, _copied(model, dtype), dtype)
     if name == "graphs":
         return GraphsRunner(model, _copied(model, dtype), dtype)
-    few_row_counts = name == "torch" and dtype in HALF and model.device.type == "cpu"
-    parts = _copied(model, dtype) if few_row_counts or dtype != dtype_name(model) else Parts.of(model)
-    if name == "compiled":
-        return CompiledRunner(model, parts, dtype)
-    if few_row_counts:
-        for part in (parts.layers, parts.heads):
-            convert_linear(part, lambda linear: PaddedLinear.of(linear) if is_plain(linear) else linear)
-    return PaddedRunner(model, parts, dtype)
+    if name == "torch" and dtype in HALF and model.device.type == "cpu":
+        return padded_on_cpu(model, _copied(model, dtype), dtype)
+    parts = _copied(model, dtype) if dtype != dtype_name(model) else Parts.of(model)
+    return CompiledRunner(model, parts, dtype) if name == "compiled" else PaddedRunner(model, parts, dtype)
 
 
 def _as_converted(model: MultiExitBert, own: str, name: str, dtype: str | None) -> OnednnRunner:
@@ -152,10 +150,10 @@ def _copied(model: MultiExitBert, dtype: str) -> Parts:
 
 
 def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> OnednnRunner:
-    of_int8 = dtype == "int8"
-    int8 = _own_int8(model) if of_int8 else None
-    parts = Parts.of(model) if in_place else Parts.copied(model) if of_int8 else _copied(model, dtype)
-    lay_out(parts) if int8 is None else lay_out_int8(parts, int8)
+    if dtype != "int8":
+        return laid_out(model, Parts.of(model) if in_place else _copied(model, dtype), dtype)
+    int8, parts = _own_int8(model), Parts.of(model) if in_place else Parts.copied(model)
+    lay_out_int8(parts, int8)
     return OnednnRunner(model, parts, dtype)
 
 
@@ -172,17 +170,26 @@ def _own_int8(model: MultiExitBert) -> Int8Layers:
 
 
 def _chosen(model: MultiExitBert, dtype: str, in_place: bool) -> str:
-    if model.device.type != "cpu" or dtype not in RUNNERS["onednn"]["cpu"]:
-        return "torch"
-    if dtype == "int8":
+    """What "auto" means. It does not measure: a run over files that goes on in another process must have the same runner."""
+    if dtype == "int8" and model.device.type == "cpu":
         return "onednn"
-    if not in_place or not has_onednn() or attention_implementation(model.config) != "sdpa":
+    if not in_place or not has_choice(model, dtype):
         return "torch"
+    seconds = model.exit_config.layer_seconds(dtype)
+    return fastest(seconds) if seconds.keys() == TIMED.keys() else "onednn"
+
+
+def has_choice(model: MultiExitBert, dtype: str) -> bool:
+    """Whether "torch" and "onednn" both run the model in this dtype, and "onednn" loses nothing."""
+    if model.device.type != "cpu" or dtype == "int8" or dtype not in RUNNERS["onednn"]["cpu"]:
+        return False
+    if not has_onednn() or attention_implementation(model.config) != "sdpa":
+        return False
     try:
         check_convertible(model, "runner 'auto'")
     except ValueError:
-        return "torch"
-    return "onednn"
+        return False
+    return True
 
 
 def check_goes_together(model: MultiExitBert, name: str, dtype: str) -> None:
@@ -219,14 +226,16 @@ def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
     """The default dtype of a model.
 
     It is the model's own. On a GPU, where float32 takes many times as long, a float32 model runs in half precision. If the
-    model's calibration has to stay valid, it is the calibration's dtype on a GPU.
+    model's calibration has to stay valid, it is the calibration's dtype, unless that holds on another kind of device alone.
     """
-    own = dtype_name(model)
-    if model.device.type != "cuda":
+    own, device = dtype_name(model), model.device.type
+    calibration = (model.exit_config.calibration or model.exit_config.ranking_calibration) if calibrated else None
+    if calibration is not None:
+        made_in = calibration.get("dtype", own)
+        if made_in == "float32" or calibration.get("device", device) == device:
+            return made_in
+    if device != "cuda":
         return own
-    calibration = model.exit_config.calibration or model.exit_config.ranking_calibration
-    if calibrated and calibration is not None:
-        return calibration.get("dtype", own)
     half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return half if own == "float32" else own
 
