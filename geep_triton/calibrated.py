@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from geep_triton.exit_config import PROMISES_ON_ANSWERS, Promises
@@ -128,6 +128,9 @@ class Calibrated:
         curve: settings of the chosen family that were measured.
         breakdown: how the texts went through the model under the chosen policy.
         missing: names of what could not be read.
+        runner: that ran the layers. None: not told.
+        full_depths: full depth in each dtype that was tried, that of the full model first. Empty: not told.
+        layer_seconds: dtype -> runner -> seconds of a layer, where runners were compared.
     """
 
     promises: Promises
@@ -144,6 +147,9 @@ class Calibrated:
     curve: tuple[Candidate, ...] = ()
     breakdown: Breakdown | None = None
     missing: tuple[str, ...] = ()
+    runner: str | None = None
+    full_depths: tuple[Candidate, ...] = ()
+    layer_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, calibration: Mapping[str, Any]) -> Calibrated:
@@ -154,6 +160,10 @@ class Calibrated:
             "chosen": _candidate, "candidates": _several(_candidate), "unsafe": _several(_text), "curve": _several(_candidate),
             "breakdown": Breakdown.from_dict,
         }  # fmt: skip
+        newer: dict[str, Callable[[Any], Any]] = {
+            "runner": _text, "full_depths": _several(_candidate), "layer_seconds": _by_dtype,
+        }  # fmt: skip
+        readers.update({name: read for name, read in newer.items() if name in calibration})
         found: dict[str, Any] = {}
         missing = []
         for part, read in readers.items():
@@ -197,11 +207,45 @@ class Calibrated:
     def holds_for(self) -> str:
         """With what the promise was made, in a plain sentence. Empty: nothing of it is recorded."""
         parts = [] if self.dtype is None else [f"layers in {self.dtype}"]
+        if self.runner is not None:
+            parts.append(f"by runner “{self.runner}”")
         if self.device is not None:
             parts.append(f"on {DEVICES.get(self.device, self.device)}")
         if self.max_length is not None:
             parts.append(f"for texts of at most {self.max_length:,} tokens{', longer ones cut' if self.truncation else ''}")
         return f"It was made with {' '.join(parts)}." if parts else ""
+
+    def with_chosen(self) -> list[Candidate]:
+        """The candidates, and the chosen one, which is not always among them."""
+        chosen = [] if self.chosen is None or self.chosen in self.candidates else [self.chosen]
+        return [*self.candidates, *chosen]
+
+    def named(self, candidate: Candidate) -> str:
+        """A candidate in words: its family, and its dtype where several were tried."""
+        several = len(self.full_depths) > 1 and candidate.dtype is not None
+        return f"{candidate.family} in {candidate.dtype}" if several else candidate.family
+
+    def over_own_full_depth(self, candidate: Candidate) -> float | None:
+        """How many times as fast a candidate is as full depth in its own dtype. None: that was not measured."""
+        own = {full.dtype: full.speed_up for full in self.full_depths}.get(candidate.dtype, 1.0)
+        return None if candidate.speed_up is None or not own else candidate.speed_up / own
+
+    def why_so(self) -> list[str]:
+        """What dtype and runner were chosen by, in plain sentences. Empty where no others were tried."""
+        found = []
+        if len(self.full_depths) > 1:
+            first, others = self.full_depths[0], self.full_depths[1:]
+            told = [f"{each.dtype} {_rate(each)} ({percent(each.agreement)} get the same answer)" for each in others]
+            found.append(f"Full depth answered, timed in turns: {first.dtype} {_rate(first)}; {'; '.join(told)}.")
+            kept = {each.dtype for each in self.candidates}
+            failed = [each.dtype for each in others if each.dtype is not None and each.dtype not in kept]
+            if failed:
+                shown = "shown to keep the promise" if self.on_answers else "within the budget"
+                found.append(f"No policy in {' or '.join(failed)} was {shown}, so none was taken.")
+        for dtype, seconds in self.layer_seconds.items():
+            by_runner = " and ".join(f"{1000 * value:.3g} ms by “{name}”" for name, value in seconds.items())
+            found.append(f"A layer in {dtype} took {by_runner}.")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -298,12 +342,21 @@ def _several(read: Callable[[Any], Read]) -> Callable[[Sequence[Any]], tuple[Rea
     return lambda values: tuple(map(read, values))
 
 
+def _rate(candidate: Candidate) -> str:
+    return "not measured" if candidate.samples_per_second is None else f"{candidate.samples_per_second:,.0f} texts a second"
+
+
+def _by_dtype(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {dtype: {name: _number(value) for name, value in seconds.items()} for dtype, seconds in values.items()}
+
+
 def _candidate(values: Mapping[str, Any]) -> Candidate:
     accuracy, speed, speed_up = (
         None if values.get(name) is None else _number(values[name]) for name in ("accuracy", "samples_per_second", "speed_up")
     )
     agreement, mean_layers = (_number(values[name]) for name in ("agreement", "mean_layers"))
-    return Candidate(_text(values["policy"]), _text(values["family"]), agreement, accuracy, mean_layers, speed, speed_up)
+    dtype = None if values.get("dtype") is None else _text(values["dtype"])
+    return Candidate(_text(values["policy"]), _text(values["family"]), agreement, accuracy, mean_layers, speed, speed_up, dtype)
 
 
 def _group(values: Mapping[str, Any]) -> Group:

@@ -16,13 +16,14 @@ from transformers import AutoConfig, DataCollatorWithPadding, TrainingArguments
 from geep_triton.answers import Score, kind_of
 from geep_triton.checks import check_bool, check_choice, check_int, check_number
 from geep_triton.engine.build_exit_table import build_exit_table
-from geep_triton.engine.checks import as_list, text_limits
+from geep_triton.engine.checks import as_list, check_device, text_limits
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.loading import load_tokenizer
 from geep_triton.engine.quantize import quantize
 from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.calibrate import calibrate
+from geep_triton.promises.contenders import AUTO, check_dtypes
 from geep_triton.promises.families import error_shares, families_of
 from geep_triton.promises.terms import Term, refuse_too_few, samples_for
 from geep_triton.runners.make import DTYPES
@@ -84,7 +85,8 @@ def give_exits(
         batch_size: samples per training step.
         max_length: maximum number of tokens of a text. None: the maximum of the model and its tokenizer.
         truncation: whether to cut longer texts instead of raising an error.
-        dtype: dtype of the layers when the model is served, as for `Engine`. The promise is made in it.
+        dtype: dtype of the layers when the model is served, as for `Engine`. The promise is made in it. "auto": on a CPU, the
+            fastest whose answers keep the promise against float32; see `calibrate`.
         seed: seed of the split and of the training. It is set for random, numpy and torch, as transformers' Trainer does.
         progress: whether to show progress bars, and to print what was found.
         **config: fields of `MultiExitBertConfig`, such as exit_layers, head or pooling.
@@ -106,7 +108,9 @@ def give_exits(
     check_number("epochs", epochs, 1e-6)
     check_number("learning_rate", learning_rate, 0.0, 1.0)
     if dtype is not None:
-        check_choice("dtype", str(dtype).removeprefix("torch."), DTYPES)
+        check_choice("dtype", str(dtype).removeprefix("torch."), (AUTO, *DTYPES))
+    if dtype == AUTO and (device := check_device(None)).type != "cpu":
+        raise ValueError(f"dtype {AUTO!r} compares dtypes on a CPU, and here the model is served on {device}: name one dtype")
     check_bool("truncation", truncation)
     check_bool("progress", progress)
     source, output = pretrained_model_name_or_path, Path(output)
@@ -169,14 +173,20 @@ def give_exits(
         threshold = THRESHOLD if kind_of(model.config) == "classes" else None
         _say(progress, "2 of 3: the exit table learns from the same texts")
         model.exit_table = build_exit_table(model, tokenizer, [texts[index] for index in training], threshold, **settings)
-        if dtype == "int8":
+        engine = Engine(model, tokenizer, "full", **settings)
+        others = check_dtypes(AUTO, engine) if dtype == AUTO else []
+        if "int8" in (dtype, *others):
             model.int8_layers = quantize(model, tokenizer, [texts[index] for index in training], **settings)
-        Engine(model, tokenizer, "full").save_pretrained(output)
-        engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
+        engine.save_pretrained(output)
+        if dtype != AUTO:
+            engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
         _say(progress, f"3 of 3: policies are judged and timed on {len(held_out):,} texts that were held out")
         held = [texts[index] for index in held_out]
-        found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE).chosen
+        dtypes = others if dtype == AUTO else None
+        found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE, dtypes=dtypes).chosen
         engine.save_pretrained(output)
+        if dtype == AUTO:  # that engine holds weights twice
+            engine = Engine.from_pretrained(output, **settings)
     _say(
         progress,
         f"{output}: {found.policy}, {found.mean_layers:.1f} of {model.config.num_hidden_layers} layers, "

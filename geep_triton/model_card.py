@@ -126,9 +126,8 @@ def _promise(calibrated: Calibrated, config: MultiExitBertConfig) -> list[str]:
     told += [calibrated.holds_for()] if calibrated.holds_for() else []
     found = ["## Promise\n\n" + "  \n".join(sentences) + "\n\n" + " ".join(told)]
     if chosen is not None:
-        candidates = list(calibrated.candidates)
-        rows = candidates if chosen in candidates else [*candidates, chosen]
-        table = "\n".join(_row(each, each == chosen, config.num_hidden_layers) for each in rows)
+        rows = [(calibrated.named(each), each) for each in calibrated.with_chosen()]
+        table = "\n".join(_row(name, each, each == chosen, config.num_hidden_layers) for name, each in rows)
         found.append(
             "## Policies\n\n"
             "| policies | layers run | same answer as all layers | speed-up |\n|---|---|---|---|\n"
@@ -139,9 +138,9 @@ def _promise(calibrated: Calibrated, config: MultiExitBertConfig) -> list[str]:
     return found
 
 
-def _row(candidate: Candidate, chosen: bool, num_layers: int) -> str:
+def _row(name: str, candidate: Candidate, chosen: bool, num_layers: int) -> str:
     speed_up = "" if candidate.speed_up is None else f"{candidate.speed_up:.2f}×"
-    cells = [_plain(candidate.family), f"{candidate.mean_layers:.2f} of {num_layers}", percent(candidate.agreement), speed_up]
+    cells = [_plain(name), f"{candidate.mean_layers:.2f} of {num_layers}", percent(candidate.agreement), speed_up]
     return f"| {' | '.join(f'**{cell}**' if chosen and cell else cell for cell in cells)} |"
 
 

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from geep_triton import Engine, MultiExitBert, from_fine_tuned, give_exits
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.policies.text import parse_policy
+from geep_triton.runners.fastest import multiplied_here
 from geep_triton.unfinished import unfinished
 from tests.conftest import WORDS
 
@@ -104,6 +105,17 @@ def test_it_is_calibrated_in_the_dtype_it_is_served_in(fine_tuned, many, tmp_pat
         again = Engine.from_pretrained(tmp_path, dtype="bfloat16")
     assert (again.max_length, again.truncation, again.promise.agreement) == (8, True, 0.8)
     assert MultiExitBert.from_pretrained(tmp_path).dtype == torch.float32
+
+
+def test_the_fastest_dtype_is_found_and_served(fine_tuned, many, tmp_path):
+    output = tmp_path / "out"
+    engine = give_exits(fine_tuned, many, output=output, dtype="auto", **SETTINGS)
+    found = engine.model.exit_config.calibration
+    assert [each["dtype"] for each in found["full_depths"]] == ["float32", *multiplied_here()]
+    assert engine.dtype == found["dtype"] == Engine.from_pretrained(output).dtype
+    assert found["breakdown"]["texts"] >= found["samples"] // 2
+    assert engine.model.converted is not None  # its weights are held once
+    torch.testing.assert_close(engine.predict(many[:9]).logits, Engine.from_pretrained(output).predict(many[:9]).logits)
 
 
 def test_equal_texts_are_not_parted(fine_tuned, many, tmp_path):

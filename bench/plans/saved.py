@@ -20,6 +20,7 @@ from bench.plans.promised import half_of
 from bench.plans.record import JUDGE, parts_of, recorded_cells
 from geep_triton import Engine, calibrate, quantize
 from geep_triton.promises.calibration import Calibration
+from geep_triton.promises.contenders import AUTO
 from geep_triton.runners.make import make_runner
 from geep_triton.tokens.columns import Row
 
@@ -33,16 +34,17 @@ def saved(source: Path, folder: Path, rows: list[Row], settings: dict, agreement
         rows: the judge texts with their labels.
         settings: how the engine cuts texts.
         agreement: that is promised.
-        dtype: that it is promised in.
+        dtype: that it is promised in. "auto": the fastest that keeps the promise against float32.
     """
     model, tokenizer, _ = load(source)
     ours, others = half_of(len(rows), 0)
     texts = [rows[index] for index in ours.tolist()]
     if dtype == "int8":
         model.int8_layers = quantize(model, tokenizer, texts, **settings)
+    dtypes, dtype = (AUTO, "float32") if dtype == AUTO else (None, dtype)
     runner = make_runner(model, "onednn", dtype)  # which `Engine.from_pretrained` takes on a CPU
     engine = Engine(model, tokenizer, "full", runner=runner, **settings)
-    calibration = calibrate(engine, texts, agreement=agreement)
+    calibration = calibrate(engine, texts, agreement=agreement, dtypes=dtypes)
     engine.save_pretrained(folder)
     lines = [json.dumps(rows[index], ensure_ascii=False) for index in others.tolist()]
     folder.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -53,7 +55,7 @@ def main() -> None:
     parser = parser_of(__doc__, None)
     parser.add_argument("--folder", type=Path, required=True, help="for the models and their texts")
     parser.add_argument("--agreement", type=float, default=0.98)
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8; RUNS is of one dtype")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, int8 or auto; RUNS is of one")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ from geep_triton.calibrated import Calibrated, brief
 from geep_triton.cli import options
 from geep_triton.cli.console import results_alone, show
 from geep_triton.cli.texts import read_texts
+from geep_triton.engine.engine import Engine
+from geep_triton.engine.loading import load_both
 from geep_triton.engine.quantize import load_quantized
 from geep_triton.exit_config import PROMISES, PROMISES_ON_ANSWERS
 from geep_triton.promises.terms import METHODS
@@ -49,7 +51,7 @@ def calibrate(
     method: Annotated[str, typer.Option(help=f"{' or '.join(METHODS)}.")] = METHODS[0],
     confidence: Annotated[float | None, typer.Option(help="Of a promise by learn-then-test; by default 0.95.")] = None,
     device: options.Device = None,
-    dtype: options.Dtype = None,
+    dtype: options.DtypeOrAuto = None,
     runner: options.RunnerName = "auto",
     max_length: options.MaxLength = None,
     truncate: options.Truncate = False,
@@ -75,23 +77,18 @@ def calibrate(
     labelled = max_accuracy_drop is not None
     rows = read_texts(texts, split, text_column, pair_column, label_column if labelled else None)
     with results_alone(quiet):
-        engine = load_quantized(
-            model,
-            rows,
-            "full",
-            device=device,
-            dtype=dtype,
-            runner=runner,
-            max_length=max_length,
-            truncation=truncate or None,
-            progress=not quiet,
-        )
+        settings: dict[str, Any] = {"max_length": max_length, "truncation": truncate or None, "progress": not quiet}
+        if dtype == options.AUTO:
+            engine = Engine(*load_both(model, device), "full", runner=runner, dtype="float32", **settings)
+        else:
+            engine = load_quantized(model, rows, "full", device=device, dtype=dtype, runner=runner, **settings)
         found = geep_triton.promises.calibrate.calibrate(
             engine,
             rows,
             [row["label"] for row in rows] if labelled else None,
             decision=decision,
             tolerance=tolerance,
+            dtypes=options.AUTO if dtype == options.AUTO else None,
             method=method,
             confidence=confidence,
             **promise,
@@ -131,17 +128,20 @@ def check_promises(asked: dict[str, Any]) -> dict[str, Any]:
 
 def table_of(found: Mapping[str, Any]) -> str:
     """A table of the candidates and the choice, and why faster ones were not chosen."""
-    chosen, candidates = found["chosen"], list(found["candidates"])
-    labelled = chosen["accuracy"] is not None
+    calibrated = Calibrated.of(found)
+    chosen, rows = calibrated.chosen, [(calibrated.named(each), each) for each in calibrated.with_chosen()]
+    labelled = chosen is not None and chosen.accuracy is not None
     accuracy = f"{'accuracy':>10}" if labelled else ""
-    lines = [f"{'policies':<30}{'layers':>7}{'agreement':>11}{accuracy}{'texts/s':>9}{'speed-up':>10}"]
-    for of in candidates if chosen in candidates else [*candidates, chosen]:
-        right = f"{of['accuracy']:>10.3f}" if labelled else ""
+    wide = max(30, *(len(name) + 2 for name, _ in rows))
+    lines = [f"{'policies':<{wide}}{'layers':>7}{'agreement':>11}{accuracy}{'texts/s':>9}{'speed-up':>10}"]
+    for name, of in rows:
+        right = f"{of.accuracy:>10.3f}" if labelled else ""
         lines.append(
-            f"{of['family']:<30}{of['mean_layers']:>7.2f}{of['agreement']:>11.3f}{right}{of['samples_per_second']:>9.0f}"
-            f"{of['speed_up']:>9.2f}x{'  chosen' if of == chosen else ''}"
+            f"{name:<{wide}}{of.mean_layers:>7.2f}{of.agreement:>11.3f}{right}{of.samples_per_second:>9.0f}"
+            f"{of.speed_up:>9.2f}x{'  chosen' if of == chosen else ''}"
         )
-    lines += faster_but_fragile(Calibrated.of(found))
-    if found["unsafe"]:
-        lines.append(f"without a setting that keeps the promise: {', '.join(found['unsafe'])}")
+    lines += faster_but_fragile(calibrated)
+    lines += calibrated.why_so()
+    if calibrated.unsafe:
+        lines.append(f"without a setting that keeps the promise: {', '.join(calibrated.unsafe)}")
     return "\n".join(lines)

@@ -34,7 +34,7 @@ def exits(
     batch_size: Annotated[int, typer.Option(help="Texts per training step.")] = 32,
     max_length: options.MaxLength = None,
     truncate: options.Truncate = False,
-    dtype: options.Dtype = None,
+    dtype: options.DtypeOrAuto = None,
     text_column: options.TextColumn = "text",
     pair_column: options.PairColumn = None,
     split: Annotated[str, typer.Option(help="Split of a data set on the hub.")] = "train",

@@ -8,11 +8,16 @@ import typer
 
 from geep_triton.runners.make import DTYPES, RUNNERS
 
+AUTO = "auto"
 RUNNER_NAMES = ("auto", *RUNNERS)
 
 
 def _dtypes(begun: str) -> list[str]:
     return [name for name in DTYPES if name.startswith(begun)]
+
+
+def _dtypes_or_auto(begun: str) -> list[str]:
+    return [name for name in (AUTO, *DTYPES) if name.startswith(begun)]
 
 
 def _runners(begun: str) -> list[str]:
@@ -23,6 +28,15 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a G
 Dtype = Annotated[
     str | None,
     typer.Option(help=f"Of the layers: {', '.join(DTYPES)}; by default the model's own.", autocompletion=_dtypes),
+]
+DtypeOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help=f"Of the layers: {', '.join(DTYPES)}; by default the model's own. auto (on a CPU): the fastest whose answers keep "
+        "the promise against float32.",
+        autocompletion=_dtypes_or_auto,
+    ),
 ]
 RunnerName = Annotated[
     str, typer.Option("--runner", help=f"How layers run: {', '.join(RUNNER_NAMES)}.", autocompletion=_runners)

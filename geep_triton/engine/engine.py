@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedTokenizerBase
 
+from geep_triton.calibrated import Calibrated
 from geep_triton.checks import check_bool, check_int, check_kind
 from geep_triton.engine.batching import BATCH_COSTS, IN_FLIGHT, TOKEN_BUDGETS, Batches, schedule
 from geep_triton.engine.checks import check_calibrated, check_finite, check_model, text_limits
@@ -169,6 +170,28 @@ class Engine:
     def dtype(self) -> str:
         """The dtype in which the layers run."""
         return self.runner.dtype
+
+    def explain(self) -> list[str]:
+        """How this engine answers and why, in plain sentences: its policy, its layers, and what a calibration measured of both.
+
+        `geep_triton.explain(engine, texts)` says why texts went as deep as they did.
+        """
+        found = [
+            f"Texts run under the policy {describe(self.policy)}.",
+            f"Layers run in {self.dtype} by runner “{self.runner.name}” on {self.model.device.type}.",
+        ]
+        served = self.model.exit_config
+        if served.calibration is None or self.policy != parse_policy(served.policy or "full"):
+            return [*found, "No calibration has chosen this policy."]
+        calibrated = Calibrated.of(served.calibration)
+        return [
+            *found,
+            "A calibration has chosen the policy:",
+            *calibrated.sentences(),
+            calibrated.how_sure(),
+            calibrated.holds_for(),
+            *calibrated.why_so(),
+        ]
 
     @property
     def runner(self) -> Runner[Any]:

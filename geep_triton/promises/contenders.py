@@ -15,6 +15,7 @@ from geep_triton.engine.predictions import EveryExit
 from geep_triton.engine.quantize import FEWEST_TEXTS, TOKENS, quantize
 from geep_triton.modeling.int8_layers import layers_digest
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.promises.terms import CannotPromise
 from geep_triton.runners.fastest import fastest, layer_seconds, multiplied_here
 from geep_triton.runners.make import DTYPES, check_convertible, dtype_name, has_choice, make_runner
 
@@ -138,8 +139,13 @@ def _find_scales(engine: Engine, samples: Samples) -> int:
     if model.int8_layers is not None and model.int8_layers.source == layers_digest(model):
         return 0
     lengths = samples.record.tokens.lengths[samples.order]
+    if len(lengths) < 2 * FEWEST_TEXTS:
+        raise CannotPromise(
+            f"{len(lengths)} texts are too few for dtype 'int8': at least {2 * FEWEST_TEXTS} are needed, a half for its scales "
+            "and a half to judge it"
+        )
     count = max(FEWEST_TEXTS, int((lengths.cumsum(0) < TOKENS).sum()))
-    count = min(count, len(samples.order) // 2)  # the other half judges
+    count = min(count, len(lengths) // 2)
     texts = [samples.inputs[row] for row in samples.order[:count].tolist()]
     settings = {"max_length": engine.max_length, "truncation": engine.truncation, "columns": engine.columns}
     model.int8_layers = quantize(model, engine.tokenizer, texts, progress=engine.progress, **settings)

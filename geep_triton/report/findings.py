@@ -14,11 +14,16 @@ FEW = 20  # texts of a group that say little alone
 def where_exits_do_not_pay(calibrated: Calibrated, num_layers: int) -> list[str]:
     """Sentences about policies, exits and texts that gain nothing. Empty where there are none."""
     found = []
-    if calibrated.chosen is not None and calibrated.chosen.family == "full":
-        found.append("No policy was both good enough and faster than full depth: all texts run all layers.")
+    chosen = calibrated.chosen
+    several = len(calibrated.full_depths) > 1
+    if chosen is not None and chosen.family == "full":
+        which = f"full depth in {chosen.dtype}" if several else "full depth"
+        found.append(f"No policy was both good enough and faster than {which}: all texts run all layers.")
     for candidate in calibrated.candidates:
-        if candidate.family != "full" and candidate.speed_up is not None and candidate.speed_up < 1:
-            found.append(f"“{candidate.family}” is only {candidate.speed_up:.2f} times as fast as full depth.")
+        gain = calibrated.over_own_full_depth(candidate)
+        if candidate.family != "full" and gain is not None and gain < 1:
+            which = " in its dtype" if several else ""
+            found.append(f"“{calibrated.named(candidate)}” is only {gain:.2f} times as fast as full depth{which}.")
     found += faster_but_fragile(calibrated)
     if calibrated.unsafe:
         failed = "was shown to keep the promise" if calibrated.on_answers else "is within the budget"
@@ -34,8 +39,9 @@ def faster_but_fragile(calibrated: Calibrated) -> list[str]:
     if chosen is None or chosen.speed_up is None or not calibrated.on_answers:
         return []
     return [
-        f"“{candidate.family}” is {candidate.speed_up:.2f} times as fast as full depth, and was not chosen: it breaks promises "
-        f"more easily where texts change, so it must be {least_gain(candidate.family):g} times as fast as the others."
+        f"“{calibrated.named(candidate)}” is {candidate.speed_up:.2f} times as fast as full depth, and was not chosen: it "
+        f"breaks promises more easily where texts change, so it must be {least_gain(candidate.family):g} times as fast as the "
+        "others."
         for candidate in calibrated.candidates
         if candidate.speed_up is not None and chosen.speed_up < candidate.speed_up
         if candidate.speed_up / least_gain(candidate.family) < chosen.speed_up / least_gain(chosen.family)

@@ -125,9 +125,7 @@ STEPS_HEIGHT, STEPS_BASE = 112, 84  # of the picture of a text's way, and the fo
 
 def in_order(calibrated: Calibrated) -> list[Candidate]:
     """The candidates, the chosen one among them, from slow to fast. Full depth is the first."""
-    candidates = list(calibrated.candidates)
-    if calibrated.chosen is not None and calibrated.chosen not in candidates:
-        candidates.append(calibrated.chosen)
+    candidates = calibrated.with_chosen()
     return sorted(candidates, key=lambda candidate: (candidate.family != "full", candidate.speed_up or 0.0))
 
 
@@ -158,7 +156,14 @@ def scatter(calibrated: Calibrated) -> Scatter | None:
     )
     return Scatter(
         dots=tuple(
-            Dot(number, *point, *place, _in_words(number, each), each == calibrated.chosen, each.family == "full")
+            Dot(
+                number,
+                *point,
+                *place,
+                _in_words(number, calibrated.named(each), each),
+                each == calibrated.chosen,
+                each.family == "full",
+            )
             for (number, each), point, place in zip(numbered, points, places, strict=True)
         ),
         curve=tuple(f"{x(each.speed_up or 0.0):.1f},{y(each.agreement):.1f}" for each in curve),
@@ -181,9 +186,9 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [round(step * index, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _in_words(number: int, candidate: Candidate) -> str:
+def _in_words(number: int, name: str, candidate: Candidate) -> str:
     return (
-        f"{number}: {candidate.family}, {candidate.speed_up or 0.0:.2f} times as fast as all layers, "
+        f"{number}: {name}, {candidate.speed_up or 0.0:.2f} times as fast as all layers, "
         f"{percent(candidate.agreement)} get the same answer"
     )
 

@@ -11,6 +11,7 @@ from geep_triton.calibrated import Calibrated, Candidate, brief
 from geep_triton.cli import failures
 from geep_triton.cli.calibrate import table_of
 from geep_triton.policies.text import parse_policy
+from geep_triton.runners.fastest import multiplied_here
 from tests.cli.commands import ROWS, write
 
 
@@ -46,6 +47,30 @@ def test_a_model_that_shall_run_in_int8_gets_its_scales_from_the_texts(trained, 
     again = geep("calibrate", output, "--texts", texts, "--agreement", 0.7, "--dtype", "int8")
     assert again.code == 0, again.err
     assert (output / "int8_layers.safetensors").read_bytes() == before
+
+
+def test_calibrate_chooses_the_dtype(trained, tmp_path, rows, geep, refusal):
+    """Every dtype that this CPU multiplies is tried, and the folder is served in the one that was chosen."""
+    output, more = tmp_path / "calibrated", [{"text": f"{row['text']} {word}"} for row in rows for word in ("good", "dull")]
+    few, texts = write(tmp_path / "few.jsonl", more[:60]), write(tmp_path / "calibration.jsonl", more)
+    arguments = "--agreement", 0.7, "--dtype", "auto", "-o", output, "--device", "cpu"
+    if "int8" in multiplied_here():
+        said = refusal(4, "calibrate", trained, "--texts", few, *arguments)
+        assert "60 texts are too few for dtype 'int8': at least 64" in said
+    done = geep("calibrate", trained, "--texts", texts, *arguments)
+    assert done.code == 0, done.err
+    assert "full in float32" in done.out
+    assert "Full depth answered, timed in turns: float32 " in done.out or multiplied_here() == []
+    saved = json.loads((output / "exit_config.json").read_text())["calibration"]
+    assert [each["dtype"] for each in saved["full_depths"]] == ["float32", *multiplied_here()]
+    assert Engine.from_pretrained(output, device="cpu").dtype == saved["dtype"]
+    assert (output / "int8_layers.safetensors").exists() == (saved["dtype"] == "int8")
+    assert geep("report", output, "-o", tmp_path / "report.html").code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "dtype and runner" in page
+    assert "full in float32" in page
+    assert "full in float32" in (output / "README.md").read_text()
+    assert "unknown dtype 'auto'" in refusal(3, "predict", output, texts, "--dtype", "auto", "-o", tmp_path / "answers.jsonl")
 
 
 def test_the_table_says_why_a_faster_policy_was_not_chosen():

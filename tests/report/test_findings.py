@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from geep_triton.calibrated import AtExit, Breakdown, Calibrated, Candidate, Group, percent
 from geep_triton.report.findings import below_promise, where_exits_do_not_pay
 
@@ -44,6 +46,31 @@ def test_who_is_faster_but_not_clearly():
         assert all(text.startswith("“risk” is 1.90 times as fast") and "1.1 times" in text for text in sentences)
     found = Calibrated({"speedup": 1.5}, chosen=FAST, candidates=(FULL, FAST, close))  # a budget takes who agrees most
     assert where_exits_do_not_pay(found, 4) == []
+
+
+def test_dtypes_are_told_apart():
+    """A policy in another dtype is held beside full depth in its own, and a dtype that fails is named."""
+    float32, bfloat16, int8 = (
+        Candidate("full", "full", share, None, 4.0, 100 * speed, speed, dtype)
+        for share, speed, dtype in ((1.0, 1.0, "float32"), (0.998, 2.0, "bfloat16"), (0.9, 3.0, "int8"))
+    )
+    slow = replace(SLOW, samples_per_second=150.0, speed_up=1.5, dtype="bfloat16")
+    found = Calibrated(
+        {"agreement": 0.98}, chosen=bfloat16, candidates=(float32, replace(FAST, dtype="float32"), bfloat16, slow),
+        dtype="bfloat16", full_depths=(float32, bfloat16, int8), layer_seconds={"float32": {"onednn": 0.01, "torch": 0.02}},
+    )  # fmt: skip
+    assert where_exits_do_not_pay(found, 4) == [
+        "No policy was both good enough and faster than full depth in bfloat16: all texts run all layers.",
+        "“margin in bfloat16” is only 0.75 times as fast as full depth in its dtype.",
+    ]
+    assert found.why_so() == [
+        "Full depth answered, timed in turns: float32 100 texts a second; bfloat16 200 texts a second (99.8 % get the same "
+        "answer); int8 300 texts a second (90 % get the same answer).",
+        "No policy in int8 was shown to keep the promise, so none was taken.",
+        "A layer in float32 took 10 ms by “onednn” and 20 ms by “torch”.",
+    ]
+    read = Calibrated.of({"promise": ["agreement", 0.98], **found.to_dict()})
+    assert (read.full_depths, read.why_so(), read.named(slow)) == (found.full_depths, found.why_so(), "margin in bfloat16")
 
 
 def test_full_depth_was_chosen():

@@ -56,7 +56,7 @@ def test_it_says_what_was_promised_found_and_gained(calibrated, page):
     assert "At least 80 % of texts get the answer that all layers give." in words
     assert "This holds with 95 % confidence" in words
     assert f"It rests on {found.samples} texts" in words
-    assert "layers in float32 on a CPU for texts of at most 64 tokens" in words
+    assert "layers in float32 by runner “torch” on a CPU for texts of at most 64 tokens" in words
     assert f"{found.chosen.speed_up:.1f}× as fast as all layers" in words
     assert f"{found.chosen.mean_layers:.1f} of 4 layers run" in words
     for candidate in found.candidates:
