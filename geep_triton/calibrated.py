@@ -26,7 +26,7 @@ class Candidate:
         mean_layers: how many layers a sample runs on average.
         samples_per_second: by the wall clock of this machine; None where it was not measured.
         speed_up: how many times as fast as full depth in the same run, in the model's own dtype.
-        dtype: of the layers; None: not told, since the calibration tried no other than its own.
+        dtype: of the layers; None: not told, as by older versions, which tried one dtype.
     """
 
     policy: str
@@ -130,7 +130,8 @@ class Calibrated:
         missing: names of what could not be read.
         runner: that ran the layers. None: not told.
         full_depths: full depth in each dtype that was tried, that of the full model first. Empty: not told.
-        layer_seconds: dtype -> runner -> seconds of a layer, where runners were compared.
+        runner_speeds: dtype -> runner -> texts a second at full depth, where runners were compared.
+        reference: dtype of the full model whose answers the promise is about. None: that of the layers.
     """
 
     promises: Promises
@@ -149,7 +150,8 @@ class Calibrated:
     missing: tuple[str, ...] = ()
     runner: str | None = None
     full_depths: tuple[Candidate, ...] = ()
-    layer_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    runner_speeds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reference: str | None = None
 
     @classmethod
     def of(cls, calibration: Mapping[str, Any]) -> Calibrated:
@@ -161,7 +163,7 @@ class Calibrated:
             "breakdown": Breakdown.from_dict,
         }  # fmt: skip
         newer: dict[str, Callable[[Any], Any]] = {
-            "runner": _text, "full_depths": _several(_candidate), "layer_seconds": _by_dtype,
+            "runner": _text, "full_depths": _several(_candidate), "runner_speeds": _by_dtype, "reference": _text,
         }  # fmt: skip
         readers.update({name: read for name, read in newer.items() if name in calibration})
         found: dict[str, Any] = {}
@@ -192,7 +194,8 @@ class Calibrated:
 
     def sentences(self) -> list[str]:
         """What is promised, in plain sentences."""
-        return [sentence for name, value in self.promises.items() for sentence in _sentences(name, value)]
+        full = "all layers" if self.reference is None or self.dtype == "float32" else f"all layers in {self.reference}"
+        return [sentence for name, value in self.promises.items() for sentence in _sentences(name, value, full)]
 
     def how_sure(self) -> str:
         """With which confidence, in a plain sentence."""
@@ -242,10 +245,20 @@ class Calibrated:
             if failed:
                 shown = "shown to keep the promise" if self.on_answers else "within the budget"
                 found.append(f"No policy in {' or '.join(failed)} was {shown}, so none was taken.")
-        for dtype, seconds in self.layer_seconds.items():
-            by_runner = " and ".join(f"{1000 * value:.3g} ms by “{name}”" for name, value in seconds.items())
-            found.append(f"A layer in {dtype} took {by_runner}.")
+        for dtype, speeds in self.runner_speeds.items():
+            by_runner = ", ".join(f"{value:,.0f} by “{name}”" for name, value in speeds.items())
+            found.append(f"Runners in {dtype}, texts a second at full depth on some texts: {by_runner}.")
         return found
+
+    def gains(self) -> list[str]:
+        """What the chosen policy gains, and what comes next, in plain sentences. Empty where nothing of it is recorded."""
+        if self.chosen is None:
+            return []
+        others = [each for each in self.candidates if (each.policy, each.dtype) != (self.chosen.policy, self.chosen.dtype)]
+        others.sort(key=lambda each: each.samples_per_second or 0.0, reverse=True)
+        told = [f"“{self.named(self.chosen)}” answers {_rate(self.chosen)}, {percent(self.chosen.agreement)} of them the same"]
+        told += [f"“{self.named(each)}” {_rate(each)}, {percent(each.agreement)}" for each in others[:1]]
+        return [f"{'; the fastest other candidate, '.join(told)}."]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -287,29 +300,28 @@ def brief(policy: str) -> str:
     return re.sub(r"\d+\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", policy)
 
 
-def _sentences(name: str, value: float | Mapping[str, float]) -> list[str]:
-    """What one promise says, in plain sentences: one, or one for each label."""
+def _sentences(name: str, value: float | Mapping[str, float], full: str) -> list[str]:
+    """What one promise says, in plain sentences: one, or one for each label. `full` names what answers are held to."""
     by_label = value if isinstance(value, Mapping) else {}
     if name == "class_recall":
         return [
-            f"At least {percent(share)} of the texts that all layers give “{label}” get it."
-            for label, share in by_label.items()
+            f"At least {percent(share)} of the texts that {full} give “{label}” get it." for label, share in by_label.items()
         ]
     if name == "label_agreement":
         if not isinstance(value, Mapping):
-            return [f"Each label is given, or not given, as by all layers for at least {percent(value)} of texts."]
+            return [f"Each label is given, or not given, as by {full} for at least {percent(value)} of texts."]
         return [
-            f"“{label}” is given, or not given, as by all layers for at least {percent(share)} of texts."
+            f"“{label}” is given, or not given, as by {full} for at least {percent(share)} of texts."
             for label, share in by_label.items()
         ]
     if isinstance(value, Mapping):
         return []
     return [
         {
-            "agreement": f"At least {percent(value)} of texts get the answer that all layers give.",
-            "max_accuracy_drop": f"Accuracy is at most {value:g} ({100 * value:.4g} % of texts) below that of all layers.",
+            "agreement": f"At least {percent(value)} of texts get the answer that {full} give.",
+            "max_accuracy_drop": f"Accuracy is at most {value:g} ({100 * value:.4g} % of texts) below that of {full}.",
             "mean_depth": f"A text runs at most {value:g} layers on average.",
-            "speedup": f"Texts are answered at least {value:g} times as fast as by all layers.",
+            "speedup": f"Texts are answered at least {value:g} times as fast as by {full}.",
         }[name]
     ]
 

@@ -117,9 +117,18 @@ def multiplies_int8() -> bool:
     return bool((found == 64 * 127 * 255).all())
 
 
+def has_onednn_bfloat16() -> bool:
+    """Whether oneDNN multiplies bfloat16 here at all: it refuses to on CPUs that have not even half of the instructions."""
+    try:
+        onednn_weight(torch.ones(16, 16, dtype=torch.bfloat16))
+    except RuntimeError:
+        return False
+    return True
+
+
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether this CPU has instructions for products in bfloat16, and oneDNN takes them."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and has_onednn_bfloat16()
 
 
 def keep_large_blocks() -> None:

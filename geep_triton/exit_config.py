@@ -27,7 +27,7 @@ PROMISES = {
 PROMISES_ON_ANSWERS = ("agreement", "label_agreement", "class_recall", "max_accuracy_drop")  # the others are on costs
 Promises: TypeAlias = Mapping[str, float | Mapping[str, float]]  # name -> value, or label -> value
 NEW_FIELDS = ("decision", "tolerance", "ranking", "ranking_calibration", "max_length", "truncation")
-LONGEST_LAYER = 3600.0  # seconds
+FASTEST = 1e12  # texts a second
 FEWEST_TOKENS = 3  # of a text's most: two special ones around one
 NUMBERS = ("thresholds", "temperatures", "decision", "tolerance")  # fields of one number or several
 
@@ -149,10 +149,10 @@ class ExitConfig:
         for name, value in asdict(other).items():
             setattr(self, name, value)
 
-    def layer_seconds(self, dtype: str) -> dict[str, float]:
-        """Runner -> seconds of a layer in a dtype, as the calibration measured it. Empty where it compared no runners."""
-        seconds = ((self.calibration or {}).get("layer_seconds") or {}).get(dtype) or {}
-        return dict(seconds)
+    def runner_speeds(self, dtype: str) -> dict[str, float]:
+        """Runner -> texts a second in a dtype, as the calibration measured it. Empty where it compared no runners."""
+        speeds = ((self.calibration or {}).get("runner_speeds") or {}).get(dtype) or {}
+        return dict(speeds)
 
     def check_fits(self, num_exits: int) -> None:
         """Raise ValueError unless thresholds and temperatures are as many as a model with `num_exits` exits needs."""
@@ -272,12 +272,13 @@ def _check_calibration(calibration: Any) -> None:
         check_choice("promise of calibration", name, PROMISES)
         for number in value.values() if isinstance(value, dict) else (value,):
             check_number(f"{name} that calibration promises", number, 0.0, PROMISES[name])
-    seconds = calibration.get("layer_seconds", {})
-    _check_type("layer_seconds of calibration", seconds, dict)
-    for dtype, by_runner in (seconds or {}).items():
-        _check_type(f"layer_seconds of calibration in {dtype}", by_runner, dict)
+    _check_type("dtype of calibration", calibration.get("dtype", ""), str)
+    speeds = calibration.get("runner_speeds", {})
+    _check_type("runner_speeds of calibration", speeds, dict)
+    for dtype, by_runner in (speeds or {}).items():
+        _check_type(f"runner_speeds of calibration in {dtype}", by_runner, dict)
         for runner, value in (by_runner or {}).items():
-            check_number(f"layer_seconds of calibration in {dtype} by {runner}", value, 0.0, LONGEST_LAYER)
+            check_number(f"runner_speeds of calibration in {dtype} by {runner}", value, 0.0, FASTEST)
     if "truncation" in calibration:
         check_bool("truncation of calibration", calibration["truncation"])
     if "max_length" in calibration:

@@ -23,10 +23,10 @@ from geep_triton.engine.quantize import quantize
 from geep_triton.modeling.loading import is_fine_tuned
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.calibrate import calibrate
-from geep_triton.promises.contenders import AUTO, check_dtypes
+from geep_triton.promises.contenders import AUTO, check_dtypes, why_no_int8
 from geep_triton.promises.families import error_shares, families_of
 from geep_triton.promises.terms import Term, refuse_too_few, samples_for
-from geep_triton.runners.make import DTYPES
+from geep_triton.runners.make import DTYPES, multiplied_here
 from geep_triton.table.exit_table import FORECASTS
 from geep_triton.tokens.encoder import Encoder
 from geep_triton.tokens.samples import Inputs
@@ -109,8 +109,8 @@ def give_exits(
     check_number("learning_rate", learning_rate, 0.0, 1.0)
     if dtype is not None:
         check_choice("dtype", str(dtype).removeprefix("torch."), (AUTO, *DTYPES))
-    if dtype == AUTO and (device := check_device(None)).type != "cpu":
-        raise ValueError(f"dtype {AUTO!r} compares dtypes on a CPU, and here the model is served on {device}: name one dtype")
+    if dtype in (AUTO, "int8") and (device := check_device(None)).type != "cpu":
+        raise ValueError(f"dtype {dtype!r} is for a CPU, and here the model is served on {device}: name another dtype")
     check_bool("truncation", truncation)
     check_bool("progress", progress)
     source, output = pretrained_model_name_or_path, Path(output)
@@ -128,6 +128,8 @@ def give_exits(
         model = MultiExitBert.from_pretrained(source, **config)
     if model.dtype != torch.float32:
         raise ValueError(f"{source}: expected a model in float32, got {model.dtype}")
+    if dtype == "int8" and (why := why_no_int8(model)):
+        raise ValueError(f"dtype 'int8': {why}")
     model.exit_table = None  # of its exits before
     model.exit_config.judge_by(decision, tolerance)
     if isinstance(model.answers, Score):
@@ -138,7 +140,8 @@ def give_exits(
     dataset = TextDataset(texts, encoder, label2id=None, progress=progress)
     hashes = dataset.tokens.hashes()
     training, held_out = _split(hashes, seed)
-    _check_enough(agreement, len(held_out), model)
+    dtypes = 1 + len(multiplied_here()) if dtype == AUTO else 1
+    _check_enough(agreement, len(held_out), model, dtypes)
     call = {
         "model": model.weights_digest(), "texts": hashlib.sha256(hashes.numpy().tobytes()).hexdigest(), "seed": seed,
         "config": repr(sorted(config.items())), "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
@@ -182,8 +185,10 @@ def give_exits(
             engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
         _say(progress, f"3 of 3: policies are judged and timed on {len(held_out):,} texts that were held out")
         held = [texts[index] for index in held_out]
-        dtypes = others if dtype == AUTO else None
-        found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE, dtypes=dtypes).chosen
+        tried = others if dtype == AUTO else None
+        found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE, dtypes=tried).chosen
+        if engine.dtype != "int8":
+            engine.model.int8_layers = None
         engine.save_pretrained(output)
         if dtype == AUTO:  # that engine holds weights twice
             engine = Engine.from_pretrained(output, **settings)
@@ -209,11 +214,11 @@ def _split(hashes: torch.Tensor, seed: int) -> tuple[list[int], list[int]]:
     return (~is_held_out).nonzero()[:, 0].tolist(), is_held_out.nonzero()[:, 0].tolist()
 
 
-def _check_enough(agreement: float, held_out: int, model: MultiExitBert) -> None:
+def _check_enough(agreement: float, held_out: int, model: MultiExitBert, dtypes: int) -> None:
     """Refuse too few texts before the training, by what `calibrate` will need once the exit table has learned."""
     shares = error_shares(families_of(model, learned=("agreement", FORECASTS))).values()
     term = Term("agreement", agreement)
-    needed = samples_for(term, [1 - (1 - CONFIDENCE) * share for share in shares])
+    needed = samples_for(term, [1 - (1 - CONFIDENCE) * share / dtypes for share in shares])
     total = math.ceil(needed / HELD_OUT)
     refuse_too_few(
         term, held_out, needed, f", {HELD_OUT:.0%} of all, which are held out to calibrate (give {total} in all, or more)"

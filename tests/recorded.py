@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from geep_triton.engine.costs import LayerCosts
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.policies.text import parse_policy
+from geep_triton.promises.calibrate import find_policy
+from geep_triton.promises.calibration import Calibration
 from geep_triton.promises.simulate import simulate
 
 CONFIDENCE = 0.9
@@ -27,6 +30,11 @@ class RecordedEngine:
     def every_exit(self, rows):
         rows = torch.tensor(rows)
         return EveryExit(self.tokens.select(rows), self.logits[rows])
+
+
+def policy_found(*arguments: Any, **settings: Any) -> Calibration:
+    """What `find_policy` calibrates."""
+    return find_policy(*arguments, **settings).calibration
 
 
 def simulated(runs, rows, rounds, progress=False):

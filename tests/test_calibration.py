@@ -10,12 +10,11 @@ import pytest
 from geep_triton import Engine, MultiExitBert, audit, build_exit_table, calibrate
 from geep_triton.engine.checks import as_list, label_ids
 from geep_triton.policies.policy import OneExitWarning
-from geep_triton.promises.calibrate import find_policy
 from geep_triton.promises.families import CLEARLY_FASTER, FRAGILE, TRIED, least_gain
 from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
 from tests.int8 import quantized
-from tests.recorded import RecordedEngine, simulated
+from tests.recorded import RecordedEngine, policy_found, simulated
 
 
 def test_calibrate_keeps_the_promise_and_is_used_from_then_on(calibrated, tokenizer, many, tmp_path):
@@ -68,12 +67,12 @@ def test_a_speed_up_and_an_accuracy_on_real_exits(real_logits, monkeypatch):
     model = MultiExitBert(tiny_config(num_hidden_layers=6, num_labels=2))
     engine = RecordedEngine(model, Tokens.from_lists([[5, row] for row in range(len(real_logits))]), real_logits)
     rows, settings = list(range(1200)), {"rounds": 1, "speed_samples": 10}
-    fast, _ = find_policy(engine, rows, None, {"speedup": 2.0}, "learn-then-test", None, **settings)
+    fast = policy_found(engine, rows, None, {"speedup": 2.0}, "learn-then-test", None, **settings)
     assert fast.chosen.speed_up >= 2.0
     assert fast.chosen.agreement > 0.97
     labels = real_logits[:1200, -1].argmax(-1).tolist()
     for method in ("learn-then-test", "conformal"):
-        right, _ = find_policy(engine, rows, labels, {"max_accuracy_drop": 0.05}, method, None, **settings)
+        right = policy_found(engine, rows, labels, {"max_accuracy_drop": 0.05}, method, None, **settings)
         assert right.chosen.accuracy >= 0.95
         assert right.chosen.speed_up > 1.5
 
@@ -94,7 +93,7 @@ def test_a_policy_that_was_held_up_once_is_measured_again(real_logits, monkeypat
     for measure in (simulated, held_up):
         monkeypatch.setattr("geep_triton.promises.search.speeds_of", measure)
         settings = {"rounds": 1, "speed_samples": 10}
-        result, _ = find_policy(engine, list(range(1200)), None, {"speedup": 2.0}, "learn-then-test", None, **settings)
+        result = policy_found(engine, list(range(1200)), None, {"speedup": 2.0}, "learn-then-test", None, **settings)
         chosen.append(result.chosen.policy)
         assert all(candidate.speed_up >= 2.0 for candidate in result.candidates[1:])
         assert not {candidate.family for candidate in result.candidates} & set(result.unsafe)
@@ -203,7 +202,7 @@ def test_a_calibration_is_of_the_texts_that_the_table_does_not_know(model, token
         settings = ({"max_accuracy_drop": 0.4}, "learn-then-test", None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            result, _ = find_policy(
+            result = policy_found(
                 Engine(model, tokenizer), inputs, [labels[text] for text in inputs], *settings, rounds=1, speed_samples=20
             )
         told = [
@@ -234,7 +233,7 @@ def test_a_fragile_family_must_be_clearly_faster(real_logits, monkeypatch, famil
             "geep_triton.promises.search.speeds_of",
             lambda runs, *_, speeds=speeds: {run: speeds.get(run[1], 1.0) for run in runs},
         )
-        result, _ = find_policy(
+        result = policy_found(
             engine, list(range(1200)), None, {"agreement": 0.9}, "learn-then-test", 0.9, rounds=1, speed_samples=10
         )
         assert {family, "threshold"} <= {candidate.family for candidate in result.candidates}

@@ -12,7 +12,6 @@ from geep_triton import MultiExitBert, build_exit_table
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.ops.exit_scores import score_exits
 from geep_triton.policies.text import format_policy, parse_policy
-from geep_triton.promises.calibrate import find_policy
 from geep_triton.promises.families import (
     PLAIN,
     TRIED,
@@ -28,7 +27,7 @@ from geep_triton.table.exit_table import ExitTable
 from geep_triton.table.records import ExitRecords, TableSettings
 from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
-from tests.recorded import CONFIDENCE, RecordedEngine, simulated
+from tests.recorded import CONFIDENCE, RecordedEngine, policy_found, simulated
 
 
 @pytest.mark.parametrize("method", ["learn-then-test", "conformal"])
@@ -53,7 +52,7 @@ def test_the_choice_among_all_families_keeps_its_promise(real_logits, real_label
         rows, others = rows[:600], rows[600:]
         labels = real_labels[rows].tolist() if promise[0] == "max_accuracy_drop" else None
         arguments = dict([promise]), method, CONFIDENCE if method == "learn-then-test" else None
-        result, _ = find_policy(engine, rows.tolist(), labels, *arguments, rounds=1, speed_samples=1)
+        result = policy_found(engine, rows.tolist(), labels, *arguments, rounds=1, speed_samples=1)
         exits = simulate(model, parse_policy(result.chosen.policy), tokens.select(others), real_logits[others])[:, None]
         if labels is None:
             loss = answers[others].gather(1, exits)[:, 0] != answers[others, -1]
@@ -91,7 +90,7 @@ def test_all_families_of_a_table_keep_their_promises_together(real_logits, real_
     for _ in range(200):
         rows = torch.randint(len(others), (500,), generator=generator).tolist()
         arguments = ({"agreement": 0.97}, "learn-then-test", CONFIDENCE)
-        result, _ = find_policy(engine, rows, None, *arguments, rounds=1, speed_samples=1)
+        result = policy_found(engine, rows, None, *arguments, rounds=1, speed_samples=1)
         truth = []
         for candidate in result.candidates:
             exits = simulate(model, parse_policy(candidate.policy), tokens_of, logits)

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from geep_triton import Engine, MultiExitBert, from_fine_tuned, give_exits
 from geep_triton.policies.policy import OneExitWarning
 from geep_triton.policies.text import parse_policy
-from geep_triton.runners.fastest import multiplied_here
+from geep_triton.runners.make import multiplied_here
 from geep_triton.unfinished import unfinished
 from tests.conftest import WORDS
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from geep_triton import Engine, MultiExitBert, give_exits, quantize
 from geep_triton.compat import multiplies_int8, packed_int8, quiet_quantization, unpacked_int8
-from geep_triton.modeling.int8_layers import INT8_FILE
+from geep_triton.modeling.int8_layers import FORMAT, INT8_FILE
 from geep_triton.runners.make import make_runner
 from geep_triton.runners.onednn import attention
 from geep_triton.runners.onednn.int8 import Int8Linear
@@ -249,6 +249,8 @@ def spoil(tensors, name):
         tensors["1.attend.weight_scale"][0] = torch.nan
     elif name == "negative":
         tensors["1.project.input_scale"] = torch.tensor(-1.0)
+    elif name == "hashes":
+        tensors["text_hashes"] = tensors["text_hashes"].float()
     elif name == "zero":
         tensors["3.reduce.input_zero"] = torch.tensor(256, dtype=torch.int32)
     else:
@@ -265,14 +267,15 @@ def spoil(tensors, name):
         ("negative", "1.project.input_scale must be above 0"),
         ("zero", "3.reduce.input_zero must be between 0 and 255, got 256"),
         ("dtype", "1.attend.weight must be int8"),
+        ("hashes", "text_hashes must be int64 of one dimension"),
     ],
 )
 def test_damaged_files(model, tokenizer, many, tmp_path, name, message):
     quantized(model, tokenizer, many).save_pretrained(tmp_path)
     path = tmp_path / INT8_FILE
     tensors = spoil(load_file(path), name)
-    about = json.dumps({"source": model.int8_layers.source, "texts": 3})
-    save_file(tensors, path, metadata={"format": "geep_triton.int8_layers.1", "about": about})
+    about = json.dumps({"source": model.int8_layers.source})
+    save_file(tensors, path, metadata={"format": FORMAT, "about": about})
     with pytest.raises(ValueError, match=f"damaged int8 layers: {message}"):
         MultiExitBert.from_pretrained(tmp_path)
     save_file(tensors, path)

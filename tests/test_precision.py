@@ -104,7 +104,7 @@ def test_layers_with_another_attention_stay_as_they_are(make_model, tokenizer, t
     engine = Engine(eager, tokenizer, "full", runner="onednn")
     assert not any(isinstance(layer, RowsLayer) for layer in engine.runner.parts.layers)
     torch.testing.assert_close(engine.predict(texts).logits, plain, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="'int8' needs layers with SDPA attention"):
+    with pytest.raises(ValueError, match="quantize needs layers with SDPA attention, got 'eager'"):
         Engine(quantized(eager, tokenizer, texts), tokenizer, "full", dtype="int8")
     eager.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="given another attention implementation"):

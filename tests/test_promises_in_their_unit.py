@@ -10,11 +10,10 @@ from scipy.stats import binom
 
 from geep_triton import Engine, MultiExitBert, audit, calibrate
 from geep_triton.policies.text import parse_policy
-from geep_triton.promises.calibrate import find_policy
 from geep_triton.promises.simulate import simulate
 from geep_triton.tokens.ragged import Tokens
 from tests.conftest import tiny_config
-from tests.recorded import CONFIDENCE, RecordedEngine, simulated
+from tests.recorded import CONFIDENCE, RecordedEngine, policy_found, simulated
 
 MULTI = "multi_label_classification"
 SAMPLES, EXITS, SPLITS = 4000, 5, 50
@@ -69,7 +68,7 @@ def test_how_often_a_promise_is_broken(case, method, monkeypatch):
         rows = torch.randperm(SAMPLES, generator=generator)
         rows, others = rows[:700], rows[700:]
         confidence = CONFIDENCE if method == "learn-then-test" else None
-        result, _ = find_policy(engine, rows.tolist(), None, promises, method, confidence, rounds=1, speed_samples=1)
+        result = policy_found(engine, rows.tolist(), None, promises, method, confidence, rounds=1, speed_samples=1)
         policy = parse_policy(result.chosen.policy)
         exits = simulate(model, policy, tokens.select(others), logits[others])
         given = logits[others, exits]

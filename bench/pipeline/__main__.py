@@ -78,6 +78,9 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
                     yield cell(kind, f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
             if on_cpu:
                 yield cell("growth", f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
+        for data in settings.texts if on_cpu else ():
+            if data in settings.models or settings.dry:
+                yield cell("segments", f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
     for axis in AXES:
         yield cell("scaling", axis, settings, axis)
     dtype = "float32" if on_cpu else "bfloat16"

@@ -248,6 +248,21 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
     ]
 
 
+def segments(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]:
+    """Ours with layers by another engine, beside ours with layers of its own, and that engine alone at full depth."""
+    bench = workbench(shape, data, settings, fresh=True)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = bench.ours(dtype) + (bench.ours(dtype, "onednn") if settings.way(dtype) == "onednn" else [])
+        dense, missing = bench.dense_of_other_engines(dtype, Path(folder))
+        under, absent = bench.under_exits(dtype, Path(folder))
+        rows = compared(bench, dense + ours + under, dtype, settings)
+    return [
+        found("", {"layers": bench.depth, "shapes": shapes_of([bench.tokens.lengths], settings.token_budget)}),
+        *rows,
+        *(found(name, {"missing": reason}) for name, reason in (missing | absent).items()),
+    ]
+
+
 def _stages(engine: Engine, policies: dict[str, str | Policy], rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Policy -> stage -> seconds, the median of rounds in turns."""
     rounds = [

@@ -174,13 +174,26 @@ def _reader(calibration: Sequence[Inputs]) -> Any:
 
 
 def export_onnx(graph: OnnxGraph, path: Path) -> None:
-    inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in INPUTS)
-    dynamic = {name: {0: "samples", 1: "tokens"} for name in INPUTS} | {"logits": {0: "samples"}}
+    exported(graph, tuple(torch.ones(2, 8, dtype=torch.int64) for _ in INPUTS), INPUTS, "logits", {0: "samples"}, path)
+
+
+def exported(
+    graph: nn.Module, inputs: tuple[torch.Tensor, ...], names: Sequence[str], output: str, open_axes: dict[int, str], path: Path
+) -> None:
+    """Write a module to a file.
+
+    Args:
+        graph: it takes batches of samples, whatever their number and length.
+        inputs: an example, by which it is traced; names: theirs.
+        output: the name of what it returns, and `open_axes` the axes of that whose size is open.
+        path: of the file.
+    """
+    dynamic = {name: {0: "samples", 1: "tokens"} for name in names} | {output: open_axes}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph.eval(),  # the exporter puts all of it back into the mode that the outermost module is in
-            inputs, path, input_names=list(INPUTS), output_names=["logits"], dynamic_axes=dynamic,
+            inputs, path, input_names=list(names), output_names=[output], dynamic_axes=dynamic,
             opset_version=17, dynamo=False,
         )  # fmt: skip
 

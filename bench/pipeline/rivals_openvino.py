@@ -6,12 +6,13 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from bench.pipeline.rivals_dense import Inputs
 from bench.pipeline.rivals_given import Given, Missing, need
 from bench.pipeline.rivals_onnx import OnnxGraph
 
@@ -47,7 +48,7 @@ class OpenVinoBert:
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Ids, mask, segments, each [B, S] -> logits [B, C]."""
+        """Ids, mask, segments, each [B, S] -> logits [B, C]; or whatever else the model takes."""
         given = [tensor.numpy() for tensor in inputs]  # the request keeps no input alive
         self._request.infer(given)
         return torch.from_numpy(self._request.get_output_tensor(0).data.copy())  # the next answer overwrites it
@@ -58,26 +59,31 @@ def openvino_model(given: Given) -> openvino.Model:
     need("openvino", *(["nncf"] if given.dtype == "int8" else []))
     import openvino
 
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in names}
+    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in range(3))
+    model = traced(OnnxGraph(given.module).eval(), example, [openvino.PartialShape([-1, -1])] * 3)
+    return quantized_on(model, given.calibration) if given.dtype == "int8" else model
+
+
+def traced(module: nn.Module, example: tuple[torch.Tensor, ...], shapes: list[openvino.PartialShape]) -> openvino.Model:
+    """A module of torch, traced on an example, for inputs of these shapes."""
+    import openvino
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing
-        graph = OnnxGraph(given.module).eval()
-        model = openvino.convert_model(graph, example_input=example, input=[openvino.PartialShape([-1, -1])] * 3)
-    return quantized(model, given) if given.dtype == "int8" else model
+        return openvino.convert_model(module, example_input=example, input=shapes)
 
 
-def quantized(model: openvino.Model, given: Given) -> openvino.Model:
+def quantized_on(model: openvino.Model, batches: Sequence[tuple[torch.Tensor, ...]]) -> openvino.Model:
     """Weights and activations in int8, as NNCF does for transformers."""
     import nncf
 
-    def arrays(inputs: Inputs) -> list:
+    def arrays(inputs: tuple[torch.Tensor, ...]) -> list:
         return [tensor.numpy() for tensor in inputs]
 
-    batches = nncf.Dataset(given.calibration, arrays)
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # its bars
-        return nncf.quantize(model, batches, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(given.calibration))
+        data, kind = nncf.Dataset(batches, arrays), nncf.ModelType.TRANSFORMER
+        return nncf.quantize(model, data, model_type=kind, subset_size=len(batches))
 
 
 def openvino_file(given: Given) -> Path:

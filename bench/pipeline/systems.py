@@ -38,6 +38,7 @@ from bench.pipeline.rivals_openvino import openvino_bert
 from bench.pipeline.rivals_torchao import torchao_bert
 from bench.pipeline.rivals_varlen import VarlenRival
 from bench.pipeline.rivals_zentorch import zentorch_bert
+from bench.pipeline.segments import ENGINES, Build, SegmentRunner
 from geep_triton import Engine, MultiExitBert, Predictions
 from geep_triton.policies.leave import Sure
 from geep_triton.policies.policy import Policy
@@ -185,7 +186,9 @@ class Workbench:
 
     def ours(self, dtype: str, way: str = "plain") -> list[System]:
         """Full depth, nobody leaving though all are scored, and every policy."""
-        engine, suffix = self.engine("full", dtype, way), "" if way == "plain" else f", {way}"
+        return self._of(self.engine("full", dtype, way), "" if way == "plain" else f", {way}")
+
+    def _of(self, engine: Engine, suffix: str) -> list[System]:
         policies = {"full": parse_policy("full"), NOBODY: parse_policy(NOBODY)} | self.policies
         return [
             System(f"ours, {name}{suffix}", "ours", engine.with_policy(policy).predict, self.exits_of(policy), suffix)
@@ -259,12 +262,38 @@ class Workbench:
             for backend in ("torch", *BACKENDS):
                 builds[f"CrossEncoder, {backend}"] = partial(self._cross_encoder, given, backend)
             builds["tf-idf"] = self._ceiling
+        return self._built(builds)
+
+    @staticmethod
+    def _built(builds: Mapping[str, Callable[[], System]]) -> tuple[list[System], dict[str, str]]:
+        """The systems that can be built, and why others cannot."""
         found, missing = [], {}
         for name, build in builds.items():
             try:
                 found.append(build())
             except Exception as error:  # whatever another package raises
                 missing[name] = why(error)
+        return found, missing
+
+    def dense_of_other_engines(self, dtype: str, folder: Path) -> tuple[list[System], dict[str, str]]:
+        """Those that `under_exits` takes layers of, at full depth."""
+        module = DenseBert(self.model, self.depth)
+        given = Given(module, dtype, torch.get_num_threads(), folder, self._calibration(), self.tokenizer, False)
+        return self._built({name: partial(self._package, given, name) for name in ENGINES})
+
+    def under_exits(self, dtype: str, folder: Path) -> tuple[list[System], dict[str, str]]:
+        """Ours at full depth and with exits, layers by another engine: on batches of any shape, and on a grid of shapes."""
+        found, missing = [], {}
+        for name in ENGINES:
+            for grid in (False, True):
+                build = Build(name, dtype, torch.get_num_threads(), folder, self._calibration())
+                suffix = f", {name}{', grid' if grid else ''}"
+                try:
+                    build.check()
+                    runner = SegmentRunner(self.model, build, grid)
+                    found += self._of(Engine(self.model, self.tokenizer, "full", runner=runner, **self.settings), suffix)
+                except Missing as error:
+                    missing[suffix.removeprefix(", ")] = why(error)
         return found, missing
 
     def _package(self, given: Given, name: str) -> System:

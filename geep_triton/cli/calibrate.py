@@ -73,6 +73,8 @@ def calibrate(
         "agreement": agreement, "label_agreement": label_agreement, "class_recall": recalls(class_recall),
         "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup,
     }  # fmt: skip
+    if dtype == options.AUTO and runner != options.AUTO:
+        raise typer.BadParameter(f"--dtype auto finds the fastest runner, too, got --runner {runner}")
     promise = check_promises({name: value for name, value in given.items() if value is not None})
     labelled = max_accuracy_drop is not None
     rows = read_texts(texts, split, text_column, pair_column, label_column if labelled else None)

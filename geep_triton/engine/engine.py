@@ -102,6 +102,9 @@ class Engine:
         observer: it is shown the answers of every window, as an audit is; None: nobody is.
     """
 
+    _runner: Runner[Any]
+    _watch: ModelWatch
+
     def __init__(
         self,
         model: MultiExitBert,
@@ -180,16 +183,21 @@ class Engine:
             f"Texts run under the policy {describe(self.policy)}.",
             f"Layers run in {self.dtype} by runner “{self.runner.name}” on {self.model.device.type}.",
         ]
-        served = self.model.exit_config
-        if served.calibration is None or self.policy != parse_policy(served.policy or "full"):
+        calibration = self.model.exit_config.calibration
+        calibrated = None if calibration is None else Calibrated.of(calibration)
+        if calibrated is None or calibrated.chosen is None or self.policy != parse_policy(calibrated.chosen.policy):
             return [*found, "No calibration has chosen this policy."]
-        calibrated = Calibrated.of(served.calibration)
+        if calibrated.dtype not in (None, self.dtype):
+            return [*found, f"A calibration has chosen it in {calibrated.dtype}, and promises nothing in {self.dtype}."]
+        if calibrated.on_answers and self.promise is None:
+            return [*found, "A calibration has chosen it, but what that was made with has changed: it promises nothing here."]
         return [
             *found,
             "A calibration has chosen the policy:",
             *calibrated.sentences(),
             calibrated.how_sure(),
-            calibrated.holds_for(),
+            *filter(None, [calibrated.holds_for()]),
+            *calibrated.gains(),
             *calibrated.why_so(),
         ]
 
@@ -201,6 +209,8 @@ class Engine:
     @runner.setter
     def runner(self, runner: Runner[Any]) -> None:
         check_runner(runner, self.model, None)
+        if "_watch" in self.__dict__:
+            self._watch.check_weights()  # a runner that was made before they changed may hold old copies
         self._runner, self._watch = runner, ModelWatch(runner)
         self.__dict__.pop("layer_costs", None)  # of the runner before
         self.forget_promise()
@@ -288,7 +298,7 @@ class Engine:
     def with_runner(self, runner: Runner[Any]) -> Engine:
         """Make an engine for the same model, policy and settings whose layers run by another runner."""
         other = copy.copy(self)
-        other.observer = None
+        other.observer, other._exits = None, ExitCounts(self.model.config.num_hidden_layers)
         other.runner = runner
         return other
 

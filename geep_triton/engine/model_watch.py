@@ -43,7 +43,7 @@ class ModelWatch:
         with torch.inference_mode(), attention_kernels(self._runner.cudnn_attention):
             yield
         # Otherwise a window would be answered half by the old weights and half by the new ones.
-        self._check_weights()
+        self.check_weights()
         if any(module.training for module in self._modules):
             raise ValueError("the model was set to training mode while the engine ran it: its answers are not kept")
 
@@ -55,10 +55,11 @@ class ModelWatch:
             raise ValueError(
                 "the model was given another attention implementation since this engine was made: make a new engine"
             )
-        self._check_weights()
+        self.check_weights()
         model.exit_config.check_fits(len(model.config.exit_layers))
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
+        """Raise ValueError where weights have changed since the engine was made."""
         if self._weights.changed():
             raise ValueError(
                 "the model's weights have changed since this engine was made (by training, loading or moving them): make a new "

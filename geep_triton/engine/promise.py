@@ -21,6 +21,7 @@ class Promise:
         table: the exit table that the model had.
         temperatures: the temperatures that its exits had.
         decision, tolerance: by which scores and sets of labels were compared.
+        reference: dtype of the full model. None: that in which the engine runs.
     """
 
     agreement: float | None
@@ -29,9 +30,10 @@ class Promise:
     temperatures: tuple[float, ...] | None
     decision: float | tuple[float, ...] | None
     tolerance: float | None
+    reference: str | None
 
     @classmethod
-    def made(cls, model: MultiExitBert, promises: Promises) -> Promise | None:
+    def made(cls, model: MultiExitBert, promises: Promises, reference: str | None) -> Promise | None:
         """What an audit can watch of these promises, with what the model has now. None where that is nothing."""
         agreement, recall = promises.get("agreement"), promises.get("class_recall")
         agreement = None if isinstance(agreement, Mapping) else agreement
@@ -39,7 +41,7 @@ class Promise:
         if agreement is None and not recall:
             return None
         served = model.exit_config
-        return cls(agreement, recall, model.exit_table, served.temperatures, served.decision, served.tolerance)
+        return cls(agreement, recall, model.exit_table, served.temperatures, served.decision, served.tolerance, reference)
 
     @classmethod
     def saved(cls, model: MultiExitBert, max_length: int) -> Promise | None:
@@ -58,14 +60,17 @@ class Promise:
             "decision": list(served.decision) if isinstance(served.decision, tuple) else served.decision,
             "tolerance": served.tolerance,
         }  # fmt: skip
+        of_int8 = calibration.get("dtype") == "int8"
+        now["int8_layers"] = model.int8_layers.digest() if of_int8 and model.int8_layers is not None else None
         then = {name: calibration.get(name, value) for name, value in now.items()}
         then["decision"] = list(then["decision"]) if isinstance(then["decision"], tuple) else then["decision"]
+        then["int8_layers"] = calibration.get("int8_layers")
         then["exit_policy"] = calibration.get("chosen", {}).get("policy", served.policy)
         changed = [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]
         if changed:
             warn(f"the model was calibrated with {'; '.join(changed)}: its policy is used, but its promise does not hold here")
         name, value = calibration["promise"]
-        return None if changed else cls.made(model, calibration.get("promises", {name: value}))
+        return None if changed else cls.made(model, calibration.get("promises", {name: value}), calibration.get("reference"))
 
     def holds(self, model: MultiExitBert) -> bool:
         """Whether the model still has that table, with its records or without, those temperatures and that decision."""

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_bool, check_kind
+from geep_triton.compat import attention_implementation
 from geep_triton.engine.batching import TOKEN_BUDGETS, schedule
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.loading import load_both
@@ -54,6 +55,8 @@ def quantize(
     check_bool("progress", progress)
     check_goes_together(model, "onednn", "int8")
     check_convertible(model, "quantize")
+    if (attention := attention_implementation(model.config)) != "sdpa":
+        raise ValueError(f"quantize needs layers with SDPA attention, got {attention!r}: model.set_attn_implementation('sdpa')")
     made = Engine(model, tokenizer, "full", runner="torch", progress=progress, **engine)
     tokens = made.encode(texts)
     if len(tokens) < FEWEST_TEXTS:
@@ -65,7 +68,7 @@ def quantize(
         tokens, embedder = some_of(tokens), PaddedRunner(model)
         batches = schedule(torch.ones_like(tokens.lengths), tokens.lengths, TOKEN_BUDGETS["cpu"])
         states = [embedder.embed(tokens, rows, tokens.lengths[rows]) for rows, _ in batches]
-        return quantize_layers(model, states, len(tokens), bar.update)
+        return quantize_layers(model, states, tokens.hashes(), bar.update)
 
 
 def load_quantized(

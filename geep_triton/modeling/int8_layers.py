@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from geep_triton.modeling.model import MultiExitBert
 
 INT8_FILE = "int8_layers.safetensors"
-FORMAT = "geep_triton.int8_layers.1"
+FORMAT = "geep_triton.int8_layers.2"
+TEXT_HASHES = "text_hashes"
 PRODUCTS = ("attend", "project", "expand", "reduce")
 PARTS = ("weight", "weight_scale", "bias", "input_scale", "input_zero", "smoothing")
 
@@ -88,20 +89,25 @@ class Int8Layers:
     Attributes:
         products: one mapping per layer, by the names in `PRODUCTS`.
         source: digest of the layers that were rounded, see `layers_digest`.
-        texts: how many texts the scales were found on.
+        text_hashes: [N] int64, `geep_triton.tokens.ragged.Tokens.hashes` of the texts that the scales were found on.
     """
 
-    def __init__(self, products: list[dict[str, Int8Product]], source: str, texts: int) -> None:
+    def __init__(self, products: list[dict[str, Int8Product]], source: str, text_hashes: torch.Tensor) -> None:
         self.products = products
         self.source = source
-        self.texts = texts
+        self.text_hashes = text_hashes
+
+    @property
+    def texts(self) -> int:
+        """How many texts the scales were found on."""
+        return len(self.text_hashes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Int8Layers:
         return self  # nothing in it changes
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """By their names in the file, such as "3.expand.weight"; layers count from 1."""
-        return {
+        return {TEXT_HASHES: self.text_hashes} | {
             f"{number}.{name}.{part}": tensor
             for number, layer in enumerate(self.products, start=1)
             for name, product in layer.items()
@@ -123,12 +129,13 @@ class Int8Layers:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has no int8 layers: expected format {FORMAT!r}, got {metadata.get('format')!r}")
         try:
-            about = json.loads(metadata.get("about", ""))
-            source, texts = about["source"], about["texts"]
+            source, hashes = json.loads(metadata.get("about", ""))["source"], tensors.pop(TEXT_HASHES)
+            if hashes.dtype != torch.int64 or hashes.ndim != 1:
+                raise ValueError(f"{TEXT_HASHES} must be int64 of one dimension, got {shorten(hashes)}")
             layers = list(_layers(tensors))
         except (TypeError, ValueError, KeyError, RecursionError) as error:
             raise ValueError(f"{path}: damaged int8 layers: {error}") from error
-        return cls(layers, source, texts)
+        return cls(layers, source, hashes)
 
     def check_fits(self, model: MultiExitBert) -> None:
         """Raise ValueError unless these are layers of the model's shape."""
@@ -161,7 +168,7 @@ def save_int8(int8: Int8Layers | None, new: Replacement, there: str | None) -> s
         return None
     digest = int8.digest()
     if there != digest or not (new.folder / INT8_FILE).is_file():
-        metadata = {"format": FORMAT, "about": json.dumps({"source": int8.source, "texts": int8.texts})}
+        metadata = {"format": FORMAT, "about": json.dumps({"source": int8.source})}
         save_file({name: tensor.contiguous() for name, tensor in int8.tensors().items()}, new.path / INT8_FILE, metadata)
     return digest
 

@@ -12,6 +12,7 @@ from geep_triton.checks import check_choice, check_int, check_kind, check_number
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.promise import Promise, still_kept
 from geep_triton.promises.guarantees import binomial_interval
+from geep_triton.table.fingerprint import tokenizer_fingerprint
 from geep_triton.tokens.ragged import Tokens
 from geep_triton.warn import warn
 
@@ -25,6 +26,7 @@ def audit(
     confidence: float = 0.95,
     seed: int | None = None,
     recall_of: str | None = None,
+    reference: Engine | None = None,
 ) -> Audit:
     """From now on, run a random share of an engine's samples to the end as well, and compare the answers.
 
@@ -40,6 +42,9 @@ def audit(
         seed: of the random choice; None: another one each time.
         recall_of: the name of a class or label. Then only those audited samples count to which the full model gives it, and an
             answer agrees where it has it too. None: whole answers are compared.
+        reference: an engine that runs the same model in the dtype of the full model whose answers were promised. It is needed
+            to watch a promise that was made over several dtypes: without it, such an audit compares with all layers in the
+            engine's own dtype, and only observes. None: the engine itself.
 
     Returns:
         The audit. Its `report()` tells the observed agreement. `predict` warns once when the audit has shown, at this
@@ -60,12 +65,35 @@ def audit(
         check_choice("recall_of", recall_of, engine.model.config.label2id)
         if isinstance(answers, Score) and answers.decision is None:
             raise ValueError("recall_of a score needs a decision, from which on it is positive: set model.exit_config.decision")
+    if reference is not None:
+        _check_reference(engine, reference)
     promise = promise_of(engine)
     if promised is None:
         promised = _promised(promise, recall_of)
+        of = None if promise is None else promise.reference
+        if promised is not None and of is not None and of != (reference or engine).dtype:
+            warn(
+                f"the promise is about the answers of all layers in {of}, and this audit compares with those in "
+                f"{(reference or engine).dtype}, so it only observes: give it an engine that runs the model in {of} "
+                "(reference=...)"
+            )
+            promised = None
     made = Audit(rate, promised, confidence, seed)
-    engine.observer = _Auditor(engine, made, recall_of)
+    engine.observer = _Auditor(engine, made, recall_of, reference or engine)
     return made
+
+
+def _check_reference(engine: Engine, reference: Engine) -> None:
+    """Raise unless the reference answers the same classes from the same tokens."""
+    check_kind("reference", reference, Engine)
+    ours, theirs = (
+        (one.model.config.id2label, tokenizer_fingerprint(one.tokenizer), one.model.exit_config.answers_by)
+        for one in (engine, reference)
+    )
+    if ours != theirs:
+        raise ValueError(
+            "reference must run the engine's own model, got one with other labels, another tokenizer or another decision"
+        )
 
 
 def _promised(promise: Promise | None, recall_of: str | None) -> float | None:
@@ -88,6 +116,7 @@ class _Auditor:
     engine: Engine
     audit: Audit
     recall_of: str | None
+    reference: Engine
 
     def see(self, tokens: Tokens, logits: torch.Tensor) -> None:
         """Run some of a window's samples to the end, and count how many of their answers [N, C] are the same."""
@@ -96,7 +125,7 @@ class _Auditor:
             self.audit.promised = None
         rows = self.audit.choose(len(tokens))
         if rows.numel():
-            self.audit.record(self._agrees(logits[rows], engine.full_depth(tokens.select(rows))))
+            self.audit.record(self._agrees(logits[rows], self.reference.full_depth(tokens.select(rows))))
 
     def _agrees(self, logits: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
         """[M] bool: whether answers are the last exit's. Of a class: of the samples that have it, whether they get it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from geep_triton.engine.engine import Engine
 from geep_triton.engine.promise import Promise
 from geep_triton.engine.truth import true_answers
 from geep_triton.exit_config import Promises
+from geep_triton.modeling.int8_layers import Int8Layers
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.policies.text import parse_policy
 from geep_triton.promises.breakdown import breakdown
 from geep_triton.promises.calibration import Calibration
-from geep_triton.promises.contenders import Samples, check_dtypes, contenders, int8_layers_kept, with_fastest_runner
-from geep_triton.promises.families import Family, error_shares, families_of
+from geep_triton.promises.contenders import AUTO, Samples, check_dtypes, contenders, int8_layers_kept, with_scales
+from geep_triton.promises.families import FULL, Family, error_shares, families_of
 from geep_triton.promises.guarantees import warn_of_repeated
 from geep_triton.promises.search import Cell, Search, cells_of
 from geep_triton.promises.terms import Term, check_method, read_terms, refuse_too_few, samples_for
@@ -61,15 +63,14 @@ def calibrate(
     "conformal" it holds on average over the texts that might have been given (conformal risk control, Angelopoulos et al.
     2022). That is bolder and needs fewer texts, but one calibration may fall short. Families that break promises more easily
     where texts change (`geep_triton.promises.families.FRAGILE`) are taken only where they are clearly faster. `mean_depth` and
-    `speedup` promise nothing about answers: of all policies that are cheap enough, the one that agrees most is taken. In int8
-    an answer varies a little with the texts beside it; a promise is made of one run and does not cover that. The full model is
-    the model at its last exit. It skips layers as the engine's policy says, and so does the policy that is found.
+    `speedup` promise nothing about answers: of all policies that are cheap enough, the one that agrees most is taken. The full
+    model is the model at its last exit. It skips layers as the engine's policy says, and so does the policy that is found.
 
     `dtypes` are tried besides the engine's own, on a CPU: each runs by the fastest runner for it, and its answers are compared
     with the full model in the engine's own dtype, float32. A dtype has its part of the error, and only one that keeps the
     promise at full depth is taken. So a calibrated engine is as fast as the fastest full depth that keeps the promise, or
-    faster. In int8, layers that the model does not have get their scales from up to half of the texts, which then do not judge
-    it.
+    faster. Texts that gave layers in int8 their scales do not judge them: where the model has no such layers, up to half of the
+    texts give them. `quantize` finds them on other texts beforehand.
 
     Args:
         engine: it gets the policy that was found.
@@ -88,8 +89,8 @@ def calibrate(
         speedup: how many times as fast as full depth, measured here.
         decision: see `ExitConfig`; it becomes the model's own. None: the model's own counts.
         tolerance: the same.
-        dtypes: "bfloat16", "int8", both, or "auto": those of them in which this CPU has instructions for products. None: the
-            engine's own dtype and runner.
+        dtypes: a list with "bfloat16", "int8" or both; or "auto": those of them in which this CPU has instructions for
+            products. []: only runners are compared. None: the engine's own dtype and runner.
         method: "learn-then-test" or "conformal".
         confidence: of a promise by "learn-then-test"; None: .95.
         rounds: speed is the median of so many interleaved rounds.
@@ -109,19 +110,33 @@ def calibrate(
         "max_accuracy_drop": max_accuracy_drop, "mean_depth": mean_depth, "speedup": speedup,
     }  # fmt: skip
     promises = {name: value for name, value in given.items() if value is not None}
-    before = engine.model.int8_layers
-    with _judged_by(engine.model, decision, tolerance), int8_layers_kept(engine.model):
-        result, runner = find_policy(engine, inputs, labels, promises, method, confidence, rounds, speed_samples, dtypes)
-    if runner.dtype != "int8":
-        engine.model.int8_layers = before
-    if runner is not engine.runner:
-        engine.runner = runner
+    with _judged_by(engine.model, decision, tolerance):
+        outcome = find_policy(engine, inputs, labels, promises, method, confidence, rounds, speed_samples, dtypes)
+    result = outcome.calibration
+    if outcome.runner is not engine.runner:
+        engine.runner = outcome.runner
     engine.policy = result.chosen.policy
-    engine.promise = Promise.made(engine.model, result.promises)
+    engine.promise = Promise.made(engine.model, result.promises, result.reference)
     if save:
         served = engine.model.exit_config
         served.policy, served.calibration = result.chosen.policy, result.to_dict()
+        engine.model.int8_layers = outcome.int8_layers
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What `find_policy` found.
+
+    Attributes:
+        calibration: as `calibrate` returns it.
+        runner: of the engine under the chosen policy.
+        int8_layers: that the model shall have: in int8 those of the runner, else those that it had.
+    """
+
+    calibration: Calibration
+    runner: Runner[Any]
+    int8_layers: Int8Layers | None
 
 
 def find_policy(
@@ -134,8 +149,8 @@ def find_policy(
     rounds: int,
     speed_samples: int,
     dtypes: str | Sequence[str] | None = None,
-) -> tuple[Calibration, Runner[Any]]:
-    """See `calibrate`. This changes nothing of the engine, and returns the runner that it shall have besides."""
+) -> Outcome:
+    """See `calibrate`. This changes nothing of the engine and its model."""
     inputs, model = as_list(inputs), engine.model
     terms = read_terms(promises, labels, model)
     confidence = check_method(method, terms, confidence)
@@ -143,13 +158,22 @@ def find_policy(
     check_int("speed_samples", speed_samples, 1)
     _check_engine(engine, terms[0])
     others = check_dtypes(dtypes, engine)
-    engine, seconds = (engine, {}) if dtypes is None else with_fastest_runner(engine, engine.dtype)
     truth = None if labels is None else true_answers(labels, len(inputs), model.config)
     families = families_of(model)
-    cells = cells_of(families, [engine.dtype, *others])
-    confidences = _confidences(families, cells, confidence)
-    samples = _samples(engine, inputs, truth, {term: samples_for(term, confidences.values()) for term in terms})
-    running = {contender.dtype: contender for contender in contenders(engine, samples, others, seconds)}
+    # Policies in the engine's own dtype shall have a chance: by them goes how many texts are needed.
+    shared = confidences_of(families, [engine.dtype, *others], confidence)
+    own = [share for (dtype, _), share in shared.items() if dtype == engine.dtype]
+    samples = _samples(engine, inputs, truth, {term: samples_for(term, own) for term in terms})
+    with int8_layers_kept(model):
+        if "int8" in others:
+            judges = max(samples_for(term, [shared["int8", FULL]]) for term in terms)
+            ordered = with_scales(engine, samples, judges, dtypes == AUTO)
+            samples = samples if ordered is None else ordered
+            others = [dtype for dtype in others if dtype != "int8" or ordered is not None]
+        confidences = confidences_of(families, [engine.dtype, *others], confidence)
+        running = {one.dtype: one for one in contenders(engine, samples, others, dtypes is not None)}
+        int8_layers = model.int8_layers
+    cells = cells_of(families, list(running))
     search = Search(list(running.values()), samples, cells, confidences, terms, method, rounds, speed_samples)
     found = search.run()
     chosen, taken, judging = found.chosen, running[found.chosen.dtype or engine.dtype], search.judging(found.chosen)
@@ -162,6 +186,8 @@ def find_policy(
         dtype=taken.dtype,
         device=model.device.type,
         runner=taken.engine.runner.name,
+        reference=engine.dtype,
+        int8_layers=int8_layers.digest() if taken.dtype == "int8" and int8_layers is not None else None,
         max_length=engine.max_length,
         truncation=engine.truncation,
         exit_table=None if model.exit_table is None else model.exit_table.digest(),
@@ -173,10 +199,10 @@ def find_policy(
         unsafe=found.unsafe,
         curve=found.curve,
         full_depths=found.full_depths,
-        layer_seconds={dtype: contender.layer_seconds for dtype, contender in running.items() if contender.layer_seconds},
+        runner_speeds={dtype: contender.runner_speeds for dtype, contender in running.items() if contender.runner_speeds},
         breakdown=breakdown(model, policy, taken.record.select(judging), full),
     )
-    return calibration, taken.engine.runner
+    return Outcome(calibration, taken.engine.runner, int8_layers if taken.dtype == "int8" else model.int8_layers)
 
 
 @contextmanager
@@ -201,17 +227,17 @@ def _check_engine(engine: Engine, term: Term) -> None:
         )
 
 
-def _confidences(families: Sequence[Family], cells: Iterable[Cell], confidence: float | None) -> dict[Cell, float | None]:
+def confidences_of(families: Sequence[Family], dtypes: Sequence[str], confidence: float | None) -> dict[Cell, float | None]:
     """The confidence of each cell's own test. The fastest of several is taken, so that each has its part of the error.
 
     Dtypes have equal parts. Families share that of their dtype once its full depth has passed with the whole; see
     `geep_triton.promises.search.Search.choose`.
     """
+    cells = cells_of(families, dtypes)
     if confidence is None:
         return dict.fromkeys(cells, None)
-    cells = list(cells)
-    dtypes, shares = len({dtype for dtype, _ in cells}), error_shares(families)
-    return {cell: 1 - (1 - confidence) * (shares.get(cell[1], 1.0) / dtypes) for cell in cells}
+    shares = error_shares(families)
+    return {cell: 1 - (1 - confidence) * (shares.get(cell[1], 1.0) / len(dtypes)) for cell in cells}
 
 
 def _samples(engine: Engine, inputs: list[Any], truth: torch.Tensor | None, needed: Mapping[Term, int]) -> Samples:

@@ -39,9 +39,10 @@ class Calibration:
         curve: the settings of the chosen family, from cautious to bold. Some of them are measured.
         full_depths: full depth in each dtype that was tried, measured, whether or not it keeps the promise. The first is the
             full model, whose answers the others are compared with.
-        layer_seconds: dtype -> runner -> seconds of a layer, where runners were compared; see
-            `geep_triton.runners.fastest.layer_seconds`.
+        runner_speeds: dtype -> runner -> texts a second at full depth, where runners were compared.
         runner: the name of the runner under the chosen policy.
+        reference: dtype of the full model whose answers the promise is about.
+        int8_layers: digest of the model's layers in int8, if the chosen policy runs them.
         breakdown: how the samples go through the model under the chosen policy: all of them, or those to which its family was
             not fitted, as for the candidates' figures. Counts only, no texts.
     """
@@ -63,8 +64,10 @@ class Calibration:
     unsafe: tuple[str, ...]
     curve: tuple[Candidate, ...] = field(repr=False)  # dozens
     full_depths: tuple[Candidate, ...]
-    layer_seconds: Mapping[str, Mapping[str, float]]
+    runner_speeds: Mapping[str, Mapping[str, float]]
     runner: str
+    reference: str
+    int8_layers: str | None
     breakdown: Breakdown = field(repr=False)
 
     @property

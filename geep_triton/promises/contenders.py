@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from geep_triton.checks import check_choice, shorten
+from geep_triton.compat import attention_implementation, has_onednn_int8
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.engine.quantize import FEWEST_TEXTS, TOKENS, quantize
 from geep_triton.modeling.int8_layers import layers_digest
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.promises.speeds import full_depth, speeds_of
 from geep_triton.promises.terms import CannotPromise
-from geep_triton.runners.fastest import fastest, layer_seconds, multiplied_here
-from geep_triton.runners.make import DTYPES, check_convertible, dtype_name, has_choice, make_runner
+from geep_triton.runners.make import DTYPES, check_convertible, dtype_name, make_runner, multiplied_here, runners_to_compare
+from geep_triton.warn import warn
 
 AUTO = "auto"
 SEED = 0
+TIMED, ROUNDS = 64, 3  # texts and rounds in which runners are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +35,14 @@ class Samples:
         record: every exit's answers to them.
         truth: their true answers, as `geep_triton.engine.truth.true_answers` gives them; None: not known.
         order: [N] int64, the random order in which they fit, judge and are timed.
+        gave_scales: so many of the first samples in this order gave the model's layers in int8 their scales.
     """
 
     inputs: list[Any]
     record: EveryExit
     truth: torch.Tensor | None
     order: torch.Tensor
+    gave_scales: int = 0
 
     @classmethod
     def shuffled(cls, inputs: list[Any], record: EveryExit, truth: torch.Tensor | None) -> Samples:
@@ -53,14 +58,14 @@ class Contender:
     Attributes:
         engine: it runs layers so.
         record: every exit's answers to the samples.
-        seen: so many of the first samples in their order gave its layers their scales, so that others must judge it.
-        layer_seconds: runner -> seconds of a layer, where its runner was chosen by them.
+        seen: so many of the first samples in their order made its layers, so that others must judge it.
+        runner_speeds: runner -> texts a second at full depth, where its runner was chosen by them.
     """
 
     engine: Engine
     record: EveryExit
     seen: int = 0
-    layer_seconds: Mapping[str, float] = field(default_factory=dict)
+    runner_speeds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -68,23 +73,26 @@ class Contender:
         return self.engine.dtype
 
 
-def check_dtypes(dtypes: str | Sequence[str] | None, engine: Engine) -> list[str]:
+def check_dtypes(dtypes: str | Sequence[str | torch.dtype] | None, engine: Engine) -> list[str]:
     """The dtypes to try besides the engine's own.
 
     Args:
-        dtypes: as `calibrate` is given them. "auto": those in which this CPU has instructions for products, if the model's
-            layers can be converted.
+        dtypes: as `calibrate` is given them. "auto": those in which this CPU has instructions for products, without int8 where
+            the model has no layers for it.
         engine: whose full depth they are compared with.
 
     Raises:
-        ValueError: a dtype is unknown, the engine cannot be compared with others, or its model cannot be converted.
+        ValueError: a dtype is unknown or not for this model, or the engine cannot be compared with others.
         TypeError: `dtypes` is no list of names.
     """
     if dtypes is None:
         return []
     model = engine.model
-    if isinstance(dtypes, str) and dtypes != AUTO:
+    if dtypes != AUTO and (isinstance(dtypes, str) or not isinstance(dtypes, Sequence)):
         raise TypeError(f"dtypes must be a list of names, or {AUTO!r}, got {shorten(dtypes)}")
+    names = multiplied_here() if dtypes == AUTO else [str(name).removeprefix("torch.") for name in dtypes]
+    for name in names:
+        check_choice("each of dtypes", name, [name for name in DTYPES if name != "float16"])
     if model.device.type != "cpu":
         raise ValueError(f"dtypes are compared on a CPU, got a model on {model.device.type}: give the engine one dtype")
     if model.converted is not None:
@@ -95,69 +103,112 @@ def check_dtypes(dtypes: str | Sequence[str] | None, engine: Engine) -> list[str
     if engine.dtype != "float32" or dtype_name(model) != "float32":
         raise ValueError(
             "dtypes are compared with a model in float32 that runs in float32, got one in "
-            f"{dtype_name(model)} that runs in {engine.dtype}"
+            f"{dtype_name(model)} that runs in {engine.dtype}: Engine(model, tokenizer, 'full', dtype='float32')"
         )
-    check_convertible(model, "dtypes")
-    names = multiplied_here() if dtypes == AUTO else list(dtypes)
-    for name in names:
-        check_choice("each of dtypes", name, [name for name in DTYPES if name != "float16"])
+    if model.exit_config.ranking is not None:
+        raise ValueError(
+            "dtypes: the model's ranking was calibrated in one dtype, and would be served in another: set "
+            "model.exit_config.ranking = None first, and calibrate the ranking again afterwards"
+        )
+    if "int8" in names and (why := why_no_int8(model)):
+        if dtypes != AUTO:
+            raise ValueError(f"dtypes: {why}")
+        warn(f"dtype 'int8' is left out: {why}")
+        names.remove("int8")
     return [name for name in dict.fromkeys(names) if name != engine.dtype]
 
 
-def contenders(engine: Engine, samples: Samples, dtypes: Sequence[str], seconds: Mapping[str, float]) -> list[Contender]:
-    """The engine itself, and an engine for each of `dtypes`, with its answers to the samples.
+def why_no_int8(model: MultiExitBert) -> str:
+    """Why the model has no layers in int8; empty where it can have them."""
+    if not has_onednn_int8():
+        return "this torch comes without oneDNN's int8 products"
+    if (attention := attention_implementation(model.config)) != "sdpa":
+        return f"int8 needs layers with SDPA attention, got {attention!r}"
+    try:
+        check_convertible(model, "dtype 'int8'")
+    except ValueError as error:
+        return str(error)
+    return ""
 
-    Layers in int8 that the model does not have get their scales from the first samples.
+
+def with_scales(engine: Engine, samples: Samples, judges: int, leave_out: bool) -> Samples | None:
+    """Have the model's layers in int8, and put the samples first that gave them their scales: others must judge them.
+
+    Layers that the model has stay. Else they get their scales from samples, at most half of them.
+
+    Args:
+        engine: it records no samples here.
+        samples: of the calibration.
+        judges: how many samples must be left to judge.
+        leave_out: give up, with a warning, instead of raising an error where there are too few samples.
+
+    Returns:
+        The samples in their new order; None: they are too few.
+
+    Raises:
+        CannotPromise: they are too few.
+    """
+    model, tokens = engine.model, samples.record.tokens
+    if model.int8_layers is None or model.int8_layers.source != layers_digest(model):
+        judges = max(judges, FEWEST_TEXTS)
+        if len(tokens) < FEWEST_TEXTS + judges:
+            why = (
+                f"{len(tokens)} texts are too few for dtype 'int8': at least {FEWEST_TEXTS + judges} are needed, "
+                f"{FEWEST_TEXTS} for its scales and {judges} to judge it; or give the model int8_layers of other texts"
+            )
+            if not leave_out:
+                raise CannotPromise(why)
+            warn(f"{why}; it is left out")
+            return None
+        enough = int((tokens.lengths[samples.order].cumsum(0) < TOKENS).sum())
+        count = max(FEWEST_TEXTS, min(enough, len(tokens) // 2, len(tokens) - judges))
+        texts = [samples.inputs[row] for row in samples.order[:count].tolist()]
+        settings: dict[str, Any] = {name: getattr(engine, name) for name in ("max_length", "truncation", "columns", "progress")}
+        model.int8_layers = quantize(model, engine.tokenizer, texts, **settings)
+    gave = torch.isin(tokens.hashes(), model.int8_layers.text_hashes)[samples.order]
+    return replace(samples, order=torch.cat([samples.order[gave], samples.order[~gave]]), gave_scales=int(gave.sum()))
+
+
+def contenders(engine: Engine, samples: Samples, dtypes: Sequence[str], compare_runners: bool) -> list[Contender]:
+    """The engine itself, and an engine for each of `dtypes`, with its answers to the samples.
 
     Args:
         engine: whose policies and settings the others have.
         samples: that all answer.
         dtypes: of the others.
-        seconds: of a layer of the engine, where its runner was chosen by them.
+        compare_runners: let each run by the fastest runner, the engine's own among them.
     """
-    found = [Contender(engine, samples.record, layer_seconds=seconds)]
+    found = [Contender(engine, samples.record)]
+    if compare_runners:
+        own, speeds = with_fastest_runner(engine, engine.dtype, samples)
+        found = [Contender(own, samples.record, runner_speeds=speeds)]
     for dtype in dtypes:
-        seen = _find_scales(engine, samples) if dtype == "int8" else 0
-        other, seconds = with_fastest_runner(engine, dtype)
-        found.append(Contender(other, other.every_exit(samples.inputs), seen, seconds))
+        other, speeds = with_fastest_runner(engine, dtype, samples)
+        seen = samples.gave_scales if dtype == "int8" else 0
+        found.append(Contender(other, other.every_exit(samples.inputs), seen, speeds))
     return found
 
 
-def with_fastest_runner(engine: Engine, dtype: str) -> tuple[Engine, dict[str, float]]:
-    """The engine in a dtype, with the faster of the runners for it, and their seconds of a layer where there are several."""
+def with_fastest_runner(engine: Engine, dtype: str, samples: Samples) -> tuple[Engine, dict[str, float]]:
+    """The engine in a dtype by the runner that is fastest at full depth, and texts a second of all that were tried."""
     model = engine.model
-    seconds = layer_seconds(model, dtype) if has_choice(model, dtype) else {}
-    name = fastest(seconds) if seconds else "onednn" if dtype == "int8" else "torch"
-    if (name, dtype) == (engine.runner.name, engine.dtype):
-        return engine, seconds
-    return engine.with_runner(make_runner(model, name, dtype)), seconds
-
-
-def _find_scales(engine: Engine, samples: Samples) -> int:
-    """Quantize the model if it has no layers in int8 of its own weights. Returns how many of the first samples that took."""
-    model = engine.model
-    if model.int8_layers is not None and model.int8_layers.source == layers_digest(model):
-        return 0
-    lengths = samples.record.tokens.lengths[samples.order]
-    if len(lengths) < 2 * FEWEST_TEXTS:
-        raise CannotPromise(
-            f"{len(lengths)} texts are too few for dtype 'int8': at least {2 * FEWEST_TEXTS} are needed, a half for its scales "
-            "and a half to judge it"
-        )
-    count = max(FEWEST_TEXTS, int((lengths.cumsum(0) < TOKENS).sum()))
-    count = min(count, len(lengths) // 2)
-    texts = [samples.inputs[row] for row in samples.order[:count].tolist()]
-    settings = {"max_length": engine.max_length, "truncation": engine.truncation, "columns": engine.columns}
-    model.int8_layers = quantize(model, engine.tokenizer, texts, progress=engine.progress, **settings)
-    return count
+    runners = {engine.runner.name: engine.runner} if dtype == engine.dtype else {}
+    for name in runners_to_compare(model, dtype):
+        if name not in runners:
+            runners[name] = make_runner(model, name, dtype)
+    engines = {name: engine if one is engine.runner else engine.with_runner(one) for name, one in runners.items()}
+    if len(engines) == 1:
+        return next(iter(engines.values())), {}
+    inputs = [samples.inputs[row] for row in samples.order.flip(0)[:TIMED].tolist()]
+    speeds = speeds_of({name: (one, full_depth(one)) for name, one in engines.items()}, inputs, ROUNDS, engine.progress)
+    return engines[max(speeds, key=lambda name: speeds[name])], speeds
 
 
 @contextmanager
 def int8_layers_kept(model: MultiExitBert) -> Iterator[None]:
-    """Give a model its layers in int8 back if the block fails."""
+    """Give a model its layers in int8 back after the block."""
     before = model.int8_layers
     try:
         yield
-    except BaseException:
+    finally:
         model.int8_layers = before
-        raise

@@ -135,7 +135,7 @@ def families_of(model: MultiExitBert, every: bool = False, learned: Collection[s
             table counts.
     """
     if len(model.config.exit_layers) == 1:
-        return [full_depth()]
+        return [full_family()]
     table = model.exit_table
     if learned is None and table is not None:
         learned = [*table.learned, *([FORECASTS] if has_forecasts(model) else [])]
@@ -149,7 +149,7 @@ def families_of(model: MultiExitBert, every: bool = False, learned: Collection[s
     return [family for family in families if every or family.name in TRIED]
 
 
-def full_depth() -> Family:
+def full_family() -> Family:
     """Full depth, as a family of one policy."""
     return Family(FULL, lambda fit: [Policy(LastLayer())])
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from geep_triton.calibrated import Candidate
 from geep_triton.engine.engine import Engine
-from geep_triton.policies.policy import OneExitWarning, Policy
-from geep_triton.policies.start import LastLayer
+from geep_triton.policies.policy import Policy
 from geep_triton.promises.choosing import choose_setting
 from geep_triton.promises.contenders import Contender, Samples
-from geep_triton.promises.families import FULL, Family, FitSamples, full_depth, least_gain
+from geep_triton.promises.families import FULL, Family, FitSamples, full_family, least_gain
 from geep_triton.promises.judge import Judge, Verdict
+from geep_triton.promises.speeds import full_depth, speeds_of
 from geep_triton.promises.terms import CannotPromise, Term
-from geep_triton.timing import rates
 
 MEASURED_POINTS = 6  # of the chosen family's curve
 ATTEMPTS = 4  # at a speed-up
@@ -52,7 +48,7 @@ def cells_of(families: Sequence[Family], dtypes: Sequence[str]) -> dict[Cell, Fa
     """
     cells = {(dtypes[0], family.name): family for family in families}
     for dtype in dtypes[1:]:
-        cells |= {(dtype, family.name): family for family in (full_depth(), *families)}
+        cells |= {(dtype, family.name): family for family in (full_family(), *families)}
     return cells
 
 
@@ -98,7 +94,7 @@ class Search:
         self.first, self.progress = first, engine.progress
         model, skip = engine.model, engine.policy.skip
         self.num_layers = model.config.num_hidden_layers
-        self.full_depth = Policy(LastLayer(), skip=skip)
+        self.full_depth = full_depth(engine)
         self.half, self.order = len(samples.inputs) // 2, samples.order
         full, fitting = samples.record.logits[:, -1], self.order[: self.half]
         judges, fits, self.full = {}, {}, {}
@@ -128,15 +124,25 @@ class Search:
         first = measured.full[self.first]
         chosen = _best([first, *chain(*measured.settings.values())], self.terms)
         kept = {cell: _within(several, self.terms) for cell, several in measured.settings.items()}
-        candidates = first, *(_most_faithful(several) for several in kept.values() if several)
+        others = [several for cell, several in kept.items() if several and cell != (self.first, FULL)]
+        candidates = first, *map(_most_faithful, others)
         if self.conformal and chosen != first:
-            # The first half has chosen the cell. The second half had no part in that, and chooses its setting.
-            cell = _cell(chosen)
-            index = self.choose(cell, slice(self.half, None), self.num_layers)
-            again = self.measure({} if index is None else {cell: [index]})
-            chosen = _best([again.full[self.first], *chain(*again.settings.values())], self.terms)
+            chosen = self._again(_cell(chosen))
         unsafe = tuple(self._named(cell) for cell, several in kept.items() if not several)
         return Found(chosen, candidates, unsafe, tuple(self._curve(chosen)), tuple(measured.full.values()))
+
+    def _again(self, cell: Cell) -> Candidate:
+        """The fastest setting of the cell that the first half of the samples has chosen, by the second half.
+
+        That one had no part in the choice of the cell. Full depth in the same dtype is more cautious than each of its settings.
+        """
+        dtype, _ = cell
+        later = slice(max(self.half, self.unfitted[cell].start), None)
+        index = self.choose(cell, later, self.num_layers)
+        again = self.measure({} if index is None else {cell: [index]})
+        settings = list(chain(*again.settings.values()))
+        full = [again.full[self.first], *([again.full[dtype]] if settings and dtype != self.first else [])]
+        return _best(full + settings, self.terms)
 
     def judging(self, chosen: Candidate) -> torch.Tensor:
         """[M] int64, the samples on which the figures of a candidate are."""
@@ -145,17 +151,16 @@ class Search:
     def choose(self, cell: Cell, judging: slice, num_layers: float) -> int | None:
         """Index of the setting to take of a cell, judged by the samples `judging`; see `choose_setting`.
 
-        With a confidence, a dtype's policies are only tested once its full depth has kept the promise, with all the error that
-        the dtype has. Then none of it is spent on a dtype that changes too many answers (a sequence of tests, each of which
-        waits for the one before it: serial gatekeeping).
+        For a promise on answers a dtype's policies are only tested once its full depth has kept the promise, with all the error
+        that the dtype has. Then none of it is spent on a dtype that changes too many answers (a sequence of tests, each of
+        which waits for the one before it: serial gatekeeping).
         """
         dtype, name = cell
-        confidence = self.confidences[cell]
-        if confidence is not None and dtype != self.first and name != FULL:
+        if self.terms[0].on_answers and dtype != self.first and name != FULL:
             full = dtype, FULL
-            if self.choose(full, self.unfitted[full], num_layers) is None:
+            if self.choose(full, judging if self.conformal else self.unfitted[full], num_layers) is None:
                 return None
-        return choose_setting(self.judged[cell], self.terms, confidence, judging, num_layers)
+        return choose_setting(self.judged[cell], self.terms, self.confidences[cell], judging, num_layers)
 
     def measure(self, settings: Settings) -> Measured:
         """Measure these settings, and full depth in each dtype, in turns."""
@@ -173,7 +178,7 @@ class Search:
 
     def _measure_boldest(self) -> Measured:
         """Measure the boldest setting of each cell that keeps the promise; for a speed-up, bolder ones until one has it."""
-        judging = dict.fromkeys(self.unfitted, slice(0, self.half)) if self.conformal else self.unfitted
+        judging = {cell: slice(0, self.half) for cell in self.unfitted} if self.conformal else self.unfitted
         # Mean layers times speed-up. It is L in the first dtype if time falls as layers do.
         seconds = {dtype: engine.layer_costs.points[-1][1] for dtype, engine in self.engines.items()}
         layers_gained = {cell: self.num_layers * seconds[self.first] / seconds[cell[0]] for cell in judging}
@@ -226,21 +231,6 @@ def spread(curve: Sequence[Candidate]) -> set[int]:
     low, high = (curve[by_depth[end]].mean_layers for end in (0, -1))
     wanted = [low + (high - low) * step / (MEASURED_POINTS - 1) for step in range(MEASURED_POINTS)]
     return {min(by_depth, key=lambda index: abs(curve[index].mean_layers - depth)) for depth in wanted}
-
-
-def speeds_of(runs: Mapping[Run, Timed], inputs: list[Any], rounds: int, progress: bool = False) -> dict[Run, float]:
-    """Samples a second of each policy on its engine: the median of interleaved rounds after a warm-up."""
-    for engine, _ in runs.values():
-        _ = engine.layer_costs  # measured once, for all of its policies
-    engines = {name: engine.with_policy(policy) for name, (engine, policy) in runs.items()}
-    bar = tqdm(total=rounds * len(engines), desc="measure", unit=" runs", disable=not progress)
-    with warnings.catch_warnings(), bar:
-        warnings.simplefilter("ignore", OneExitWarning)  # candidates, not what the user chose
-        for e in engines.values():
-            e.progress = False
-            e.predict(inputs[:64])
-        calls = {name: partial(e.predict, inputs) for name, e in engines.items()}
-        return rates(calls, len(inputs), rounds, lambda name: bar.update())
 
 
 def _timed(candidate: Candidate, speed: float, full: float) -> Candidate:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from geep_triton.runners.onednn.rows import on_padded_rows
-from geep_triton.runners.parts import Parts
 
 
 class PaddedLinear(nn.Linear):
@@ -36,12 +35,6 @@ def convert_linear(part: nn.Module, convert: Callable[[nn.Linear], nn.Module]) -
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks or an overridden forward change what the module does."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-
-
-def pad_row_counts(parts: Parts) -> None:
-    """Replace the plain linear layers in layers and heads by `PaddedLinear`, one after another."""
-    for part in (parts.layers, parts.heads):
-        convert_linear(part, lambda linear: PaddedLinear.of(linear) if is_plain(linear) else linear)
 
 
 def is_plain(linear: nn.Linear) -> bool:

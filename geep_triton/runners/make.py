@@ -8,17 +8,23 @@ from typing import Any
 import torch
 
 from geep_triton.checks import check_choice, shorten
-from geep_triton.compat import BertLayer, attention_implementation, has_onednn
+from geep_triton.compat import (
+    BertLayer,
+    attention_implementation,
+    has_onednn,
+    has_onednn_bfloat16,
+    multiplies_bfloat16,
+    multiplies_int8,
+)
 from geep_triton.modeling.converted import Converted, Rounded
 from geep_triton.modeling.heads import build_heads
 from geep_triton.modeling.int8_layers import Int8Layers, layers_digest
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.runners.base import Runner
 from geep_triton.runners.compiled import CompiledRunner
-from geep_triton.runners.fastest import TIMED, fastest, laid_out, padded_on_cpu
 from geep_triton.runners.graphed import GraphsRunner
-from geep_triton.runners.linear import check_own
-from geep_triton.runners.onednn.convert import lay_out_int8
+from geep_triton.runners.linear import PaddedLinear, check_own, convert_linear, is_plain
+from geep_triton.runners.onednn.convert import lay_out, lay_out_int8
 from geep_triton.runners.onednn.runner import OnednnRunner
 from geep_triton.runners.packed import PackedRunner
 from geep_triton.runners.padded import PaddedRunner
@@ -65,9 +71,9 @@ def make_runner(
         name: "torch" (the layers of transformers), "onednn" (on a CPU, products by oneDNN, which is part of torch, with weights
             in its own layout; much faster than "torch" on CPUs that MKL was not made for, such as AMD's), "compiled" (one layer
             compiled for all by torch.compile), "packed" (on a GPU, samples without padding), "graphs" (on a GPU, CUDA graphs
-            for small batches, whose launches take longer than their work) or "auto" ("onednn" on a CPU if that holds no weights
-            twice (`in_place`, or int8) and loses nothing, unless a calibration that compared runners there found "torch" to be
-            faster; else "torch").
+            for small batches, whose launches take longer than their work) or "auto" (what was fastest where a calibration
+            compared runners; else "onednn" on a CPU if that loses nothing, and "torch" elsewhere. But a model that does not
+            change runs by "torch" in its own dtype, since any other runner would hold its weights twice).
         dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (of `model.int8_layers`, see
             `geep_triton.engine.quantize`). None: the model's own on a CPU. On a GPU it is half precision for a float32
             model, or the calibration's dtype if `calibrated`.
@@ -90,6 +96,8 @@ def make_runner(
     if model.converted is not None and model.converted.layers is not None:
         return _as_converted(model, model.converted.layers, name, dtype)
     named, dtype = dtype is not None, dtype or usual_dtype(model, calibrated)
+    if not named and dtype not in (*DTYPES, dtype_name(model)):
+        raise ValueError(f"the model's calibration says dtype {shorten(dtype)}, expected one of {', '.join(DTYPES)}")
     name = _chosen(model, dtype, in_place) if name == "auto" else name
     check_goes_together(model, name, dtype)
     if dtype == "float16" and not named and model.device.type == "cpu":
@@ -97,6 +105,8 @@ def make_runner(
             "the model is in float16, which most CPUs multiply slowly: dtype='float32' or 'bfloat16' is faster, "
             "dtype='float16' keeps it without this warning"
         )
+    if dtype == "bfloat16" and model.device.type == "cpu" and not multiplies_bfloat16():
+        warn("dtype 'bfloat16': this CPU has no instructions for its products, so they are right, but slower than float32's")
     if name in ("onednn", "packed", "graphs"):
         check_convertible(model, f"runner {name!r}")
     own, digest = dtype_name(model), _digest_before(model, dtype) if in_place else None
@@ -129,10 +139,14 @@ def _made(model: MultiExitBert, name: str, dtype: str, in_place: bool) -> Runner
         return PackedRunner(model, _copied(model, dtype), dtype)
     if name == "graphs":
         return GraphsRunner(model, _copied(model, dtype), dtype)
-    if name == "torch" and dtype in HALF and model.device.type == "cpu":
-        return padded_on_cpu(model, _copied(model, dtype), dtype)
-    parts = _copied(model, dtype) if dtype != dtype_name(model) else Parts.of(model)
-    return CompiledRunner(model, parts, dtype) if name == "compiled" else PaddedRunner(model, parts, dtype)
+    few_row_counts = name == "torch" and dtype in HALF and model.device.type == "cpu"
+    parts = _copied(model, dtype) if few_row_counts or dtype != dtype_name(model) else Parts.of(model)
+    if name == "compiled":
+        return CompiledRunner(model, parts, dtype)
+    if few_row_counts:
+        for part in (parts.layers, parts.heads):
+            convert_linear(part, lambda linear: PaddedLinear.of(linear) if is_plain(linear) else linear)
+    return PaddedRunner(model, parts, dtype)
 
 
 def _as_converted(model: MultiExitBert, own: str, name: str, dtype: str | None) -> OnednnRunner:
@@ -150,10 +164,10 @@ def _copied(model: MultiExitBert, dtype: str) -> Parts:
 
 
 def _onednn(model: MultiExitBert, dtype: str, in_place: bool) -> OnednnRunner:
-    if dtype != "int8":
-        return laid_out(model, Parts.of(model) if in_place else _copied(model, dtype), dtype)
-    int8, parts = _own_int8(model), Parts.of(model) if in_place else Parts.copied(model)
-    lay_out_int8(parts, int8)
+    of_int8 = dtype == "int8"
+    int8 = _own_int8(model) if of_int8 else None
+    parts = Parts.of(model) if in_place else Parts.copied(model) if of_int8 else _copied(model, dtype)
+    lay_out(parts) if int8 is None else lay_out_int8(parts, int8)
     return OnednnRunner(model, parts, dtype)
 
 
@@ -171,25 +185,33 @@ def _own_int8(model: MultiExitBert) -> Int8Layers:
 
 def _chosen(model: MultiExitBert, dtype: str, in_place: bool) -> str:
     """What "auto" means. It does not measure: a run over files that goes on in another process must have the same runner."""
-    if dtype == "int8" and model.device.type == "cpu":
-        return "onednn"
-    if not in_place or not has_choice(model, dtype):
+    if model.device.type != "cpu":
         return "torch"
-    seconds = model.exit_config.layer_seconds(dtype)
-    return fastest(seconds) if seconds.keys() == TIMED.keys() else "onednn"
+    if dtype == "int8":
+        return "onednn"
+    speeds = model.exit_config.runner_speeds(dtype)
+    names = [name for name in (speeds or runners_to_compare(model, dtype)) if dtype in RUNNERS.get(name, {}).get("cpu", ())]
+    if not names or not (in_place or dtype != dtype_name(model)):
+        return "torch"
+    return max(names, key=lambda name: speeds.get(name, 0.0))  # without speeds the first
 
 
-def has_choice(model: MultiExitBert, dtype: str) -> bool:
-    """Whether "torch" and "onednn" both run the model in this dtype, and "onednn" loses nothing."""
-    if model.device.type != "cpu" or dtype == "int8" or dtype not in RUNNERS["onednn"]["cpu"]:
-        return False
-    if not has_onednn() or attention_implementation(model.config) != "sdpa":
-        return False
+def runners_to_compare(model: MultiExitBert, dtype: str) -> list[str]:
+    """The runners for a CPU of which "auto" takes one, without those that would lose something of the model."""
+    if dtype not in RUNNERS["onednn"]["cpu"] or not has_onednn() or attention_implementation(model.config) != "sdpa":
+        return ["torch"]
+    if dtype == "bfloat16" and not has_onednn_bfloat16():
+        return ["torch"]
     try:
         check_convertible(model, "runner 'auto'")
     except ValueError:
-        return False
-    return True
+        return ["torch"]
+    return ["onednn"] if dtype == "int8" else ["onednn", "torch"]
+
+
+def multiplied_here() -> list[str]:
+    """The dtypes below float32 in which this CPU has instructions for products. In others layers run, but no faster."""
+    return [name for name, there in (("bfloat16", multiplies_bfloat16()), ("int8", multiplies_int8())) if there]
 
 
 def check_goes_together(model: MultiExitBert, name: str, dtype: str) -> None:

@@ -39,23 +39,15 @@ class Parts:
 
         With `dtype`, weights of another dtype are converted copies. Later training of the model does not change these.
         """
-        return cls.of(model)._copied(model, dtype)
-
-    @classmethod
-    def first_layer(cls, model: MultiExitBert, dtype: torch.dtype) -> Parts:
-        """The same of embeddings and the first layer alone."""
-        layers = nn.ModuleList(model.bert.encoder.layer[:1])
-        return cls(model.bert.embeddings, layers, nn.ModuleDict(), nn.ModuleDict())._copied(model, dtype)
-
-    def _copied(self, model: MultiExitBert, dtype: torch.dtype | None) -> Parts:
-        memo = {id(thing): thing for thing in (model.config, *(buffer for part in self for buffer in part.buffers()))}
-        for part in self:
+        own = cls.of(model)
+        memo = {id(thing): thing for thing in (model.config, *(buffer for part in own for buffer in part.buffers()))}
+        for part in own:
             for parameter in part.parameters():
                 value = parameter
                 if dtype is not None and parameter.dtype != dtype:
                     value = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
                 memo.setdefault(id(parameter), value)
-        return copy.deepcopy(self, memo).eval()
+        return copy.deepcopy(own, memo).eval()
 
     def eval(self) -> Parts:
         """Set all modules to evaluation mode."""

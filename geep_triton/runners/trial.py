@@ -71,7 +71,8 @@ def _logits(runner: str, dtype: str, device: str) -> torch.Tensor:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # that some are slow on this CPU is known
         if dtype == "int8":
-            model.int8_layers = quantize_layers(model, [PaddedRunner(model).embed(tokens, order, tokens.lengths)], len(tokens))
+            states = PaddedRunner(model).embed(tokens, order, tokens.lengths)
+            model.int8_layers = quantize_layers(model, [states], tokens.hashes())
         running = make_runner(model, runner, dtype)
         states = running.embed(tokens.to(torch.device(device)), order, tokens.lengths)
         depth = model.config.num_hidden_layers

@@ -218,7 +218,7 @@ def test_env_says_why_a_runner_does_not_work(geep, monkeypatch):
     def none(*_: object) -> None:
         raise RuntimeError("no such\nlibrary")
 
-    monkeypatch.setattr("geep_triton.runners.fastest.lay_out", none)
+    monkeypatch.setattr("geep_triton.runners.make.lay_out", none)
     done = geep("env")
     assert done.code == 0
     assert "runner        cpu onednn float32: RuntimeError: no such library" in done.out

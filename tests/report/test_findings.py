@@ -57,7 +57,7 @@ def test_dtypes_are_told_apart():
     slow = replace(SLOW, samples_per_second=150.0, speed_up=1.5, dtype="bfloat16")
     found = Calibrated(
         {"agreement": 0.98}, chosen=bfloat16, candidates=(float32, replace(FAST, dtype="float32"), bfloat16, slow),
-        dtype="bfloat16", full_depths=(float32, bfloat16, int8), layer_seconds={"float32": {"onednn": 0.01, "torch": 0.02}},
+        dtype="bfloat16", full_depths=(float32, bfloat16, int8), runner_speeds={"float32": {"onednn": 100.0, "torch": 50.0}},
     )  # fmt: skip
     assert where_exits_do_not_pay(found, 4) == [
         "No policy was both good enough and faster than full depth in bfloat16: all texts run all layers.",
@@ -67,7 +67,7 @@ def test_dtypes_are_told_apart():
         "Full depth answered, timed in turns: float32 100 texts a second; bfloat16 200 texts a second (99.8 % get the same "
         "answer); int8 300 texts a second (90 % get the same answer).",
         "No policy in int8 was shown to keep the promise, so none was taken.",
-        "A layer in float32 took 10 ms by “onednn” and 20 ms by “torch”.",
+        "Runners in float32, texts a second at full depth on some texts: 100 by “onednn”, 50 by “torch”.",
     ]
     read = Calibrated.of({"promise": ["agreement", 0.98], **found.to_dict()})
     assert (read.full_depths, read.why_so(), read.named(slow)) == (found.full_depths, found.why_so(), "margin in bfloat16")

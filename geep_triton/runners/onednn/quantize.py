@@ -16,6 +16,7 @@ from geep_triton.modeling.int8_layers import Int8Layers, Int8Product, layers_dig
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.runners.onednn.rounding import Shares, rounded, smoothing_of
 from geep_triton.runners.padded import PaddedStates
+from geep_triton.runners.parts import Parts
 
 INSIDE = {GELUActivation: "gelu", nn.GELU: "gelu", ReLU: "relu"}  # activations that oneDNN applies within a product
 
@@ -26,21 +27,24 @@ def activation_inside(layer: BertLayer) -> str | None:
 
 
 def quantize_layers(
-    model: MultiExitBert, batches: Sequence[PaddedStates], texts: int, each: Callable[[], object] | None = None
+    model: MultiExitBert,
+    batches: Sequence[PaddedStates],
+    text_hashes: torch.Tensor,
+    each: Callable[[], object] | None = None,
 ) -> Int8Layers:
-    """Round the layers one after another.
+    """Round the layers one after another. The model's own modules stay as they are, whoever runs them meanwhile.
 
     Args:
         model: in float32 on a CPU, its layers those of transformers.
         batches: states before the first layer.
-        texts: how many texts they are, for the file.
+        text_hashes: [N] int64, of their texts, for the file.
         each: is called after each layer; None: nothing is.
 
     Raises:
         ValueError: what flows through a layer is NaN or infinite.
     """
     batches, products = list(batches), []
-    stack: Any = model.bert.encoder.layer
+    stack: Any = Parts.copied(model).layers
     for number, layer in enumerate(stack, start=1):
         with _watched(layer) as seen:
             for at, states in enumerate(batches):
@@ -53,7 +57,7 @@ def quantize_layers(
         products.append(_of_layer(layer, *inputs))
         if each is not None:
             each()
-    return Int8Layers(products, layers_digest(model), texts)
+    return Int8Layers(products, layers_digest(model), text_hashes)
 
 
 class _Seen:
