@@ -169,6 +169,13 @@ def test_the_pipelines_page_shows_fresh_texts_and_rivals(tmp_path):
             timed("CrossEncoder, torch", "speed only", 19.0, 19.0, agreement=None, neighbours=None),
             found("zentorch", {"missing": "zentorch not installed"}),
         ],
+        "segments.cpu.e5.sst2.int8": [
+            timed("openvino, length-sorted", "full", 61.0, 81.0),
+            timed("ours, full", "ours", 50.0, 55.0),
+            timed("ours, threshold:0.3", "ours", 90.0, 95.0),
+            timed("ours, full, openvino, grid", "ours", 40.0, 45.0),
+            timed("ours, threshold:0.3, openvino, grid", "ours", 70.0, 75.0),
+        ],
         "growth.cpu.e5.sst2.int8": [
             found("", {"windows": [20, 200]}),
             found("ours, full", {"before": 100.0, "after_20": 300.0, "after_200": 310.4, "grown": 10.4}),
@@ -187,6 +194,8 @@ def test_the_pipelines_page_shows_fresh_texts_and_rivals(tmp_path):
         "| e5, sst2, int8 | 50 (100.0%, 0.02) | 20 (100.0%, 0.02) | 60 (97.5%, 0.02) | 9000 (70.0%, 0) | 19 |",
         "- zentorch, int8: zentorch not installed",
         "- torch dynamic int8, length-sorted, int8: ValueError: probabilities differ",
+        "| e5, sst2, int8 | our own | - | 50 | 90 | 55, 95 | 6.0 |",
+        "| e5, sst2, int8 | openvino, grid | 61 | 40 | 70 | 45, 75 | 6.0 |",
         "grew from 20 to 200 windows",
         "| e5, sst2, int8 | +10 (310) |",
     ):

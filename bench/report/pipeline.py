@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.environment import RESULTS
 from bench.pipeline.__main__ import VERSION, slug
+from bench.pipeline.segments import ENGINES
 from bench.pipeline.systems import NOBODY
 from bench.report.tables import machine, markdown, short
 from bench.rows import read, table
@@ -41,6 +42,8 @@ LATER = (  # what is not in every older result
     "neighbours",
     "missing",
 )
+SEGMENTS = tuple(f"{name}{grid}" for name in ENGINES for grid in ("", ", grid"))
+MAIN = ("calibrated", "threshold:0.3", "threshold, replayed")  # policies, the first that a cell has is shown
 LOAD = 0.6  # of the waiting times shown
 
 
@@ -71,7 +74,7 @@ def throughput(found: pd.DataFrame) -> pd.DataFrame:
         full, alone = speed[kind == "full"], speed[(kind == "exits") & speed.index.str.contains("one at a time")]
         by_length = next((name for name in full.index if name in TORCH), None)  # none: its answers were not the model's
         way = ", onednn" if "ours, full, onednn" in speed else ""
-        names = [f"ours, {policy}{way}" for policy in ("calibrated", "threshold:0.3", "threshold, replayed")]
+        names = [f"ours, {policy}{way}" for policy in MAIN]
         early = systems.loc[next(name for name in names if name in systems.index)]
         nobody, everyone = (systems.loc[f"ours, {policy}{way}", "seconds"] for policy in (NOBODY, "full"))
         exits, met = whose_exits(cell), systems["again.samples_per_second"]
@@ -266,9 +269,34 @@ def skips_section(found: pd.DataFrame) -> str:
     return f"What the engine gains where paths are given: no gate runs. Answers checked one by one.\n\n{markdown(shown)}"
 
 
+def segments_section(found: pd.DataFrame) -> str:
+    """Layers by other engines under our exits: a line for each of them in each cell, beside our own."""
+    lines = []
+    for what, cell in found[(found["cell"] == "segments") & found["samples_per_second"].notna()].groupby("what", sort=False):
+        of = cell.set_index("system")
+        own = ", onednn" if "ours, full, onednn" in of.index else ""
+        under = [name for name in SEGMENTS if f"ours, full, {name}" in of.index]
+        main = next(name for name in MAIN if f"ours, {name}{own}" in of.index)
+        for title, suffix in (("our own", own), *((name, f", {name}") for name in under)):
+            alone = of["samples_per_second"].get(f"{title.removesuffix(', grid')}, length-sorted")
+            full, early = of.loc[f"ours, full{suffix}"], of.loc[f"ours, {main}{suffix}"]
+            lines.append({
+                "cell": what, "layers by": title, "that engine alone, all layers": "-" if alone is None else short(alone),
+                "ours, all layers": short(full["samples_per_second"]), "ours, exits": short(early["samples_per_second"]),
+                "met before": f"{short(full['again.samples_per_second'])}, {short(early['again.samples_per_second'])}",
+                "mean layers": f"{early['mean_layers']:.1f}",
+            })  # fmt: skip
+    return (
+        "Texts a second where another engine runs the layers between two exits, as a model for each such run of layers that is "
+        "built before anything is timed. *Grid*: batches are padded to few shapes. Heads and embeddings are torch's. "
+        f"None of these engines is a runner of the package.\n\n{markdown(pd.DataFrame(lines))}"
+    )
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[pd.DataFrame], str]], ...] = (
     ("Throughput, texts a second", "throughput", throughput_section),
     ("Rivals", "throughput", rivals_section),
+    ("Layers by other engines under our exits", "segments", segments_section),
     ("Waiting times under random arrivals", "latency", latency_section),
     ("Where exits pay", "pays", pays_section),
     ("Peak memory", "memory", memory_section),
