@@ -106,7 +106,9 @@ class Search:
             fits[dtype] = FitSamples.of(record, model.config.exit_layers, stop_layers, model.answers, full[fitting])
         # What a family or its dtype was fitted to does not judge it.
         seen = {contender.dtype: contender.seen for contender in contenders}
-        self.unfitted = {cell: slice(self.half if family.fitted else seen[cell[0]], None) for cell, family in cells.items()}
+        self.unfitted = {
+            cell: slice(max(self.half if family.fitted else 0, seen[cell[0]]), None) for cell, family in cells.items()
+        }
         self.policies: dict[Cell, list[Policy]] = {}
         self.judged: dict[Cell, list[Verdict]] = {}
         for cell, family in tqdm(cells.items(), desc="calibrate", disable=not self.progress):
