@@ -33,7 +33,7 @@ class Promise:
     reference: str | None
 
     @classmethod
-    def made(cls, model: MultiExitBert, promises: Promises, reference: str | None) -> Promise | None:
+    def made(cls, model: MultiExitBert, promises: Promises, reference: str | None = None) -> Promise | None:
         """What an audit can watch of these promises, with what the model has now. None where that is nothing."""
         agreement, recall = promises.get("agreement"), promises.get("class_recall")
         agreement = None if isinstance(agreement, Mapping) else agreement
