@@ -27,7 +27,9 @@ def _runners(begun: str) -> list[str]:
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU where there is one.")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help=f"Of the layers: {', '.join(DTYPES)}; by default the model's own.", autocompletion=_dtypes),
+    typer.Option(
+        help=f"Of the layers: {', '.join(DTYPES)}; by default as calibrated, else the model's own.", autocompletion=_dtypes
+    ),
 ]
 DtypeOrAuto = Annotated[
     str | None,

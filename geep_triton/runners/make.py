@@ -75,8 +75,8 @@ def make_runner(
             compared runners; else "onednn" on a CPU if that loses nothing, and "torch" elsewhere. But a model that does not
             change runs by "torch" in its own dtype, since any other runner would hold its weights twice).
         dtype: "float32", "bfloat16", "float16" (or torch's own) or "int8" (of `model.int8_layers`, see
-            `geep_triton.engine.quantize`). None: the model's own on a CPU. On a GPU it is half precision for a float32
-            model, or the calibration's dtype if `calibrated`.
+            `geep_triton.engine.quantize`). None: the calibration's dtype if `calibrated`; else the model's own on
+            a CPU, and half precision for a float32 model on a GPU.
         calibrated: whether the model's calibration has to stay valid.
         in_place: whether the runner may convert the model itself, so that its weights are in memory only once. A model with
             converted layers can no longer be trained, moved or loaded into. If False, the model does not change and the runner
