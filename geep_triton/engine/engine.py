@@ -74,9 +74,9 @@ class Engine:
         runner: how layers run: "auto", "torch", "onednn", "compiled", "packed" or "graphs"; see
             `geep_triton.runners.make.make_runner`. Or a runner of this model.
         dtype: of the layers: "float32", "bfloat16", "float16" (or torch's own) or "int8". None: where `policy` is None, that of
-            the model's calibration; else on a CPU the model's own, and on a GPU half precision for a model in float32. The model
-            stays as it is, and the engine converts a copy; but the engine of `from_pretrained` owns its model, converts it in
-            place and holds its weights once.
+            the model's calibration; else on a CPU the model's own, and on a GPU half precision for a model in float32. The
+            model stays as it is, and the engine converts a copy; but the engine of `from_pretrained` owns its model, converts
+            it in place and holds its weights once.
         token_budget: the most tokens that a batch may have, padding included; None: 1,024 on a CPU, 65,536 on a GPU.
         window: how many samples are sorted together.
         prefetch: tokenize and schedule the next window in a thread while the device runs this one; None: on a GPU. The engine
