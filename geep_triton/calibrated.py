@@ -359,7 +359,7 @@ def _rate(candidate: Candidate) -> str:
 
 
 def _by_dtype(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {dtype: {name: _number(value) for name, value in seconds.items()} for dtype, seconds in values.items()}
+    return {dtype: {name: _number(value) for name, value in speeds.items()} for dtype, speeds in values.items()}
 
 
 def _candidate(values: Mapping[str, Any]) -> Candidate:

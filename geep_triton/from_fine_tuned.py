@@ -177,16 +177,15 @@ def give_exits(
         _say(progress, "2 of 3: the exit table learns from the same texts")
         model.exit_table = build_exit_table(model, tokenizer, [texts[index] for index in training], threshold, **settings)
         engine = Engine(model, tokenizer, "full", **settings)
-        others = check_dtypes(AUTO, engine) if dtype == AUTO else []
-        if "int8" in (dtype, *others):
+        others = check_dtypes(AUTO, engine) if dtype == AUTO else None
+        if "int8" in (dtype, *(others or ())):
             model.int8_layers = quantize(model, tokenizer, [texts[index] for index in training], **settings)
         engine.save_pretrained(output)
         if dtype != AUTO:
             engine = Engine.from_pretrained(output, "full", dtype=dtype, **settings)
         _say(progress, f"3 of 3: policies are judged and timed on {len(held_out):,} texts that were held out")
         held = [texts[index] for index in held_out]
-        tried = others if dtype == AUTO else None
-        found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE, dtypes=tried).chosen
+        found = calibrate(engine, held, agreement=agreement, confidence=CONFIDENCE, dtypes=others).chosen
         if engine.dtype != "int8":
             engine.model.int8_layers = None
         engine.save_pretrained(output)

@@ -253,8 +253,7 @@ class Workbench:
 
     def _foreign(self, dtype: str, compile: bool, folder: Path) -> tuple[list[System], dict[str, str]]:
         """Rivals of other packages; without texts that are not timed only the plain ONNX Runtime."""
-        module, threads = DenseBert(self.model, self.depth), torch.get_num_threads()
-        given = Given(module, dtype, threads, folder, self._calibration(), self.tokenizer, compile)
+        given = self._given(dtype, compile, folder)
         builds: dict[str, Callable[[], System]] = {
             name: partial(self._package, given, name) for name in (PACKAGES if self.left else ["onnxruntime"])
         }
@@ -277,16 +276,20 @@ class Workbench:
 
     def dense_of_other_engines(self, dtype: str, folder: Path) -> tuple[list[System], dict[str, str]]:
         """Those that `under_exits` takes layers of, at full depth."""
-        module = DenseBert(self.model, self.depth)
-        given = Given(module, dtype, torch.get_num_threads(), folder, self._calibration(), self.tokenizer, False)
+        given = self._given(dtype, False, folder)
         return self._built({name: partial(self._package, given, name) for name in ENGINES})
+
+    def _given(self, dtype: str, compile: bool, folder: Path) -> Given:
+        """What rivals of other packages are given."""
+        module, threads = DenseBert(self.model, self.depth), torch.get_num_threads()
+        return Given(module, dtype, threads, folder, self._calibration(), self.tokenizer, compile)
 
     def under_exits(self, dtype: str, folder: Path) -> tuple[list[System], dict[str, str]]:
         """Ours at full depth and with exits, layers by another engine: on batches of any shape, and on a grid of shapes."""
-        found, missing = [], {}
+        found, missing, calibration = [], {}, self._calibration()
         for name in ENGINES:
             for grid in (False, True):
-                build = Build(name, dtype, torch.get_num_threads(), folder, self._calibration())
+                build = Build(name, dtype, torch.get_num_threads(), folder, calibration)
                 suffix = f", {name}{', grid' if grid else ''}"
                 try:
                     build.check()

@@ -10,13 +10,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from geep_triton.checks import check_bool, check_kind
-from geep_triton.compat import attention_implementation
 from geep_triton.engine.batching import TOKEN_BUDGETS, schedule
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.loading import load_both
 from geep_triton.modeling.int8_layers import Int8Layers, layers_digest
 from geep_triton.modeling.model import MultiExitBert
-from geep_triton.runners.make import check_convertible, check_goes_together, make_runner
+from geep_triton.runners.make import check_goes_together, check_quantizable, make_runner
 from geep_triton.runners.onednn.quantize import quantize_layers
 from geep_triton.runners.padded import PaddedRunner
 from geep_triton.tokens.ragged import Tokens
@@ -54,9 +53,7 @@ def quantize(
     check_kind("model", model, MultiExitBert)
     check_bool("progress", progress)
     check_goes_together(model, "onednn", "int8")
-    check_convertible(model, "quantize")
-    if (attention := attention_implementation(model.config)) != "sdpa":
-        raise ValueError(f"quantize needs layers with SDPA attention, got {attention!r}: model.set_attn_implementation('sdpa')")
+    check_quantizable(model, "quantize")
     made = Engine(model, tokenizer, "full", runner="torch", progress=progress, **engine)
     tokens = made.encode(texts)
     if len(tokens) < FEWEST_TEXTS:

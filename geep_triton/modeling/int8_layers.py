@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,6 +117,10 @@ class Int8Layers:
 
     def digest(self) -> str:
         """Digest of all values."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return tensors_digest(self.tensors())
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from geep_triton.checks import check_choice, shorten
-from geep_triton.compat import attention_implementation, has_onednn_int8
+from geep_triton.compat import has_onednn_int8
 from geep_triton.engine.engine import Engine
 from geep_triton.engine.predictions import EveryExit
 from geep_triton.engine.quantize import FEWEST_TEXTS, TOKENS, quantize
@@ -18,7 +18,7 @@ from geep_triton.modeling.int8_layers import layers_digest
 from geep_triton.modeling.model import MultiExitBert
 from geep_triton.promises.speeds import full_depth, speeds_of
 from geep_triton.promises.terms import CannotPromise
-from geep_triton.runners.make import DTYPES, check_convertible, dtype_name, make_runner, multiplied_here, runners_to_compare
+from geep_triton.runners.make import DTYPES, check_quantizable, dtype_name, make_runner, multiplied_here, runners_to_compare
 from geep_triton.warn import warn
 
 AUTO = "auto"
@@ -122,10 +122,8 @@ def why_no_int8(model: MultiExitBert) -> str:
     """Why the model has no layers in int8; empty where it can have them."""
     if not has_onednn_int8():
         return "this torch comes without oneDNN's int8 products"
-    if (attention := attention_implementation(model.config)) != "sdpa":
-        return f"int8 needs layers with SDPA attention, got {attention!r}"
     try:
-        check_convertible(model, "dtype 'int8'")
+        check_quantizable(model, "int8")
     except ValueError as error:
         return str(error)
     return ""

@@ -262,6 +262,13 @@ def usual_dtype(model: MultiExitBert, calibrated: bool) -> str:
     return half if own == "float32" else own
 
 
+def check_quantizable(model: MultiExitBert, option: str) -> None:
+    """Raise ValueError unless the model's layers can be rounded to int8: they are convertible, and their attention is SDPA."""
+    check_convertible(model, option)
+    if (attention := attention_implementation(model.config)) != "sdpa":
+        raise ValueError(f"{option} needs layers with SDPA attention, got {attention!r}: model.set_attn_implementation('sdpa')")
+
+
 def check_convertible(model: MultiExitBert, option: str) -> None:
     """Raise ValueError before a conversion if the model's layers or heads are not exactly what its configuration describes."""
     with torch.device("meta"):
