@@ -38,8 +38,9 @@ def test_packed_linear_meets_few_numbers_of_rows(monkeypatch):
     assert len(met) == 66
 
 
-def test_other_activations_stay_where_they_are(make_model, tokenizer, texts):
-    model = make_model(hidden_act="relu")
+@pytest.mark.parametrize("hidden_act", ["relu", "gelu_new"])
+def test_other_activations_within_the_product_or_after_it(make_model, tokenizer, texts, hidden_act):
+    model = make_model(hidden_act=hidden_act)
     expected, got = (Engine(model, tokenizer, runner=runner).predict(texts).logits for runner in ("torch", "onednn"))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 

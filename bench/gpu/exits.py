@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bench.gpu.setting import Cells, Setting
-from bench.pipeline.cells import PAYS_EXITS
+from bench.pipeline.cells.pays import PAYS_EXITS
 from bench.pipeline.replay import drawn, thresholds_for
 from bench.pipeline.rivals_exits import ShrinkingBatches, normalized_entropy
 from bench.pipeline.systems import NOBODY

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ import torch
 
 from bench.cells import Cell, run_missing
 from bench.environment import RESULTS, ROOT, environment
-from bench.pipeline import cells
+from bench.pipeline.cells.latency import latency
+from bench.pipeline.cells.memory import growth, memory
+from bench.pipeline.cells.pays import overhead, pays
+from bench.pipeline.cells.synthetic import matrix, scaling, skips
+from bench.pipeline.cells.throughput import segments, throughput
+from bench.pipeline.settings import Settings
 from bench.rows import Found
 from bench.shapes import shape_of
 from geep_triton.policies.policy import OneExitWarning
@@ -36,11 +41,11 @@ SKIPS = {"cpu": ((32, 1_024),), "cuda": ((128, 16_384), (128, 65_536))}  # lengt
 SAMPLES = {"cpu": {"minilm": 160, "e5": 160, "base": 48}, "cuda": {"minilm": 8192, "e5": 8192, "base": 8192}}
 
 
-def cell(kind: str, name: str, settings: cells.Settings, *arguments: Any, data: str | None = None) -> Cell:
+def cell(kind: Callable[..., list[Found]], name: str, settings: Settings, *arguments: Any, data: str | None = None) -> Cell:
     """A measurement of `bench.pipeline.cells`.
 
     Args:
-        kind: its function there; name: what follows the kind and the device in the cell's name.
+        kind: its function; name: what follows the function's name and the device in the cell's.
         settings, arguments: of the function.
         data: whose texts and model it takes; None: random token ids.
     """
@@ -54,12 +59,12 @@ def cell(kind: str, name: str, settings: cells.Settings, *arguments: Any, data: 
             torch.compiler.reset()  # it stops compiling a function that was compiled for many models
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OneExitWarning)  # that nobody leaves is one of the measurements
-            return getattr(cells, kind)(*arguments, settings)
+            return kind(*arguments, settings)
 
-    return Cell(f"{kind}.{settings.device}.{name}", values, run)
+    return Cell(f"{kind.__name__}.{settings.device}.{name}", values, run)
 
 
-def all_cells(settings: cells.Settings) -> Iterator[Cell]:
+def all_cells(settings: Settings) -> Iterator[Cell]:
     """Those that these settings allow, the ones that matter most first."""
     on_cpu = settings.device == "cpu"
     dtypes = DTYPES if on_cpu else DTYPES[:2]
@@ -70,28 +75,28 @@ def all_cells(settings: cells.Settings) -> Iterator[Cell]:
             if of_trained and data not in settings.models and not settings.dry:
                 continue  # without trained exits MiniLM shows nothing that the base shape does not
             for dtype in dtypes:
-                yield cell("throughput", f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
+                yield cell(throughput, f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
     for dtype in dtypes:
         for data in list(settings.texts)[:1]:
             for shape in (shapes[data], "base"):
-                for kind in ("memory",) * on_cpu + ("latency", "pays", "overhead"):
+                for kind in (memory,) * on_cpu + (latency, pays, overhead):
                     yield cell(kind, f"{shape}.{data}.{dtype}", settings, shape, data, dtype, data=data)
             if on_cpu:
-                yield cell("growth", f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
+                yield cell(growth, f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
         for data in settings.texts if on_cpu else ():
             if data in settings.models or settings.dry:
-                yield cell("segments", f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
+                yield cell(segments, f"{shapes[data]}.{data}.{dtype}", settings, shapes[data], data, dtype, data=data)
     for axis in AXES:
-        yield cell("scaling", axis, settings, axis)
+        yield cell(scaling, axis, settings, axis)
     dtype = "float32" if on_cpu else "bfloat16"
     for length, tokens in SKIPS[settings.device]:
-        yield cell("skips", f"base.{length}.{tokens}.{dtype}", settings, "base", length, tokens, dtype)
+        yield cell(skips, f"base.{length}.{tokens}.{dtype}", settings, "base", length, tokens, dtype)
     if on_cpu and not settings.dry:
         return
     for shape in ("base", "large"):
         for length in LENGTHS:
             for tokens in (*TOKENS, length):  # the last: one sample at a time
-                yield cell("matrix", f"{shape}.{length}.{tokens}.{dtype}", settings, shape, length, tokens, dtype)
+                yield cell(matrix, f"{shape}.{length}.{tokens}.{dtype}", settings, shape, length, tokens, dtype)
 
 
 def named(pairs: list[str], what: str) -> dict[str, str]:
@@ -133,7 +138,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def settings_of(arguments: argparse.Namespace) -> cells.Settings:
+def settings_of(arguments: argparse.Namespace) -> Settings:
     dry = arguments.dry_run
     texts = named(arguments.texts, "--texts") or {"reviews": str(ROOT / "examples" / "data" / "test.jsonl")}
     models = named(arguments.models, "--models")
@@ -145,7 +150,7 @@ def settings_of(arguments: argparse.Namespace) -> cells.Settings:
     samples = SAMPLES[arguments.device]
     if dry or arguments.samples:
         samples = dict.fromkeys(samples, arguments.samples or 6)
-    return cells.Settings(
+    return Settings(
         device=arguments.device,
         models={} if dry else models,
         texts=texts,

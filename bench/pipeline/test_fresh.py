@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bench.pipeline import __main__ as pipeline
-from bench.pipeline.cells import compared, workbench
+from bench.pipeline.cells.throughput import compared
 from bench.pipeline.fresh import LEFT, deal, rate_of, shapes_of, timed
+from bench.pipeline.settings import workbench
 from bench.pipeline.systems import System, Workbench
 
 

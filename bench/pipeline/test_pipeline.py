@@ -11,14 +11,16 @@ import torch
 from bench.environment import ROOT, environment
 from bench.pipeline import __main__ as pipeline
 from bench.pipeline.arrivals import waiting_times
-from bench.pipeline.cells import workbench
+from bench.pipeline.cells import memory
+from bench.pipeline.cells.pays import PAYS_TOKENS
 from bench.pipeline.peak_memory import peak_memory, resident_after
 from bench.pipeline.replay import DISTRIBUTIONS, Recorded, drawn, replay, thresholds_for
 from bench.pipeline.rivals_dense import DenseBert
 from bench.pipeline.rivals_exits import normalized_entropy
 from bench.pipeline.rivals_varlen import VarlenRival
+from bench.pipeline.settings import workbench
 from bench.pipeline.skips import drawn_paths
-from bench.pipeline.systems import Workbench
+from bench.pipeline.systems import System, Workbench
 from bench.rows import read, records
 from geep_triton import Engine
 from geep_triton.policies.policy import Policy
@@ -48,10 +50,10 @@ def test_every_system_answers_what_its_exits_say(bench, dtype, tmp_path):
 
 def test_a_wrong_answer_is_seen(bench):
     ours = bench.ours("float32")
-    wrong = pipeline.cells.System("wrong", "ours", lambda rows: ours[0].predict(rows[::-1]), ours[0].exits)
+    wrong = System("wrong", "ours", lambda rows: ours[0].predict(rows[::-1]), ours[0].exits)
     with pytest.raises(ValueError, match="wrong, float32: probabilities differ"):
         bench.checked(wrong, "float32")
-    elsewhere = pipeline.cells.System("elsewhere", "ours", ours[0].predict, ours[0].exits - 1)
+    elsewhere = System("elsewhere", "ours", ours[0].predict, ours[0].exits - 1)
     with pytest.raises(ValueError, match="elsewhere, float32: .* 100.0% left elsewhere"):
         bench.checked(elsewhere, "float32")
 
@@ -188,7 +190,7 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
     assert [row["system"] for row in heads] == ["attention", "pooler", "linear"]
     assert heads[0]["flops"] > heads[2]["flops"] > 0
     points = [row for row in found[CELLS[3]] if row["system"]]
-    assert {point["tokens"] for point in points} == set(pipeline.cells.PAYS_TOKENS)
+    assert {point["tokens"] for point in points} == set(PAYS_TOKENS)
     assert [point["share"] for point in points if point["system"] == "nobody leaves"] == [1.0] * 4
     assert all(point["share"] < 1 for point in points if point["system"] == "3.5")
     capsys.readouterr()
@@ -200,13 +202,13 @@ def test_cells_run_dry_and_only_once(tmp_path, capsys):
 
 def test_memory_is_measured_of_every_way_to_hold_a_model(monkeypatch):
     asked = []
-    monkeypatch.setattr(pipeline.cells, "peak_memory", lambda **spec: asked.append(spec) or {"before": 1.0, "peak": 2.0})
+    monkeypatch.setattr(memory, "peak_memory", lambda **spec: asked.append(spec) or {"before": 1.0, "peak": 2.0})
     files = {"openvino": Path("openvino.xml")}, {"onnxruntime": "no bfloat16 on a CPU"}
-    monkeypatch.setattr(pipeline.cells, "_rival_files", lambda *_: files)
+    monkeypatch.setattr(memory, "_rival_files", lambda *_: files)
     settings = pipeline.settings_of(pipeline.parse_arguments(["--dry-run"]))
     for dtype, ways in (("float32", 7), ("bfloat16", 9), ("int8", 3)):
         asked.clear()
-        found = [one.system for one in pipeline.cells.memory("base", "reviews", dtype, settings)]
+        found = [one.system for one in memory.memory("base", "reviews", dtype, settings)]
         assert len(found) == ways + 2
         assert found[-2:] == ["openvino, length-sorted", "onnxruntime"]
         assert sum(", onednn" in name for name in found) == sum(spec.get("runner") == "onednn" for spec in asked)
@@ -216,10 +218,10 @@ def test_memory_is_measured_of_every_way_to_hold_a_model(monkeypatch):
 
 def test_growth_is_what_a_process_holds_more_after_many_windows(monkeypatch):
     answer = {"before": 10.0, "after_1": 20.0, "after_3": 26.5}
-    monkeypatch.setattr(pipeline.cells, "resident_after", lambda windows, **_: dict(answer))
-    monkeypatch.setattr(pipeline.cells, "_rival_files", lambda *_: ({"openvino": Path("openvino.xml")}, {"onnxruntime": "why"}))
+    monkeypatch.setattr(memory, "resident_after", lambda windows, **_: dict(answer))
+    monkeypatch.setattr(memory, "_rival_files", lambda *_: ({"openvino": Path("openvino.xml")}, {"onnxruntime": "why"}))
     settings = pipeline.settings_of(pipeline.parse_arguments(["--dry-run"]))
-    facts, *rows = pipeline.cells.growth("base", "reviews", "float32", settings)
+    facts, *rows = memory.growth("base", "reviews", "float32", settings)
     assert facts.metrics == {"windows": [1, 3]}
     names = ["huggingface, length-sorted", "ours, full", "ours, threshold:0.99", "openvino, length-sorted"]
     assert [row.system for row in rows] == [*names, "onnxruntime"]
@@ -256,10 +258,10 @@ def test_settings_that_do_not_fit(tmp_path, capsys):
 
 
 def test_a_cell_that_fails_leaves_the_others_be(tmp_path, monkeypatch, capsys):
-    def no_memory(*_):
+    def overhead(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(pipeline.cells, "overhead", no_memory)
+    monkeypatch.setattr(pipeline, "overhead", overhead)
     names = ["overhead.cpu.base.reviews.float32", "scaling.cpu.length"]
     with pytest.raises(SystemExit, match=f"1 cells failed: {names[0]}"):
         pipeline.main(["--dry-run", "--output", str(tmp_path), "--only", *names])

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bench.pipeline import __main__ as pipeline
-from bench.pipeline.cells import workbench
 from bench.pipeline.peak_memory import fresh_windows
 from bench.pipeline.rivals_crossencoder import BACKENDS, CrossEncoderRival
 from bench.pipeline.rivals_dense import DenseBert
 from bench.pipeline.rivals_embedding import TfIdf
 from bench.pipeline.rivals_given import Given, Missing, batches_of
 from bench.pipeline.rivals_onnx import fused_onnx_bert
+from bench.pipeline.settings import workbench
 from bench.pipeline.systems import DIFFERENCE, PACKAGES, Workbench
 
 RANDOM_INT8 = 0.2  # a mean difference of probabilities: a random model's heads, spread, show more of what int8 moves

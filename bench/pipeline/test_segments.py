@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bench.pipeline import __main__ as pipeline
-from bench.pipeline.cells import workbench
 from bench.pipeline.rivals_given import Missing
 from bench.pipeline.segments import ENGINES, GRID, STEP, Build, Segment, SegmentRunner
+from bench.pipeline.settings import workbench
 from bench.pipeline.systems import DIFFERENCE, Workbench
 from geep_triton import Engine
 

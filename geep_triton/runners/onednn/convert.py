@@ -7,7 +7,6 @@ from typing import TypeGuard
 
 import torch
 from torch import nn
-from transformers.activations import GELUActivation
 
 from geep_triton.compat import (
     BertLayer,
@@ -23,7 +22,7 @@ from geep_triton.modeling.int8_layers import Int8Layers
 from geep_triton.runners.lean import replace_layers
 from geep_triton.runners.linear import convert_linear
 from geep_triton.runners.onednn.int8 import Int8Layer
-from geep_triton.runners.onednn.layer import FloatLayer
+from geep_triton.runners.onednn.layer import FloatLayer, activation_inside
 from geep_triton.runners.onednn.linear import OnednnLinear
 from geep_triton.runners.parts import Parts
 from geep_triton.warn import warn
@@ -43,8 +42,9 @@ def lay_out(parts: Parts) -> None:
     check_onednn(has_onednn(), "linear layers")
     convert_linear(parts.layers, OnednnLinear)
     for layer in parts.layers:
-        if isinstance(layer, BertLayer) and isinstance(layer.intermediate.intermediate_act_fn, GELUActivation):
-            _activate(layer.intermediate.dense, "gelu")
+        inside = activation_inside(layer) if isinstance(layer, BertLayer) else None
+        if inside is not None:
+            _activate(layer.intermediate.dense, inside)
             layer.intermediate.intermediate_act_fn = nn.Identity()
     _lay_out_heads(parts, None)
     replace_layers(parts.layers, lambda layer: FloatLayer(layer) if _attends(layer) else layer)

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from geep_triton.compat import BertLayer, onednn_int8_linear, rounded_to_uint8, unpacked_int8
 from geep_triton.modeling.int8_layers import PRODUCTS, Int8Product
 from geep_triton.runners.onednn.attention import attend_rows
-from geep_triton.runners.onednn.layer import RowsLayer
-from geep_triton.runners.onednn.quantize import activation_inside
+from geep_triton.runners.onednn.layer import RowsLayer, activation_inside
 from geep_triton.runners.onednn.rows import Layout
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"none": nn.Identity(), "gelu": F.gelu, "relu": F.relu}

@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.activation import ReLU
+from transformers.activations import GELUActivation
 
 from geep_triton.compat import BertLayer
 from geep_triton.runners.onednn.attention import attend_rows
 from geep_triton.runners.onednn.rows import Layout
+
+INSIDE = {GELUActivation: "gelu", nn.GELU: "gelu", ReLU: "relu"}  # activations that oneDNN applies within a product
+
+
+def activation_inside(layer: BertLayer) -> str | None:
+    """Name of the layer's activation where oneDNN applies it within a product; else None."""
+    return INSIDE.get(type(layer.intermediate.intermediate_act_fn))
 
 
 class RowsLayer(nn.Module, ABC):

@@ -8,22 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.activation import ReLU
-from transformers.activations import GELUActivation
 
 from geep_triton.compat import BertLayer
 from geep_triton.modeling.int8_layers import Int8Layers, Int8Product, layers_digest
 from geep_triton.modeling.model import MultiExitBert
+from geep_triton.runners.onednn.layer import activation_inside
 from geep_triton.runners.onednn.rounding import Shares, rounded, smoothing_of
 from geep_triton.runners.padded import PaddedStates
 from geep_triton.runners.parts import Parts
-
-INSIDE = {GELUActivation: "gelu", nn.GELU: "gelu", ReLU: "relu"}  # activations that oneDNN applies within a product
-
-
-def activation_inside(layer: BertLayer) -> str | None:
-    """Name of the layer's activation where oneDNN applies it within a product; else None."""
-    return INSIDE.get(type(layer.intermediate.intermediate_act_fn))
 
 
 def quantize_layers(
