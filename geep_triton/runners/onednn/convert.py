@@ -42,8 +42,7 @@ def lay_out(parts: Parts) -> None:
     check_onednn(has_onednn(), "linear layers")
     convert_linear(parts.layers, OnednnLinear)
     for layer in parts.layers:
-        inside = activation_inside(layer) if isinstance(layer, BertLayer) else None
-        if inside is not None:
+        if isinstance(layer, BertLayer) and (inside := activation_inside(layer)) is not None:
             _activate(layer.intermediate.dense, inside)
             layer.intermediate.intermediate_act_fn = nn.Identity()
     _lay_out_heads(parts, None)
