@@ -20,7 +20,8 @@ INTRODUCTION = """# The pipeline, measured
 
 Made by `python -m bench.report` from `bench/results/pipeline`, which `python -m bench.pipeline` writes: every
 system, round and stage stands there. Answers are checked before anything is timed, systems of a cell run in turns, figures
-are medians. Each round of throughput takes texts that no system has met; *met before* is the speed on texts that all have met.
+are medians. Each round of throughput takes texts that no system has met; *met before* is the speed on other texts, those that
+answers were checked on: they may leave elsewhere, so exits are to be compared within that column.
 *Of the bound* is the speed over what the saved layers allow, (layers / mean layers) times full depth: ours in the
 same way, and of the fastest rival of the same precision that runs all layers (above 100% where our full depth is faster, too).
 The policies of trained models stand in the files, and uncalibrated ones are a threshold of 0.3. *Replayed* exits are those of
