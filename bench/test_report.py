@@ -144,6 +144,15 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
     pipeline.plot(pipeline.results(tmp_path), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
     assert "Not yet measured on a CPU" in pipeline.page(tmp_path / "nothing")
+    assert "](pipeline_elsewhere.md)" not in page
+    name = "throughput.cpu.minilm.sst2.float32"
+    elsewhere = environment | {"cpu": "another CPU"}
+    save(tmp_path / "pipeline" / "b.jsonl", rows_of("pipeline", name, cells[name], {"rounds": 5}, elsewhere))
+    assert "[Other machines](pipeline_elsewhere.md): another CPU, 2 threads, torch 2.13." in pipeline.page(tmp_path)
+    assert "another CPU, 2 threads" not in pipeline.page(tmp_path).replace("): another CPU, 2 threads", "")
+    other = pipeline.page_elsewhere(tmp_path)
+    assert "## another CPU, 2 threads, torch 2.13" in other and "| minilm, sst2, float32 * | 20 | 20 (huggingface) |" in other
+    assert "## a CPU" not in other and "### Rivals" not in other
 
 
 def test_the_pipelines_page_shows_fresh_texts_and_rivals(tmp_path):

@@ -47,6 +47,7 @@ def pages() -> dict[Path, str]:
         PAGES / "ops.md": ops.page(),
         PAGES / "gpu.md": gpu.page(),
         PAGES / "pipeline.md": pipeline.page(),
+        PAGES / "pipeline_elsewhere.md": pipeline.page_elsewhere(),
         PAGES / "claims.md": claims.page(),
         PAGES / "answers.md": answers.page(),
         PAGES / "faults.md": faults.page(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -29,6 +29,10 @@ the trained twelve layers on BERT-base's shape with random weights: they say how
 of the six-layer MiniLM with their layers doubled, *drawn* ones nobody's. Ours runs its layers by the runner `onednn` where a
 cell has that. An early exit is **bold** where it beats our own full depth and every rival beside it.
 Cells marked * were measured by an older benchmark: every round took the same texts, and fewer rivals took part."""
+INTRODUCTION_ELSEWHERE = """# The pipeline on other machines
+
+Made by `python -m bench.report` from `bench/results/pipeline`. [The pipeline, measured](pipeline.md) says what was
+measured, and what the columns are."""
 TRAINED = {
     "e5": "multilingual-e5-small",
     "minilm": "MiniLM-L6",
@@ -318,13 +322,26 @@ def page(folder: Path = RESULTS) -> str:
         )
     if found.empty:
         return "\n\n".join([*parts, f"Not yet measured on a CPU: `{COMMAND}`."]) + "\n"
-    for number, name in enumerate(machines(found)):
-        of_machine = found[found["machine"] == name]
-        parts.append(f"## {name}")
-        for title, kind, section in SECTIONS:
-            if (number == 0 or section in ELSEWHERE) and (of_machine["cell"] == kind).any():
-                parts += [f"### {title}", section(of_machine)]
-    return "\n\n".join(parts) + "\n"
+    first, *others = machines(found)
+    if others:
+        parts.append(f"[Other machines](pipeline_elsewhere.md): {', '.join(others)}.")
+    return "\n\n".join([*parts, *sections(found, first, [section for *_, section in SECTIONS])]) + "\n"
+
+
+def page_elsewhere(folder: Path = RESULTS) -> str:
+    """The page of all machines but the one with the most cells, in Markdown."""
+    found = results(folder)
+    parts = [part for name in machines(found)[1:] for part in sections(found, name, ELSEWHERE)]
+    return "\n\n".join([INTRODUCTION_ELSEWHERE, *parts]) + "\n"
+
+
+def sections(found: pd.DataFrame, machine: str, wanted: Sequence[Callable[[pd.DataFrame], str]]) -> list[str]:
+    """A machine's part of a page: the sections of it that are wanted and have results."""
+    of_machine, parts = found[found["machine"] == machine], [f"## {machine}"]
+    for title, kind, section in SECTIONS:
+        if section in wanted and (of_machine["cell"] == kind).any():
+            parts += [f"### {title}", section(of_machine)]
+    return parts
 
 
 def readme_table(folder: Path = RESULTS) -> str:
