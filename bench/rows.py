@@ -46,6 +46,11 @@ def found(system: str, metrics: Mapping[str, Any], **config: Any) -> Found:
     return Found(system, metrics, config)
 
 
+def not_there(missing: Mapping[str, str]) -> list[Found]:
+    """A row for each system that could not be measured: its name -> why."""
+    return [found(name, {"missing": reason}) for name, reason in missing.items()]
+
+
 @dataclass(frozen=True)
 class Row:
     """One metric of one system.

@@ -145,6 +145,7 @@ def test_the_pipelines_page_shows_the_cells_that_matter(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 0
     assert "Not yet measured on a CPU" in pipeline.page(tmp_path / "nothing")
     assert "](pipeline_elsewhere.md)" not in page
+    assert pipeline.page_elsewhere(tmp_path / "nothing") == f"{pipeline.INTRODUCTION_ELSEWHERE}\n"
     name = "throughput.cpu.minilm.sst2.float32"
     elsewhere = environment | {"cpu": "another CPU"}
     save(tmp_path / "pipeline" / "b.jsonl", rows_of("pipeline", name, cells[name], {"rounds": 5}, elsewhere))

@@ -331,7 +331,8 @@ def page(folder: Path = RESULTS) -> str:
 def page_elsewhere(folder: Path = RESULTS) -> str:
     """The page of all machines but the one with the most cells, in Markdown."""
     found = results(folder)
-    parts = [part for name in machines(found)[1:] for part in sections(found, name, ELSEWHERE)]
+    others = [] if found.empty else machines(found)[1:]
+    parts = [part for name in others for part in sections(found, name, ELSEWHERE)]
     return "\n\n".join([INTRODUCTION_ELSEWHERE, *parts]) + "\n"
 
 

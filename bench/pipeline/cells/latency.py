@@ -12,7 +12,7 @@ import torch
 
 from bench.pipeline.arrivals import waiting_times
 from bench.pipeline.settings import Settings, workbench
-from bench.rows import Found, found
+from bench.rows import Found, found, not_there
 from geep_triton.timing import in_turns
 
 LOADS = (0.3, 0.6, 0.9)  # of what full depth on length-sorted batches can take
@@ -49,4 +49,4 @@ def latency(shape: str, data: str, dtype: str, settings: Settings) -> list[Found
             rows.append(found(name, {"p50": p50, "p99": p99}, load=load))
     facts = {"rate_of_load_1": capacity, "samples": len(arriving)}
     facts |= {"layers": bench.depth, "replayed_layers": settings.replayed_layers(data, shape)}
-    return [found("", facts), *rows, *(found(name, {"missing": reason}) for name, reason in missing.items())]
+    return [found("", facts), *rows, *not_there(missing)]

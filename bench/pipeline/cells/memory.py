@@ -18,7 +18,7 @@ from bench.pipeline.rivals_onnx import onnx_file
 from bench.pipeline.rivals_openvino import openvino_file
 from bench.pipeline.settings import Settings
 from bench.pipeline.systems import CALIBRATION
-from bench.rows import Found, found
+from bench.rows import Found, found, not_there
 from bench.shapes import load_model, load_tokenizer
 
 GROWING, GROWING_DRY = (20, 200), (1, 3)  # windows after which memory is read
@@ -50,7 +50,7 @@ def _memory(shape: str, data: str, dtype: str, settings: Settings, spec: dict[st
             peaks[f"{name}, length-sorted"] = peak_memory(system=name, file=str(path), **spec)
     return [
         *(found(system, megabytes) for system, megabytes in peaks.items()),
-        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *not_there(missing),
     ]
 
 
@@ -72,7 +72,7 @@ def growth(shape: str, data: str, dtype: str, settings: Settings) -> list[Found]
     return [
         found("", {"windows": list(windows)}),
         *(found(name, megabytes) for name, megabytes in rows.items()),
-        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *not_there(missing),
     ]
 
 

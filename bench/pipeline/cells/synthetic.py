@@ -17,7 +17,7 @@ from bench.pipeline.replay import DISTRIBUTIONS, drawn
 from bench.pipeline.settings import Settings
 from bench.pipeline.skips import CHECKED, skip_rates
 from bench.pipeline.systems import WINDOW, System, Workbench
-from bench.rows import Found, found
+from bench.rows import Found, found, not_there
 from bench.shapes import load_model, load_tokenizer
 from geep_triton import Engine
 from geep_triton.modeling.flops import layer_flops
@@ -113,7 +113,7 @@ def matrix(shape: str, length: int, tokens: int, dtype: str, settings: Settings)
     return [
         found("", {"samples": samples, "ceilings": {"flops_per_second": fastest, "copied_bytes_per_second": copied}}),
         *rows,
-        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *not_there(missing),
         *(found(system.name, {"launches": launches(system, texts)}) for system in ours if device.type == "cuda"),
         *(found(name, {"share_of_gemm_rate": share}) for name, share in reached.items()),
     ]

@@ -13,7 +13,7 @@ from bench.pipeline.fresh import AGAIN, rate_of, shapes_of, timed
 from bench.pipeline.settings import Settings, workbench
 from bench.pipeline.stages import stages
 from bench.pipeline.systems import ALL_LAYERS, System, Workbench
-from bench.rows import Found, found
+from bench.rows import Found, found, not_there
 from bench.timing import quiet_garbage_collector
 from geep_triton import Engine
 from geep_triton.policies.policy import Policy
@@ -54,7 +54,7 @@ def compared(bench: Workbench, systems: list[System], dtype: str, settings: Sett
             row[f"share_of_rival_bound{suffix}"] = value / rival / bound
     return [
         *(found(system.name, row, kind=system.kind) for system, row in checked.items()),
-        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *not_there(missing),
     ]
 
 
@@ -95,7 +95,7 @@ def throughput(shape: str, data: str, dtype: str, settings: Settings) -> list[Fo
     return [
         found("", facts),
         *rows,
-        *(found(name, {"missing": reason}) for name, reason in missing.items()),
+        *not_there(missing),
         *(found(name, {"stages": seconds}) for name, seconds in taken.items()),
     ]
 
@@ -111,7 +111,7 @@ def segments(shape: str, data: str, dtype: str, settings: Settings) -> list[Foun
     return [
         found("", {"layers": bench.depth, "shapes": shapes_of([bench.tokens.lengths], settings.token_budget)}),
         *rows,
-        *(found(name, {"missing": reason}) for name, reason in (missing | absent).items()),
+        *not_there(missing | absent),
     ]
 
 

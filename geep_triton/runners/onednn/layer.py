@@ -14,7 +14,7 @@ from geep_triton.compat import BertLayer
 from geep_triton.runners.onednn.attention import attend_rows
 from geep_triton.runners.onednn.rows import Layout
 
-INSIDE = {GELUActivation: "gelu", nn.GELU: "gelu", ReLU: "relu"}  # activations that oneDNN applies within a product
+INSIDE = {GELUActivation: "gelu", ReLU: "relu"}  # activations that oneDNN applies within a product
 
 
 def activation_inside(layer: BertLayer) -> str | None:
